@@ -1,0 +1,7 @@
+"""The methods, by the name that a config gives them."""
+
+from ..method import Method
+from .fedavg import Alone, FedAvg
+from .pfedmoap import PFedMoAP
+
+METHODS: dict[str, type[Method]] = {"alone": Alone, "fedavg": FedAvg, "pfedmoap": PFedMoAP}

@@ -1,0 +1,73 @@
+"""Averaging, and not averaging: the baselines. What they train is the model's business, not theirs.
+
+FedAvg of a prompted CLIP is PromptFL; with `mu` it is PromptFL + FedProx; `Alone` on a prompted CLIP is CoOp on each
+client, on a linear head a linear probe; either of them for zero rounds, from a context made of words, is zero-shot.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..method import Finished, Local, Method, Model, Sent, Upload
+from ..tensors import Tensors, mean, named, sum_in_order, under
+
+
+@dataclass(frozen=True)
+class FedAvg(Method):
+    """Federated averaging (arXiv:1602.05629, algorithm 1); with mu > 0, FedProx (arXiv:1812.06127, eq. 2)."""
+
+    mu: Annotated[float, Field(ge=0, description="FedProx: weight of half the squared distance to the global model")] = 0.0
+
+    def uploads(self, model: Model) -> frozenset[str]:
+        return frozenset(model.initial)
+
+    def send(self, server: Tensors, client: str, round: int, seed: int) -> Sent:
+        return Sent(self.publish(server))
+
+    def merge(self, server: Tensors, uploads: Sequence[Upload]) -> Tensors:
+        return named("global", mean([u.tensors for u in uploads], [u.examples for u in uploads]))
+
+    def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:
+        shared = under(sent, "global")
+        return Local(shared, shared if self.mu else {})
+
+    def penalty(self, local: Local) -> Tensor | float:
+        if not self.mu:
+            return 0.0
+        return self.mu / 2 * sum_in_order((local.trained[n] - local.fixed[n]).square().sum() for n in sorted(local.fixed))
+
+    def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
+        return Finished(stays={}, leaves=local.trained)
+
+    def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
+        return Local(under(sent, "global"))
+
+
+@dataclass(frozen=True)
+class Alone(Method):
+    """Every client by itself, from the common start: nothing is sent, nothing is uploaded."""
+
+    def open(self, model: Model) -> Tensors:
+        return {}
+
+    def uploads(self, model: Model) -> frozenset[str]:
+        return frozenset()
+
+    def send(self, server: Tensors, client: str, round: int, seed: int) -> Sent:
+        return Sent({})
+
+    def merge(self, server: Tensors, uploads: Sequence[Upload]) -> Tensors:
+        return server
+
+    def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:
+        return self.recall(model, sent, own)
+
+    def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
+        return Finished(stays=local.kept(), leaves={})
+
+    def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
+        return Local.of(own) if own else Local(model.initial)

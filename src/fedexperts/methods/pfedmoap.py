@@ -1,0 +1,253 @@
+"""pFedMoAP: every client mixes its own prompt with the prompts of the clients most like it, image by image.
+
+Luo, Chen, Wu: "Mixture of Experts Made Personalized: Federated Prompt Learning for Vision-Language Models", ICLR 2025,
+arXiv:2410.10114. The server keeps the global prompt and a pool of the prompts that clients uploaded last; a client keeps
+its prompt, its gate and the text features of its experts on its own disk.
+
+Shapes: B images, C classes, E = K + 1 experts with the client's own first, D feature width, G gate width, H heads,
+d = G / H, l context tokens, W word width.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import linear, normalize
+
+from ..method import Facts, Finished, Local, Method, Model, PromptModel, Sent, Upload
+from ..tensors import Tensors, mean, named, rng, under
+
+
+@dataclass(frozen=True)
+class PFedMoAP(Method):
+    """Personalised federated mixture of adaptive prompts (arXiv:2410.10114, section 4)."""
+
+    experts: Annotated[int, Field(ge=0, description="K, non-local experts a client receives; 0 is the gate alone")] = 9
+    select: Annotated[
+        Literal["nearest", "random", "farthest"],
+        Field(description="which prompts of the pool: by l2 distance to the client's own entry, or by chance"),
+    ] = "nearest"
+    lam: Annotated[float, Field(ge=0, description="lambda, weight of the client's own plain CLIP logit")] = 0.5
+    reset: Annotated[bool, Field(description="start every round at the global prompt (paper), or at one's own")] = True
+    gate: Annotated[
+        Literal["attention", "linear"],
+        Field(description="attention over the experts' text features, or a softmax of a linear map of the image"),
+    ] = "attention"
+    gates: Annotated[
+        Literal["local", "averaged"], Field(description="the gate never leaves the client (paper), or is averaged")
+    ] = "local"
+    gate_rate: Annotated[float, Field(gt=0, description="learning rate of the gate")] = 0.01
+    gate_init: Annotated[
+        Literal["random", "identity"],
+        Field(description="random linear maps (paper), or values and output that start as the identity"),
+    ] = "random"
+    width: Annotated[int, Field(ge=1, description="G, width to which features are pooled for the gate")] = 128
+    heads: Annotated[int, Field(ge=1, description="H, heads of the attention gate; divides the width")] = 8
+    pool: Annotated[
+        Literal["stride", "mean", "random"],
+        Field(description="how features become G wide: every (D/G)-th, means of D/G neighbours, a fixed projection"),
+    ] = "stride"
+    attention_scale: Annotated[
+        float, Field(ge=0, description="factor of the attention scores; 0 is 1 / sqrt(G / H); published code: 10")
+    ] = 10.0
+    normalised: Annotated[bool, Field(description="cosine with the mixed feature instead of a plain dot product")] = False
+    bias: Annotated[bool, Field(description="the gate's linear maps have biases")] = True
+    upload_clip: Annotated[
+        float, Field(ge=0, description="largest l2 distance of an uploaded prompt from the global one; 0: no limit")
+    ] = 0.0
+    upload_noise: Annotated[
+        float, Field(ge=0, description="Gaussian noise on the upload, in units of upload_clip (differential privacy)")
+    ] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.gate == "attention" and self.width % self.heads:
+            raise ValueError(f"heads = {self.heads} does not divide width = {self.width}; right would be a divisor")
+        if self.upload_noise and not self.upload_clip:
+            raise ValueError(f"upload_noise = {self.upload_noise} counts in units of upload_clip: set upload_clip > 0")
+
+    # ---- server
+
+    def uploads(self, model: Model) -> frozenset[str]:
+        gate = named("gate", self._new_gate(model, torch.Generator())) if self.gates == "averaged" else {}
+        return frozenset({"context", *gate})
+
+    def open(self, model: Model) -> Tensors:
+        shared = {"context": _prompted(model).initial["context"]}
+        if self.gates == "averaged":
+            shared |= named("gate", self._new_gate(model, rng(0, "gate")))
+        return named("global", shared)
+
+    def send(self, server: Tensors, client: str, round: int, seed: int) -> Sent:
+        """The global prompt and, for a client with a pool entry, K other entries [K, l, W]; a first-timer gets no mixture."""
+        payload = self.publish(server)
+        pool = under(server, "pool")
+        if client not in pool:
+            return Sent(payload)
+        chosen, distances = self._neighbours(pool, client, rng(seed, "experts", round, client))
+        own = pool[client]
+        contexts = torch.stack([pool[name] for name in chosen]) if chosen else own.new_empty((0, *own.shape))
+        return Sent(payload | {"experts": contexts}, {"received": chosen, "distances": distances})
+
+    def merge(self, server: Tensors, uploads: Sequence[Upload]) -> Tensors:
+        """Overwrite the pool and average what is shared, by examples (arXiv:2410.10114, algorithm 1)."""
+        shared = mean([u.tensors for u in uploads], [u.examples for u in uploads])
+        return server | named("global", shared) | named("pool", {u.client: u.tensors["context"] for u in uploads})
+
+    def _neighbours(
+        self, pool: Tensors, client: str, generator: torch.Generator
+    ) -> tuple[list[str], list[float]]:
+        """Names of the chosen entries and their l2 distances to the client's own, itself excluded."""
+        others = sorted(set(pool) - {client})
+        if not others:
+            return [], []
+        distance = (torch.stack([pool[name] for name in others]) - pool[client]).flatten(1).norm(dim=1)
+        order = {
+            "nearest": lambda: torch.argsort(distance, stable=True),
+            "farthest": lambda: torch.argsort(distance, stable=True, descending=True),
+            "random": lambda: torch.randperm(len(others), generator=generator),
+        }[self.select]()[: self.experts]
+        return [others[i] for i in order.tolist()], distance[order].tolist()
+
+    # ---- client
+
+    def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:
+        """The prompt at the global one; the gate from the client's own last round; experts' text features, once."""
+        before = Local.of(own) if own else Local({})
+        kept = under(before.trained, "gate")
+        gate = under(sent, "global.gate") if self.gates == "averaged" else kept
+        context = before.trained.get("context", sent["global.context"]) if not self.reset else sent["global.context"]
+        fixed = {"reference": sent["global.context"]} if self.upload_clip else {}
+        if "experts" not in sent:  # a first-timer tunes its prompt alone
+            return Local({"context": context} | named("gate", gate), fixed)
+        with torch.no_grad():
+            fixed["experts"] = _prompted(model).texts(sent["experts"])
+        return Local({"context": context} | named("gate", gate or self._new_gate(model, rng)), fixed)
+
+    def rates(self) -> Mapping[str, float]:
+        return {"gate": self.gate_rate}
+
+    def logits(self, model: Model, local: Local, x: Tensor) -> Tensor:
+        """sim(Pool(I), T_MoE) + lambda sim(I, T_L), times CLIP's scale (arXiv:2410.10114 eq. 10); plain CLIP without experts."""
+        own_CD = _prompted(model).texts(local.trained["context"])
+        plain_BC = x @ own_CD.T
+        if "experts" not in local.fixed:
+            return _prompted(model).scale * plain_BC
+        mixed_BC, _ = self._mix(local, own_CD, x)
+        return _prompted(model).scale * (mixed_BC + self.lam * plain_BC)
+
+    def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
+        leaves = {"context": local.trained["context"]}
+        if self.upload_clip:
+            leaves["context"] = self._privatised(leaves["context"], local.fixed["reference"], rng)
+        if self.gates == "averaged":
+            leaves |= named("gate", under(local.trained, "gate"))
+        return Finished(local.kept(), leaves)
+
+    def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
+        """The client's own prompt, gate and experts; the global prompt alone if it never trained."""
+        return Local.of(own) if own else Local({"context": sent["global.context"]})
+
+    def facts(self, model: Model, local: Local, x: Tensor) -> Facts:
+        """Mean weight of each expert (own first) and how far apart the experts' text features are (1 - cosine)."""
+        if "experts" not in local.fixed:
+            return {}
+        own_CD = _prompted(model).texts(local.trained["context"])
+        _, weights_BCE = self._mix(local, own_CD, x)
+        apart = 1 - (local.fixed["experts"] * own_CD).sum(-1)
+        return {"weights": weights_BCE.mean((0, 1)).tolist()} | (
+            {"experts_apart": float(apart.mean())} if apart.numel() else {}
+        )
+
+    def _privatised(self, context: Tensor, reference: Tensor, generator: torch.Generator) -> Tensor:
+        """Gaussian mechanism on the change of the prompt: clipped in l2, then noised."""
+        change = context - reference
+        change = change * min(1.0, self.upload_clip / max(float(change.norm()), 1e-12))
+        noise = torch.randn(change.shape, generator=generator)
+        return reference + change + self.upload_noise * self.upload_clip * noise
+
+    # ---- the gate
+
+    def _new_gate(self, model: Model, generator: torch.Generator) -> Tensors:
+        """Fresh parameters: four G x G maps for attention, one G -> K + 1 map for the linear gate."""
+        G = self.width
+        maps = {"query": G, "key": G, "value": G, "output": G} if self.gate == "attention" else {"mix": self.experts + 1}
+        gate: Tensors = {}
+        for name, rows in maps.items():
+            bound = 1 / math.sqrt(G)  # as torch.nn.Linear starts
+            gate[f"{name}.weight"] = (torch.rand(rows, G, generator=generator) * 2 - 1) * bound
+            if self.gate_init == "identity" and name in ("value", "output"):
+                gate[f"{name}.weight"] = torch.eye(G)
+            if self.bias:
+                gate[f"{name}.bias"] = torch.zeros(rows)
+        return gate
+
+    def _mix(self, local: Local, own_CD: Tensor, x_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Similarity [B, C] of the pooled images to the mixed text features, and the experts' weights [B, C, E]."""
+        texts_ECG = self._pooled(torch.cat([own_CD[None], local.fixed["experts"]]))
+        mix = self._attend if self.gate == "attention" else self._weigh
+        return mix(under(local.trained, "gate"), self._pooled(x_BD), texts_ECG)
+
+    def _attend(self, gate: Tensors, image_BG: Tensor, texts_ECG: Tensor) -> tuple[Tensor, Tensor]:
+        """Multi-head attention of the image over each class's experts (arXiv:2410.10114 eq. 8 and 9)."""
+        H = self.heads
+
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (H, self.width // H))
+
+        query_BHd = heads(_apply(gate, "query", image_BG))
+        key_ECHd = heads(_apply(gate, "key", texts_ECG))
+        value_ECHd = heads(_apply(gate, "value", texts_ECG))
+        scale = self.attention_scale or (self.width / H) ** -0.5
+        weights_BCHE = (scale * torch.einsum("bhd,echd->bche", query_BHd, key_ECHd)).softmax(-1)
+        if self.normalised:
+            mixed_BCG = torch.einsum("bche,echd->bchd", weights_BCHE, value_ECHd).flatten(-2)
+            similarity = _cosine(image_BG, _apply(gate, "output", mixed_BCG))
+        else:  # exact saving: the output map is applied to B images instead of B x C mixtures
+            turned_BHd = heads(image_BG @ gate["output.weight"])
+            value_BCHE = torch.einsum("bhd,echd->bche", turned_BHd, value_ECHd)
+            similarity = (weights_BCHE * value_BCHE).sum((-1, -2))
+            if "output.bias" in gate:
+                similarity = similarity + (image_BG @ gate["output.bias"])[:, None]
+        return similarity, weights_BCHE.mean(-2)
+
+    def _weigh(self, gate: Tensors, image_BG: Tensor, texts_ECG: Tensor) -> tuple[Tensor, Tensor]:
+        """The paper's linear gate: one weight for each place in the list of experts, the same for every class."""
+        E, C, _ = texts_ECG.shape
+        weights_BE = _apply(gate, "mix", image_BG)[:, :E].softmax(-1)
+        if self.normalised:
+            similarity = _cosine(image_BG, torch.einsum("be,ecg->bcg", weights_BE, texts_ECG))
+        else:
+            similarity = torch.einsum("be,ecg,bg->bc", weights_BE, texts_ECG, image_BG)
+        return similarity, weights_BE[:, None].expand(-1, C, -1)
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., G]."""
+        D, G = x.shape[-1], self.width
+        if D < G:
+            raise ValueError(f"method.width = {G} is wider than the features, {D}; right would be at most {D}")
+        pools: dict[str, Callable[[], Tensor]] = {
+            "stride": lambda: x[..., :: D // G][..., :G],
+            "mean": lambda: x[..., : D // G * G].unflatten(-1, (G, D // G)).mean(-1),
+            "random": lambda: x @ (torch.randn(D, G, generator=rng(0, "pool")) / math.sqrt(G)),
+        }
+        return pools[self.pool]()
+
+
+def _prompted(model: Model) -> PromptModel:
+    if not hasattr(model, "texts"):
+        raise ValueError(
+            f"pFedMoAP needs a model with prompts, not {type(model).__name__}; set model.name = \"prompted-clip\""
+        )
+    return cast(PromptModel, model)
+
+
+def _apply(gate: Tensors, name: str, x: Tensor) -> Tensor:
+    return linear(x, gate[f"{name}.weight"], gate.get(f"{name}.bias"))
+
+
+def _cosine(image_BG: Tensor, texts_BCG: Tensor) -> Tensor:
+    return (normalize(image_BG, dim=-1)[:, None] * normalize(texts_BCG, dim=-1)).sum(-1)
