@@ -50,12 +50,12 @@ def mean(items: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Ten
     total = float(sum(weights))
     if not items or total <= 0:
         raise ValueError(f"a mean of {len(items)} items with weights that sum to {total}: nothing to average")
-    return {
-        name: sum_in_order(item[name].double() * (weight / total) for item, weight in zip(items, weights, strict=True)).to(
-            first.dtype
-        )
-        for name, first in items[0].items()
-    }
+    shares = [weight / total for weight in weights]
+
+    def one(name: str, kind: torch.dtype) -> Tensor:
+        return sum_in_order(item[name].double() * share for item, share in zip(items, shares, strict=True)).to(kind)
+
+    return {name: one(name, first.dtype) for name, first in items[0].items()}
 
 
 def sum_in_order(values: Iterable[Tensor]) -> Tensor:
@@ -71,9 +71,9 @@ def stack(items: Sequence[Mapping[str, Tensor]]) -> Tensors:
     return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
 
-def unstack(tensors: Mapping[str, Tensor], count: int) -> list[Tensors]:
-    """The inverse of `stack`: `count` dicts of tensors that own their memory."""
-    return [{name: value[i].clone() for name, value in tensors.items()} for i in range(count)]
+def unbind(tensors: Mapping[str, Tensor], count: int) -> list[Tensors]:
+    """The inverse of `stack`: `count` dicts, views of the stack that gradients flow through."""
+    return [{name: value[i] for name, value in tensors.items()} for i in range(count)]
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

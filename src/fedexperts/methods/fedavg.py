@@ -20,7 +20,9 @@ from ..tensors import Tensors, mean, named, sum_in_order, under
 class FedAvg(Method):
     """Federated averaging (arXiv:1602.05629, algorithm 1); with mu > 0, FedProx (arXiv:1812.06127, eq. 2)."""
 
-    mu: Annotated[float, Field(ge=0, description="FedProx: weight of half the squared distance to the global model")] = 0.0
+    mu: Annotated[
+        float, Field(ge=0, description="FedProx: weight of half the squared distance to the global model")
+    ] = 0.0
 
     def uploads(self, model: Model) -> frozenset[str]:
         return frozenset(model.initial)
@@ -38,7 +40,9 @@ class FedAvg(Method):
     def penalty(self, local: Local) -> Tensor | float:
         if not self.mu:
             return 0.0
-        return self.mu / 2 * sum_in_order((local.trained[n] - local.fixed[n]).square().sum() for n in sorted(local.fixed))
+        return (
+            self.mu / 2 * sum_in_order((local.trained[n] - local.fixed[n]).square().sum() for n in sorted(local.fixed))
+        )
 
     def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
         return Finished(stays={}, leaves=local.trained)

@@ -1,8 +1,8 @@
 """pFedMoAP: every client mixes its own prompt with the prompts of the clients most like it, image by image.
 
 Luo, Chen, Wu: "Mixture of Experts Made Personalized: Federated Prompt Learning for Vision-Language Models", ICLR 2025,
-arXiv:2410.10114. The server keeps the global prompt and a pool of the prompts that clients uploaded last; a client keeps
-its prompt, its gate and the text features of its experts on its own disk.
+arXiv:2410.10114. The server keeps the global prompt and a pool of the prompts that clients uploaded last; a client
+keeps its prompt, its gate and the text features of its experts on its own disk.
 
 Shapes: B images, C classes, E = K + 1 experts with the client's own first, D feature width, G gate width, H heads,
 d = G / H, l context tokens, W word width.
@@ -47,14 +47,16 @@ class PFedMoAP(Method):
     ] = "random"
     width: Annotated[int, Field(ge=1, description="G, width to which features are pooled for the gate")] = 128
     heads: Annotated[int, Field(ge=1, description="H, heads of the attention gate; divides the width")] = 8
-    pool: Annotated[
+    pooling: Annotated[
         Literal["stride", "mean", "random"],
         Field(description="how features become G wide: every (D/G)-th, means of D/G neighbours, a fixed projection"),
     ] = "stride"
     attention_scale: Annotated[
         float, Field(ge=0, description="factor of the attention scores; 0 is 1 / sqrt(G / H); published code: 10")
     ] = 10.0
-    normalised: Annotated[bool, Field(description="cosine with the mixed feature instead of a plain dot product")] = False
+    normalised: Annotated[bool, Field(description="cosine with the mixed feature instead of a plain dot product")] = (
+        False
+    )
     bias: Annotated[bool, Field(description="the gate's linear maps have biases")] = True
     upload_clip: Annotated[
         float, Field(ge=0, description="largest l2 distance of an uploaded prompt from the global one; 0: no limit")
@@ -82,7 +84,7 @@ class PFedMoAP(Method):
         return named("global", shared)
 
     def send(self, server: Tensors, client: str, round: int, seed: int) -> Sent:
-        """The global prompt and, for a client with a pool entry, K other entries [K, l, W]; a first-timer gets no mixture."""
+        """The global prompt and, for a client with a pool entry, K other entries [K, l, W] for its mixture."""
         payload = self.publish(server)
         pool = under(server, "pool")
         if client not in pool:
@@ -97,9 +99,7 @@ class PFedMoAP(Method):
         shared = mean([u.tensors for u in uploads], [u.examples for u in uploads])
         return server | named("global", shared) | named("pool", {u.client: u.tensors["context"] for u in uploads})
 
-    def _neighbours(
-        self, pool: Tensors, client: str, generator: torch.Generator
-    ) -> tuple[list[str], list[float]]:
+    def _neighbours(self, pool: Tensors, client: str, generator: torch.Generator) -> tuple[list[str], list[float]]:
         """Names of the chosen entries and their l2 distances to the client's own, itself excluded."""
         others = sorted(set(pool) - {client})
         if not others:
@@ -131,7 +131,7 @@ class PFedMoAP(Method):
         return {"gate": self.gate_rate}
 
     def logits(self, model: Model, local: Local, x: Tensor) -> Tensor:
-        """sim(Pool(I), T_MoE) + lambda sim(I, T_L), times CLIP's scale (arXiv:2410.10114 eq. 10); plain CLIP without experts."""
+        """sim(Pool(I), T_MoE) + lambda sim(I, T_L), times CLIP's scale (arXiv:2410.10114 eq. 10); a first-timer: plain CLIP."""
         own_CD = _prompted(model).texts(local.trained["context"])
         plain_BC = x @ own_CD.T
         if "experts" not in local.fixed:
@@ -158,9 +158,8 @@ class PFedMoAP(Method):
         own_CD = _prompted(model).texts(local.trained["context"])
         _, weights_BCE = self._mix(local, own_CD, x)
         apart = 1 - (local.fixed["experts"] * own_CD).sum(-1)
-        return {"weights": weights_BCE.mean((0, 1)).tolist()} | (
-            {"experts_apart": float(apart.mean())} if apart.numel() else {}
-        )
+        facts: Facts = {"weights": weights_BCE.mean((0, 1)).tolist()}
+        return facts | {"experts_apart": float(apart.mean())} if apart.numel() else facts
 
     def _privatised(self, context: Tensor, reference: Tensor, generator: torch.Generator) -> Tensor:
         """Gaussian mechanism on the change of the prompt: clipped in l2, then noised."""
@@ -174,7 +173,9 @@ class PFedMoAP(Method):
     def _new_gate(self, model: Model, generator: torch.Generator) -> Tensors:
         """Fresh parameters: four G x G maps for attention, one G -> K + 1 map for the linear gate."""
         G = self.width
-        maps = {"query": G, "key": G, "value": G, "output": G} if self.gate == "attention" else {"mix": self.experts + 1}
+        maps = (
+            {"query": G, "key": G, "value": G, "output": G} if self.gate == "attention" else {"mix": self.experts + 1}
+        )
         gate: Tensors = {}
         for name, rows in maps.items():
             bound = 1 / math.sqrt(G)  # as torch.nn.Linear starts
@@ -196,7 +197,7 @@ class PFedMoAP(Method):
         H = self.heads
 
         def heads(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (H, self.width // H))
+            return x.reshape(*x.shape[:-1], H, self.width // H)
 
         query_BHd = heads(_apply(gate, "query", image_BG))
         key_ECHd = heads(_apply(gate, "key", texts_ECG))
@@ -231,16 +232,16 @@ class PFedMoAP(Method):
             raise ValueError(f"method.width = {G} is wider than the features, {D}; right would be at most {D}")
         pools: dict[str, Callable[[], Tensor]] = {
             "stride": lambda: x[..., :: D // G][..., :G],
-            "mean": lambda: x[..., : D // G * G].unflatten(-1, (G, D // G)).mean(-1),
+            "mean": lambda: x[..., : D // G * G].reshape(*x.shape[:-1], G, D // G).mean(-1),
             "random": lambda: x @ (torch.randn(D, G, generator=rng(0, "pool")) / math.sqrt(G)),
         }
-        return pools[self.pool]()
+        return pools[self.pooling]()
 
 
 def _prompted(model: Model) -> PromptModel:
     if not hasattr(model, "texts"):
         raise ValueError(
-            f"pFedMoAP needs a model with prompts, not {type(model).__name__}; set model.name = \"prompted-clip\""
+            f'pFedMoAP needs a model with prompts, not {type(model).__name__}; set model.name = "prompted-clip"'
         )
     return cast(PromptModel, model)
 

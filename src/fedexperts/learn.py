@@ -1,0 +1,189 @@
+"""One client's training, or several clients' at once: gradient steps of torch.optim on named tensors.
+
+Clients whose tensors have equal shapes can be trained *together*: their parameters are stacked on a leading axis, the
+loss is vmapped and summed, and an elementwise optimiser step on the stack is every client's own step. Whether that is
+faster is measured (benchmarks/together.py), so how many are stacked is an option. This room knows no method: it is
+handed a function of one client's tensors.
+
+Shapes: n clients, B examples in a batch, V views of an example.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.func import vmap
+from torch.optim import Optimizer
+
+from .method import Local
+from .tensors import Tensors, stack, unbind
+
+Logits = Callable[[Local, Tensor], Tensor]  # one client: [B, ...] inputs to [B, C]
+Penalty = Callable[[Local], Tensor | float]
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How a client trains in one round."""
+
+    epochs: Annotated[int, Field(ge=1, description="passes over a client's training examples in a round")] = 5
+    batch: Annotated[int, Field(ge=1, description="examples in a step")] = 16
+    optimizer: Annotated[
+        Literal["sgd", "adam", "adamw"], Field(description="torch.optim's; its state begins afresh each round")
+    ] = "sgd"
+    rate: Annotated[
+        float, Field(gt=0, description="learning rate (of the prompt, where a method has other rates beside it)")
+    ] = 0.002
+    momentum: Annotated[float, Field(ge=0, lt=1, description="of sgd")] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, description="of the optimiser")] = 0.0
+    schedule: Annotated[
+        Literal["constant", "cosine"], Field(description="of the rates over the rounds: a pure function of the round")
+    ] = "constant"
+
+    def factor(self, round: int, rounds: int) -> float:
+        """What the rates are multiplied by in `round` (1 to rounds)."""
+        return 1.0 if self.schedule == "constant" else (1 + math.cos(math.pi * (round - 1) / rounds)) / 2
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs [N, V, ...], view 0 being the example itself, and labels [N]."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step of the n clients that have one: inputs [n, B, ...], labels and weights (0: padding) [n, B], places [n]."""
+
+    x: Tensor
+    y: Tensor
+    weight: Tensor
+    active: Tensor
+
+
+def fit(
+    logits: Logits,
+    penalty: Penalty,
+    starts: Sequence[Local],
+    examples: Sequence[Examples],
+    generators: Sequence[torch.Generator],
+    learning: Learning,
+    rates: Mapping[str, float],
+    factor: float = 1.0,
+) -> tuple[list[Tensors], list[float]]:
+    """Train clients of equal shapes; their trained tensors, and each one's mean loss over its steps.
+
+    `rates` gives tensors named `prefix.*` a rate other than `learning.rate`; `factor` multiplies all rates.
+    """
+    trained = {
+        name: value.detach().clone().requires_grad_() for name, value in stack([s.trained for s in starts]).items()
+    }
+    fixed = stack([s.fixed for s in starts])
+    optimizer = _optimizer(trained, learning, rates, factor)
+    total, steps = torch.zeros(len(starts)), torch.zeros(len(starts))
+    for batch in _batches(examples, generators, learning):
+        losses = _losses(logits, penalty, trained, fixed, batch)
+        for value, gradient in zip(
+            trained.values(), torch.autograd.grad(losses.sum(), list(trained.values())), strict=True
+        ):
+            value.grad = gradient
+        _step(optimizer, trained, batch.active)
+        total[batch.active] += losses.detach()
+        steps[batch.active] += 1
+    return unbind({name: value.detach() for name, value in trained.items()}, len(starts)), (total / steps).tolist()
+
+
+def predict(logits: Logits, states: Sequence[Local], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Logits [N_i, C] of clients of equal shapes on their own inputs [N_i, ...]."""
+    with torch.no_grad():
+        if len(states) == 1:
+            return [logits(states[0], inputs[0])]
+        trained, fixed = stack([local.trained for local in states]), stack([local.fixed for local in states])
+        out = vmap(lambda t, f, x: logits(Local(t, f), x))(trained, fixed, _stacked(inputs))
+        return [out[i, : len(x)] for i, x in enumerate(inputs)]
+
+
+def _losses(logits: Logits, penalty: Penalty, trained: Tensors, fixed: Tensors, batch: Batch) -> Tensor:
+    """Loss of each active client: weighted cross-entropy plus penalty."""
+
+    def one(trained: Tensors, fixed: Tensors, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        local = Local(trained, fixed)
+        loss = torch.nn.functional.cross_entropy(logits(local, x), y, reduction="none")
+        return (loss * weight).sum() / weight.sum() + penalty(local)
+
+    def rows(group: Tensors) -> Tensors:
+        return {name: value[batch.active] for name, value in group.items()}
+
+    if len(batch.active) > 1:
+        return vmap(one)(rows(trained), rows(fixed), batch.x, batch.y, batch.weight)
+    (alone,) = unbind(rows(trained), 1)
+    (constant,) = unbind(rows(fixed), 1)
+    return one(alone, constant, batch.x[0], batch.y[0], batch.weight[0])[None]
+
+
+def _batches(
+    examples: Sequence[Examples], generators: Sequence[torch.Generator], learning: Learning
+) -> Iterator[Batch]:
+    """Every client's own shuffled epochs, step by step; a client with fewer examples stops earlier."""
+    x, y = _stacked([e.x for e in examples]), _stacked([e.y for e in examples])
+    plans = [_plan(len(e), e.x.shape[1], g, learning) for e, g in zip(examples, generators, strict=True)]
+    for step in range(max(len(plan) for plan in plans)):
+        rows = [row for row, plan in enumerate(plans) if step < len(plan)]
+        index, view = torch.stack([plans[row][step] for row in rows], dim=1)  # [2, n, B]
+        width = int((index >= 0).sum(1).max())
+        index, view, client = index[:, :width], view[:, :width], torch.tensor(rows)
+        some = client[:, None], index.clamp(min=0)
+        yield Batch(x[(*some, view)], y[some], (index >= 0).float(), client)
+
+
+def _plan(count: int, views: int, generator: torch.Generator, learning: Learning) -> Tensor:
+    """[steps, 2, B]: which example and which view of it stands in each place of each step; -1 where there is none."""
+    steps = -(-count // learning.batch)
+    plan = torch.full((learning.epochs, 2, steps * learning.batch), -1)
+    for epoch in plan:
+        epoch[0, :count] = torch.randperm(count, generator=generator)
+        epoch[1] = torch.randint(views, epoch[1].shape, generator=generator)
+    return plan.reshape(learning.epochs, 2, steps, learning.batch).transpose(1, 2).flatten(0, 1)
+
+
+def _stacked(values: Sequence[Tensor]) -> Tensor:
+    """Tensors of different lengths on a new leading axis, zeros behind the shorter ones."""
+    return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
+
+
+def _optimizer(trained: Tensors, learning: Learning, rates: Mapping[str, float], factor: float) -> Optimizer:
+    """One group a rate; without the multi-tensor paths, whose rounding depends on what else is in the group."""
+    kinds: dict[str, Callable[..., Optimizer]] = {
+        "sgd": partial(torch.optim.SGD, momentum=learning.momentum),
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+    }
+    groups = [
+        {"params": [value], "lr": factor * _rate(name, rates, learning.rate)} for name, value in sorted(trained.items())
+    ]
+    return kinds[learning.optimizer](groups, weight_decay=learning.weight_decay, foreach=False)
+
+
+def _rate(name: str, rates: Mapping[str, float], otherwise: float) -> float:
+    return next((rate for prefix, rate in rates.items() if name.startswith(prefix + ".")), otherwise)
+
+
+def _step(optimizer: Optimizer, trained: Tensors, active: Tensor) -> None:
+    """An optimiser step of the active clients; the others stay exactly where they are."""
+    count = len(next(iter(trained.values())))
+    done = torch.ones(count, dtype=torch.bool).index_fill(0, active, False)
+    before = {name: value[done].detach().clone() for name, value in trained.items()} if len(active) < count else {}
+    optimizer.step()
+    with torch.no_grad():
+        for name, value in before.items():
+            trained[name][done] = value

@@ -1,0 +1,123 @@
+"""The only loop. A round: order, exchange, admit, merge, log, save.
+
+It knows the method's functions and the engine's two, and neither what is learned nor where.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from .client import Job
+from .engine import Engine
+from .message import Order, Reply, Task, admit
+from .method import Facts, Sent, Upload
+from .metrics import Row
+from .rundir import RunDir
+from .tensors import Tensors, rng, size
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Who takes part when."""
+
+    rounds: Annotated[int, Field(ge=0, description="rounds of training; 0 evaluates the start")] = 20
+    participation: Annotated[float, Field(gt=0, le=1, description="share of the clients sampled each round")] = 1.0
+    evaluate_every: Annotated[
+        int, Field(ge=1, description="rounds between evaluations of all clients; the start and the last round always")
+    ] = 1
+
+
+class NobodyLeftError(RuntimeError):
+    """Every client of a round failed or was refused. The run can be resumed from the round before."""
+
+
+def run(
+    job: Job, engine: Engine, schedule: Schedule, folder: RunDir, tell: Callable[[int], None] = lambda _: None
+) -> None:
+    """Run, or go on from the newest checkpoint, to the last round; `tell` hears of every finished round."""
+    with folder.locked():
+        done, server = folder.load() or (-1, job.method.open(job.model))
+        for round in range(done + 1, schedule.rounds + 1):
+            if round > 0:
+                server = train(job, engine, schedule, folder, server, round)
+            if round % schedule.evaluate_every == 0 or round == schedule.rounds:
+                folder.log("clients.jsonl", evaluate(job, engine, server, round))
+            folder.save(round, server)
+            tell(round)
+
+
+def train(job: Job, engine: Engine, schedule: Schedule, folder: RunDir, server: Tensors, round: int) -> Tensors:
+    """One round: the server's next state."""
+    began = time.monotonic()
+    chosen = sample(engine.clients(), schedule.participation, job.seed, round)
+    sent = {client: job.method.send(server, client, round, job.seed) for client in chosen}
+    replies = exchange(engine, {client: s.tensors for client, s in sent.items()}, round, "train")
+    expected = job.method.expects(server, job.model)
+    refused = {client: why for client in chosen if (why := _refusal(replies.get(client), expected))}
+    uploads = [Upload(c, replies[c].tensors, replies[c].examples) for c in chosen if c not in refused]
+    if not uploads:
+        raise NobodyLeftError(_nobody(round, refused))
+    row: Row = {
+        "round": round,
+        "seconds": time.monotonic() - began,
+        "bytes_down": sum(size(s.tensors) for s in sent.values()) / len(sent),
+        "bytes_up": sum(size(u.tensors) for u in uploads) / len(uploads),
+        "refused": refused,
+        "trained": {u.client: _trained(sent[u.client], replies[u.client], u, expected) for u in uploads},
+    }
+    folder.log("rounds.jsonl", [row])
+    return job.method.merge(server, uploads)
+
+
+def evaluate(job: Job, engine: Engine, server: Tensors, round: int) -> list[Row]:
+    """A row for every client that answered, sampled or not, after `round`."""
+    payload = job.method.publish(server)
+    replies = exchange(engine, dict.fromkeys(engine.clients(), payload), round, "predict")
+    return [
+        {"round": round, "client": client} | reply.facts for client, reply in sorted(replies.items()) if not reply.error
+    ]
+
+
+def exchange(engine: Engine, payloads: dict[str, Tensors], round: int, task: Task) -> dict[str, Reply]:
+    """Replies by client, whatever the order in which they came."""
+    orders = [Order(client, round, task, tensors) for client, tensors in payloads.items()]
+    replies = {reply.client: reply for reply in engine.exchange(orders)}
+    return {client: replies[client] for client in sorted(payloads) if client in replies}
+
+
+def sample(clients: Sequence[str], participation: float, seed: int, round: int) -> list[str]:
+    """A round's clients, sorted: at least one, drawn without replacement from the sorted names."""
+    names = sorted(clients)
+    count = max(1, round_half_up(participation * len(names)))
+    drawn = torch.randperm(len(names), generator=rng(seed, "sample", round))[:count]
+    return [names[i] for i in sorted(drawn.tolist())]
+
+
+def round_half_up(value: float) -> int:
+    return int(value + 0.5)
+
+
+def _refusal(reply: Reply | None, expected: Tensors) -> str:
+    """Why a client's upload is not taken, or ""."""
+    if reply is None:
+        return "no reply"
+    if reply.error:
+        return reply.error
+    if reply.examples < 1:
+        return f"it trained on {reply.examples} examples"
+    return admit(reply.tensors, expected)
+
+
+def _nobody(round: int, refused: dict[str, str]) -> str:
+    reasons = "; ".join(f"{client}: {why}" for client, why in refused.items())
+    return f"round {round}: no client is left ({reasons}). The run stands at round {round - 1} and can be resumed."
+
+
+def _trained(sent: Sent, reply: Reply, upload: Upload, start: Tensors) -> Facts:
+    """A client's training as logged: its loss, the l2 distance of its upload from the global tensors, what it was sent."""
+    moved = sum(float((upload.tensors[name] - start[name]).double().square().sum()) for name in sorted(start)) ** 0.5
+    return reply.facts | sent.facts | {"examples": upload.examples, "moved": moved}

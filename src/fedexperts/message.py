@@ -1,0 +1,81 @@
+"""What travels: an order to a client, a reply to the server, and their bytes.
+
+A message is a line of plain JSON values, then safetensors bytes; nothing in it names a type to build, so nothing can be
+executed by decoding it. This room does not know what the tensors mean; `admit` compares them with what is expected.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from .method import Facts
+from .tensors import Tensors, pack, shapes, unpack
+
+Task = Literal["train", "predict"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the server asks of one client in one round."""
+
+    client: str
+    round: int
+    task: Task
+    tensors: Tensors
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A client's answer; with `error` it is a client that failed this round, and says why."""
+
+    client: str
+    round: int
+    task: Task
+    tensors: Tensors = field(default_factory=dict)
+    examples: int = 0
+    facts: Facts = field(default_factory=dict)
+    error: str = ""
+
+
+def encode(message: Order | Reply) -> bytes:
+    """Bytes of a message, equal for equal messages."""
+    plain = {name: value for name, value in vars(message).items() if name != "tensors"}
+    return json.dumps(plain, sort_keys=True).encode() + b"\n" + pack(message.tensors)
+
+
+def decode_order(data: bytes) -> Order:
+    """The order in `data`; ValueError if it is not one."""
+    return Order(**_decode(data, {"client": str, "round": int, "task": str}))
+
+
+def decode_reply(data: bytes) -> Reply:
+    """The reply in `data`; ValueError if it is not one."""
+    kinds = {"client": str, "round": int, "task": str, "examples": int, "facts": dict, "error": str}
+    return Reply(**_decode(data, kinds))
+
+
+def _decode(data: bytes, kinds: dict[str, type]) -> dict[str, Any]:
+    line, _, rest = data.partition(b"\n")
+    try:
+        plain = json.loads(line)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"a message begins with a line of JSON; this one does not: {error}") from None
+    if not isinstance(plain, dict) or {name: type(value) for name, value in plain.items()} != kinds:
+        wanted = ", ".join(f"{name}: {kind.__name__}" for name, kind in kinds.items())
+        raise ValueError(f"a message has the plain fields {wanted}; this one begins {line[:200]!r}")
+    return {**plain, "tensors": unpack(rest)}
+
+
+def admit(tensors: Tensors, expected: Tensors) -> str:
+    """Why `tensors` cannot be taken for `expected`, or "": names, shapes, types, finite values."""
+    if set(tensors) != set(expected):
+        return f"its tensors are named {sorted(tensors)}; expected are {sorted(expected)}"
+    have, want = shapes(tensors), shapes(expected)
+    for name in sorted(want):
+        if have[name] != want[name]:
+            return f"its {name} is {have[name]}; expected is {want[name]}"
+        if not torch.isfinite(tensors[name]).all():
+            return f"its {name} has {int((~torch.isfinite(tensors[name])).sum())} values that are NaN or infinite"
+    return ""

@@ -1,0 +1,153 @@
+"""A run's folder: what it was asked, where it ran, what it logged, and checkpoints to go on from.
+
+    config.toml        the resolved experiment
+    environment.json   versions and machine
+    rounds.jsonl       a line a round: who trained, who was refused, bytes, seconds
+    clients.jsonl      a line a client and evaluated round
+    checkpoints/       the newest two: server.safetensors and, written last, manifest.json
+    private/           the private states of clients that live in this process
+
+A checkpoint is written aside and renamed into place, and holds the lengths of the logs at its time: whatever instant a
+crash hits, the newest checkpoint and the logs up to it are whole. Nothing here knows what the tensors mean.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .metrics import Row
+from .tensors import Tensors, pack, unpack, write
+
+LOGS = ("rounds.jsonl", "clients.jsonl")
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One run's folder."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, config: str, environment: dict[str, Any]) -> "RunDir":
+        """A new run's folder; ValueError if something is there already."""
+        if path.exists():
+            raise ValueError(
+                f"{path} is there already: two runs never share a folder. Go on with it by `fedexperts resume {path}`, "
+                f"or choose another folder with --out."
+            )
+        path.mkdir(parents=True)
+        write(path / "environment.json", (json.dumps(environment, indent=1) + "\n").encode())
+        write(path / "config.toml", config.encode())  # last: a folder with a config is a run
+        return cls(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other process out of this run; ValueError if one is in it. A crash releases the lock."""
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"{self.path} is being run by another process: wait for it, or stop it first."
+                ) from None
+            yield
+
+    def log(self, name: str, rows: Iterable[Row]) -> None:
+        """Append rows to a log."""
+        with open(self.path / name, "a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self, name: str) -> list[Row]:
+        """The rows of a log up to the newest checkpoint; what a crash left behind it does not count."""
+        newest = self._newest()
+        if newest is None:
+            return []
+        length = self._manifest(newest)["logs"][name]
+        with open(self.path / name, "rb") as file:
+            return [json.loads(line) for line in file.read(length).splitlines()]
+
+    def done(self) -> int | None:
+        """The last finished round; None before the first checkpoint."""
+        newest = self._newest()
+        return None if newest is None else int(newest.name.removeprefix("round-"))
+
+    def save(self, round: int, server: Tensors) -> None:
+        """Checkpoint the server's state after `round`, together with the logs written so far."""
+        aside = self.path / "checkpoints" / f".round-{round:06d}.part"
+        shutil.rmtree(aside, ignore_errors=True)
+        data = pack(server)
+        write(aside / "server.safetensors", data)
+        logs = {name: size.stat().st_size if (size := self.path / name).exists() else 0 for name in LOGS}
+        manifest = {"round": round, "sha256": {"server.safetensors": hashlib.sha256(data).hexdigest()}, "logs": logs}
+        write(aside / "manifest.json", json.dumps(manifest, indent=1).encode())
+        os.replace(aside, aside.with_name(f"round-{round:06d}"))
+        for old in self._checkpoints()[:-_KEPT]:
+            shutil.rmtree(old)
+
+    def load(self) -> tuple[int, Tensors] | None:
+        """The newest checkpoint, with the logs cut back to its time; None before the first.
+
+        Raises ValueError, naming the file, if it is damaged: it is never taken for a fresh start.
+        """
+        newest = self._newest()
+        if newest is None:
+            logs, found = dict.fromkeys(LOGS, 0), None
+        else:
+            manifest = self._manifest(newest)
+            logs, found = manifest["logs"], (int(manifest["round"]), self._server(newest, manifest))
+        for name, length in logs.items():
+            self._cut(name, length)
+        return found
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.path / "checkpoints").glob("round-*"))
+
+    def _newest(self) -> Path | None:
+        whole = self._checkpoints()
+        rounds = self.path / "rounds.jsonl"  # its first line is written after the first checkpoint
+        if not whole and rounds.exists() and rounds.stat().st_size:
+            raise ValueError(
+                f"{self.path / 'checkpoints'} has no checkpoint, yet rounds were logged: they were removed. "
+                f"Restore them, or start anew in another folder."
+            )
+        return whole[-1] if whole else None
+
+    def _manifest(self, checkpoint: Path) -> dict[str, Any]:
+        path = checkpoint / "manifest.json"
+        try:
+            manifest = json.loads(path.read_bytes())
+            return {"round": int(manifest["round"]), "sha256": manifest["sha256"], "logs": manifest["logs"]}
+        except (OSError, ValueError, KeyError, TypeError):
+            raise self._damaged(path) from None
+
+    def _server(self, checkpoint: Path, manifest: dict[str, Any]) -> Tensors:
+        path = checkpoint / "server.safetensors"
+        data = path.read_bytes() if path.exists() else b""
+        if hashlib.sha256(data).hexdigest() != manifest["sha256"][path.name]:
+            raise self._damaged(path)
+        return unpack(data)
+
+    def _damaged(self, path: Path) -> ValueError:
+        others = [c.name for c in self._checkpoints() if c != path.parent]
+        then = f"delete {path.parent} to go on from {others[-1]}" if others else "start anew in another folder"
+        return ValueError(f"a checkpoint is damaged: {path}. Put a backup in its place, or {then}.")
+
+    def _cut(self, name: str, length: int) -> None:
+        path = self.path / name
+        have = path.stat().st_size if path.exists() else 0
+        if have < length:
+            raise ValueError(
+                f"{path} has {have} bytes, yet the checkpoint was written when it had {length}: restore it."
+            )
+        if have > length:
+            os.truncate(path, length)
