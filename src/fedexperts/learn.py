@@ -33,6 +33,9 @@ class Learning:
 
     epochs: Annotated[int, Field(ge=1, description="passes over a client's training examples in a round")] = 5
     batch: Annotated[int, Field(ge=1, description="examples in a step")] = 16
+    views: Annotated[
+        int, Field(ge=1, description="V, views of an image to draw from: itself and V - 1 augmented ones")
+    ] = 1
     optimizer: Annotated[
         Literal["sgd", "adam", "adamw"], Field(description="torch.optim's; its state begins afresh each round")
     ] = "sgd"

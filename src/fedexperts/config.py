@@ -1,0 +1,336 @@
+"""The door: one TOML file becomes one experiment, and one experiment becomes a job and an engine.
+
+Everything that is wrong with a config is said at once, with what would be right and the nearest known name. Only this
+room chooses threads and folders of the machine, and reads environment variables.
+"""
+
+import difflib
+import importlib
+import os
+import platform
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import tomlkit
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
+
+from . import __version__
+from .client import Client, Job
+from .data import DATA, Federation, features
+from .engine import Engine, InProcess
+from .learn import Examples, Learning
+from .loop import Schedule
+from .methods import METHODS
+from .models import MODELS
+from .private import Private
+
+Layer = tuple[dict[str, Any], str]  # nested values, and where they came from
+Schema = Mapping[str, FieldInfo]
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a config, a line each."""
+
+
+@dataclass(frozen=True)
+class RunSettings(Schedule):
+    """Who takes part when, from which seed."""
+
+    seed: Annotated[int, Field(ge=0, description="of splits, few-shot draws, sampling, starts and batches alike")] = 0
+    threads: Annotated[int, Field(ge=1, description="of one computation; sums may round differently for others")] = 1
+
+
+@dataclass(frozen=True)
+class InProcessSettings:
+    """Every client in this process."""
+
+    together: Annotated[
+        int, Field(ge=1, description="clients of equal shapes trained in one computation; 1: one at a time")
+    ] = 1
+    workers: Annotated[int, Field(ge=1, description="computations at a time, each in a thread")] = 1
+
+    def build(self, job: Job, sites: Mapping[str, Client]) -> Engine:
+        return InProcess(job, sites, self.together, self.workers)
+
+
+NAMED: dict[str, Mapping[str, type]] = {
+    "data": DATA,
+    "model": MODELS,
+    "method": METHODS,
+    "engine": {"inprocess": InProcessSettings},
+}
+PLAIN: dict[str, type] = {"learning": Learning, "run": RunSettings}
+DEFAULT_NAMES = {"engine": "inprocess"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment, resolved: `values` holds every key of every section, `origins` where each came from."""
+
+    name: str
+    values: dict[str, dict[str, Any]]
+    tune: dict[str, list[Any]]
+    origins: dict[str, str]
+
+    def section(self, name: str) -> Any:
+        """A section as the dataclass that it describes."""
+        return _section_class(name, self.values[name])(**_without_name(name, self.values[name]))
+
+    def having(self, changes: Mapping[str, Any], origin: str) -> "Config":
+        """The same experiment with other values of some dotted keys. Raises ConfigError."""
+        return resolve([(self.nested(), "file"), (_nest(changes.items()), origin)])
+
+    def nested(self) -> dict[str, Any]:
+        """As the tables of a config file."""
+        return {"name": self.name, **self.values, "tune": self.tune}
+
+    def toml(self) -> str:
+        """As a config file that runs the same experiment."""
+        return tomlkit.dumps(self.nested())
+
+    def described(self) -> Iterator[tuple[str, Any, str, str]]:
+        """Every dotted key with its value, its meaning and its origin."""
+        for section, values in self.values.items():
+            meanings = {name: info.description or "" for name, info in _schema(section, values).items()}
+            for key, value in values.items():
+                dotted = f"{section}.{key}"
+                yield dotted, value, meanings.get(key, "which one"), self.origins.get(dotted, "default")
+
+
+def load(path: Path, settings: Sequence[str] = ()) -> Config:
+    """The config file at `path`, on top of its `base` files, below `section.key=value` settings. Raises ConfigError."""
+    changes = [(_nest([_setting(text)]), f"--set {text}") for text in settings]
+    return resolve([*_layers(path), *changes])
+
+
+def parse(text: str, origin: str) -> Config:
+    """The experiment in the text of a config file without a base. Raises ConfigError."""
+    return resolve([(tomllib.loads(text), origin)])
+
+
+def resolve(layers: Iterable[Layer]) -> Config:
+    """Merge layers, later ones winning; ConfigError with all that is wrong."""
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for values, origin in layers:
+        _merge(merged, values, origins, origin, "")
+    errors = [_unknown("section", key, [*NAMED, *PLAIN, "name", "tune"]) for key in merged if key not in _TOP]
+    name = merged.get("name", "")
+    if not isinstance(name, str) or not name:
+        errors.append(f"name = {name!r}: right would be a word for the experiment, for example name = \"pfedmoap\"")
+    resolved = {section: _resolve_section(section, merged.get(section, {}), errors) for section in (*NAMED, *PLAIN)}
+    tune = _resolve_tune(merged.get("tune", {}), resolved, errors)
+    if errors:
+        raise ConfigError("\n".join(errors))
+    return Config(name, resolved, tune, origins)
+
+
+def build(config: Config, private: Path) -> tuple[Job, Engine]:
+    """The job and the engine of an experiment; clients' private states lie in the folder `private`."""
+    run: RunSettings = config.section("run")
+    torch.set_num_threads(run.threads)
+    federation: Federation = config.section("data").load(run.seed)
+    learning: Learning = config.section("learning")
+    built = config.section("model").build(federation.classes, run.seed)
+    inputs = features(federation.images, built.encode, built.key, cache_folder(), learning.views, run.seed)
+    job = Job(config.section("method"), built.model, learning, run.rounds, run.seed)
+    job.method.uploads(job.model)  # a method that cannot work with this model says so here
+    store = Private(private)
+    sites = {
+        name: Client(name, *(Examples(inputs[i], federation.labels[i]) for i in (p.train, p.valid, p.test)), store)
+        for name, p in federation.parts.items()
+    }
+    engine: Engine = config.section("engine").build(job, sites)
+    return job, engine
+
+
+def cache_folder() -> Path:
+    """Where image features are kept: FEDEXPERTS_CACHE, or the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedexperts"
+    return Path(os.environ.get("FEDEXPERTS_CACHE") or default)
+
+
+def environment() -> dict[str, Any]:
+    """What a result may depend on beside its config."""
+    return {
+        "fedexperts": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "device": "cpu",
+    }
+
+
+def known(kind: str) -> Mapping[str, type]:
+    """The classes that a section can name: kind is "data", "model", "method" or "engine"."""
+    return NAMED[kind]
+
+
+# ---- reading
+
+
+def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: base = leads back to itself by {' -> '.join(p.name for p in above)}")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], 3)
+        hint = f"; near it: {', '.join(near)}" if near else "; `fedexperts ls configs` lists what is there"
+        raise ConfigError(f"{path}: no such file{hint}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
+    base = values.pop("base", None)
+    if base is None:
+        return [(values, str(path))]
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base = {base!r}; right would be the path of another config file")
+    return [*_layers(path.parent / base, (*above, path.resolve())), (values, str(path))]
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """A key and a value from "section.key=value"; the value as TOML, or else as a plain word."""
+    key, equals, value = text.partition("=")
+    if not equals or "." not in key:
+        raise ConfigError(f"--set {text}: right would be section.key=value, for example run.rounds=5")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _nest(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for dotted, value in items:
+        section, _, key = dotted.partition(".")
+        nested.setdefault(section, {})[key] = value
+    return nested
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any], origins: dict[str, str], origin: str, prefix: str) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key, {}), dict) and not prefix:
+            _merge(into.setdefault(key, {}), value, origins, origin, f"{key}.")
+        else:
+            into[key] = value
+            origins[prefix + key] = origin
+
+
+# ---- checking
+
+_TOP = {*NAMED, *PLAIN, "name", "tune"}
+
+
+def _resolve_section(section: str, given: Any, errors: list[str]) -> dict[str, Any]:
+    """Every key of a section with its value; what is wrong is added to `errors`."""
+    if not isinstance(given, dict):
+        errors.append(f"{section} = {given!r}: right would be a table, [{section}]")
+        return {}
+    if section in NAMED:
+        given = {"name": DEFAULT_NAMES[section]} | given if section in DEFAULT_NAMES else given
+        try:
+            _section_class(section, given)
+        except ConfigError as error:
+            errors.append(str(error))
+            return {}
+    values, found = _validate(section, given)
+    errors.extend(found)
+    return values
+
+
+def _validate(section: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    schema = _schema(section, given)
+    plain = _without_name(section, given)
+    try:
+        checked = _model(_section_class(section, given))(**plain).model_dump()
+        _section_class(section, given)(**checked)
+    except ValidationError as error:
+        return {}, [_explain(section, e["loc"], e["type"], e["msg"], e["input"], schema) for e in error.errors()]
+    except ValueError as error:  # what a dataclass itself says of its fields together
+        return {}, [f"[{section}] {error}"]
+    return ({"name": given["name"]} if section in NAMED else {}) | checked, []
+
+
+def _resolve_tune(tune: Any, resolved: dict[str, dict[str, Any]], errors: list[str]) -> dict[str, list[Any]]:
+    """Dotted keys with a list of values each, every value checked in its place."""
+    if not isinstance(tune, dict):
+        errors.append(f"tune = {tune!r}: right would be a table of lists, [tune] \"learning.rate\" = [0.1, 0.3]")
+        return {}
+    for dotted, choices in tune.items():
+        section, _, key = dotted.partition(".")
+        keys = [f"{s}.{k}" for s, values in resolved.items() for k in values]
+        if section in resolved and not resolved[section]:
+            continue  # the section itself is wrong, and says so
+        if dotted not in keys:
+            errors.append(_unknown("key to tune", dotted, keys))
+        elif not isinstance(choices, list) or not choices:
+            errors.append(f'tune."{dotted}" = {choices!r}: right would be a list of values to try')
+        else:
+            for choice in choices:
+                errors += [f"tune: {e}" for e in _validate(section, resolved[section] | {key: choice})[1]]
+    return tune
+
+
+def _explain(section: str, where: tuple[int | str, ...], kind: str, message: str, given: Any, schema: Schema) -> str:
+    key = str(where[0]) if where else ""
+    if kind == "extra_forbidden":
+        return _unknown("key", f"{section}.{key}", [f"{section}.{name}" for name in schema])
+    meaning = f" ({schema[key].description})" if key in schema and schema[key].description else ""
+    if kind == "missing":
+        return f"{section}.{key} is missing{meaning}"
+    return f"{section}.{key} = {given!r}: {message[0].lower()}{message[1:]}{meaning}"
+
+
+def _unknown(what: str, name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, 1, cutoff=0.5)
+    return f"{name}: no such {what}; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}")
+
+
+def _section_class(section: str, values: Mapping[str, Any]) -> type:
+    if section in PLAIN:
+        return PLAIN[section]
+    name = values.get("name")
+    if isinstance(name, str) and name in NAMED[section]:
+        return NAMED[section][name]
+    if isinstance(name, str) and ":" in name:
+        return _imported(section, name)
+    if name is None:
+        raise ConfigError(f"{section}.name is missing; known are {', '.join(NAMED[section])}")
+    raise ConfigError(f"{section}.name = " + _unknown(section, str(name), list(NAMED[section])))
+
+
+def _imported(section: str, name: str) -> type:
+    """A class of the user's own, named "package.module:Class"."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{section}.name = {name!r}: {error}; right would be module:Class on the Python path") from None
+    if not isinstance(found, type):
+        raise ConfigError(f"{section}.name = {name!r} is {found!r}; right would be a class")
+    return found
+
+
+def _without_name(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if section not in NAMED or key != "name"}
+
+
+def _schema(section: str, values: Mapping[str, Any]) -> Schema:
+    return _model(_section_class(section, values)).model_fields
+
+
+@cache
+def _model(kind: type) -> type[BaseModel]:
+    """A pydantic model of a dataclass's fields: strict, and nothing beside them."""
+    hints = get_type_hints(kind, include_extras=True)
+    keys: dict[str, Any] = {
+        f.name: (hints[f.name], ... if f.default is MISSING else f.default) for f in fields(kind)
+    }
+    return create_model(kind.__name__, __config__=ConfigDict(extra="forbid", strict=True), **keys)

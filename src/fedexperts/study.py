@@ -1,0 +1,180 @@
+"""Many runs: experiments side by side, each tuned alike on validation data, then repeated over seeds.
+
+    OUT/study.json                 what was asked: experiments and seeds
+    OUT/EXPERIMENT/tune/001/       a run for each combination of the values to tune, with the first seed
+    OUT/EXPERIMENT/seed-0/         a run for each seed, with the values that were best on validation data
+
+What is left to do is read off the folder, so running a study and resuming one are the same function. Tests data are not
+looked at here: a trial's score is its mean validation accuracy after its last round.
+"""
+
+import itertools
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import config as door
+from .config import Config, ConfigError
+from .loop import NobodyLeftError, run
+from .metrics import by_round, valid
+from .rundir import RunDir
+from .tensors import write
+
+Progress = Callable[[str, int, int], None]  # what is running, rounds done, rounds in all
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One run of a study."""
+
+    config: Config
+    folder: Path
+
+    @property
+    def rounds(self) -> int:
+        """Rounds in all, the evaluation of the start counted as one."""
+        return int(self.config.values["run"]["rounds"]) + 1
+
+    def done(self) -> int:
+        """Rounds that are finished, counted likewise."""
+        last = RunDir(self.folder).done()
+        return 0 if last is None else last + 1
+
+
+def create(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
+    """A new study's folder; ValueError if something is there, or if two experiments have one name."""
+    names = [config.name for config in configs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"two experiments are named {', '.join(twice)}; right would be a name for each")
+    if path.exists():
+        raise ValueError(
+            f"{path} is there already: two runs never share a folder. Go on with it by `fedexperts resume {path}`, "
+            f"or choose another folder with --out."
+        )
+    asked = {"seeds": list(seeds), "experiments": {config.name: config.toml() for config in configs}}
+    write(path / "study.json", (json.dumps(asked, indent=1) + "\n").encode())
+
+
+def advance(path: Path, jobs: int = 1, tell: Progress = lambda *_: None) -> None:
+    """Do what is left of a study: trials first, then every seed with the chosen values."""
+    seeds, configs = read(path)
+    _run_all([unit for config in configs for unit in trials(path, config, seeds[0])], jobs, tell, "tuning")
+    units = []
+    for config in configs:
+        chosen = choose(path, config, seeds[0])
+        units += [
+            Unit(config.having({**chosen, "run.seed": seed}, "tuned"), path / config.name / f"seed-{seed}") for seed in seeds
+        ]
+    if failed := _run_all(units, jobs, tell, "running"):
+        raise NobodyLeftError("\n".join(f"{unit.folder}: {why}" for unit, why in failed))
+
+
+def read(path: Path) -> tuple[list[int], list[Config]]:
+    """Seeds and experiments of a study; ValueError if its file is missing or damaged."""
+    file = path / "study.json"
+    try:
+        asked = json.loads(file.read_bytes())
+        texts: dict[str, str] = asked["experiments"]
+        return [int(seed) for seed in asked["seeds"]], [door.parse(text, str(file)) for text in texts.values()]
+    except FileNotFoundError:
+        raise ValueError(f"{path} holds no study (no study.json); right would be a folder that `fedexperts run` made") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): put a backup in its place, or run anew with another --out") from None
+
+
+def trials(path: Path, config: Config, seed: int) -> list[Unit]:
+    """A run for every combination of the values to tune; none where there is nothing to choose."""
+    keys = list(config.tune)
+    choices = list(itertools.product(*config.tune.values())) if keys else []
+    return [
+        Unit(
+            config.having(dict(zip(keys, choice, strict=True)) | {"run.seed": seed}, "tune"),
+            path / config.name / "tune" / f"{i:03d}",
+        )
+        for i, choice in enumerate(choices, 1)
+    ]
+
+
+def choose(path: Path, config: Config, seed: int) -> dict[str, Any]:
+    """The tuned keys with the values of the trial that is best on validation data (the first of equals)."""
+    scored = [(unit, score) for unit in trials(path, config, seed) if (score := trial_score(unit)) is not None]
+    if not scored:
+        if config.tune:
+            raise NobodyLeftError(f"{config.name}: every trial diverged; right would be lower values in [tune]")
+        return {}
+    best, _ = max(scored, key=lambda pair: pair[1])
+    return {key: best.config.values[key.split(".")[0]][key.split(".", 1)[1]] for key in config.tune}
+
+
+def trial_score(unit: Unit) -> float | None:
+    """Mean validation accuracy in percent after the last round; None for a trial that never got there."""
+    if unit.done() < unit.rounds:
+        return None
+    rounds = by_round(RunDir(unit.folder).rows("clients.jsonl"))
+    return valid(rounds[max(rounds)])
+
+
+def work(unit: Unit) -> str:
+    """Run a unit from wherever it stands; why it cannot go on, or ""."""
+    if unit.folder.exists():
+        folder = RunDir(unit.folder)
+    else:
+        folder = RunDir.create(unit.folder, unit.config.toml(), door.environment())
+    job, engine = door.build(unit.config, unit.folder / "private")
+    try:
+        run(job, engine, unit.config.section("run"), folder)
+    except NobodyLeftError as error:
+        return str(error)
+    return ""
+
+
+def _run_all(units: Sequence[Unit], jobs: int, tell: Progress, what: str) -> list[tuple[Unit, str]]:
+    """Run units, `jobs` at a time; those that could not go on, and why."""
+    left = [unit for unit in units if unit.done() < unit.rounds]
+    results = _here(left) if jobs == 1 or len(left) < 2 else _in_processes(left, min(jobs, len(left)))
+    failed = []
+    for finished in results:
+        if finished and finished[1]:
+            failed.append(finished)
+        tell(what, sum(unit.done() for unit in units), sum(unit.rounds for unit in units))
+    return failed
+
+
+def _here(units: Sequence[Unit]) -> Iterator[tuple[Unit, str] | None]:
+    for unit in units:
+        yield unit, work(unit)
+
+
+def _in_processes(units: Sequence[Unit], jobs: int) -> Iterator[tuple[Unit, str] | None]:
+    """Yields a finished unit, or None twice a second to let somebody look at the progress."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
+        futures = {pool.submit(work, unit): unit for unit in units}
+        try:
+            while futures:
+                finished, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
+                yield from ((futures.pop(future), future.result()) for future in finished)
+                yield None
+        except BaseException:
+            for process in list((pool._processes or {}).values()):  # a stopped study leaves nobody running
+                process.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _end_with_parent(parent: int) -> None:
+    """A worker whose parent was killed stops too: the study may be resumed by another process."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
