@@ -1,0 +1,159 @@
+"""What a federation's data is: images, labels, and which client holds which example in which part.
+
+Checked once, when it is built: after that nobody needs to ask whether two clients share an example. This room
+does not know where the images come from, how they were split, or what a model does with them.
+"""
+
+import hashlib
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+PARTS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """One client's examples: int64 positions [n] into the federation's images, for each of three uses."""
+
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+
+    def named(self) -> dict[str, Tensor]:
+        """The three parts by name, in the order of `PARTS`."""
+        return {part: getattr(self, part) for part in PARTS}
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """Everybody's data. Building one raises ValueError if anything in it is wrong (see `check`)."""
+
+    images: Tensor  # uint8 [N, 3, H, W]
+    labels: Tensor  # int64 [N], positions in `classes`
+    classes: tuple[str, ...]  # words for a text encoder, in the order of the labels
+    parts: dict[str, Parts]  # client name -> its examples; sorted by name, whatever the order given
+    domains: dict[str, str]  # client name -> where its images come from, e.g. which scanner
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", dict(sorted(self.parts.items())))
+        object.__setattr__(self, "domains", dict(sorted(self.domains.items())))
+        self.check()
+
+    def check(self) -> None:
+        """Raise ValueError at the first thing that is wrong, with its client, part and index."""
+        _check_images(self.images)
+        _check_labels(self.labels, self.classes, len(self.images))
+        _check_names(self)
+        _check_indices(self)
+
+    def counts(self) -> dict[str, dict[str, list[int]]]:
+        """Client -> part -> number of examples of each class, in the order of `classes`."""
+        return {
+            client: {
+                part: self.labels[index].bincount(minlength=len(self.classes)).tolist()
+                for part, index in parts.named().items()
+            }
+            for client, parts in self.parts.items()
+        }
+
+    def manifest(self) -> dict[str, Any]:
+        """Plain values: two runs with equal manifests had the same examples in the same parts."""
+        return {
+            "classes": list(self.classes),
+            "images": _sha256(self.images),
+            "labels": _sha256(self.labels),
+            "clients": {
+                client: {"domain": self.domains[client]}
+                | {part: index.tolist() for part, index in parts.named().items()}
+                for client, parts in self.parts.items()
+            },
+        }
+
+
+class Source(Protocol):
+    """Where a federation comes from: its fields are the options, the seed decides every draw."""
+
+    def load(self, seed: int) -> Federation:
+        """The same federation for the same options and seed."""
+        ...
+
+
+def _sha256(values: Tensor) -> str:
+    """Hash of type, shape and values."""
+    digest = hashlib.sha256(f"{values.dtype}{list(values.shape)}".encode())
+    digest.update(values.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _check_images(images: Tensor) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images are {images.dtype} {list(images.shape)}: they must be uint8 [N, 3, H, W]")
+
+
+def _check_labels(labels: Tensor, classes: tuple[str, ...], count: int) -> None:
+    if labels.dtype != torch.int64 or labels.shape != (count,):
+        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}: they must be int64 [{count}], one an image")
+    twice = [name for place, name in enumerate(classes) if name in classes[:place]]
+    if not classes or not all(classes) or twice:
+        raise ValueError(f"classes are {classes}: they must be at least one, not empty, and each only once")
+    wrong = ((labels < 0) | (labels >= len(classes))).nonzero().flatten().tolist()
+    if wrong:
+        label = int(labels[wrong[0]])
+        raise ValueError(
+            f"example {wrong[0]} has label {label}: it must be 0 to {len(classes) - 1}, one of the classes"
+        )
+
+
+def _check_names(federation: Federation) -> None:
+    if not federation.parts:
+        raise ValueError("a federation has 0 clients: it must have at least 1")
+    for client in federation.parts:
+        _check_name(client)
+    if federation.domains.keys() != federation.parts.keys():
+        odd = sorted(federation.domains.keys() ^ federation.parts.keys())
+        raise ValueError(f"clients {odd} are in only one of parts and domains: every client must be in both")
+
+
+def _check_name(client: str) -> None:
+    """A client's name becomes part of a tensor's name and the name of a folder."""
+    bad = [mark for mark in client if mark in "./\\" or mark.isspace() or unicodedata.category(mark) in ("Cc", "Cs")]
+    if not client or client.startswith("-") or bad:
+        raise ValueError(
+            f"client name {client!r} cannot name a tensor and a folder: it must not be empty, start with '-', or hold "
+            "a dot, a slash, white space or a control character"
+        )
+
+
+def _held(federation: Federation) -> Iterator[tuple[str, str, Tensor]]:
+    for client, parts in federation.parts.items():
+        for part, index in parts.named().items():
+            yield client, part, index
+
+
+def _check_indices(federation: Federation) -> None:
+    count = len(federation.images)
+    holder: dict[int, tuple[str, str]] = {}
+    for client, part, index in _held(federation):
+        _check_index(client, part, index, count)
+        for example in index.tolist():
+            if example in holder:
+                other, use = holder[example]
+                raise ValueError(
+                    f"client {client!r} has example {example} in {part}, and client {other!r} has it in {use}: "
+                    "an example must be at one client, in one part, once"
+                )
+            holder[example] = client, part
+
+
+def _check_index(client: str, part: str, index: Tensor, count: int) -> None:
+    if index.dtype != torch.int64 or index.ndim != 1:
+        raise ValueError(f"client {client!r}, {part}: indices are {index.dtype} {list(index.shape)}, not int64 [n]")
+    if part != "valid" and not len(index):
+        raise ValueError(f"client {client!r} has no example in {part}: it must have at least 1")
+    for example in index[(index < 0) | (index >= count)].tolist():
+        raise ValueError(f"client {client!r}, {part}: index {example} is out of range, it must be 0 to {count - 1}")

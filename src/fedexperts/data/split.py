@@ -1,0 +1,182 @@
+"""Who gets which example: seeded cuts of a list of labels.
+
+Every function takes labels and a generator and returns positions into those labels, sorted. Nothing here
+reads global random state or iterates over a set, and sizes are computed in whole numbers, so equal seeds give
+equal splits on every machine. This room does not know what the examples are, or where they came from.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import accumulate
+from math import inf
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from .federation import Parts
+
+FITS = 100  # passes of the proportional fitting; what it leaves unfitted, the draw evens out
+
+
+def apportion(total: int, weights: Sequence[float], least: int = 0) -> list[int]:
+    """Whole numbers in proportion to `weights` that sum to `total`, by the method of largest remainders.
+
+    Each is less than one from exact, unless lifted to `least` at the cost of the largest; weight 0 gets 0.
+    ValueError if `total` is less than `least` for each.
+    """
+    exact = [Fraction(weight) * total / sum(map(Fraction, weights)) for weight in weights]
+    sizes = [int(share) for share in exact]
+    for place in sorted(range(len(sizes)), key=lambda i: sizes[i] - exact[i])[: total - sum(sizes)]:
+        sizes[place] += 1
+    if total < least * sum(weight > 0 for weight in weights):
+        raise ValueError(f"{total} examples cannot give at least {least} to each share of {list(weights)}")
+    for place, weight in enumerate(weights):
+        while weight > 0 and sizes[place] < least:
+            sizes[sizes.index(max(sizes))] -= 1
+            sizes[place] += 1
+    return sizes
+
+
+def deal(labels: Tensor, sizes: Sequence[int], generator: Generator) -> list[Tensor]:
+    """Cut labels [n] into pieces of exactly these sizes, each with the whole's class distribution.
+
+    The examples lie class by class, shuffled, and each goes in turn to the piece that is furthest behind its
+    share; so a piece's count of any class is less than two from exact (measured, for up to four pieces).
+    ValueError if the sizes do not sum to n.
+    """
+    count = len(labels)
+    if sum(sizes) != count:
+        raise ValueError(f"sizes {list(sizes)} sum to {sum(sizes)}: it must be {count}, the number of examples")
+    pieces: list[list[int]] = [[] for _ in sizes]
+    for turn, example in enumerate(_class_by_class(labels, generator), start=1):
+        behind = [size * turn - count * len(piece) for size, piece in zip(sizes, pieces, strict=True)]
+        pieces[behind.index(max(behind))].append(example)
+    return [_positions(piece) for piece in pieces]
+
+
+def dirichlet(labels: Tensor, clients: int, alpha: float, generator: Generator) -> list[Tensor]:
+    """Share labels [n] out to `clients`: totals equal to within one, class proportions by Dirichlet(alpha).
+
+    Each client draws its class proportions from Dirichlet(alpha) (Hsu et al., arXiv:1909.06335). In turns of
+    one example each, clients draw a class from their proportions and take an example of it, among the classes
+    that are not used up (Acar et al., arXiv:2111.04263); with turns no client is left with what the others
+    did not want. First the table of proportions is fitted to the supply (iterative proportional fitting), so
+    that classes run out together and the drawn skew survives: without it, clients of Dirichlet(0.3) come out
+    nearer to uniform.
+    ValueError if there are fewer examples than clients, or alpha is not above 0 and finite.
+    """
+    if not 1 <= clients <= len(labels) or not 0 < alpha < inf:
+        raise ValueError(
+            f"{len(labels)} examples to {clients} clients by Dirichlet({alpha}): it must be 1 to {len(labels)} "
+            "clients, and alpha above 0 and finite"
+        )
+    sizes, stock = apportion(len(labels), [1] * clients), _stock(labels, generator)
+    wishes = _fit(_proportions(clients, len(stock), alpha, generator), sizes, [len(pile) for pile in stock])
+    return [_positions(hand) for hand in _take_turns(wishes.tolist(), sizes, stock, generator)]
+
+
+def pathological(labels: Tensor, clients: int, generator: Generator) -> list[Tensor]:
+    """Whole classes to clients: disjoint, their numbers equal to within one (arXiv:2410.10114, "pathological").
+
+    ValueError if a client would get fewer than two classes: with one, it is right whatever it answers.
+    """
+    classes = torch.tensor(_classes(labels))
+    if clients < 1 or len(classes) < 2 * clients:
+        raise ValueError(
+            f"{len(classes)} classes to {clients} clients: it must be 1 to {len(classes) // 2} clients, so that "
+            "each has two"
+        )
+    shuffled = classes[torch.randperm(len(classes), generator=generator)]
+    hands = torch.tensor_split(shuffled, clients)  # sizes differ by at most one
+    return [torch.isin(labels, own).nonzero().flatten() for own in hands]
+
+
+def shares(valid: float, test: float) -> tuple[float, float, float]:
+    """Shares of train, valid and test; ValueError if one is negative or nothing is left to train or test on."""
+    train = 1 - valid - test
+    if valid < 0 or test <= 0 or train <= 0:
+        raise ValueError(
+            f"valid={valid} and test={test} leave {train:.3g} to train on: valid must be at least 0, test above 0, "
+            "and their sum below 1"
+        )
+    return train, valid, test
+
+
+def cut(labels: Tensor, valid: float, test: float, generator: Generator) -> Parts:
+    """One client's labels [n] into train, valid and test, each with the client's own class distribution.
+
+    Each part whose share is not 0 has at least one example; ValueError if n is too small for that.
+    """
+    sizes = apportion(len(labels), shares(valid, test), least=1)
+    trained, validated, tested = deal(labels, sizes, generator)
+    return Parts(train=trained, valid=validated, test=tested)
+
+
+def few(labels: Tensor, shots: int, generator: Generator) -> Tensor:
+    """Positions of at most `shots` random examples of each class in labels [n]; 0 means all of them.
+
+    With the same generator, fewer shots are a subset of more.
+    """
+    if shots < 0:
+        raise ValueError(f"shots is {shots}: it must be at least 0, where 0 means all")
+    return _positions([example for pile in _stock(labels, generator) for example in pile[: shots or None]])
+
+
+def _positions(examples: list[int]) -> Tensor:
+    return torch.tensor(sorted(examples), dtype=torch.int64)
+
+
+def _classes(labels: Tensor) -> list[int]:
+    return sorted(set(labels.tolist()))
+
+
+def _stock(labels: Tensor, generator: Generator) -> list[list[int]]:
+    """The positions of each class, shuffled; classes in order."""
+    piles = [(labels == name).nonzero().flatten() for name in _classes(labels)]
+    return [pile[torch.randperm(len(pile), generator=generator)].tolist() for pile in piles]
+
+
+def _class_by_class(labels: Tensor, generator: Generator) -> list[int]:
+    """All positions: classes in a random order, examples of a class side by side in a random order."""
+    piles = _stock(labels, generator)
+    order = torch.randperm(len(piles), generator=generator).tolist()
+    return [example for pile in order for example in piles[pile]]
+
+
+def _proportions(clients: int, classes: int, alpha: float, generator: Generator) -> Tensor:
+    """[clients, classes] float64, every row from Dirichlet(alpha); NumPy's, as torch's takes no generator."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    rows = np.random.Generator(np.random.PCG64(seed)).dirichlet(np.full(classes, alpha), size=clients)
+    return torch.from_numpy(rows)
+
+
+def _fit(table: Tensor, sizes: Sequence[int], supply: Sequence[int]) -> Tensor:
+    """Scale rows and columns of a table [K, C] in turn until they sum to sizes [K] and supply [C]."""
+    rows, columns = torch.tensor(sizes)[:, None], torch.tensor(supply)
+    table = table.clamp(min=1e-12)  # a zero cannot be scaled
+    for _ in range(FITS):
+        table = table * (columns / table.sum(0))
+        table = table * (rows / table.sum(1, keepdim=True))
+    return table
+
+
+def _take_turns(
+    wishes: list[list[float]], sizes: Sequence[int], stock: list[list[int]], generator: Generator
+) -> list[list[int]]:
+    """Each client's examples, taken out of `stock`: in a turn every client with room takes one, in random order."""
+    hands: list[list[int]] = [[] for _ in sizes]
+    for turn in range(max(sizes)):
+        luck = torch.rand(len(sizes), dtype=torch.float64, generator=generator).tolist()
+        for client in torch.randperm(len(sizes), generator=generator).tolist():
+            if turn < sizes[client]:
+                hands[client].append(stock[_choose(wishes[client], stock, luck[client])].pop())
+    return hands
+
+
+def _choose(wishes: Sequence[float], stock: Sequence[Sequence[int]], luck: float) -> int:
+    """The class, among those in stock, at `luck` (0 to 1) of the way through a client's wishes."""
+    there = [place for place, pile in enumerate(stock) if pile]
+    heights = list(accumulate(wishes[place] for place in there))
+    return there[min(bisect_right(heights, luck * heights[-1]), len(there) - 1)]

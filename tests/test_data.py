@@ -1,0 +1,485 @@
+"""Federations, splits and the digits: who holds what, and that images keep their labels."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydantic import TypeAdapter, ValidationError
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from fedexperts.data import DATA, DigitsPathological, DigitsScanners, Federation, Parts
+from fedexperts.data.digits import CLASSES, SCANNERS, digits, faint, inverted, slanted
+from fedexperts.data.split import apportion, cut, deal, dirichlet, few, pathological, shares
+from fedexperts.tensors import rng
+
+quick = settings(max_examples=40, deadline=None)
+seeds = st.integers(0, 2**31)
+labelled = st.lists(st.integers(0, 6), min_size=3, max_size=80).map(torch.tensor)
+
+
+def ints(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def parts(train: Iterable[int], valid: Iterable[int], test: Iterable[int]) -> Parts:
+    return Parts(train=ints(*train), valid=ints(*valid), test=ints(*test))
+
+
+def small(**changed: object) -> Federation:
+    """Eight grey images of two classes at two clients."""
+    whole = {
+        "images": torch.arange(8, dtype=torch.uint8)[:, None, None, None].expand(8, 3, 2, 2),
+        "labels": ints(0, 1, 0, 1, 0, 1, 0, 1),
+        "classes": ("cat", "dog"),
+        "parts": {"b": parts([4, 5], [], [7]), "a": parts([0, 1], [2], [3])},
+        "domains": {"b": "night", "a": "day"},
+    }
+    return Federation(**(whole | changed))  # type: ignore[arg-type]
+
+
+def every(federation: Federation) -> Tensor:
+    return torch.cat([index for each in federation.parts.values() for index in each.named().values()])
+
+
+# A federation
+
+
+def test_clients_are_sorted_by_name_whatever_the_order_given() -> None:
+    assert list(small().parts) == list(small().domains) == ["a", "b"]
+
+
+def test_counts_are_of_each_client_part_and_class() -> None:
+    assert small().counts() == {
+        "a": {"train": [1, 1], "valid": [1, 0], "test": [0, 1]},
+        "b": {"train": [1, 1], "valid": [0, 0], "test": [0, 1]},
+    }
+
+
+def test_a_manifest_is_plain_and_changes_with_a_pixel_a_label_an_index_and_a_domain() -> None:
+    base = small()
+    pixel = base.images.clone()
+    pixel[6, 0, 0, 0] += 1
+    others = [
+        small(images=pixel),
+        small(labels=ints(0, 1, 0, 1, 0, 1, 1, 1)),
+        small(parts={"a": parts([0, 1], [2], [3]), "b": parts([4, 5], [6], [7])}),
+        small(domains={"a": "day", "b": "day"}),
+    ]
+    texts = [json.dumps(each.manifest()) for each in [base, *others]]
+    assert len(set(texts)) == len(texts)
+    assert json.dumps(small().manifest()) == texts[0]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "said"),
+    [
+        (
+            parts([0, 1], [2], [1]),
+            parts([4], [], [5]),
+            "client 'a' has example 1 in test, and client 'a' has it in train",
+        ),
+        (
+            parts([0, 2], [2], [3]),
+            parts([4], [], [5]),
+            "client 'a' has example 2 in valid, and client 'a' has it in train",
+        ),
+        (parts([0], [1], [2]), parts([3], [], [2]), "client 'b' has example 2 in test, and client 'a' has it in test"),
+        (
+            parts([0, 0], [1], [2]),
+            parts([3], [], [4]),
+            "client 'a' has example 0 in train, and client 'a' has it in train",
+        ),
+        (parts([0], [1], [2]), parts([3], [8], [4]), "client 'b', valid: index 8 is out of range, it must be 0 to 7"),
+        (parts([0], [1], [-1]), parts([3], [], [4]), "client 'a', test: index -1 is out of range"),
+        (parts([], [1], [2]), parts([3], [], [4]), "client 'a' has no example in train"),
+        (parts([0], [1], [2]), parts([3], [], []), "client 'b' has no example in test"),
+        (
+            parts([0], [1], [2]),
+            Parts(ints(3), ints(), ints(4).int()),
+            r"client 'b', test: indices are torch.int32 \[1\]",
+        ),
+    ],
+)
+def test_what_is_wrong_with_an_index_is_said_with_client_and_part(a: Parts, b: Parts, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        small(parts={"b": b, "a": a})
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a/b", "a\\b", "a b", "a\tb", "a\u00a0b", "-a", "a\0", "..", "a\n"])
+def test_a_name_that_cannot_name_a_tensor_and_a_folder_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="client name"):
+        small(parts={name: parts([0], [], [1])}, domains={name: "day"})
+
+
+@pytest.mark.parametrize("name", ["clinic-1", "Kraków", "東京", "\u0645\u06cc\u200c\u062f", "_", "a-"])
+def test_a_name_in_any_script_is_accepted(name: str) -> None:
+    assert list(small(parts={name: parts([0], [], [1])}, domains={name: "day"}).parts) == [name]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"images": torch.zeros(8, 3, 2, 2)}, r"images are torch.float32 \[8, 3, 2, 2\]"),
+        ({"images": torch.zeros(8, 1, 2, 2, dtype=torch.uint8)}, r"must be uint8 \[N, 3, H, W\]"),
+        ({"labels": ints(0, 1)}, r"must be int64 \[8\]"),
+        ({"labels": torch.zeros(8)}, "labels are torch.float32"),
+        ({"labels": ints(0, 1, 0, 2, 0, 1, 0, 1)}, "example 3 has label 2: it must be 0 to 1"),
+        ({"labels": ints(0, 1, 0, 0, -1, 1, 0, 1)}, "example 4 has label -1"),
+        ({"classes": ("cat", "cat")}, "each only once"),
+        ({"classes": ("cat", "")}, "not empty"),
+        ({"domains": {"a": "day"}}, r"clients \['b'\] are in only one of parts and domains"),
+        ({"parts": {}, "domains": {}}, "0 clients"),
+    ],
+)
+def test_wrong_images_labels_classes_and_domains_are_refused(changed: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        small(**changed)
+
+
+# Splits of any labels
+
+
+@quick
+@given(st.integers(0, 500), st.lists(st.floats(0.01, 9), min_size=1, max_size=6))
+def test_apportioned_sizes_sum_to_the_total_and_are_less_than_one_from_exact(total: int, weights: list[float]) -> None:
+    sizes = apportion(total, weights)
+    assert sum(sizes) == total
+    assert all(abs(size - total * weight / sum(weights)) < 1 for size, weight in zip(sizes, weights, strict=True))
+
+
+def test_shares_are_lifted_to_the_least_and_a_weight_of_zero_gets_nothing() -> None:
+    assert apportion(10, [0.96, 0.02, 0.02], least=1) == [8, 1, 1]
+    assert apportion(3, [0.8, 0, 0.2], least=1) == [2, 0, 1]
+    with pytest.raises(ValueError, match="2 examples cannot give at least 1"):
+        apportion(2, [0.5, 0.2, 0.3], least=1)
+
+
+@quick
+@given(labelled, st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any), seeds)
+def test_dealt_pieces_have_their_sizes_and_the_whole_class_distribution(
+    labels: Tensor, weights: list[int], seed: int
+) -> None:
+    sizes = apportion(len(labels), weights)
+    pieces = deal(labels, sizes, rng(seed, "deal"))
+    assert [len(piece) for piece in pieces] == sizes
+    assert torch.equal(torch.cat(pieces).sort().values, torch.arange(len(labels)))
+    whole = labels.bincount(minlength=7)
+    for size, piece in zip(sizes, pieces, strict=True):
+        assert ((labels[piece].bincount(minlength=7) - whole * size / len(labels)).abs() < 2).all()
+
+
+def test_sizes_that_do_not_sum_to_the_examples_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"sizes \[1, 1\] sum to 2: it must be 3"):
+        deal(ints(0, 0, 0), [1, 1], rng(0, "deal"))
+
+
+@quick
+@given(labelled, st.integers(1, 9), st.floats(1e-4, 1e4), seeds)
+def test_a_dirichlet_split_gives_every_example_once_and_totals_within_one(
+    labels: Tensor, clients: int, alpha: float, seed: int
+) -> None:
+    clients = min(clients, len(labels))
+    hands = dirichlet(labels, clients, alpha, rng(seed, "split"))
+    assert torch.equal(torch.cat(hands).sort().values, torch.arange(len(labels)))
+    assert max(map(len, hands)) - min(map(len, hands)) <= 1
+    again = dirichlet(labels, clients, alpha, rng(seed, "split"))
+    assert all(torch.equal(one, other) for one, other in zip(hands, again, strict=True))
+
+
+def favourite(alpha: float) -> float:
+    """Mean share of a client's most frequent class: ten classes of 45 examples, five clients, twenty seeds."""
+    labels = torch.arange(450) % 10
+    hands = [hand for seed in range(20) for hand in dirichlet(labels, 5, alpha, rng(seed, "split"))]
+    return float(np.mean([int(labels[hand].bincount().max()) / len(hand) for hand in hands]))
+
+
+def test_a_smaller_alpha_skews_a_split_more() -> None:
+    found = [favourite(alpha) for alpha in (0.05, 0.3, 1, 1000)]
+    assert all(more > less + 0.05 for more, less in pairwise(found))
+    assert found[-1] < 0.16  # nearly even: 0.1 is exact
+
+
+def test_balancing_keeps_most_of_the_drawn_skew() -> None:
+    # Dirichlet(0.3) over ten classes: 0.45. Drawing until classes run out gives 0.32; fitted to the supply first, 0.35.
+    assert favourite(0.3) > 0.34
+
+
+@pytest.mark.parametrize(
+    ("clients", "alpha"), [(0, 1.0), (5, 1.0), (2, 0.0), (2, -1.0), (2, float("nan")), (2, float("inf"))]
+)
+def test_impossible_dirichlet_splits_are_refused(clients: int, alpha: float) -> None:
+    with pytest.raises(ValueError, match="it must be 1 to 4 clients, and alpha above 0"):
+        dirichlet(ints(0, 1, 0, 1), clients, alpha, rng(0, "split"))
+
+
+@quick
+@given(st.integers(1, 5), seeds)
+def test_pathological_classes_are_disjoint_and_even(clients: int, seed: int) -> None:
+    labels = torch.arange(60) % 10
+    owned = [set(labels[hand].tolist()) for hand in pathological(labels, clients, rng(seed, "split"))]
+    assert sorted(name for names in owned for name in names) == list(range(10))
+    assert max(map(len, owned)) - min(map(len, owned)) <= 1
+
+
+def test_a_client_with_a_single_class_is_refused() -> None:
+    with pytest.raises(ValueError, match="10 classes to 6 clients: it must be 1 to 5"):
+        pathological(torch.arange(60) % 10, 6, rng(0, "split"))
+
+
+@quick
+@given(labelled, st.sampled_from([(0.2, 0.3), (0.0, 0.5), (0.01, 0.01), (0.45, 0.5), (0.0, 0.99)]), seeds)
+def test_a_client_is_cut_into_parts_that_are_not_empty(labels: Tensor, cuts: tuple[float, float], seed: int) -> None:
+    own = cut(labels, *cuts, rng(seed, "cut"))
+    assert torch.equal(torch.cat(list(own.named().values())).sort().values, torch.arange(len(labels)))
+    assert len(own.train)
+    assert len(own.test)
+    assert bool(len(own.valid)) == (cuts[0] > 0)
+
+
+def test_the_parts_of_a_client_have_the_shares_asked_for() -> None:
+    own = cut(torch.arange(100) % 4, 0.2, 0.3, rng(0, "cut"))
+    assert {part: len(index) for part, index in own.named().items()} == {"train": 50, "valid": 20, "test": 30}
+
+
+@pytest.mark.parametrize(("valid", "test"), [(0.5, 0.5), (-0.1, 0.5), (0.2, 0.0), (0.9, 0.3)])
+def test_shares_that_leave_nothing_to_train_or_test_on_are_refused(valid: float, test: float) -> None:
+    with pytest.raises(ValueError, match=f"valid={valid} and test={test}"):
+        shares(valid, test)
+
+
+@quick
+@given(labelled, st.integers(1, 5), seeds)
+def test_few_gives_each_class_its_shots_and_more_shots_hold_fewer(labels: Tensor, shots: int, seed: int) -> None:
+    drawn = few(labels, shots, rng(seed, "few"))
+    assert torch.equal(labels[drawn].bincount(minlength=7), labels.bincount(minlength=7).clamp(max=shots))
+    assert set(drawn.tolist()) <= set(few(labels, shots + 1, rng(seed, "few")).tolist())
+    assert torch.equal(few(labels, 0, rng(seed, "few")), torch.arange(len(labels)))
+
+
+def test_negative_shots_are_refused() -> None:
+    with pytest.raises(ValueError, match="shots is -1"):
+        few(ints(0, 1), -1, rng(0, "few"))
+
+
+def test_every_draw_depends_on_its_seed() -> None:
+    labels = torch.arange(200) % 10
+    draws = {
+        "deal": lambda seed: deal(labels, [150, 50], rng(seed, "")),
+        "dirichlet": lambda seed: dirichlet(labels, 4, 0.5, rng(seed, "")),
+        "pathological": lambda seed: pathological(labels, 5, rng(seed, "")),
+        "cut": lambda seed: [cut(labels, 0.2, 0.3, rng(seed, "")).train],
+        "few": lambda seed: [few(labels, 3, rng(seed, ""))],
+    }
+    for name, draw in draws.items():
+        first, second = torch.cat(draw(0)), torch.cat(draw(1))
+        assert not torch.equal(first, second), name
+
+
+# The digits
+
+
+@pytest.fixture(scope="module")
+def scanned() -> Federation:
+    return DigitsScanners().load(0)
+
+
+def test_digits_are_scikit_learns_enlarged_and_keep_their_labels() -> None:
+    images, labels = digits()
+    raw = load_digits()
+    assert images.dtype == torch.uint8
+    assert images.shape == (1797, 3, 32, 32)
+    assert labels.tolist() == raw.target.tolist()
+    assert (images == images[:, :1]).all()
+    for place in range(0, 1797, 50):
+        tiny = Image.fromarray((raw.images[place] * 255 // 16).astype(np.uint8))
+        theirs = np.asarray(tiny.resize((32, 32), Image.Resampling.BILINEAR)).astype(int)
+        assert np.abs(theirs - images[place, 0].numpy()).max() <= 1  # Pillow rounds twice
+
+
+def test_every_image_is_its_own_digit_through_its_clients_scanner(scanned: Federation) -> None:
+    plain, labels = digits()
+    assert torch.equal(scanned.labels, labels)
+    for scanner, scan in SCANNERS.items():
+        sites = [client for client, domain in scanned.domains.items() if domain == scanner]
+        own = torch.cat([index for site in sites for index in scanned.parts[site].named().values()]).sort().values
+        assert torch.equal(scanned.images[own], scan(plain[own], 0))
+
+
+def test_digits_know_their_class_as_well_after_the_split_as_before() -> None:
+    plain, labels = digits()
+    flat = plain[:, 0].flatten(1).float()
+    means = torch.stack([flat[labels == name].mean(0) for name in range(10)])
+    whole = (torch.cdist(flat, means).argmin(1) == labels).sum()
+    split = DigitsScanners(scanners=1, clients=7).load(3)
+    right = 0
+    for own in split.parts.values():
+        for index in own.named().values():
+            found = torch.cdist(split.images[index][:, 0].flatten(1).float(), means).argmin(1)
+            right += int((found == split.labels[index]).sum())
+    assert right == whole
+
+
+def test_the_default_scanners_use_every_digit_once_at_twenty_clients_of_equal_size(scanned: Federation) -> None:
+    assert torch.equal(every(scanned).sort().values, torch.arange(1797))
+    sizes = [sum(map(len, own.named().values())) for own in scanned.parts.values()]
+    assert len(sizes) == 20
+    assert {*sizes} <= {89, 90}
+    assert scanned.classes == CLASSES
+    assert scanned.classes[7] == "seven"
+    assert scanned.domains["inverted-1"] == scanned.domains["inverted-17"] == "inverted"
+
+
+def test_each_scanner_sees_all_digits_alike(scanned: Federation) -> None:
+    for scanner in SCANNERS:
+        total = sum(
+            torch.tensor(list(counts.values())).sum(0)
+            for client, counts in scanned.counts().items()
+            if scanned.domains[client] == scanner
+        )
+        assert (total - scanned.labels.bincount() / 4).abs().max() < 2
+
+
+@settings(quick, max_examples=12)
+@given(st.integers(1, 40), st.integers(1, 4), st.floats(0.05, 10), st.integers(0, 5), seeds)
+def test_any_scanners_federation_is_sound_and_balanced(
+    clients: int, scanners: int, alpha: float, shots: int, seed: int
+) -> None:
+    source = DigitsScanners(clients=clients, scanners=scanners, alpha=alpha, shots=shots)
+    made = source.load(seed)  # which checks that it is disjoint
+    assert sorted(made.parts) == sorted(f"{list(SCANNERS)[i % scanners]}-{i}" for i in range(clients))
+    tests = [len(own.test) for own in made.parts.values()]
+    assert max(tests) - min(tests) <= 2
+    if shots:
+        assert max(max(counts["train"]) for counts in made.counts().values()) <= shots
+    else:
+        assert len(every(made)) == 1797
+
+
+def test_images_go_to_scanners_in_proportion_to_their_clients() -> None:
+    made = DigitsScanners(clients=5, scanners=4).load(0)
+    held = {client: sum(map(len, own.named().values())) for client, own in made.parts.items()}
+    assert max(held.values()) - min(held.values()) <= 2
+    assert [client for client, domain in made.domains.items() if domain == "as-scanned"] == [
+        "as-scanned-0",
+        "as-scanned-4",
+    ]
+
+
+def test_pathological_sites_share_no_class_and_train_on_their_shots() -> None:
+    made = DigitsPathological().load(0)
+    seen: list[int] = []
+    for counts in made.counts().values():
+        own = [name for name, count in enumerate(counts["train"]) if count]
+        assert [counts["train"][name] for name in own] == [16, 16]
+        assert all((count > 0) == (name in own) for name, count in enumerate(counts["test"]))
+        seen += own
+    assert sorted(seen) == list(range(10))
+    assert torch.equal(made.images, digits()[0])
+
+
+@pytest.mark.parametrize("name", sorted(DATA))
+def test_equal_seeds_give_equal_federations_and_other_seeds_others(name: str) -> None:
+    one, same, other = (DATA[name]().load(seed).manifest() for seed in (1, 1, 2))
+    assert one == same
+    assert one["clients"] != other["clients"]
+
+
+def test_the_seed_changes_which_scanner_an_image_goes_through(scanned: Federation) -> None:
+    assert not torch.equal(scanned.images == digits()[0], DigitsScanners().load(1).images == digits()[0])
+    alone = [DigitsScanners(clients=4).load(seed).parts["as-scanned-0"] for seed in (0, 1)]
+    held = [set(torch.cat(list(own.named().values())).tolist()) for own in alone]
+    assert held[0] != held[1]
+
+
+def test_a_federation_is_the_same_on_every_machine(scanned: Federation) -> None:
+    # If this number changes, everybody's splits change: say so in the changelog.
+    text = json.dumps([scanned.manifest(), DigitsPathological().load(0).manifest()])
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "c44923a03333dd98"
+
+
+@pytest.mark.parametrize(
+    ("source", "field", "value"),
+    [
+        (source, field, value)
+        for source, changes in [
+            (DigitsScanners(), {"clients": 12, "scanners": 3, "alpha": 0.5, "shots": 2, "valid": 0.1, "test": 0.2}),
+            (DigitsPathological(), {"clients": 4, "shots": 2, "valid": 0.1, "test": 0.2}),
+        ]
+        for field, value in changes.items()
+    ],
+)
+def test_every_option_matters(source: DigitsScanners | DigitsPathological, field: str, value: float) -> None:
+    assert replace(source, **{field: value}).load(0).manifest() != source.load(0).manifest()
+
+
+def test_shots_change_what_is_trained_on_and_nothing_else() -> None:
+    two, four = (DigitsScanners(shots=shots).load(0).parts for shots in (2, 4))
+    for client in two:
+        assert torch.equal(two[client].valid, four[client].valid)
+        assert torch.equal(two[client].test, four[client].test)
+        assert set(two[client].train.tolist()) < set(four[client].train.tolist())
+
+
+@pytest.mark.parametrize("name", sorted(DATA))
+@pytest.mark.parametrize(
+    "wrong",
+    [{"clients": 0}, {"shots": -1}, {"valid": 0.6, "test": 0.4}, {"test": 0}, {"valid": -0.1}, {"valid": "much"}],
+)
+def test_wrong_options_are_refused_at_the_door(name: str, wrong: dict[str, object]) -> None:
+    adapter = TypeAdapter(DATA[name])
+    assert adapter.validate_python({}) == DATA[name]()
+    with pytest.raises(ValidationError):
+        adapter.validate_python(wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"scanners": 5}, {"scanners": 0}, {"alpha": 0}, {"alpha": float("inf")}])
+def test_wrong_scanner_options_are_refused_at_the_door(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(DigitsScanners).validate_python(wrong)
+
+
+def test_too_many_clients_for_the_digits_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"client 'as-scanned-\d+' with 2 images: .*use fewer clients"):
+        DigitsScanners(clients=700).load(0)
+
+
+# The scanners
+
+
+def test_inverted_turns_ink_and_paper_around() -> None:
+    assert inverted(torch.tensor([0, 100, 255], dtype=torch.uint8), 0).tolist() == [255, 155, 0]
+
+
+def test_faint_has_a_third_of_the_contrast_and_noise_by_its_seed() -> None:
+    flat = torch.stack([torch.full((3, 32, 32), level, dtype=torch.uint8) for level in (0, 255)])
+    scan = faint(flat, 0).float()
+    assert scan[1].mean() - scan[0].mean() == pytest.approx(85, abs=2)
+    assert 8 < scan[0].std() < 14
+    assert torch.equal(scan, faint(flat, 0).float())
+    assert not torch.equal(scan, faint(flat, 1).float())
+    assert torch.equal(scan[:, 0], scan[:, 1])
+
+
+def test_slanted_leans_a_bar_to_the_right_and_lets_the_dark_in() -> None:
+    bar = torch.zeros(30, 3, 32, 32, dtype=torch.uint8)
+    bar[..., 15:17] = 200
+    scan = slanted(bar, 0).float()
+    place = (scan[:, 0] * torch.arange(32)).sum(2) / scan[:, 0].sum(2)  # [N, H], the bar's middle in every row
+    slope = (place[:, 0] - place[:, -1]) / 31
+    assert slope.min() == pytest.approx(0.25, abs=0.01)
+    assert slope.max() == pytest.approx(7 / 16, abs=0.01)
+    assert place.mean() == pytest.approx(15.5, abs=0.05)
+    assert (scan.sum(3) - 400).abs().max() <= 2  # no ink is lost inside
+    bright = slanted(torch.full((30, 3, 32, 32), 255, dtype=torch.uint8), 0)
+    assert (bright[:, :, 0, :3] == 0).all()
+    assert (bright[:, :, 0, 7:] == 255).all()
+    assert not torch.equal(scan, slanted(bar, 1).float())

@@ -1,0 +1,188 @@
+"""Features on disk: computed once, found again, and never silently wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedexperts.data import features
+from fedexperts.data.features import BATCH
+
+IMAGES = (torch.arange(3 * 3 * 8 * 8) * 37 % 251).to(torch.uint8).view(3, 3, 8, 8)
+
+
+def means(images: Tensor) -> Tensor:
+    """An encoder: [B, 3, H, W] to [B, 3]."""
+    return images.float().mean((2, 3))
+
+
+def pixels(images: Tensor) -> Tensor:
+    """An encoder that shows what it was shown."""
+    return images
+
+
+def never(images: Tensor) -> Tensor:
+    raise AssertionError("the encoder was called although the features are kept")
+
+
+def only(cache: Path) -> Path:
+    (path,) = cache.iterdir()
+    return path
+
+
+def test_the_first_view_is_of_the_image_itself_and_the_second_call_computes_nothing(tmp_path: Path) -> None:
+    first = features(IMAGES, means, "means", tmp_path)
+    assert torch.equal(first, means(IMAGES)[:, None])
+    assert torch.equal(features(IMAGES, never, "means", tmp_path), first)
+    assert not first.requires_grad
+
+
+def test_another_key_image_number_of_views_seed_or_shape_is_computed_anew(tmp_path: Path) -> None:
+    changed = IMAGES.clone()
+    changed[1, 2, 3, 4] ^= 1
+    features(IMAGES, means, "means", tmp_path)
+    features(IMAGES, means, "other", tmp_path)
+    features(changed, means, "means", tmp_path)
+    features(IMAGES, means, "means", tmp_path, views=2)
+    features(IMAGES, means, "means", tmp_path, seed=1)
+    features(IMAGES.view(3, 3, 4, 16), means, "means", tmp_path)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_further_views_are_small_seeded_changes_of_each_image(tmp_path: Path) -> None:
+    smooth = torch.linspace(40, 200, 32).to(torch.uint8).expand(20, 3, 32, 32).contiguous()
+    seen = features(smooth, pixels, "pixels", tmp_path, views=3, seed=5)
+    assert seen.shape == (20, 3, 3, 32, 32)
+    assert torch.equal(seen[:, 0], smooth)
+    moved = (seen[:, 1:].float() - smooth[:, None].float()).abs()
+    assert moved.mean() > 2
+    assert moved.max() < 50
+    assert not torch.equal(seen[:, 1], seen[:, 2])
+    assert not torch.equal(seen[0, 1], seen[1, 1])
+    assert torch.equal(features(smooth, pixels, "pixels", tmp_path, views=2, seed=5), seen[:, :2])
+    other = features(smooth, pixels, "pixels", tmp_path, views=2, seed=6)
+    assert not torch.equal(other[:, 1], seen[:, 1])
+
+
+def test_views_shift_scale_and_change_contrast_within_their_limits(tmp_path: Path) -> None:
+    dot = torch.full((200, 3, 33, 33), 100, dtype=torch.uint8)
+    dot[:, :, 13:20, 13:20] = 180
+    seen = features(dot, pixels, "pixels", tmp_path, views=2)[:, 1, 0].float()
+    ink = (seen - seen[:, :1, :1]).clamp(min=0)  # [N, H, W]
+    total = ink.sum((1, 2))
+    across = (ink.sum(1) * torch.arange(33)).sum(1) / total - 16
+    down = (ink.sum(2) * torch.arange(33)).sum(1) / total - 16
+    for shift in (across, down):
+        assert 1.7 < shift.abs().max() < 0.06 * 33 / 0.9 + 0.1
+    height = ink.flatten(1).max(1).values / 80
+    assert 0.79 <= height.min() < 0.85
+    assert 1.15 < height.max() <= 1.21
+    side = (total / (height * 80)).sqrt() / 7
+    assert 0.88 < side.min() < 0.94
+    assert 1.06 < side.max() < 1.13
+
+
+def test_many_images_reach_the_encoder_in_batches_and_come_back_in_order(tmp_path: Path) -> None:
+    many = torch.arange(BATCH + 3).remainder(256).to(torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
+    sizes: list[int] = []
+
+    def watched(images: Tensor) -> Tensor:
+        sizes.append(len(images))
+        return images[:, 0, 0, 0]
+
+    assert torch.equal(features(many, watched, "first", tmp_path)[:, 0], many[:, 0, 0, 0])
+    assert sizes == [BATCH, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8])
+def test_a_type_survives_the_disk(tmp_path: Path, dtype: torch.dtype) -> None:
+    answer = features(IMAGES, lambda images: means(images).to(dtype), "typed", tmp_path)
+    assert answer.dtype == dtype
+    assert torch.equal(answer[:, 0], means(IMAGES).to(dtype))
+
+
+def test_features_carry_no_gradient_even_if_the_encoder_does(tmp_path: Path) -> None:
+    weight = torch.ones(3, requires_grad=True)
+    assert not features(IMAGES, lambda images: means(images) * weight, "graph", tmp_path).requires_grad
+
+
+def test_writing_to_the_features_does_not_change_the_file(tmp_path: Path) -> None:
+    kept = features(IMAGES, means, "means", tmp_path)
+    kept += 1
+    assert torch.equal(features(IMAGES, never, "means", tmp_path)[:, 0], means(IMAGES))
+
+
+def test_no_byte_of_a_kept_file_can_change_unseen(tmp_path: Path) -> None:
+    features(IMAGES, means, "means", tmp_path)
+    path = only(tmp_path)
+    good = path.read_bytes()
+    for place in range(len(good)):
+        flipped = good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :]
+        for bad in (flipped, good[:place]):
+            path.unlink()  # a new file: the old one may still be mapped
+            path.write_bytes(bad)
+            with pytest.raises(ValueError, match=rf"{path.name} is not what was written there .*: delete it"):
+                features(IMAGES, never, "means", tmp_path)
+
+
+def test_a_kept_file_under_another_files_name_is_found_out(tmp_path: Path) -> None:
+    features(IMAGES, means, "means", tmp_path)
+    mine = only(tmp_path)
+    features(IMAGES.flip(0), means, "means", tmp_path)
+    (other,) = set(tmp_path.iterdir()) - {mine}
+    other.replace(mine)
+    with pytest.raises(ValueError, match=rf"{mine.name} is not what was written there \(its checksum is wrong\)"):
+        features(IMAGES, never, "means", tmp_path)
+
+
+def test_a_failing_encoder_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        features(IMAGES, never, "means", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_images_views_and_encoders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"images are torch.float32"):
+        features(IMAGES.float(), means, "means", tmp_path)
+    with pytest.raises(ValueError, match="N at least 1"):
+        features(IMAGES[:0], means, "means", tmp_path)
+    with pytest.raises(ValueError, match="views is 0"):
+        features(IMAGES, means, "means", tmp_path, views=0)
+    with pytest.raises(ValueError, match=r"encode gave \[2, 3\] for 3 images: it must give \[3, "):
+        features(IMAGES, lambda images: means(images)[:2], "means", tmp_path)
+
+
+TWO = """
+import sys, time
+from pathlib import Path
+import torch
+from fedexperts.data import features
+
+cache, mine, other = (Path(word) for word in sys.argv[1:])
+
+def encode(images):  # returns only once both processes are inside
+    mine.touch()
+    while not other.exists():
+        time.sleep(0.001)
+    return images.float().flatten(1)
+
+images = torch.arange(2 * 3 * 16 * 16).remainder(256).to(torch.uint8).view(2, 3, 16, 16)
+kept = features(images, encode, "slow", cache)
+assert torch.equal(kept[:, 0], images.float().flatten(1))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_that_compute_the_same_at_once_both_succeed(tmp_path: Path) -> None:
+    cache, one, two = tmp_path / "cache", tmp_path / "one", tmp_path / "two"
+    both = [
+        subprocess.Popen([sys.executable, "-c", TWO, str(cache), str(mine), str(other)], stderr=subprocess.PIPE)
+        for mine, other in ((one, two), (two, one))
+    ]
+    for process in both:
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said.decode()
+    assert only(cache).suffix == ".safetensors"
