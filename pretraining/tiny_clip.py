@@ -4,8 +4,9 @@ What it is: a CLIP of 1.5 million parameters with the classes, files and behavio
 and small experiments without a download. It learns from 32 x 32 pictures of glyphs and shapes that this script renders
 from the fonts inside matplotlib, with captions put together from words.
 
-What it is not: a model of photographs. It has seen no camera picture and no handwriting; scikit-learn's scanned digits
-are used at the very end, to measure it, and never to train it or to choose anything in the training.
+What it is not: a model of photographs. It has seen no camera picture and no handwriting. scikit-learn's scanned digits
+measure it at the very end and never enter the training; only the ranges of the rendering (how coarse, how bold) were
+set by hand with small scans like those in mind.
 
     python pretraining/tiny_clip.py                   train, save the folder, evaluate, write its card
     python pretraining/tiny_clip.py --evaluate-only   print the card's accuracies again
@@ -23,45 +24,50 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 # --- What there is to see, and the words for it ---------------------------------------------------------------------
 
-DIGITS = "zero one two three four five six seven eight nine".split()
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
-SHAPES = "circle square triangle star ring cross diamond hexagon heart arrow".split()
+SHAPES = ["circle", "square", "triangle", "star", "ring", "cross", "diamond", "hexagon", "heart", "arrow"]
 THINGS = DIGITS + LETTERS + SHAPES
 COLOURS = {
     "white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "red": (0.85, 0.1, 0.1), "green": (0.1, 0.65, 0.2),
     "blue": (0.15, 0.25, 0.9), "yellow": (0.95, 0.9, 0.1), "orange": (1.0, 0.55, 0.05), "purple": (0.55, 0.15, 0.7),
     "pink": (1.0, 0.55, 0.75), "brown": (0.45, 0.27, 0.1),
 }  # fmt: skip
-TEXTURES = "plain striped dotted checked".split()
-LOOKS = "slanted faint noisy blurred coarse".split()
+TEXTURES = ["plain", "striped", "dotted", "checked"]
+LOOKS = ["slanted", "faint", "noisy", "blurred", "coarse"]
 FACTS = ["thing", "colour", "texture", *LOOKS]
-"""A picture is described by these eight whole numbers; a caption mentions some of them and leaves the rest open (-1)."""
+"""Eight whole numbers describe a picture; a caption mentions some of them and leaves the rest open (-1)."""
 
-FRAMES = """a photo of a {}|a picture of a {}|a scan of a {}|an image of a {}|a drawing of a {}|a {}|{}|the {}|a photo
-of the {}|a scan of the {}|a picture of the {}|this is a {}|a small picture of a {}|a rendering of a {}|my {}""".replace(
-    "\n", " "
-).split("|")
+FRAMES = [
+    "a photo of a {}", "a picture of a {}", "a scan of a {}", "an image of a {}", "a drawing of a {}", "a {}", "{}",
+    "the {}", "a photo of the {}", "a scan of the {}", "a picture of the {}", "this is a {}", "a small picture of a {}",
+    "a rendering of a {}", "my {}",
+]  # fmt: skip
 FILLERS = """here we see in this small image what someone made for us and it shows something that was kept on paper or
 screen with care as you can tell there now look at what of many things from our set which has been found again today
-simple clear new old good sample example kind type class named called""".split()
+simple clear new old good sample example kind type class named called""".split()  # noqa: SIM905
 
-FONTS = """DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSans-BoldOblique DejaVuSansMono DejaVuSansMono-Bold
-DejaVuSerif DejaVuSerif-Bold DejaVuSerif-Italic STIXGeneral STIXGeneralItalic STIXGeneralBolIta cmr10 cmb10 cmss10
-cmti10""".split()
-HELD_OUT_FONTS = "DejaVuSansMono-BoldOblique DejaVuSerif-BoldItalic STIXGeneralBol cmtt10".split()
+FONTS = [
+    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "DejaVuSansMono",
+    "DejaVuSansMono-Bold", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralItalic",
+    "STIXGeneralBolIta", "cmr10", "cmb10", "cmss10", "cmti10",
+]  # fmt: skip
+HELD_OUT_FONTS = ["DejaVuSansMono-BoldOblique", "DejaVuSerif-BoldItalic", "STIXGeneralBol", "cmtt10"]
 
 CANVAS, SIDE = 64, 32  # masks are drawn and bent on the canvas; pictures have this side
 MEAN, STD = 0.51, 0.29  # of the rendered pixels, to two digits
@@ -102,7 +108,7 @@ def heart() -> list[tuple[float, float]]:
     return [(100 + 85 * math.sin(t) ** 3, 90 - 5.5 * y) for t, y in zip(turns, wave, strict=True)]
 
 
-OUTLINES = {
+OUTLINES: dict[str, list[tuple[float, float]]] = {
     "square": polygon(4, turn=math.pi / 4), "triangle": polygon(3), "star": polygon(10, inner=0.42),
     "diamond": [(100, 5), (160, 100), (100, 195), (40, 100)], "hexagon": polygon(6), "heart": heart(),
     "cross": [(75, 10), (125, 10), (125, 75), (190, 75), (190, 125), (125, 125), (125, 190), (75, 190), (75, 125),
@@ -148,28 +154,28 @@ def choose(n: int, weights: list[float], g: Generator) -> Tensor:
 
 
 def draw_facts(n: int, g: Generator) -> Tensor:
-    """Half digits, a quarter letters, a quarter shapes; glyphs are mostly black or white and never textured."""
-    shares = [0.5 / len(DIGITS)] * len(DIGITS) + [0.25 / len(LETTERS)] * len(LETTERS) + [0.25 / len(SHAPES)] * len(SHAPES)
-    thing = choose(n, shares, g)
+    """Half digits, a quarter letters, the rest shapes; glyphs are mostly black or white and never textured."""
+    groups = [(DIGITS, 0.55), (LETTERS, 0.25), (SHAPES, 0.2)]
+    thing = choose(n, [share / len(group) for group, share in groups for _ in group], g)
     shape = thing >= len(DIGITS) + len(LETTERS)
     colour = torch.where(shape, choose(n, [1] * 10, g), choose(n, [6, 6] + [0.25] * 8, g))
     texture = choose(n, [1] * 4, g) * shape
-    looks = torch.rand(n, len(LOOKS), generator=g) < torch.tensor([0.25, 0.2, 0.25, 0.15, 0.4])
+    looks = torch.rand(n, len(LOOKS), generator=g) < torch.tensor([0.25, 0.2, 0.2, 0.1, 0.5])
     looks[:, 0] &= ~shape
     return torch.cat([torch.stack([thing, colour, texture], 1), looks.long()], 1)
 
 
 def thicken(masks: Tensor, g: Generator) -> Tensor:
-    width = choose(len(masks), [4, 2, 2, 1], g).view(-1, 1, 1, 1)
+    width = choose(len(masks), [4, 2, 2, 1], g)
     for k in (1, 2, 3):
-        masks = torch.where(width >= k, F.max_pool2d(masks, 3, 1, 1), masks)
+        masks[width >= k] = F.max_pool2d(masks[width >= k], 3, 1, 1)
     return masks
 
 
 def affine(slanted: Tensor, g: Generator) -> Tensor:
     """A 2 x 3 matrix a picture, from output to input: scale, turn, slant (large where it is said so) and shift."""
     n = len(slanted)
-    wide, high = uniform(n, 0.8, 1.35, g), uniform(n, 0.72, 1.1, g)
+    wide, high = uniform(n, 0.65, 1.25, g), uniform(n, 0.72, 1.1, g)
     side = torch.where(torch.rand(n, generator=g) < 0.7, 1.0, -1.0)  # most writing leans to the right
     slant = torch.where(slanted, side * uniform(n, 0.25, 0.6, g), uniform(n, -0.12, 0.15, g))
     turn = uniform(n, -0.15, 0.15, g)
@@ -179,10 +185,10 @@ def affine(slanted: Tensor, g: Generator) -> Tensor:
 
 def bend(masks: Tensor, slanted: Tensor, g: Generator) -> Tensor:
     n = len(masks)
-    grid = F.affine_grid(affine(slanted, g), [n, 1, CANVAS, CANVAS], align_corners=False)
+    grid = F.affine_grid(affine(slanted, g), [n, 1, SIDE, SIDE], align_corners=False)
     knots = torch.randn(n, 2, 4, 4, generator=g) * uniform(n, 0.0, 0.1, g).view(-1, 1, 1, 1)
-    wobble = F.interpolate(knots, size=(CANVAS, CANVAS), mode="bilinear").permute(0, 2, 3, 1)
-    return F.avg_pool2d(F.grid_sample(masks, grid + wobble, align_corners=False), CANVAS // SIDE)
+    wobble = F.interpolate(knots, size=(SIDE, SIDE), mode="bilinear").permute(0, 2, 3, 1)
+    return F.grid_sample(masks, grid + wobble, align_corners=False)
 
 
 def textured(masks: Tensor, texture: Tensor, g: Generator) -> Tensor:
@@ -275,8 +281,8 @@ def caption(told: list[int], filler: int, draw: random.Random) -> str:
 
 
 def captions(facts: Tensor, draw: random.Random) -> tuple[list[str], Tensor]:
-    """A caption each and what it tells. Half of the batches begin with idle words, so that names also stand late."""
-    most = draw.choice([0, 17])
+    """A caption each and what it tells. A third of the batches begin with idle words, so that names also stand late."""
+    most = draw.choice([0, 0, 17])
     told = [mentioned(row, draw) for row in facts.tolist()]
     return [caption(row, draw.randint(0, most), draw) for row in told], torch.tensor(told)
 
@@ -290,7 +296,7 @@ def words() -> list[str]:
 def learn_merges(corpus: list[str]) -> list[tuple[str, str]]:
     """Byte-pair encoding, run until each word of the corpus is one token; ties go to the first in the alphabet."""
     pieces, merges = [[*word[:-1], f"{word[-1]}</w>"] for word in corpus], []
-    while pairs := Counter(pair for word in pieces for pair in zip(word, word[1:])):
+    while pairs := Counter(pair for word in pieces for pair in pairwise(word)):
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         pieces = [merged(word, best) for word in pieces]
@@ -326,23 +332,22 @@ def build_tokenizer() -> CLIPTokenizer:
 
 @dataclass(frozen=True)
 class Settings:
-    epochs: int = 6
-    images: int = 40_000
+    epochs: int = 10
+    images: int = 50_000
     seed: int = 0
-    batch: int = 256
-    rate: float = 1e-3
+    batch: int = 128
+    rate: float = 1.5e-3
 
 
 def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
     shared = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "projection_dim": 128}
-    text = shared | {
-        "num_hidden_layers": 3, "vocab_size": len(tokenizer), "max_position_embeddings": 48,
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+    text = shared | {"num_hidden_layers": 3, "vocab_size": len(tokenizer), "max_position_embeddings": 48}
+    text |= {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
     vision = shared | {"num_hidden_layers": 4, "image_size": SIDE, "patch_size": 8}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
-    for table, spread in [(model.text_model.embeddings.token_embedding, 0.3), (model.text_model.embeddings.position_embedding, 0.1)]:
-        torch.nn.init.normal_(table.weight, std=spread)  # CLIP's own 0.02 hardly learns in so short a training
+    words = model.text_model.embeddings
+    torch.nn.init.normal_(words.token_embedding.weight, std=0.3)  # CLIP's own 0.02 hardly learns in so short a training
+    torch.nn.init.normal_(words.position_embedding.weight, std=0.1)
     return model
 
 
@@ -362,7 +367,8 @@ def contrast(logits: Tensor, true: Tensor) -> Tensor:
     return (texts + images) / 2
 
 
-def batch_loss(model: CLIPModel, tokenizer: CLIPTokenizer, pictures: Tensor, facts: Tensor, draw: random.Random) -> Tensor:
+def batch_loss(model: CLIPModel, tokenizer: CLIPTokenizer, batch: tuple[Tensor, Tensor], draw: random.Random) -> Tensor:
+    pictures, facts = batch
     texts, told = captions(facts, draw)
     tokens = tokenizer(texts, padding=True, truncation=True, max_length=LONGEST + 2, return_tensors="pt")
     with torch.autocast("cpu", torch.bfloat16):
@@ -381,7 +387,7 @@ def train(model: CLIPModel, tokenizer: CLIPTokenizer, settings: Settings) -> Non
     )
     draw, start = random.Random(settings.seed), time.time()
     for step in range(steps):
-        loss = batch_loss(model, tokenizer, *render(settings.batch, settings.seed * 1_000_003 + step), draw)
+        loss = batch_loss(model, tokenizer, render(settings.batch, settings.seed * 1_000_003 + step), draw)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -416,7 +422,8 @@ def as_image(grey: np.ndarray) -> Image.Image:
 
 
 def lean(image: Image.Image, slant: float = 0.35) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, (1, slant, -slant * SIDE / 2, 0, 1, 0), Image.Resampling.BILINEAR)
+    shear = (1, slant, -slant * SIDE / 2, 0, 1, 0)
+    return image.transform(image.size, Image.Transform.AFFINE, shear, Image.Resampling.BILINEAR)
 
 
 def scans() -> tuple[dict[str, list[Image.Image]], Tensor]:
@@ -435,9 +442,10 @@ def percent(found: Tensor, wanted: Tensor) -> float:
 
 def on_scans(folder: Path) -> dict[str, float]:
     pictures, labels = scans()
-    scores = {f"real digits, {look}": percent(zero_shot(folder, images, DIGITS), labels) for look, images in pictures.items()}
+    found = {look: zero_shot(folder, images, DIGITS) for look, images in pictures.items()}
     idle = " ".join(FILLERS[:16]) + " {}."
-    return scores | {"real digits, plain, after 16 idle words": percent(zero_shot(folder, pictures["plain"], DIGITS, idle), labels)}
+    found["plain, after 16 idle words"] = zero_shot(folder, pictures["plain"], DIGITS, idle)
+    return {f"real digits, {look}": percent(names, labels) for look, names in found.items()}
 
 
 def on_rendered(folder: Path, n: int = 6000) -> dict[str, float]:
@@ -467,9 +475,12 @@ def save(folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
     """Hugging Face's layout, weights in half precision."""
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    square = {"height": SIDE, "width": SIDE}
     processor = CLIPImageProcessorPil(
-        size={"shortest_edge": SIDE}, crop_size=square, resample=Image.Resampling.BILINEAR, image_mean=[MEAN] * 3, image_std=[STD] * 3
+        size={"shortest_edge": SIDE},
+        crop_size={"height": SIDE, "width": SIDE},
+        resample=Image.Resampling.BILINEAR,
+        image_mean=[MEAN] * 3,
+        image_std=[STD] * 3,
     )
     processor.save_pretrained(folder)
 
@@ -481,12 +492,14 @@ pipeline_tag: zero-shot-image-classification
 ---
 # Tiny CLIP of fedexperts
 
-A CLIP of {parameters:,} parameters (32 x 32 images in patches of 8, width 128, 4 image and 3 text layers) in Hugging Face's
-layout, small enough to ship with the library and to run on any CPU. It exists for tests, examples and small experiments.
+A CLIP of {parameters:,} parameters (32 x 32 images in patches of 8, width 128, 4 image and 3 text layers) in Hugging
+Face's layout, small enough to ship with the library and to run on any CPU. It exists for tests, examples and small
+experiments.
 
-**The pictures it learned from are rendered.** `pretraining/tiny_clip.py` draws digits, letters and simple shapes from the
-fonts inside matplotlib, in many styles, with captions put together from words. It has never seen a photograph or
-handwriting. scikit-learn's scanned digits, measured below, were not used in training.
+**The pictures it learned from are rendered.** `pretraining/tiny_clip.py` draws digits, letters and simple shapes from
+the fonts inside matplotlib, in many styles, with captions put together from words. It has never seen a photograph or
+handwriting. scikit-learn's scanned digits, measured below, never entered the training; only the ranges of the
+rendering (how coarse, how bold) were set by hand with small scans like those in mind.
 
 ```python
 model = CLIPModel.from_pretrained(folder, dtype=torch.float32)  # stored in half precision
@@ -495,7 +508,10 @@ processor = CLIPImageProcessorPil.from_pretrained(folder)
 ```
 
 ## How it was made
-`{command}`: seed {seed}, {epochs} epochs of {images:,} newly rendered pictures, {minutes} minutes on one thread in bfloat16.
+`{command}`: seed {seed}, {epochs} epochs of {images:,} newly rendered pictures in batches of {batch}, peak
+rate {rate}, {minutes} minutes on one CPU thread in bfloat16. The captions name things at any of the first 26
+positions of the 48 that there are. Equal seeds give equal weights on equal processors and versions of torch.
+
 Licence: Apache-2.0, for the weights as for the code.
 
 ## Zero-shot accuracy
@@ -505,9 +521,10 @@ Text: "a photo of a {{name}}.". Chance is 10 % for ten classes. `--evaluate-only
 |---|---|
 {table}
 
-*Rendered*: fonts and random draws that training left out. Letters are asked for without their case, and among glyphs some
-cannot be told apart (0 and o, 1 and l). *Real digits*: all 1,797 scans of 8 x 8, enlarged bilinearly. *Plain* is bright ink
-on a dark ground, as scikit-learn gives them; *inverted* is dark on light.
+*Rendered*: fonts and random draws that training left out. Letters are asked for without their case, and some glyphs
+cannot be told apart (0 and o, 1 and l). *Real digits*: all 1,797 scans of 8 x 8, enlarged bilinearly. *Plain* is bright
+ink on a dark ground, as scikit-learn gives them; *inverted* is dark on light. *After 16 idle words*: the text is sixteen
+filler words and the name, the layout of a prompt with learned context.
 """
 
 
@@ -539,11 +556,13 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     torch.set_num_threads(1)
+    disable_progress_bar()
     asked = arguments()
     if asked.evaluate_only:
         evaluate(asked.out)
     else:
-        make(asked.out, Settings(*(getattr(asked, field) for field in asdict(Settings()))), shlex.join(["python", *sys.argv]))
+        settings = Settings(*(getattr(asked, field) for field in asdict(Settings())))
+        make(asked.out, settings, shlex.join(["python", *sys.argv]))
 
 
 if __name__ == "__main__":
