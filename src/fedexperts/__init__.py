@@ -1,3 +1,49 @@
-"""fedexperts: federated mixtures of experts. Sites learn together and exchange experts, never data."""
+"""fedexperts: federated mixtures of experts. Sites learn together and exchange experts, never data.
+
+    import fedexperts as fx
+    config = fx.load("configs/demo/pfedmoap.toml", ["run.rounds=5"])
+    score = fx.once(config, "runs/first")
+    print(f"{score.mean:.1f} % on average, {score.worst:.1f} % at the worst client")
+
+The names below are imported when they are first used, so that the command line answers at once.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .config import Config, ConfigError, build, load
+    from .loop import NobodyLeftError
+    from .method import Finished, Local, Method, Model, Sent, Upload
+    from .metrics import Score
+    from .study import once
+
+_ROOMS = {
+    "config": ("Config", "ConfigError", "build", "load"),
+    "loop": ("NobodyLeftError",),
+    "method": ("Finished", "Local", "Method", "Model", "Sent", "Upload"),
+    "metrics": ("Score",),
+    "study": ("once",),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+__all__ = [
+    "Config",
+    "ConfigError",
+    "Finished",
+    "Local",
+    "Method",
+    "Model",
+    "NobodyLeftError",
+    "Score",
+    "Sent",
+    "Upload",
+]
+__all__ += ["build", "load", "once"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

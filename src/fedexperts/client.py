@@ -13,7 +13,7 @@ import torch
 
 from .learn import Examples, Learning, fit, predict
 from .message import Order, Reply
-from .method import Fact, Facts, Local, Method, Model
+from .method import Facts, Local, Method, Model
 from .private import Private
 from .tensors import Tensors, rng, shapes
 
@@ -104,30 +104,33 @@ def seal(leaves: Tensors, uploads: frozenset[str], client: str) -> Tensors:
 
 def _predict(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
     """How well each client's own predictor does on its validation and test examples, and the global one on its test."""
-    method, model = job.method, job.model
+    clients = [client for client, _ in pairs]
     # "after round r" includes what the client kept in round r itself
     owns = [client.private.load(client.name, before=order.round + 1) for client, order in pairs]
-    states = [method.recall(model, order.tensors, own) for (_, order), own in zip(pairs, owns, strict=True)]
-    shared = [method.recall(model, order.tensors, None) for _, order in pairs]
-    correct = {
-        "valid": _correct(job, states, [client.valid for client, _ in pairs]),
-        "test": _correct(job, states, [client.test for client, _ in pairs]),
-        "test_global": _correct(job, shared, [client.test for client, _ in pairs]),
-    }
+    own = [job.method.recall(job.model, order.tensors, kept) for (_, order), kept in zip(pairs, owns, strict=True)]
+    shared = [job.method.recall(job.model, order.tensors, None) for _, order in pairs]
+    valid = _correct(job, own, [client.valid for client in clients])
+    test = _correct(job, own, [client.test for client in clients])
+    test_global = _correct(job, shared, [client.test for client in clients]) if any(owns) else test
     replies = []
     for i, (client, order) in enumerate(pairs):
-        facts: Facts = {f"{part}_correct": counts[i] for part, counts in correct.items()}
-        facts |= {"valid_examples": len(client.valid), "test_examples": len(client.test)}
+        facts: Facts = {
+            "valid_correct": valid[i],
+            "valid_examples": len(client.valid),
+            "test_correct": test[i],
+            "test_global_correct": test_global[i],
+            "test_examples": len(client.test),
+        }
         with torch.no_grad():
-            facts |= method.facts(model, states[i], client.test.x[:, 0])
+            facts |= job.method.facts(job.model, own[i], client.test.x[:, 0])
         replies.append(Reply(client.name, order.round, "predict", facts=facts))
     return replies
 
 
-def _correct(job: Job, states: Sequence[Local], examples: Sequence[Examples]) -> list[Fact]:
+def _correct(job: Job, states: Sequence[Local], examples: Sequence[Examples]) -> list[int]:
     """How many of each client's examples are classified right."""
 
-    def count(chosen: Sequence[int]) -> list[Fact]:
+    def count(chosen: Sequence[int]) -> list[int]:
         logits = predict(
             lambda local, x: job.method.logits(job.model, local, x),
             [states[i] for i in chosen],

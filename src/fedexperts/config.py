@@ -19,6 +19,7 @@ import tomlkit
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
+from torch import Tensor
 
 from . import __version__
 from .client import Client, Job
@@ -26,8 +27,9 @@ from .data import DATA, Federation, features
 from .engine import Engine, InProcess
 from .learn import Examples, Learning
 from .loop import Schedule
+from .method import Method
 from .methods import METHODS
-from .models import MODELS
+from .models import MODELS, Built
 from .private import Private
 
 Layer = tuple[dict[str, Any], str]  # nested values, and where they came from
@@ -103,10 +105,10 @@ class Config:
                 yield dotted, value, meanings.get(key, "which one"), self.origins.get(dotted, "default")
 
 
-def load(path: Path, settings: Sequence[str] = ()) -> Config:
+def load(path: Path | str, settings: Sequence[str] = ()) -> Config:
     """The config file at `path`, on top of its `base` files, below `section.key=value` settings. Raises ConfigError."""
     changes = [(_nest([_setting(text)]), f"--set {text}") for text in settings]
-    return resolve([*_layers(path), *changes])
+    return resolve([*_layers(Path(path)), *changes])
 
 
 def parse(text: str, origin: str) -> Config:
@@ -123,7 +125,7 @@ def resolve(layers: Iterable[Layer]) -> Config:
     errors = [_unknown("section", key, [*NAMED, *PLAIN, "name", "tune"]) for key in merged if key not in _TOP]
     name = merged.get("name", "")
     if not isinstance(name, str) or not name:
-        errors.append(f"name = {name!r}: right would be a word for the experiment, for example name = \"pfedmoap\"")
+        errors.append(f'name = {name!r}: right would be a word for the experiment, for example name = "pfedmoap"')
     resolved = {section: _resolve_section(section, merged.get(section, {}), errors) for section in (*NAMED, *PLAIN)}
     tune = _resolve_tune(merged.get("tune", {}), resolved, errors)
     if errors:
@@ -131,23 +133,67 @@ def resolve(layers: Iterable[Layer]) -> Config:
     return Config(name, resolved, tune, origins)
 
 
+def parts(config: Config) -> tuple[Federation, Built, Method]:
+    """An experiment's data, its model with the frozen encoder, and its method; ValueError if they do not fit."""
+    seed: int = config.values["run"]["seed"]
+    federation: Federation = config.section("data").load(seed)
+    built: Built = config.section("model").build(federation.classes, seed)
+    method: Method = config.section("method")
+    method.uploads(built.model)  # a method that cannot work with this model says so here
+    return federation, built, method
+
+
 def build(config: Config, private: Path) -> tuple[Job, Engine]:
     """The job and the engine of an experiment; clients' private states lie in the folder `private`."""
     run: RunSettings = config.section("run")
-    torch.set_num_threads(run.threads)
-    federation: Federation = config.section("data").load(run.seed)
     learning: Learning = config.section("learning")
-    built = config.section("model").build(federation.classes, run.seed)
+    torch.set_num_threads(run.threads)
+    federation, built, method = parts(config)
     inputs = features(federation.images, built.encode, built.key, cache_folder(), learning.views, run.seed)
-    job = Job(config.section("method"), built.model, learning, run.rounds, run.seed)
-    job.method.uploads(job.model)  # a method that cannot work with this model says so here
-    store = Private(private)
+
+    def examples(index: Tensor) -> Examples:
+        return Examples(inputs[index], federation.labels[index])
+
     sites = {
-        name: Client(name, *(Examples(inputs[i], federation.labels[i]) for i in (p.train, p.valid, p.test)), store)
-        for name, p in federation.parts.items()
+        name: Client(name, examples(own.train), examples(own.valid), examples(own.test), Private(private))
+        for name, own in federation.parts.items()
     }
+    job = Job(method, built.model, learning, run.rounds, run.seed)
     engine: Engine = config.section("engine").build(job, sites)
     return job, engine
+
+
+def find(path: Path) -> list[Path]:
+    """The config files at `path`: a file, or every file of a folder whose name does not begin with "_".
+
+    A path that is not there is looked up among the configs that ship with the package.
+    """
+    place = path if path.exists() else _shipped_folder() / Path(*path.parts[path.parts[:1] == ("configs",) :])
+    if not place.is_dir():
+        return [place if place.exists() else path]
+    found = sorted(file for file in place.glob("*.toml") if not file.name.startswith("_"))
+    if not found:
+        raise ConfigError(f"{path}: a folder without config files; right would be one with NAME.toml in it")
+    return found
+
+
+def shipped() -> list[tuple[Path, str]]:
+    """The configs that ship with the package, each with the comment in its first line."""
+    files = [file for file in sorted(_shipped_folder().rglob("*.toml")) if not file.name.startswith("_")]
+    return [
+        (Path("configs") / file.relative_to(_shipped_folder()), file.read_text().splitlines()[0].removeprefix("# "))
+        for file in files
+    ]
+
+
+def _shipped_folder() -> Path:
+    here = Path(__file__).parent
+    return here / "configs" if (here / "configs").exists() else here.parents[1] / "configs"
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def cache_folder() -> Path:
@@ -261,7 +307,7 @@ def _validate(section: str, given: dict[str, Any]) -> tuple[dict[str, Any], list
 def _resolve_tune(tune: Any, resolved: dict[str, dict[str, Any]], errors: list[str]) -> dict[str, list[Any]]:
     """Dotted keys with a list of values each, every value checked in its place."""
     if not isinstance(tune, dict):
-        errors.append(f"tune = {tune!r}: right would be a table of lists, [tune] \"learning.rate\" = [0.1, 0.3]")
+        errors.append(f'tune = {tune!r}: right would be a table of lists, [tune] "learning.rate" = [0.1, 0.3]')
         return {}
     for dotted, choices in tune.items():
         section, _, key = dotted.partition(".")
@@ -312,7 +358,9 @@ def _imported(section: str, name: str) -> type:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{section}.name = {name!r}: {error}; right would be module:Class on the Python path") from None
+        raise ConfigError(
+            f"{section}.name = {name!r}: {error}; right would be module:Class on the Python path"
+        ) from None
     if not isinstance(found, type):
         raise ConfigError(f"{section}.name = {name!r} is {found!r}; right would be a class")
     return found
@@ -330,7 +378,5 @@ def _schema(section: str, values: Mapping[str, Any]) -> Schema:
 def _model(kind: type) -> type[BaseModel]:
     """A pydantic model of a dataclass's fields: strict, and nothing beside them."""
     hints = get_type_hints(kind, include_extras=True)
-    keys: dict[str, Any] = {
-        f.name: (hints[f.name], ... if f.default is MISSING else f.default) for f in fields(kind)
-    }
+    keys: dict[str, Any] = {f.name: (hints[f.name], ... if f.default is MISSING else f.default) for f in fields(kind)}
     return create_model(kind.__name__, __config__=ConfigDict(extra="forbid", strict=True), **keys)

@@ -118,6 +118,6 @@ def _nobody(round: int, refused: dict[str, str]) -> str:
 
 
 def _trained(sent: Sent, reply: Reply, upload: Upload, start: Tensors) -> Facts:
-    """A client's training as logged: its loss, the l2 distance of its upload from the global tensors, what it was sent."""
+    """A client's training as logged: its loss, the l2 distance of its upload to the global tensors; what it got."""
     moved = sum(float((upload.tensors[name] - start[name]).double().square().sum()) for name in sorted(start)) ** 0.5
     return reply.facts | sent.facts | {"examples": upload.examples, "moved": moved}

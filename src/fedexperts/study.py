@@ -4,7 +4,7 @@
     OUT/EXPERIMENT/tune/001/       a run for each combination of the values to tune, with the first seed
     OUT/EXPERIMENT/seed-0/         a run for each seed, with the values that were best on validation data
 
-What is left to do is read off the folder, so running a study and resuming one are the same function. Tests data are not
+What is left to do is read off the folder, so running a study and resuming one are the same function. Test data are not
 looked at here: a trial's score is its mean validation accuracy after its last round.
 """
 
@@ -14,8 +14,8 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,22 @@ from typing import Any
 from . import config as door
 from .config import Config, ConfigError
 from .loop import NobodyLeftError, run
-from .metrics import by_round, valid
+from .metrics import Score, by_round, last, valid
 from .rundir import RunDir
 from .tensors import write
 
-Progress = Callable[[str, int, int], None]  # what is running, rounds done, rounds in all
+
+@dataclass(frozen=True)
+class Beat:
+    """How far a study is: what it does now, rounds done and in all, clients that trained in the newest round."""
+
+    what: str
+    done: int
+    total: int
+    clients: int
+
+
+Progress = Callable[[Beat], None]
 
 
 @dataclass(frozen=True)
@@ -44,8 +55,13 @@ class Unit:
 
     def done(self) -> int:
         """Rounds that are finished, counted likewise."""
-        last = RunDir(self.folder).done()
-        return 0 if last is None else last + 1
+        newest = RunDir(self.folder).done()
+        return 0 if newest is None else newest + 1
+
+    def clients(self) -> int:
+        """Clients that trained in the newest finished round."""
+        rows = RunDir(self.folder).rows("rounds.jsonl")
+        return len(rows[-1]["trained"]) if rows else 0
 
 
 def create(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
@@ -62,7 +78,7 @@ def create(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
     write(path / "study.json", (json.dumps(asked, indent=1) + "\n").encode())
 
 
-def advance(path: Path, jobs: int = 1, tell: Progress = lambda *_: None) -> None:
+def advance(path: Path, jobs: int = 1, tell: Progress = lambda _: None) -> None:
     """Do what is left of a study: trials first, then every seed with the chosen values."""
     seeds, configs = read(path)
     _run_all([unit for config in configs for unit in trials(path, config, seeds[0])], jobs, tell, "tuning")
@@ -70,7 +86,8 @@ def advance(path: Path, jobs: int = 1, tell: Progress = lambda *_: None) -> None
     for config in configs:
         chosen = choose(path, config, seeds[0])
         units += [
-            Unit(config.having({**chosen, "run.seed": seed}, "tuned"), path / config.name / f"seed-{seed}") for seed in seeds
+            Unit(config.having({**chosen, "run.seed": seed}, "tuned"), path / config.name / f"seed-{seed}")
+            for seed in seeds
         ]
     if failed := _run_all(units, jobs, tell, "running"):
         raise NobodyLeftError("\n".join(f"{unit.folder}: {why}" for unit, why in failed))
@@ -84,9 +101,13 @@ def read(path: Path) -> tuple[list[int], list[Config]]:
         texts: dict[str, str] = asked["experiments"]
         return [int(seed) for seed in asked["seeds"]], [door.parse(text, str(file)) for text in texts.values()]
     except FileNotFoundError:
-        raise ValueError(f"{path} holds no study (no study.json); right would be a folder that `fedexperts run` made") from None
+        raise ValueError(
+            f"{path} holds no study (no study.json); right would be a folder that `fedexperts run` made"
+        ) from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}): put a backup in its place, or run anew with another --out") from None
+        raise ValueError(
+            f"{file} is damaged ({error}): put a backup in its place, or run anew with another --out"
+        ) from None
 
 
 def trials(path: Path, config: Config, seed: int) -> list[Unit]:
@@ -121,52 +142,59 @@ def trial_score(unit: Unit) -> float | None:
     return valid(rounds[max(rounds)])
 
 
-def work(unit: Unit) -> str:
-    """Run a unit from wherever it stands; why it cannot go on, or ""."""
+def once(config: Config, folder: Path | str) -> Score:
+    """One experiment in a new folder, as configured and untuned; its score after the last round."""
+    unit = Unit(config, Path(folder))
+    if why := work(unit):
+        raise NobodyLeftError(why)
+    return last(RunDir(unit.folder).rows("clients.jsonl"))
+
+
+def work(unit: Unit, beat: Callable[[], None] = lambda: None) -> str:
+    """Run a unit from wherever it stands, `beat` after each round; why it cannot go on, or ""."""
     if unit.folder.exists():
         folder = RunDir(unit.folder)
     else:
         folder = RunDir.create(unit.folder, unit.config.toml(), door.environment())
     job, engine = door.build(unit.config, unit.folder / "private")
     try:
-        run(job, engine, unit.config.section("run"), folder)
+        run(job, engine, unit.config.section("run"), folder, lambda _: beat())
     except NobodyLeftError as error:
         return str(error)
     return ""
 
 
 def _run_all(units: Sequence[Unit], jobs: int, tell: Progress, what: str) -> list[tuple[Unit, str]]:
-    """Run units, `jobs` at a time; those that could not go on, and why."""
+    """Run what is left of the units, `jobs` at a time; those that could not go on, and why."""
     left = [unit for unit in units if unit.done() < unit.rounds]
-    results = _here(left) if jobs == 1 or len(left) < 2 else _in_processes(left, min(jobs, len(left)))
-    failed = []
-    for finished in results:
-        if finished and finished[1]:
-            failed.append(finished)
-        tell(what, sum(unit.done() for unit in units), sum(unit.rounds for unit in units))
-    return failed
+
+    def beat() -> None:
+        done = [unit.done() for unit in units]
+        active = next((unit for unit, d in zip(units, done, strict=True) if 0 < d < unit.rounds), units[-1])
+        tell(Beat(what, sum(done), sum(unit.rounds for unit in units), active.clients()))
+
+    if jobs == 1 or len(left) < 2:
+        results = [(unit, work(unit, beat)) for unit in left]
+    else:
+        results = _in_processes(left, min(jobs, len(left)), beat)
+    if units:
+        beat()
+    return [(unit, why) for unit, why in results if why]
 
 
-def _here(units: Sequence[Unit]) -> Iterator[tuple[Unit, str] | None]:
-    for unit in units:
-        yield unit, work(unit)
-
-
-def _in_processes(units: Sequence[Unit], jobs: int) -> Iterator[tuple[Unit, str] | None]:
-    """Yields a finished unit, or None twice a second to let somebody look at the progress."""
+def _in_processes(units: Sequence[Unit], jobs: int, beat: Callable[[], None]) -> list[tuple[Unit, str]]:
+    """Units and why each could not go on, or ""; `beat` twice a second."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
         futures = {pool.submit(work, unit): unit for unit in units}
         try:
-            while futures:
-                finished, _ = wait(futures, timeout=0.5, return_when=FIRST_COMPLETED)
-                yield from ((futures.pop(future), future.result()) for future in finished)
-                yield None
+            while wait(futures, timeout=0.5).not_done:
+                beat()
         except BaseException:
             for process in list((pool._processes or {}).values()):  # a stopped study leaves nobody running
                 process.kill()
-            pool.shutdown(wait=False, cancel_futures=True)
             raise
+        return [(unit, future.result()) for future, unit in futures.items()]
 
 
 def _end_with_parent(parent: int) -> None:

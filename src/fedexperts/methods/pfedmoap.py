@@ -131,7 +131,7 @@ class PFedMoAP(Method):
         return {"gate": self.gate_rate}
 
     def logits(self, model: Model, local: Local, x: Tensor) -> Tensor:
-        """sim(Pool(I), T_MoE) + lambda sim(I, T_L), times CLIP's scale (arXiv:2410.10114 eq. 10); a first-timer: plain CLIP."""
+        """sim(Pool(I), T_MoE) + lambda sim(I, T_L), times CLIP's scale (arXiv:2410.10114 eq. 10); first: plain CLIP."""
         own_CD = _prompted(model).texts(local.trained["context"])
         plain_BC = x @ own_CD.T
         if "experts" not in local.fixed:

@@ -1,0 +1,242 @@
+"""The command line. It reads arguments, calls one function of another room, and prints; it computes nothing.
+
+Heavy rooms are imported inside the commands, so that help and typing errors answer at once.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from . import study
+    from .config import Config
+
+app = typer.Typer(
+    help="Federated mixtures of experts: sites learn together and exchange experts, never data.",
+    no_args_is_help=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Configs = Annotated[list[Path], typer.Argument(help="Config files, or folders of them.", show_default=False)]
+OneConfig = Annotated[Path, typer.Argument(help="A config file.", show_default=False)]
+Runs = Annotated[list[Path], typer.Argument(help="Folders that `fedexperts run` made.", show_default=False)]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="section.key=value", help="Another value for a key; repeatable.")
+]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Runs at a time, each a process.", show_default="one a core")]
+
+START = """[bold]fedexperts[/]: sites learn together and exchange experts, never data.
+
+  fedexperts ls configs                    what can be run
+  fedexperts check configs/demo/pfedmoap.toml   the data, the split, the model; nothing is trained
+  fedexperts run configs/demo              the comparison, with a report, in a few minutes
+  fedexperts --help                        all commands"""
+
+
+@app.callback(invoke_without_command=True)
+def start(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        out.print(START)
+
+
+@app.command()
+def run(
+    configs: Configs,
+    settings: Settings = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, counted up from run.seed.")] = 1,
+    folder: Annotated[Path | None, typer.Option("--out", help="A new folder.", show_default="runs/NAME")] = None,
+    jobs: Jobs = None,
+) -> None:
+    """Run experiments side by side: tune each on validation data, repeat over seeds, print tables, write the report."""
+    from . import study
+
+    with _errors():
+        experiments = _load(configs, settings or [])
+        first = int(experiments[0].values["run"]["seed"])
+        place = folder or Path("runs") / (configs[0].stem if len(configs) == 1 else "comparison")
+        study.create(place, experiments, [first + i for i in range(seeds)])
+        _advance(place, jobs)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `fedexperts run` made.")],
+    jobs: Jobs = None,
+) -> None:
+    """Go on with what was stopped, from the last finished round of each run."""
+    with _errors():
+        _advance(folder, jobs)
+
+
+@app.command()
+def compare(runs: Runs) -> None:
+    """Print the tables of finished runs."""
+    from . import report as pictures
+
+    with _errors():
+        for table in pictures.tables(pictures.collect(runs)):
+            out.print(table)
+
+
+@app.command()
+def report(
+    runs: Runs,
+    file: Annotated[Path | None, typer.Option("--out", help="The page.", show_default="report.html in RUN")] = None,
+) -> None:
+    """Write one self-contained HTML page: settings, tables, pictures."""
+    from . import report as pictures
+
+    with _errors():
+        path = file or runs[0] / "report.html"
+        pictures.write_html(pictures.collect(runs), path)
+        out.print(f"Wrote {path}")
+
+
+@app.command("ls")
+def list_(what: Annotated[str, typer.Argument(metavar="configs|methods|models|data")]) -> None:
+    """List what there is, a line each."""
+    from . import config as door
+
+    kinds = {"methods": "method", "models": "model", "data": "data"}
+    with _errors():
+        if what == "configs":
+            rows = [(str(path), about) for path, about in door.shipped()]
+        elif what in kinds:
+            rows = [(name, (kind.__doc__ or "").split("\n")[0]) for name, kind in door.known(kinds[what]).items()]
+        else:
+            raise ValueError(f"ls {what}: right would be one of configs, methods, models, data")
+        grid = Table.grid(padding=(0, 2))
+        for row in rows:
+            grid.add_row(*row)
+        out.print(grid)
+
+
+@app.command()
+def show(config: OneConfig, settings: Settings = None) -> None:
+    """Print a config resolved: every key, its value, its meaning, and where the value came from."""
+    with _errors():
+        (found,) = _load([config], settings or [])
+        table = Table("key", "value", "from", "meaning", box=None, pad_edge=False)
+        for key, value, meaning, origin in found.described():
+            table.add_row(key, escape(repr(value)), escape(origin), escape(meaning))
+        for key, choices in found.tune.items():
+            table.add_row(f"tune {key}", escape(repr(choices)), "", "values tried, chosen by validation accuracy")
+        out.print(table)
+
+
+@app.command()
+def check(config: OneConfig, settings: Settings = None) -> None:
+    """Load data and model, print the split; nothing is trained."""
+    from . import config as door
+
+    with _errors():
+        (found,) = _load([config], settings or [])
+        federation, built, method = door.parts(found)
+        table = Table("client", "domain", "train", "valid", "test", *federation.classes, box=None, pad_edge=False)
+        for client, counts in federation.counts().items():
+            by_class = [sum(column) for column in zip(*counts.values(), strict=True)]
+            totals = [sum(counts[part]) for part in ("train", "valid", "test")]
+            table.add_row(client, federation.domains[client], *map(str, [*totals, *by_class]))
+        out.print(table)
+        trained = sum(value.numel() for value in built.model.initial.values())
+        out.print(
+            f"\n{found.name}: {len(federation.parts)} clients, {len(federation.images)} images of "
+            f"{len(federation.classes)} classes; no example stands in two parts or at two clients.\n"
+            f"The model trains {trained:,} numbers a client; what may leave a client: "
+            f"{', '.join(sorted(method.uploads(built.model))) or 'nothing'}.\n"
+            f"Next: fedexperts run {config}"
+        )
+
+
+def main() -> None:
+    """The program."""
+    app()
+
+
+def _load(paths: list[Path], settings: list[str]) -> list["Config"]:
+    from . import config as door
+
+    return [door.load(file, settings) for path in paths for file in door.find(path)]
+
+
+def _advance(folder: Path, jobs: int | None) -> None:
+    """Run what is left in a folder with a progress bar; then tables, report, and what to type next."""
+    from . import config as door
+    from . import report as pictures
+    from . import study
+
+    seeds, experiments = study.read(folder)
+    trials = sum(len(study.trials(folder, e, seeds[0])) for e in experiments)
+    runs = trials + len(experiments) * len(seeds)
+    out.print(f"{len(experiments)} experiments, {len(seeds)} seeds: {runs} runs, {trials} of them to tune, in {folder}")
+    with _interruptible(folder), _progress() as tell:
+        study.advance(folder, jobs or door.cores(), tell)
+    found = pictures.collect([folder])
+    for table in pictures.tables(found):
+        out.print(table)
+    pictures.write_html(found, folder / "report.html")
+    out.print(f"\nReport: {folder / 'report.html'}\nTables again: fedexperts compare {folder}")
+
+
+@contextmanager
+def _progress() -> Iterator["study.Progress"]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("round"),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[clients]} clients a round"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(beat: "study.Beat") -> None:
+            if beat.what not in tasks:
+                tasks[beat.what] = bar.add_task(beat.what, clients=0)
+            bar.update(tasks[beat.what], completed=beat.done, total=beat.total, clients=beat.clients or "...")
+
+        yield tell
+
+
+@contextmanager
+def _interruptible(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print(f"\nStopped. Every finished round is kept; go on with: fedexperts resume {folder}")
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """A clear line instead of a traceback, for what is the user's to mend."""
+    from .config import ConfigError
+    from .loop import NobodyLeftError
+
+    try:
+        yield
+    except (ValueError, OSError, NobodyLeftError) as error:
+        err.print(f"[red]{'Config' if isinstance(error, ConfigError) else 'Error'}:[/] {escape(str(error))}")
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
