@@ -46,16 +46,16 @@ Jobs = Annotated[int | None, typer.Option(min=1, help="Runs at a time, each a pr
 
 START = """[bold]fedexperts[/]: sites learn together and exchange experts, never data.
 
-  fedexperts ls configs                    what can be run
-  fedexperts check configs/demo/pfedmoap.toml   the data, the split, the model; nothing is trained
-  fedexperts run configs/demo              the comparison, with a report, in a few minutes
-  fedexperts --help                        all commands"""
+  fedexperts ls configs                         what can be run
+  fedexperts check configs/demo/pfedmoap.toml   data, split and model; nothing is trained
+  fedexperts run configs/demo                   the comparison, with a report, in a few minutes
+  fedexperts --help                             all commands"""
 
 
 @app.callback(invoke_without_command=True)
 def start(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        out.print(START)
+        out.print(START, soft_wrap=True)
 
 
 @app.command()
@@ -63,7 +63,9 @@ def run(
     configs: Configs,
     settings: Settings = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, counted up from run.seed.")] = 1,
-    folder: Annotated[Path | None, typer.Option("--out", help="A new folder.", show_default="runs/NAME")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="A new folder.", show_default="the next free runs/NAME")
+    ] = None,
     jobs: Jobs = None,
 ) -> None:
     """Run experiments side by side: tune each on validation data, repeat over seeds, print tables, write the report."""
@@ -72,7 +74,7 @@ def run(
     with _errors():
         experiments = _load(configs, settings or [])
         first = int(experiments[0].values["run"]["seed"])
-        place = folder or Path("runs") / (configs[0].stem if len(configs) == 1 else "comparison")
+        place = folder or study.free(Path("runs") / (configs[0].stem if len(configs) == 1 else "comparison"))
         study.create(place, experiments, [first + i for i in range(seeds)])
         _advance(place, jobs)
 
@@ -135,12 +137,13 @@ def show(config: OneConfig, settings: Settings = None) -> None:
     """Print a config resolved: every key, its value, its meaning, and where the value came from."""
     with _errors():
         (found,) = _load([config], settings or [])
-        table = Table("key", "value", "from", "meaning", box=None, pad_edge=False)
+        section = ""
         for key, value, meaning, origin in found.described():
-            table.add_row(key, escape(repr(value)), escape(origin), escape(meaning))
-        for key, choices in found.tune.items():
-            table.add_row(f"tune {key}", escape(repr(choices)), "", "values tried, chosen by validation accuracy")
-        out.print(table)
+            head, _, name = key.partition(".")
+            if head != section:
+                out.print(f"\n[bold]{escape(f'[{head}]')}[/]", soft_wrap=True)
+                section = head
+            out.print(f"{name} = {escape(value)}  [dim]# {escape(meaning)} ({escape(origin)})[/]", soft_wrap=True)
 
 
 @app.command()

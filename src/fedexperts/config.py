@@ -96,13 +96,17 @@ class Config:
         """As a config file that runs the same experiment."""
         return tomlkit.dumps(self.nested())
 
-    def described(self) -> Iterator[tuple[str, Any, str, str]]:
-        """Every dotted key with its value, its meaning and its origin."""
+    def described(self) -> Iterator[tuple[str, str, str, str]]:
+        """Every dotted key with its value as TOML, its meaning and its origin."""
         for section, values in self.values.items():
             meanings = {name: info.description or "" for name, info in _schema(section, values).items()}
             for key, value in values.items():
                 dotted = f"{section}.{key}"
-                yield dotted, value, meanings.get(key, "which one"), self.origins.get(dotted, "default")
+                named = ", ".join(NAMED[section]) if section in NAMED else ""
+                meaning = meanings.get(key) or f"one of {named}, or module:Class"
+                yield dotted, tomlkit.item(value).as_string(), meaning, self.origins.get(dotted, "default")
+        for key, choices in self.tune.items():
+            yield f'tune."{key}"', tomlkit.item(choices).as_string(), "tried; chosen by validation accuracy", ""
 
 
 def load(path: Path | str, settings: Sequence[str] = ()) -> Config:
@@ -121,7 +125,7 @@ def resolve(layers: Iterable[Layer]) -> Config:
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for values, origin in layers:
-        _merge(merged, values, origins, origin, "")
+        _merge(merged, values, origins, origin)
     errors = [_unknown("section", key, [*NAMED, *PLAIN, "name", "tune"]) for key in merged if key not in _TOP]
     name = merged.get("name", "")
     if not isinstance(name, str) or not name:
@@ -260,13 +264,20 @@ def _nest(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return nested
 
 
-def _merge(into: dict[str, Any], values: Mapping[str, Any], origins: dict[str, str], origin: str, prefix: str) -> None:
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(into.get(key, {}), dict) and not prefix:
-            _merge(into.setdefault(key, {}), value, origins, origin, f"{key}.")
-        else:
-            into[key] = value
-            origins[prefix + key] = origin
+def _merge(into: dict[str, Any], values: Mapping[str, Any], origins: dict[str, str], origin: str) -> None:
+    """Lay `values` over `into`; a section that names another class than before begins anew."""
+    for section, given in values.items():
+        if not isinstance(given, dict):
+            into[section], origins[section] = given, origin
+            continue
+        before = into.get(section)
+        renamed = (
+            section in NAMED
+            and isinstance(before, dict)
+            and given.get("name", before.get("name")) != before.get("name")
+        )
+        into[section] = given if renamed or not isinstance(before, dict) else before | given
+        origins.update({f"{section}.{key}": origin for key in given})
 
 
 # ---- checking

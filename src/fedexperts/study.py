@@ -78,6 +78,12 @@ def create(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
     write(path / "study.json", (json.dumps(asked, indent=1) + "\n").encode())
 
 
+def free(path: Path) -> Path:
+    """`path`, or `path-2`, `path-3` ... if it is there already."""
+    names = itertools.chain([path], (path.with_name(f"{path.name}-{i}") for i in itertools.count(2)))
+    return next(name for name in names if not name.exists())
+
+
 def advance(path: Path, jobs: int = 1, tell: Progress = lambda _: None) -> None:
     """Do what is left of a study: trials first, then every seed with the chosen values."""
     seeds, configs = read(path)
