@@ -54,7 +54,7 @@ def train(job: Job, engine: Engine, schedule: Schedule, folder: RunDir, server: 
     """One round: the server's next state."""
     began = time.monotonic()
     chosen = sample(engine.clients(), schedule.participation, job.seed, round)
-    sent = {client: job.method.send(server, client, round, job.seed) for client in chosen}
+    sent = job.method.send(server, chosen, round, job.seed)
     replies = exchange(engine, {client: s.tensors for client, s in sent.items()}, round, "train")
     expected = job.method.expects(server, job.model)
     refused = {client: why for client in chosen if (why := _refusal(replies.get(client), expected))}

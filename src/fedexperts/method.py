@@ -110,8 +110,8 @@ class Method(ABC):
         return {name: shared[name] for name in self.uploads(model)}
 
     @abstractmethod
-    def send(self, server: Tensors, client: str, round: int, seed: int) -> Sent:
-        """The payload with which `client` trains in this round."""
+    def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
+        """Each client's own payload, with which it trains in this round."""
 
     def publish(self, server: Tensors) -> Tensors:
         """What every client may know, whether it trained or not: the payload of an evaluation."""

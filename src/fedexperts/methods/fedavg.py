@@ -27,8 +27,8 @@ class FedAvg(Method):
     def uploads(self, model: Model) -> frozenset[str]:
         return frozenset(model.initial)
 
-    def send(self, server: Tensors, client: str, round: int, seed: int) -> Sent:
-        return Sent(self.publish(server))
+    def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
+        return dict.fromkeys(clients, Sent(self.publish(server)))
 
     def merge(self, server: Tensors, uploads: Sequence[Upload]) -> Tensors:
         return named("global", mean([u.tensors for u in uploads], [u.examples for u in uploads]))
@@ -61,8 +61,8 @@ class Alone(Method):
     def uploads(self, model: Model) -> frozenset[str]:
         return frozenset()
 
-    def send(self, server: Tensors, client: str, round: int, seed: int) -> Sent:
-        return Sent({})
+    def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
+        return dict.fromkeys(clients, Sent({}))
 
     def merge(self, server: Tensors, uploads: Sequence[Upload]) -> Tensors:
         return server

@@ -11,8 +11,10 @@ d = G / H, l context tokens, W word width.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Literal, cast
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -83,34 +85,41 @@ class PFedMoAP(Method):
             shared |= named("gate", self._new_gate(model, rng(0, "gate")))
         return named("global", shared)
 
-    def send(self, server: Tensors, client: str, round: int, seed: int) -> Sent:
-        """The global prompt and, for a client with a pool entry, K other entries [K, l, W] for its mixture."""
-        payload = self.publish(server)
-        pool = under(server, "pool")
-        if client not in pool:
-            return Sent(payload)
-        chosen, distances = self._neighbours(pool, client, rng(seed, "experts", round, client))
-        own = pool[client]
-        contexts = torch.stack([pool[name] for name in chosen]) if chosen else own.new_empty((0, *own.shape))
-        return Sent(payload | {"experts": contexts}, {"received": chosen, "distances": distances})
+    def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
+        """The global prompt and, for a client with a pool entry, K other entries [K, l, W] for its mixture.
+
+        The pool is read as the last round left it. A client's own facts name whose prompts it received.
+        """
+        payload, pool = self.publish(server), under(server, "pool")
+        sent = dict.fromkeys(clients, Sent(payload))
+        names = sorted(pool)
+        known = [client for client in clients if client in pool]
+        if not known:
+            return sent
+        entries_NlW = torch.stack([pool[name] for name in names])
+        own = [names.index(client) for client in known]
+        flat = entries_NlW.flatten(1)
+        distances = torch.cdist(flat[own], flat, compute_mode="donot_use_mm_for_euclid_dist")
+        for client, place, distance_N in zip(known, own, distances, strict=True):
+            chosen = self._chosen(distance_N, place, rng(seed, "experts", round, client))
+            received = [names[i] for i in chosen.tolist()]
+            facts: Facts = {"received": received, "distances": distance_N[chosen].tolist()}
+            sent[client] = Sent(payload | {"experts": entries_NlW[chosen]}, facts)
+        return sent
 
     def merge(self, server: Tensors, uploads: Sequence[Upload]) -> Tensors:
         """Overwrite the pool and average what is shared, by examples (arXiv:2410.10114, algorithm 1)."""
         shared = mean([u.tensors for u in uploads], [u.examples for u in uploads])
         return server | named("global", shared) | named("pool", {u.client: u.tensors["context"] for u in uploads})
 
-    def _neighbours(self, pool: Tensors, client: str, generator: torch.Generator) -> tuple[list[str], list[float]]:
-        """Names of the chosen entries and their l2 distances to the client's own, itself excluded."""
-        others = sorted(set(pool) - {client})
-        if not others:
-            return [], []
-        distance = (torch.stack([pool[name] for name in others]) - pool[client]).flatten(1).norm(dim=1)
+    def _chosen(self, distance_N: Tensor, own: int, generator: torch.Generator) -> Tensor:
+        """Places of K entries of the pool by their l2 distance to the client's own, which is left out."""
         order = {
-            "nearest": lambda: torch.argsort(distance, stable=True),
-            "farthest": lambda: torch.argsort(distance, stable=True, descending=True),
-            "random": lambda: torch.randperm(len(others), generator=generator),
-        }[self.select]()[: self.experts]
-        return [others[i] for i in order.tolist()], distance[order].tolist()
+            "nearest": lambda: torch.argsort(distance_N, stable=True),
+            "farthest": lambda: torch.argsort(distance_N, stable=True, descending=True),
+            "random": lambda: torch.randperm(len(distance_N), generator=generator),
+        }[self.select]()
+        return order[order != own][: self.experts]
 
     # ---- client
 
@@ -121,10 +130,10 @@ class PFedMoAP(Method):
         gate = under(sent, "global.gate") if self.gates == "averaged" else kept
         context = before.trained.get("context", sent["global.context"]) if not self.reset else sent["global.context"]
         fixed = {"reference": sent["global.context"]} if self.upload_clip else {}
-        if "experts" not in sent:  # a first-timer tunes its prompt alone
-            return Local({"context": context} | named("gate", gate), fixed)
-        with torch.no_grad():
-            fixed["experts"] = _prompted(model).texts(sent["experts"])
+        if "experts" not in sent:  # a first-timer tunes its prompt alone; a gate that is shared waits
+            return Local({"context": context}, fixed | named("gate", gate))
+        with torch.no_grad():  # behind a context of its own, as K may be 0
+            fixed["experts"] = _prompted(model).texts(torch.cat([sent["global.context"][None], sent["experts"]]))[1:]
         return Local({"context": context} | named("gate", gate or self._new_gate(model, rng)), fixed)
 
     def rates(self) -> Mapping[str, float]:
@@ -144,7 +153,7 @@ class PFedMoAP(Method):
         if self.upload_clip:
             leaves["context"] = self._privatised(leaves["context"], local.fixed["reference"], rng)
         if self.gates == "averaged":
-            leaves |= named("gate", under(local.trained, "gate"))
+            leaves |= named("gate", under(local.trained, "gate") or under(local.fixed, "gate"))
         return Finished(local.kept(), leaves)
 
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
@@ -233,9 +242,16 @@ class PFedMoAP(Method):
         pools: dict[str, Callable[[], Tensor]] = {
             "stride": lambda: x[..., :: D // G][..., :G],
             "mean": lambda: x[..., : D // G * G].reshape(*x.shape[:-1], G, D // G).mean(-1),
-            "random": lambda: x @ (torch.randn(D, G, generator=rng(0, "pool")) / math.sqrt(G)),
+            "random": lambda: x @ _projection(D, G),
         }
         return pools[self.pooling]()
+
+
+@cache
+def _projection(D: int, G: int) -> Tensor:
+    """A Gaussian map [D, G], the same in every run; NumPy's, as torch draws nothing inside a vmap."""
+    drawn = np.random.Generator(np.random.PCG64(0)).standard_normal((D, G))
+    return torch.from_numpy(drawn / math.sqrt(G)).float()
 
 
 def _prompted(model: Model) -> PromptModel:
