@@ -523,8 +523,8 @@ Text: "a photo of a {{name}}.". Chance is 10 % for ten classes. `--evaluate-only
 
 *Rendered*: fonts and random draws that training left out. Letters are asked for without their case, and some glyphs
 cannot be told apart (0 and o, 1 and l). *Real digits*: all 1,797 scans of 8 x 8, enlarged bilinearly. *Plain* is bright
-ink on a dark ground, as scikit-learn gives them; *inverted* is dark on light. *After 16 idle words*: the text is sixteen
-filler words and the name, the layout of a prompt with learned context.
+ink on a dark ground, as scikit-learn gives them; *inverted* is dark on light. *After 16 idle words*: the text is
+sixteen filler words and the name, the layout of a prompt with learned context.
 """
 
 

@@ -6,7 +6,8 @@ table is never kept twice. This room reads rows, not files, and knows no method.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,3 +73,105 @@ def best_valid(client_rows: Sequence[Row]) -> Score:
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (NaN for a single value: one seed has no spread)."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+# ---- what a report shows beside scores
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Differences of local accuracy in points, paired by seed and client, after the last round.
+
+    `error` is the standard error of the mean over all pairs (NaN for a single pair).
+    """
+
+    mean: float
+    over_seeds: float
+    over_clients: float
+    error: float
+    seeds: int
+    better: int
+    worse: int
+    same: int
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether the mean is further from zero than two standard errors of the paired differences."""
+        return self.mean != 0 and abs(self.mean) >= 2 * self.error
+
+
+def gain(these: Mapping[int, Sequence[Row]], those: Mapping[int, Sequence[Row]]) -> Gain | None:
+    """What the first have over the second, each client rows by seed; None if they share no client of a seed."""
+    pairs = {seed: _differences(these[seed], those[seed]) for seed in sorted(set(these) & set(those))}
+    means = [statistics.fmean(found) for found in pairs.values() if found]
+    found = [difference for found in pairs.values() for difference in found]
+    if not found:
+        return None
+    mean, over_seeds = mean_sd(means)
+    error = mean_sd(found)[1] / math.sqrt(len(found))
+    better, worse = sum(d > 0 for d in found), sum(d < 0 for d in found)
+    spread = statistics.fmean(statistics.pstdev(d) for d in pairs.values() if d)
+    return Gain(mean, over_seeds, spread, error, len(means), better, worse, len(found) - better - worse)
+
+
+def _differences(these: Sequence[Row], those: Sequence[Row]) -> list[float]:
+    first, second = last(these).clients, last(those).clients
+    return [first[client] - second[client] for client in sorted(set(first) & set(second))]
+
+
+def validated(client_rows: Sequence[Row]) -> bool:
+    """Whether every client has validation examples, so that a round can be chosen by them."""
+    return all(row["valid_examples"] for row in client_rows)
+
+
+def silent(client_rows: Sequence[Row]) -> list[str]:
+    """Clients that answered an evaluation once, and not the last one: no score counts them."""
+    rounds = by_round(client_rows)
+    return sorted({row["client"] for row in client_rows} - {row["client"] for row in rounds[max(rounds)]})
+
+
+def curve(client_rows: Sequence[Row]) -> dict[int, float]:
+    """Mean local accuracy after each evaluated round."""
+    return {round: score(rows).mean for round, rows in by_round(client_rows).items()}
+
+
+def apart(client_rows: Sequence[Row]) -> dict[int, float]:
+    """How far the experts' text features are from the client's own (1 - cosine), mean over the clients with experts."""
+    far = {
+        round: [float(row["experts_apart"]) for row in rows if "experts_apart" in row]
+        for round, rows in by_round(client_rows).items()
+    }
+    return {round: statistics.fmean(values) for round, values in far.items() if values}
+
+
+def weights(client_rows: Sequence[Row]) -> dict[str, list[float]]:
+    """How each client's images weigh the experts after the last round, its own first; clients without a mixture left out."""
+    rounds = by_round(client_rows)
+    return {row["client"]: list(row["weights"]) for row in rounds[max(rounds)] if "weights" in row}
+
+
+def moved(round_rows: Sequence[Row]) -> dict[int, float]:
+    """How far an upload is from the global tensors (l2), mean over a round's clients."""
+    return {row["round"]: statistics.fmean(t["moved"] for t in row["trained"].values()) for row in round_rows}
+
+
+def received(round_rows: Sequence[Row]) -> Counter[tuple[str, str]]:
+    """In how many rounds a client received another one's prompt: (receiver, giver)."""
+    return Counter(
+        (client, giver)
+        for row in round_rows
+        for client, facts in row["trained"].items()
+        for giver in facts.get("received", [])
+    )
+
+
+def traffic(round_rows: Sequence[Row]) -> tuple[float, float]:
+    """Bytes down and up of one client in one round, on average."""
+    if not round_rows:
+        return 0.0, 0.0
+    return statistics.fmean(r["bytes_down"] for r in round_rows), statistics.fmean(r["bytes_up"] for r in round_rows)
+
+
+def refusals(round_rows: Sequence[Row]) -> list[tuple[int, str, str]]:
+    """Round, client and reason of every upload that was not taken."""
+    return [(row["round"], client, why) for row in round_rows for client, why in row["refused"].items()]

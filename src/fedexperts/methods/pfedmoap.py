@@ -98,9 +98,7 @@ class PFedMoAP(Method):
             return sent
         entries_NlW = torch.stack([pool[name] for name in names])
         own = [names.index(client) for client in known]
-        flat = entries_NlW.flatten(1)
-        distances = torch.cdist(flat[own], flat, compute_mode="donot_use_mm_for_euclid_dist")
-        for client, place, distance_N in zip(known, own, distances, strict=True):
+        for client, place, distance_N in zip(known, own, _distances(entries_NlW, own), strict=True):
             chosen = self._chosen(distance_N, place, rng(seed, "experts", round, client))
             received = [names[i] for i in chosen.tolist()]
             facts: Facts = {"received": received, "distances": distance_N[chosen].tolist()}
@@ -260,6 +258,13 @@ def _prompted(model: Model) -> PromptModel:
             f'pFedMoAP needs a model with prompts, not {type(model).__name__}; set model.name = "prompted-clip"'
         )
     return cast(PromptModel, model)
+
+
+def _distances(entries_NlW: Tensor, rows: list[int]) -> Tensor:
+    """[rows, N] l2 distances, by one matrix product; in float64, where the differences of large squares stay exact."""
+    flat_NF = entries_NlW.flatten(1).double()
+    squares_N = flat_NF.square().sum(1)
+    return (squares_N[rows, None] + squares_N - 2 * flat_NF[rows] @ flat_NF.T).clamp_min(0).sqrt()
 
 
 def _apply(gate: Tensors, name: str, x: Tensor) -> Tensor:

@@ -1,0 +1,92 @@
+"""Models by name. A frozen dataclass for each: its fields are what a config may say, `build` makes the model.
+
+Importing this room does not import transformers; building a model does.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..method import Model
+from ..tensors import rng
+from .clip import Clip, LinearProbe, PromptedClip, encode, words
+
+SPREAD = 0.02  # standard deviation of a random context, about that of a CLIP's word embeddings
+
+Name = Annotated[
+    str, Field(description='CLIP checkpoint: "tinyclip" (ours), a local folder, or a hub name downloaded before')
+]
+Precision = Annotated[
+    Literal["fp32", "bf16"], Field(description="type of the frozen weights; what is trained and what comes out is fp32")
+]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model and the frozen encoder in front of it."""
+
+    model: Model
+    encode: Callable[[Tensor], Tensor]  # images uint8 [B, 3, H, W] -> normalised features [B, D] in fp32
+    key: str  # hash of everything that `encode` depends on
+
+
+@dataclass(frozen=True)
+class PromptedClipSettings:
+    """A frozen CLIP whose class names stand behind a learned context (CoOp, PromptFL, pFedMoAP)."""
+
+    clip: Name = "tinyclip"
+    precision: Precision = "fp32"
+    context: Annotated[int, Field(ge=1, description="learned context vectors, in tokens")] = 16
+    init: Annotated[
+        Literal["random", "words"], Field(description=f"the context starts as normal(0, {SPREAD}) or as `words`")
+    ] = "random"
+    words: Annotated[
+        str, Field(description='text of exactly `context` tokens, with which the context starts if init is "words"')
+    ] = "a photo of a"
+
+    def build(self, classes: tuple[str, ...], seed: int) -> Built:
+        """ValueError if the CLIP cannot be loaded, a prompt is too long, or `words` are not `context` tokens."""
+        clip = _load(self.clip, self.precision)
+        return _built(PromptedClip(clip, classes, self._start(clip, seed)), clip)
+
+    def _start(self, clip: Clip, seed: int) -> Tensor:
+        if self.init == "random":
+            return SPREAD * torch.randn(self.context, clip.positions.shape[1], generator=rng(seed, "context"))
+        start_lW = words(clip, self.words)
+        if len(start_lW) != self.context:
+            raise ValueError(
+                f"the words {self.words!r} are {len(start_lW)} tokens and context is {self.context}: "
+                f"set context to {len(start_lW)}, or choose words of {self.context} tokens"
+            )
+        return start_lW
+
+
+@dataclass(frozen=True)
+class LinearProbeSettings:
+    """A linear classifier on a frozen CLIP's image features."""
+
+    clip: Name = "tinyclip"
+    precision: Precision = "fp32"
+
+    def build(self, classes: tuple[str, ...], seed: int) -> Built:
+        """ValueError if the CLIP cannot be loaded. It starts at zero, whatever the seed."""
+        clip = _load(self.clip, self.precision)
+        return _built(LinearProbe(classes, clip.width, clip.scale), clip)
+
+
+def _load(name: str, precision: str) -> Clip:
+    from .huggingface import load_clip  # takes seconds to import: not before a model is built
+
+    return load_clip(name, torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def _built(model: Model, clip: Clip) -> Built:
+    return Built(model, partial(encode, clip), clip.key)
+
+
+MODELS: dict[str, type] = {"prompted-clip": PromptedClipSettings, "linear-probe": LinearProbeSettings}

@@ -1,0 +1,288 @@
+"""A CLIP with a learned context in front of its class names, over the parts that any CLIP gives us.
+
+The text encoder is causal and the context comes first, so what `[SOS][p1 .. pl]` becomes is the same for every class,
+and nothing behind `[EOS]` matters. All classes therefore run as one tree: `[SOS][p1 .. pl]` once, the trunk, and behind
+it the few tokens of every name, each with the position that it has in its own prompt and seeing itself and its
+ancestors only. Names that begin alike share those tokens too. In the last layer only the `[EOS]` go on. All this is
+exact; benchmarks/text_encoder.py says what it saves.
+
+This room knows torch only; where the parts come from (huggingface.py) is none of its business.
+
+Shapes: B batch, C classes, D feature width, W word width, l context tokens, L positions, T = 1 + l trunk tokens,
+S sequence, H heads, d head width, R rows of names, s tokens of a row.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pad_sequence
+
+from ..tensors import Tensors
+
+Name = tuple[int, ...]  # the token ids behind the context: class name, full stop, [EOS]
+Row = dict[Name, int]  # the beginning of a name -> the place in the row of the token that ends it
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values [.., H, S, d] -> [.., H, S, d]
+
+IMAGES = 64  # images that an image encoder sees at once
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A pre-norm transformer layer, each part a map of [.., W] to [.., W]."""
+
+    norm1: nn.Module
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    out: nn.Module
+    norm2: nn.Module
+    mlp: nn.Module
+    heads: int
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What any CLIP gives us, frozen and in evaluation mode; its text encoder must be causal (SigLIP's is not).
+
+    The image side is one function, so a ModifiedResNet fits as well as a ViT. The text side is open, because a learned
+    context enters behind `tokens` and the attention of the layers is ours. Its parts have one type, fp32 or bf16.
+    """
+
+    images: Callable[[Tensor], Tensor]  # pixel values [B, 3, H, W] -> features [B, D], not normalised
+    tokens: nn.Embedding  # ids -> [.., W]
+    positions: Tensor  # [L, W]
+    layers: tuple[Layer, ...]
+    norm: nn.Module  # [.., W] -> [.., W]
+    project: nn.Linear  # [.., W] -> [.., D]
+    scale: float  # exp(logit_scale): the inverse temperature
+    tokenize: Callable[[str], list[int]]  # ids of a text, without start and end
+    start: int  # id of [SOS]
+    end: int  # id of [EOS], at which a text is pooled
+    preprocess: Callable[[Tensor], Tensor]  # uint8 [B, 3, H, W] -> pixel values
+    key: str  # hash of weights and preprocessing
+
+    @property
+    def width(self) -> int:
+        """D, the width of image and text features."""
+        return self.project.out_features
+
+
+@torch.no_grad()
+def encode(clip: Clip, images: Tensor) -> Tensor:
+    """Normalised features [B, D] in fp32 of images uint8 [B, 3, H, W], whatever B."""
+    batches = images.split(IMAGES) if len(images) else ()
+    features = [clip.images(clip.preprocess(batch)).float() for batch in batches]
+    return normalize(torch.cat([*features, clip.positions.new_empty(0, clip.width).float()]), dim=-1)
+
+
+def words(clip: Clip, text: str) -> Tensor:
+    """[n, W] word embeddings of a text in fp32: a context that starts as "a photo of a", say."""
+    return _embed(clip, clip.tokenize(text)).float()
+
+
+class PromptedClip:
+    """The model of CoOp (arXiv:2109.01134) and pFedMoAP (arXiv:2410.10114): a frozen CLIP and a learned context.
+
+    The prompt of class c is `[SOS][p1 .. pl][tokens of the class name][.][EOS]`; an underscore in a name is a space.
+    `initial` is {"context": [l, W]}, shared by all classes; nothing else ever gets a gradient.
+    ValueError if a prompt is longer than the text encoder, or `context` does not fit it.
+    """
+
+    def __init__(self, clip: Clip, classes: tuple[str, ...], context: Tensor) -> None:
+        self.clip, self.classes, self.scale, self.width = clip, classes, clip.scale, clip.width
+        self._context = context.detach().to(clip.positions.device, torch.float32)
+        self._names = [(*clip.tokenize(f"{name.replace('_', ' ')}."), clip.end) for name in classes]
+        self._check()
+        self._trunk = 1 + len(context)
+        self._tree = _tree(clip, self._names, self._trunk)
+
+    @property
+    def initial(self) -> Tensors:
+        return {"context": self._context}
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt, [SOS] and [EOS] included."""
+        return 1 + len(self._context) + max(map(len, self._names))
+
+    def logits(self, tensors: Tensors, x_BD: Tensor) -> Tensor:
+        """[B, C]: scaled cosines between normalised image features [B, D] and the texts of tensors["context"]."""
+        return self.scale * x_BD @ self.texts(tensors["context"]).mT
+
+    def texts(self, context: Tensor) -> Tensor:
+        """Contexts [..., l, W] to normalised text features [..., C, D] in fp32."""
+        tree, trunk = self._tree, self._begin(context)
+        branches = tree.words.expand(*trunk.shape[:-2], -1, -1)
+        attend = partial(_attend_tree, mask_RsS=tree.mask)
+        return self._finish(torch.cat([trunk, branches], dim=-2), attend, (self._trunk + tree.ends,))
+
+    def texts_plain(self, context: Tensor, length: int | None = None) -> Tensor:
+        """The same as `texts`, each class in a sequence of `length` tokens (None: as many as there are positions).
+
+        What every other implementation computes; here for tests and benchmarks, usually with `length=self.longest`.
+        """
+        clip, T, C = self.clip, self._trunk, len(self.classes)
+        length = len(clip.positions) if length is None else length
+        padded_CS = torch.tensor([[*name, *[clip.end] * (length - T - len(name))] for name in self._names])
+        names = _embed(clip, padded_CS) + clip.positions[T:length]
+        trunk = self._begin(context).unsqueeze(-3)
+        hidden = torch.cat([part.expand(*trunk.shape[:-3], C, -1, -1) for part in (trunk, names)], dim=-2)
+        ends = torch.tensor([T + len(name) - 1 for name in self._names])
+        return self._finish(hidden, partial(_attend, mask=_causal(hidden)), (torch.arange(C), ends))
+
+    def _begin(self, context: Tensor) -> Tensor:
+        """[..., T, W]: the embeddings of [SOS][p1 .. pl]."""
+        start = _embed(self.clip, [self.clip.start]).expand(*context.shape[:-2], -1, -1)
+        return torch.cat([start, context.to(start.dtype)], dim=-2) + self.clip.positions[: self._trunk]
+
+    def _finish(self, hidden: Tensor, attend: Attend, ends: tuple[Tensor, ...]) -> Tensor:
+        """Embeddings [..., S, W] to the normalised text features [..., C, D] at the indices `ends`."""
+        *layers, last = self.clip.layers
+        for layer in layers:
+            hidden = _run(layer, hidden, attend)
+        hidden = _run(last, hidden, attend, ends)
+        return normalize(self.clip.project(self.clip.norm(hidden)).float(), dim=-1)
+
+    def _check(self) -> None:
+        (L, W), shape = self.clip.positions.shape, list(self._context.shape)
+        if not self.classes:
+            raise ValueError("there are no classes: give at least one class name")
+        if len(shape) != 2 or shape[1] != W:
+            raise ValueError(f"a context of shape {shape} does not fit this CLIP: it must be [l, {W}]")
+        if self.longest > L:
+            name = self.classes[max(range(len(self._names)), key=lambda c: len(self._names[c]))]
+            raise ValueError(
+                f"the prompt of class {name!r} has {self.longest} tokens, {shape[0]} of them context, and this CLIP "
+                f"takes {L}: set context to at most {shape[0] - self.longest + L}, or shorten the name"
+            )
+
+
+class LinearProbe:
+    """A linear classifier on normalised image features: scale * (x @ weight^T) + bias, from zero.
+
+    CLIP's own scale makes it the function of the features that a prompted CLIP is, with free vectors for its texts.
+    """
+
+    def __init__(self, classes: tuple[str, ...], width: int, scale: float) -> None:
+        self.classes, self.width, self.scale = classes, width, scale
+
+    @property
+    def initial(self) -> Tensors:
+        C = len(self.classes)
+        return {"weight": torch.zeros(C, self.width), "bias": torch.zeros(C)}
+
+    def logits(self, tensors: Tensors, x_BD: Tensor) -> Tensor:
+        """[B, C] from normalised image features [B, D]."""
+        return self.scale * x_BD @ tensors["weight"].mT + tensors["bias"]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What stands behind the trunk: R rows of s tokens, one behind the other, padded with tokens that nobody sees."""
+
+    words: Tensor  # [Rs, W]: embeddings
+    mask: Tensor  # [R, s, T + s]: 0 where a token sees one of the trunk or of its own row, -inf where it does not
+    ends: Tensor  # [C]: place of each class's [EOS] among the Rs
+
+
+def pack(names: Sequence[Name], bound: int) -> list[Row]:
+    """Names as trees, in rows of at most `bound` tokens (or one name, where that is longer).
+
+    A row bounds what attention costs. Names are sorted first, so that those which begin alike come into the same row.
+    """
+    rows: list[Row] = []
+    for name in sorted(set(names)):
+        beginnings = [name[:n] for n in range(1, len(name) + 1)]
+        if not rows or len(rows[-1].keys() | beginnings) > bound:
+            rows.append({})
+        for beginning in beginnings:
+            rows[-1].setdefault(beginning, len(rows[-1]))
+    return rows
+
+
+def _cheapest(names: Sequence[Name], T: int, W: int) -> list[Row]:
+    """The rows that take the least time: few tokens with their padding, in rows short enough for attention."""
+
+    def cost(rows: list[Row]) -> int:
+        s = max(map(len, rows))
+        return len(rows) * s * (s + T + 2 * W)  # a token's attention, and its share of the linear maps: measured
+
+    return min((pack(names, bound) for bound in range(16, 257, 8)), key=cost)
+
+
+@torch.no_grad()
+def _tree(clip: Clip, names: Sequence[Name], T: int) -> Tree:
+    rows = _cheapest(names, T, clip.positions.shape[1])
+    R, s = len(rows), max(map(len, rows))
+    own_Rss = clip.positions.new_full((R, s, s), float("-inf"))
+    own_Rss.diagonal(dim1=-2, dim2=-1).zero_()
+    for r, row in enumerate(rows):
+        for beginning, i in row.items():
+            if len(beginning) > 1:
+                own_Rss[r, i] = own_Rss[r, row[beginning[:-1]]]  # what its parent sees ..
+            own_Rss[r, i, i] = 0  # .. and itself
+    ids_Rs = _padded([[beginning[-1] for beginning in row] for row in rows])
+    places_Rs = _padded([[T + len(beginning) - 1 for beginning in row] for row in rows])
+    where = {beginning: r * s + i for r, row in enumerate(rows) for beginning, i in row.items()}
+    return Tree(
+        words=(_embed(clip, ids_Rs) + clip.positions[places_Rs]).flatten(0, 1),
+        mask=torch.cat([own_Rss.new_zeros(R, s, T), own_Rss], dim=-1),
+        ends=torch.tensor([where[name] for name in names]),
+    )
+
+
+def _run(layer: Layer, hidden: Tensor, attend: Attend, ends: tuple[Tensor, ...] | None = None) -> Tensor:
+    """One layer on [..., S, W]; with `ends`, only those tokens go on behind the attention: [..., C, W]."""
+    normed = layer.norm1(hidden)
+
+    def heads(part: nn.Module) -> Tensor:
+        mapped: Tensor = part(normed)
+        return mapped.unflatten(-1, (layer.heads, -1)).transpose(-3, -2)  # [.., H, S, d]
+
+    seen = attend(heads(layer.query), heads(layer.key), heads(layer.value)).transpose(-3, -2).flatten(-2)
+    if ends is not None:
+        hidden, seen = hidden[(..., *ends, slice(None))], seen[(..., *ends, slice(None))]
+    hidden = hidden + layer.out(seen)
+    return hidden + layer.mlp(layer.norm2(hidden))  # type: ignore[no-any-return]
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Attention in separate steps: the fused kernels know no vmap on a CPU."""
+    scores = query @ key.mT * query.shape[-1] ** -0.5 + mask
+    return scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
+
+
+def _attend_tree(query: Tensor, key: Tensor, value: Tensor, mask_RsS: Tensor) -> Tensor:
+    """The trunk sees itself; the tokens of each row see the trunk and those of their own row that `mask` says."""
+    R, s, T = *mask_RsS.shape[:2], mask_RsS.shape[2] - mask_RsS.shape[1]
+
+    def trunk(x: Tensor) -> Tensor:
+        return x[..., :T, :]
+
+    def rows(x: Tensor) -> Tensor:
+        return x[..., T:, :].unflatten(-2, (R, s))  # [.., H, R, s, d]
+
+    def seen(x: Tensor) -> Tensor:
+        repeated = trunk(x).unsqueeze(-3).expand(*x.shape[:-2], R, -1, -1)
+        return torch.cat([repeated, rows(x)], dim=-2)  # [.., H, R, T + s, d]
+
+    first = _attend(trunk(query), trunk(key), trunk(value), _causal(trunk(query)))
+    return torch.cat([first, _attend(rows(query), seen(key), seen(value), mask_RsS).flatten(-3, -2)], dim=-2)
+
+
+def _causal(x: Tensor) -> Tensor:
+    """[S, S] for [.., S, d]: 0 up to a token's own place, -inf behind it."""
+    return torch.full((x.shape[-2],) * 2, float("-inf"), dtype=x.dtype, device=x.device).triu(1)
+
+
+def _embed(clip: Clip, ids: Tensor | Sequence[int]) -> Tensor:
+    """Word embeddings [.., W] of ids [..]."""
+    return clip.tokens(torch.as_tensor(ids, dtype=torch.long, device=clip.positions.device)).detach()  # type: ignore[no-any-return]
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
