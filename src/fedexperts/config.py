@@ -143,7 +143,7 @@ def parts(config: Config) -> tuple[Federation, Built, Method]:
     federation: Federation = config.section("data").load(seed)
     built: Built = config.section("model").build(federation.classes, seed)
     method: Method = config.section("method")
-    method.uploads(built.model)  # a method that cannot work with this model says so here
+    method.open(built.model)  # a method that cannot work with this model says so here
     return federation, built, method
 
 

@@ -73,6 +73,8 @@ class RunDir:
         if newest is None:
             return []
         length = self._manifest(newest)["logs"][name]
+        if not length:
+            return []
         with open(self.path / name, "rb") as file:
             return [json.loads(line) for line in file.read(length).splitlines()]
 

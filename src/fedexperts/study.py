@@ -60,8 +60,9 @@ class Unit:
 
     def clients(self) -> int:
         """Clients that trained in the newest finished round."""
-        rows = RunDir(self.folder).rows("rounds.jsonl")
-        return len(rows[-1]["trained"]) if rows else 0
+        log = self.folder / "rounds.jsonl"  # another process may be writing it: whole lines only
+        lines = log.read_text().split("\n")[:-1] if log.exists() else []
+        return len(json.loads(lines[-1])["trained"]) if lines else 0
 
 
 def create(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:

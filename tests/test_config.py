@@ -1,0 +1,139 @@
+"""The door: everything wrong is said at once, every key says where it came from, every shipped config is whole."""
+
+from pathlib import Path
+
+import pytest
+
+from fedexperts import config as door
+from fedexperts.config import ConfigError, load
+
+DEMO = Path("configs/demo/pfedmoap.toml")
+
+
+def write(folder, text, name="experiment.toml"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def minimal(extra=""):
+    sections = {"data": "digits-scanners", "model": "prompted-clip", "method": "pfedmoap"}
+    return "name = 'x'\n" + "".join(f"[{s}]\nname = '{n}'\n" for s, n in sections.items()) + extra
+
+
+def test_all_that_is_wrong_is_said_at_once_with_the_nearest_known_name(tmp_path):
+    text = minimal("lamda = 3\nexperts = 'nine'\n[learning]\nrate = -1.0\n[methd]\n").replace("'x'", "3")
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, text.replace("digits-scanners", "digit-scanner")))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 6
+    for part in (
+        "method.lamda: no such key; did you mean method.lam?",
+        "method.experts = 'nine': input should be a valid integer",
+        "learning.rate = -1.0: input should be greater than 0",
+        "methd: no such section; did you mean method?",
+        "name = 3",
+        "digit-scanner: no such data; did you mean digits-scanners?",
+    ):
+        assert any(part in line for line in lines), part
+
+
+def test_a_word_is_not_taken_for_a_number_nor_a_number_for_a_truth_value(tmp_path):
+    with pytest.raises(ConfigError, match="reset = 'False'"):  # pitfall 11
+        load(write(tmp_path, minimal("reset = 'False'\n")))
+    with pytest.raises(ConfigError, match="method.bias = 0"):
+        load(write(tmp_path, minimal("bias = 0\n")))
+
+
+def test_what_fields_say_together_is_checked_too(tmp_path):
+    with pytest.raises(ConfigError, match="heads = 7 does not divide width = 128"):
+        load(write(tmp_path, minimal("heads = 7\n")))
+
+
+def test_a_file_lies_on_its_base_and_below_the_settings_and_every_key_says_so():
+    found = load(DEMO, ["run.rounds=3", "method.select=farthest"])
+    described = {key: (value, origin) for key, value, _, origin in found.described()}
+    assert described["run.rounds"] == ("3", "--set run.rounds=3")
+    assert described["method.select"] == ('"farthest"', "--set method.select=farthest")
+    assert described["method.name"][1] == "configs/demo/pfedmoap.toml"
+    assert described["data.name"][1] == "configs/demo/_base.toml"
+    assert described["method.lam"][1] == "default"
+
+
+def test_every_key_has_a_meaning():
+    for file in door.find(Path("configs/demo")):
+        assert all(meaning for _, _, meaning, _ in load(file).described())
+
+
+def test_a_layer_that_names_another_class_begins_the_section_anew():
+    found = load(DEMO, ["model.name=linear-probe"])
+    assert set(found.values["model"]) == {"name", "clip", "precision"}
+
+
+def test_a_resolved_config_runs_the_same_experiment():
+    found = load(DEMO, ["run.seed=3"])
+    again = door.parse(found.toml(), "again")
+    assert (again.name, again.values, again.tune) == (found.name, found.values, found.tune)
+
+
+def test_values_to_tune_are_checked_in_their_place(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(
+            write(tmp_path, minimal('[tune]\n"learning.rat" = [1.0]\n"learning.rate" = [0.1, -2.0]\n"run.seed" = []\n'))
+        )
+    assert "did you mean learning.rate?" in str(caught.value)
+    assert "tune: learning.rate = -2.0" in str(caught.value)
+    assert 'tune."run.seed" = []' in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["rounds=3", "run.rounds", "run"])
+def test_a_setting_without_section_or_value_is_explained(text):
+    with pytest.raises(ConfigError, match="right would be section.key=value"):
+        load(DEMO, [text])
+
+
+def test_missing_broken_and_circular_files_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"pfedmoab.toml: no such file; near it: pfedmoap.toml"):
+        load("configs/demo/pfedmoab.toml")
+    with pytest.raises(ConfigError, match="not a readable TOML file"):
+        load(write(tmp_path, "name = ", "broken.toml"))
+    write(tmp_path, "base = 'b.toml'", "a.toml")
+    with pytest.raises(ConfigError, match="leads back to itself"):
+        load(write(tmp_path, "base = 'a.toml'", "b.toml"))
+
+
+def test_a_class_of_ones_own_is_named_by_module_and_class(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend("examples")
+    found = load(write(tmp_path, minimal("share = 0.25\n").replace("pfedmoap", "own_method:Between")))
+    assert found.section("method").share == 0.25
+    with pytest.raises(ConfigError, match="own_method:Betwen"):
+        load(write(tmp_path, minimal().replace("pfedmoap", "own_method:Betwen")))
+
+
+def test_a_method_that_cannot_work_with_a_model_says_so_before_anything_runs(tmp_path):
+    with pytest.raises(ValueError, match='set model.name = "prompted-clip"'):
+        door.parts(load(write(tmp_path, minimal().replace("prompted-clip", "linear-probe"))))
+
+
+def test_every_shipped_config_loads_and_all_of_the_demo_have_the_same_tuning_budget():
+    configs = {path.stem: load(path) for path in door.find(Path("configs/demo"))}
+    budgets = {}
+    for name, config in configs.items():
+        budgets[name] = 1
+        for choices in config.tune.values():
+            budgets[name] *= len(choices)
+    assert budgets.pop("zero-shot") == 1
+    assert len(budgets) == 7
+    assert set(budgets.values()) == {4}
+    shared = [{k: v for k, v in c.values["run"].items() if k != "rounds"} for c in configs.values()]
+    assert all(s == shared[0] for s in shared)
+    assert all(c.values["data"] == configs["pfedmoap"].values["data"] for c in configs.values())
+
+
+def test_shipped_configs_are_found_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert "pfedmoap" in [path.stem for path in door.find(Path("configs/demo"))]
+    assert door.find(Path("demo")) == door.find(Path("configs/demo"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="a folder without config files"):
+        door.find(Path("empty"))

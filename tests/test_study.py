@@ -1,0 +1,110 @@
+"""Many runs: trials are chosen on validation data, seeds repeat the chosen, and what is left is read off the folder."""
+
+import json
+
+import pytest
+
+from fedexperts import study
+from fedexperts.config import ConfigError, load
+from fedexperts.metrics import by_round, valid
+from fedexperts.rundir import RunDir
+
+RATES = (1.0, 0.001)
+SMALL = ["data.clients=4", "run.rounds=2", "run.participation=1.0", "learning.epochs=1", "data.shots=2"]
+
+
+def experiment(*settings):
+    config = load("configs/demo/linear-probe.toml", [*SMALL, *settings])
+    return study.door.resolve([(config.nested() | {"tune": {"learning.rate": list(RATES)}}, "test")])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("study") / "runs"
+    study.create(path, [experiment()], [0, 1])
+    study.advance(path)
+    return path
+
+
+def validation(folder):
+    rounds = by_round(RunDir(folder).rows("clients.jsonl"))
+    return valid(rounds[max(rounds)])
+
+
+def test_the_values_that_are_best_on_validation_data_are_used_for_every_seed(finished):
+    trials = {rate: validation(finished / "linear-probe" / "tune" / f"00{i}") for i, rate in enumerate(RATES, 1)}
+    best = max(RATES, key=trials.__getitem__)
+    assert len(set(trials.values())) == 2
+    for seed in (0, 1):
+        used = study.door.parse((finished / "linear-probe" / f"seed-{seed}" / "config.toml").read_text(), "run").values
+        assert used["learning"]["rate"] == best
+        assert used["run"]["seed"] == seed
+
+
+def test_the_winning_trial_and_the_run_of_its_seed_are_one(finished):
+    places = ("tune/001", "tune/002", "seed-0", "seed-1")
+    one, two, seed_0, seed_1 = (RunDir(finished / "linear-probe" / place).rows("clients.jsonl") for place in places)
+    assert seed_0 in (one, two)
+    assert seed_1 not in (one, two)
+
+
+def test_a_finished_study_has_nothing_left_to_do(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.jsonl")}
+    study.advance(finished)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.jsonl")} == before
+
+
+def test_a_study_that_was_stopped_ends_like_one_that_was_not(finished, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(beat):
+        if beat.done == 5:
+            raise Stop
+
+    path = tmp_path / "runs"
+    study.create(path, [experiment()], [0, 1])
+    with pytest.raises(Stop):
+        study.advance(path, tell=stop)
+    assert not (path / "linear-probe" / "seed-0").exists()
+    study.advance(path)
+    for seed in ("seed-0", "seed-1"):
+        there, here = (RunDir(p / "linear-probe" / seed).rows("clients.jsonl") for p in (finished, path))
+        assert there == here
+
+
+def test_processes_give_what_one_process_gives(finished, tmp_path):
+    path = tmp_path / "runs"
+    study.create(path, [experiment()], [0, 1])
+    beats = []
+    study.advance(path, jobs=2, tell=beats.append)
+    assert beats[-1].done == beats[-1].total == 6
+    for place in ("tune/001", "tune/002", "seed-0", "seed-1"):
+        there, here = (RunDir(p / "linear-probe" / place).rows("clients.jsonl") for p in (finished, path))
+        assert there == here
+
+
+def test_a_rate_that_diverges_loses_and_does_not_end_the_study(tmp_path):
+    config = load("configs/demo/promptfl.toml", SMALL)
+    config = study.door.resolve([(config.nested() | {"tune": {"learning.rate": [1e38, 0.1]}}, "test")])
+    study.create(tmp_path / "runs", [config], [0])
+    study.advance(tmp_path / "runs")
+    assert study.choose(tmp_path / "runs", config, 0) == {"learning.rate": 0.1}
+
+
+def test_a_folder_is_never_shared_and_names_are_never_twice(finished, tmp_path):
+    with pytest.raises(ValueError, match="two runs never share a folder.*fedexperts resume"):
+        study.create(finished, [experiment()], [0])
+    with pytest.raises(ConfigError, match="two experiments are named linear-probe"):
+        study.create(tmp_path / "new", [experiment(), experiment()], [0])
+    assert study.free(finished).name == "runs-2"
+    assert study.free(tmp_path / "new") == tmp_path / "new"
+
+
+def test_a_folder_that_is_no_study_and_a_damaged_one_are_told_apart(finished, tmp_path):
+    with pytest.raises(ValueError, match="holds no study"):
+        study.read(tmp_path)
+    asked = json.loads((finished / "study.json").read_text())
+    (tmp_path / "study.json").write_text(json.dumps(asked)[:50])
+    with pytest.raises(ValueError, match="study.json is damaged"):
+        study.read(tmp_path)
