@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -16,14 +17,20 @@ from pydantic import TypeAdapter, ValidationError
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from fedexperts.data import DATA, DigitsPathological, DigitsScanners, Federation, Parts
+from fedexperts.data import DATA, DigitsPathological, DigitsScanners, Federation, Parts, Source
 from fedexperts.data.digits import CLASSES, SCANNERS, digits, faint, inverted, slanted
 from fedexperts.data.split import apportion, cut, deal, dirichlet, few, pathological, shares
 from fedexperts.tensors import rng
 
 quick = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**31)
-labelled = st.lists(st.integers(0, 6), min_size=3, max_size=80).map(torch.tensor)
+
+
+@st.composite
+def labelled(draw: st.DrawFn) -> Tensor:
+    """3 to 200 labels of up to seven classes."""
+    numbers = torch.Generator().manual_seed(draw(seeds))
+    return torch.randint(0, draw(st.integers(1, 7)), (draw(st.integers(3, 200)),), generator=numbers)
 
 
 def ints(*values: int) -> Tensor:
@@ -164,7 +171,7 @@ def test_shares_are_lifted_to_the_least_and_a_weight_of_zero_gets_nothing() -> N
 
 
 @quick
-@given(labelled, st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any), seeds)
+@given(labelled(), st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any), seeds)
 def test_dealt_pieces_have_their_sizes_and_the_whole_class_distribution(
     labels: Tensor, weights: list[int], seed: int
 ) -> None:
@@ -183,7 +190,7 @@ def test_sizes_that_do_not_sum_to_the_examples_are_refused() -> None:
 
 
 @quick
-@given(labelled, st.integers(1, 9), st.floats(1e-4, 1e4), seeds)
+@given(labelled(), st.integers(1, 9), st.floats(1e-4, 1e4), seeds)
 def test_a_dirichlet_split_gives_every_example_once_and_totals_within_one(
     labels: Tensor, clients: int, alpha: float, seed: int
 ) -> None:
@@ -206,6 +213,7 @@ def test_a_smaller_alpha_skews_a_split_more() -> None:
     found = [favourite(alpha) for alpha in (0.05, 0.3, 1, 1000)]
     assert all(more > less + 0.05 for more, less in pairwise(found))
     assert found[-1] < 0.16  # nearly even: 0.1 is exact
+    assert favourite(1e-4) > 0.35  # wishes of exactly nothing; 0.5 is the most that equal totals allow here
 
 
 def test_balancing_keeps_most_of_the_drawn_skew() -> None:
@@ -236,7 +244,7 @@ def test_a_client_with_a_single_class_is_refused() -> None:
 
 
 @quick
-@given(labelled, st.sampled_from([(0.2, 0.3), (0.0, 0.5), (0.01, 0.01), (0.45, 0.5), (0.0, 0.99)]), seeds)
+@given(labelled(), st.sampled_from([(0.2, 0.3), (0.0, 0.5), (0.01, 0.01), (0.45, 0.5), (0.0, 0.99)]), seeds)
 def test_a_client_is_cut_into_parts_that_are_not_empty(labels: Tensor, cuts: tuple[float, float], seed: int) -> None:
     own = cut(labels, *cuts, rng(seed, "cut"))
     assert torch.equal(torch.cat(list(own.named().values())).sort().values, torch.arange(len(labels)))
@@ -250,6 +258,11 @@ def test_the_parts_of_a_client_have_the_shares_asked_for() -> None:
     assert {part: len(index) for part, index in own.named().items()} == {"train": 50, "valid": 20, "test": 30}
 
 
+def test_no_class_is_always_in_the_same_part() -> None:
+    tested = [int(cut(ints(0, 1, 2), 0.2, 0.3, rng(seed, "cut")).test) for seed in range(30)]
+    assert {*tested} == {0, 1, 2}
+
+
 @pytest.mark.parametrize(("valid", "test"), [(0.5, 0.5), (-0.1, 0.5), (0.2, 0.0), (0.9, 0.3)])
 def test_shares_that_leave_nothing_to_train_or_test_on_are_refused(valid: float, test: float) -> None:
     with pytest.raises(ValueError, match=f"valid={valid} and test={test}"):
@@ -257,7 +270,7 @@ def test_shares_that_leave_nothing_to_train_or_test_on_are_refused(valid: float,
 
 
 @quick
-@given(labelled, st.integers(1, 5), seeds)
+@given(labelled(), st.integers(1, 5), seeds)
 def test_few_gives_each_class_its_shots_and_more_shots_hold_fewer(labels: Tensor, shots: int, seed: int) -> None:
     drawn = few(labels, shots, rng(seed, "few"))
     assert torch.equal(labels[drawn].bincount(minlength=7), labels.bincount(minlength=7).clamp(max=shots))
@@ -287,9 +300,14 @@ def test_every_draw_depends_on_its_seed() -> None:
 # The digits
 
 
+@cache
+def loaded(source: Source) -> Federation:
+    return source.load(0)
+
+
 @pytest.fixture(scope="module")
 def scanned() -> Federation:
-    return DigitsScanners().load(0)
+    return DigitsScanners().load(4)
 
 
 def test_digits_are_scikit_learns_enlarged_and_keep_their_labels() -> None:
@@ -311,7 +329,7 @@ def test_every_image_is_its_own_digit_through_its_clients_scanner(scanned: Feder
     for scanner, scan in SCANNERS.items():
         sites = [client for client, domain in scanned.domains.items() if domain == scanner]
         own = torch.cat([index for site in sites for index in scanned.parts[site].named().values()]).sort().values
-        assert torch.equal(scanned.images[own], scan(plain[own], 0))
+        assert torch.equal(scanned.images[own], scan(plain[own], 4))
 
 
 def test_digits_know_their_class_as_well_after_the_split_as_before() -> None:
@@ -366,8 +384,8 @@ def test_any_scanners_federation_is_sound_and_balanced(
 
 def test_images_go_to_scanners_in_proportion_to_their_clients() -> None:
     made = DigitsScanners(clients=5, scanners=4).load(0)
-    held = {client: sum(map(len, own.named().values())) for client, own in made.parts.items()}
-    assert max(held.values()) - min(held.values()) <= 2
+    sizes = [len(held(made, client)) for client in made.parts]
+    assert max(sizes) - min(sizes) <= 2
     assert [client for client, domain in made.domains.items() if domain == "as-scanned"] == [
         "as-scanned-0",
         "as-scanned-4",
@@ -393,17 +411,34 @@ def test_equal_seeds_give_equal_federations_and_other_seeds_others(name: str) ->
     assert one["clients"] != other["clients"]
 
 
-def test_the_seed_changes_which_scanner_an_image_goes_through(scanned: Federation) -> None:
-    assert not torch.equal(scanned.images == digits()[0], DigitsScanners().load(1).images == digits()[0])
-    alone = [DigitsScanners(clients=4).load(seed).parts["as-scanned-0"] for seed in (0, 1)]
-    held = [set(torch.cat(list(own.named().values())).tolist()) for own in alone]
-    assert held[0] != held[1]
+def held(federation: Federation, client: str) -> set[int]:
+    return set(torch.cat(list(federation.parts[client].named().values())).tolist())
+
+
+def test_one_seed_reaches_every_draw() -> None:
+    # each time with options that leave all earlier draws nothing to decide
+    scanner = [held(DigitsScanners(clients=4).load(seed), "as-scanned-0") for seed in (0, 1)]
+    assert scanner[0] != scanner[1]
+    label = [held(DigitsScanners(scanners=1, clients=2).load(seed), "as-scanned-0") for seed in (0, 1)]
+    assert label[0] != label[1]
+    owned = [DigitsPathological().load(seed).counts()["site-0"]["test"] for seed in range(3)]
+    assert len({tuple(count > 0 for count in counts) for counts in owned}) > 1
+    part = [set(DigitsPathological(clients=1).load(seed).parts["site-0"].test.tolist()) for seed in (0, 1)]
+    assert part[0] != part[1]
+    nearly_all = DigitsPathological(clients=1, shots=1, valid=0, test=0.0005)  # one image is not to train on
+    shot = [set(nearly_all.load(seed).parts["site-0"].train.tolist()) for seed in (0, 1)]
+    assert len(shot[0] & shot[1]) < 5
+
+
+def test_sites_of_a_small_alpha_see_few_digits() -> None:
+    counts = DigitsScanners(alpha=0.05).load(0).counts().values()
+    assert np.mean([max(own["train"]) / sum(own["train"]) for own in counts]) > 0.4
 
 
 def test_a_federation_is_the_same_on_every_machine(scanned: Federation) -> None:
     # If this number changes, everybody's splits change: say so in the changelog.
     text = json.dumps([scanned.manifest(), DigitsPathological().load(0).manifest()])
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "c44923a03333dd98"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "3368910a66620b93"
 
 
 @pytest.mark.parametrize(
@@ -418,7 +453,7 @@ def test_a_federation_is_the_same_on_every_machine(scanned: Federation) -> None:
     ],
 )
 def test_every_option_matters(source: DigitsScanners | DigitsPathological, field: str, value: float) -> None:
-    assert replace(source, **{field: value}).load(0).manifest() != source.load(0).manifest()
+    assert replace(source, **{field: value}).load(0).manifest() != loaded(source).manifest()
 
 
 def test_shots_change_what_is_trained_on_and_nothing_else() -> None:

@@ -64,7 +64,7 @@ def dirichlet(labels: Tensor, clients: int, alpha: float, generator: Generator) 
     that are not used up (Acar et al., arXiv:2111.04263); with turns no client is left with what the others
     did not want. First the table of proportions is fitted to the supply (iterative proportional fitting), so
     that classes run out together and the drawn skew survives: without it, clients of Dirichlet(0.3) come out
-    nearer to uniform.
+    nearer to uniform. Below alpha 0.05 or so, equal totals leave no more skew to give.
     ValueError if there are fewer examples than clients, or alpha is not above 0 and finite.
     """
     if not 1 <= clients <= len(labels) or not 0 < alpha < inf:
