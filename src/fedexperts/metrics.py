@@ -145,7 +145,7 @@ def apart(client_rows: Sequence[Row]) -> dict[int, float]:
 
 
 def weights(client_rows: Sequence[Row]) -> dict[str, list[float]]:
-    """How each client's images weigh the experts after the last round, its own first; clients without a mixture left out."""
+    """How each client's images weigh the experts after the last round, own first; only clients with a mixture."""
     rounds = by_round(client_rows)
     return {row["client"]: list(row["weights"]) for row in rounds[max(rounds)] if "weights" in row}
 

@@ -1,0 +1,203 @@
+"""Which runs lie in a folder, and which of them are one experiment.
+
+A run is a folder with config.toml and environment.json. Runs of one name and one config are an experiment, whatever
+their seeds. What a run may be used for is decided here: one that is not finished is kept, and counted nowhere.
+"""
+
+import json
+import os
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..metrics import Row, by_round
+from ..rundir import RunDir
+
+Values = dict[str, dict[str, Any]]
+
+_HARMLESS = {"run.seed", "run.threads"}  # beside the engine: where and how fast, not what
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as it lies in its folder: `rounds` and `clients` are its logs, `done` its last finished round."""
+
+    path: Path
+    name: str
+    text: str
+    values: Values
+    tuned: frozenset[str]
+    environment: dict[str, Any]
+    done: int | None
+    rounds: list[Row]
+    clients: list[Row]
+
+    @property
+    def seed(self) -> int:
+        return int(self.values["run"]["seed"])
+
+    @property
+    def asked(self) -> int:
+        """Rounds that it was asked for."""
+        return int(self.values["run"]["rounds"])
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Dotted keys that decide what comes out, but for the seed."""
+        return {key: value for key, value in dotted(self.values).items() if key not in _HARMLESS}
+
+    @cached_property
+    def unfinished(self) -> str:
+        """Why its figures count nowhere, or ""."""
+        if self.done is None or self.done < self.asked:
+            return f"unfinished, {self.done or 0} of {self.asked} rounds done"
+        if max(by_round(self.clients), default=-1) != self.asked:
+            return f"nobody answered the evaluation after its last round, {self.asked}"
+        return ""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs of one config by seed."""
+
+    name: str
+    runs: dict[int, Run]
+
+    @property
+    def first(self) -> Run:
+        return next(iter(self.runs.values()))
+
+    @property
+    def values(self) -> Values:
+        """Its config; the seed is the first run's."""
+        return self.first.values
+
+    @cached_property
+    def finished(self) -> dict[int, Run]:
+        """The runs that count."""
+        return {seed: run for seed, run in self.runs.items() if not run.unfinished}
+
+    @cached_property
+    def rows(self) -> dict[int, list[Row]]:
+        """Client rows of the runs that count, by seed."""
+        return {seed: run.clients for seed, run in self.finished.items()}
+
+    @cached_property
+    def clients(self) -> list[str]:
+        return sorted({row["client"] for rows in self.rows.values() for row in rows})
+
+    @property
+    def has_global(self) -> bool:
+        """Whether there is a global model to speak of."""
+        return bool(self.values["method"]["name"] != "alone")
+
+    @property
+    def chance(self) -> float | None:
+        """Accuracy of guessing among all classes, in percent; None if its runs do not say how many there are."""
+        classes = self.first.environment.get("classes")
+        count = classes if isinstance(classes, int) else len(classes or ())
+        return 100 / count if count else None
+
+
+def dotted(values: Values) -> dict[str, Any]:
+    """A config's dotted keys, without its engine."""
+    return {f"{s}.{key}": value for s, keys in values.items() if s != "engine" for key, value in keys.items()}
+
+
+def collect(paths: Sequence[Path]) -> list[Experiment]:
+    """The experiments in folders, in the order given; trials below a folder `tune` are left out.
+
+    Raises ValueError for a folder without runs, or a damaged one.
+    """
+    if not paths:
+        raise ValueError("no folder was given; right would be a folder that `fedexperts run` made")
+    found = {folder.resolve(): folder for path in paths for folder in _found(path)}
+    return _grouped([_read(folder) for folder in found.values()])
+
+
+def _found(path: Path) -> list[Path]:
+    """Folders of runs in `path`: those of a study in the order in which it names them."""
+    right = "right would be a folder that `fedexperts run` made: a study, an experiment in it, or a run"
+    if not path.is_dir():
+        raise ValueError(f"{path}: {'a file' if path.exists() else 'no such folder'}; {right}")
+    folders, trials = [], False
+    for folder in _walk(path):
+        if "tune" in folder.relative_to(path).parts[:-1]:
+            trials = True
+        else:
+            folders.append(folder)
+    if not folders:
+        only = "only trials (below a folder tune)" if trials else "no run (no folder with config.toml in it)"
+        raise ValueError(f"{path} holds {only}; {right}")
+    return folders
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    if (path / "config.toml").is_file() and (path / "environment.json").is_file():
+        yield path
+        return  # what a run keeps is no run
+    below = [Path(entry.path) for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+    asked = _asked(path)
+    for folder in sorted(below, key=lambda p: (asked.index(p.name) if p.name in asked else len(asked), p.name)):
+        yield from _walk(folder)
+
+
+def _asked(path: Path) -> list[str]:
+    """Names of experiments in the order in which a study was asked for them."""
+    try:
+        return list(json.loads((path / "study.json").read_bytes())["experiments"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _read(path: Path) -> Run:
+    try:
+        text = (path / "config.toml").read_text(encoding="utf-8")
+        values = tomllib.loads(text)
+        name, tune = str(values.pop("name")), values.pop("tune", {})
+        _ = values["method"]["name"], values["model"]["name"], values["data"]["name"]
+        _ = int(values["run"]["seed"]), int(values["run"]["rounds"])
+        environment = json.loads((path / "environment.json").read_bytes())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged: config.toml or environment.json ({type(error).__name__}: {error}); "
+            f"right would be the files that `fedexperts run` wrote"
+        ) from None
+    folder = RunDir(path)
+    rounds, clients = (folder.rows(log) if (path / log).exists() else [] for log in ("rounds.jsonl", "clients.jsonl"))
+    return Run(path, name, text, values, frozenset(tune), environment, folder.done(), rounds, clients)
+
+
+def _grouped(runs: Sequence[Run]) -> list[Experiment]:
+    """Runs of one name and equal settings together; where a seed comes twice, by folder, so that nothing is mixed."""
+    groups: list[list[Run]] = []
+    for alike in _by(runs, lambda run: (run.name, json.dumps(run.settings, sort_keys=True))):
+        for key in (lambda _: None, lambda run: run.path.parent, lambda run: run.path):
+            parts = _by(alike, key)
+            if all(len({run.seed for run in part}) == len(part) for part in parts):
+                break
+        groups += parts
+    return [
+        Experiment(name, {run.seed: run for run in sorted(group, key=lambda run: run.seed)})
+        for name, group in zip(_names(groups), groups, strict=True)
+    ]
+
+
+def _by(runs: Sequence[Run], key: Callable[[Run], Any]) -> list[list[Run]]:
+    groups: dict[Any, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
+    return list(groups.values())
+
+
+def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """The config's name; where several experiments have it, with the folder of the first run."""
+    names = [group[0].name for group in groups]
+    base = Path(os.path.commonpath([group[0].path.resolve() for group in groups])) if groups else Path()
+    return [
+        f"{name} ({group[0].path.resolve().relative_to(base)})" if names.count(name) > 1 else name
+        for name, group in zip(names, groups, strict=True)
+    ]

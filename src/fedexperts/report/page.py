@@ -1,0 +1,169 @@
+"""The page: one HTML file that needs nothing else.
+
+No scripts, no links, no fonts from elsewhere; pictures are inside it, and every word that came out of a run is escaped.
+What it says is said by claims.py and tables.py; this room only sets it.
+"""
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from .. import __version__
+from ..metrics import last, mean_sd, refusals
+from ..tensors import write as write_whole
+from .claims import headline, shown
+from .collect import Experiment
+from .figures import Picture, draw
+from .tables import tables
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light; }}
+body {{ margin: 0 auto; max-width: 46rem; padding: 1rem; background: #fff; color: #1a1a1a;
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }}
+h1 {{ font-size: 1.5rem; line-height: 1.25; }} h2 {{ font-size: 1.2rem; margin-top: 2.5rem; }}
+.result {{ margin: .3rem 0; padding-left: .8rem; border-left: .3rem solid #0072B2; }}
+.result:first-of-type {{ font-size: 1.15rem; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }}
+th, td {{ padding: .25rem .6rem; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd; }}
+th:first-child, td:first-child {{ text-align: left; padding-left: 0; }} .words td, .words th {{ text-align: left; }}
+thead th {{ vertical-align: bottom; border-bottom: 2px solid #888; }}
+tbody tr:nth-child(even) {{ background: #f6f6f6; }}
+.small {{ font-size: .875rem; color: #444; }}
+figure {{ margin: 2rem 0; }} figcaption b {{ font-size: 1.05rem; }} img {{ width: 100%; height: auto; }}
+summary {{ cursor: pointer; padding: .3rem 0; }} pre {{ font-size: .8rem; overflow-x: auto; background: #f6f6f6;
+  padding: .6rem; }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
+def write(experiments: Sequence[Experiment], path: Path) -> None:
+    """The page at `path`, whole or not at all."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; right would be the name of a file in it, for example {path}/report.html")
+    write_whole(path, page(experiments).encode())
+
+
+def page(experiments: Sequence[Experiment]) -> str:
+    """The whole page as text."""
+    names = shown(experiments[0].name) if len(experiments) == 1 else f"{len(experiments)} experiments compared"
+    pictures = [_figure(picture) for picture in draw(experiments)]
+    body = [
+        f"<h1>{escape(names)}</h1>",
+        *(f'<p class="result">{escape(line)}</p>' for line in headline(experiments)),
+        *(_table(table) for table in tables(experiments)),
+        *(["<h2>Pictures</h2>", *pictures] if pictures else []),
+        *_clients(experiments),
+        *_refused(experiments),
+        *_settings(experiments),
+        f'<p class="small">Made by fedexperts {escape(__version__)} from the logs of the runs.</p>',
+    ]
+    return _PAGE.format(title=f"fedexperts: {escape(names)}", body="\n".join(body))
+
+
+def _figure(picture: Picture) -> str:
+    data = base64.b64encode(picture.svg).decode()
+    return (
+        f"<figure><figcaption><b>{escape(picture.title)}</b></figcaption>"
+        f'<img alt="{escape(picture.alt)}" src="data:image/svg+xml;base64,{data}">'
+        f'<figcaption class="small">{escape(picture.caption)}</figcaption></figure>'
+    )
+
+
+def _table(table: Table) -> str:
+    """A table of the terminal, with its caption as text below."""
+    head = [str(column.header).replace("-\n", "").replace("\n", " ") for column in table.columns]
+    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    lines = "<br>".join(escape(line) for line in str(table.caption or "").splitlines())
+    return f'<h2>{escape(str(table.title))}</h2>{_grid(head, rows)}<p class="small">{lines}</p>'
+
+
+def _grid(head: Sequence[object], rows: Iterable[Sequence[object]], kind: str = "") -> str:
+    def line(tag: str, cells: Sequence[object]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(shown(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    if not body:
+        return ""
+    top = f"<thead>{line('th', head)}</thead>"
+    return f'<div class="wide"><table class="{kind}">{top}<tbody>{body}</tbody></table></div>'
+
+
+def _clients(experiments: Sequence[Experiment]) -> list[str]:
+    """Each client's accuracy, the mean over seeds."""
+    counted = [e for e in experiments if e.finished]
+    scores = [[last(rows).clients for rows in e.rows.values()] for e in counted]
+    rows = []
+    for client in sorted({client for e in counted for client in e.clients}):
+        found = [[s[client] for s in seeds if client in s] for seeds in scores]
+        rows.append([client, *(f"{mean_sd(values)[0]:.1f}" if values else "-" for values in found)])
+    grid = _grid(["client", *(e.name for e in counted)], rows)
+    return [_more("Every client in numbers: local accuracy in percent after the last round, mean over seeds", grid)]
+
+
+def _refused(experiments: Sequence[Experiment]) -> list[str]:
+    runs = [(e.name, seed, run) for e in experiments for seed, run in e.runs.items()]
+    rows = [[name, seed, *refusal] for name, seed, run in runs for refusal in refusals(run.rounds)]
+    if not rows:
+        return []
+    head = ["experiment", "seed", "round", "client", "why"]
+    return ["<h2>Refused uploads</h2>", _grid(head, rows, "words")]
+
+
+def _settings(experiments: Sequence[Experiment]) -> list[str]:
+    """In what the experiments differ; each one whole; where they ran."""
+    settings = [e.first.settings for e in experiments]
+    keys = [key for key in dict.fromkeys(k for s in settings for k in s) if len({_value(s, key) for s in settings}) > 1]
+    rows = [[key, *(_value(s, key) for s in settings)] for key in keys]
+    found = ["<h2>Settings</h2>"]
+    if rows:
+        names = [e.name for e in experiments]
+        found += ["<p>In what the experiments differ:</p>", _grid(["key", *names], rows, "words")]
+    for e in experiments:
+        seeds = ", ".join(map(str, e.runs))
+        text = f"<pre>{escape(e.first.text)}</pre>"
+        found.append(_more(f"{e.name}: all settings (seeds {seeds}; the first is shown)", text))
+    return [*found, *_environments(experiments)]
+
+
+def _environments(experiments: Sequence[Experiment]) -> list[str]:
+    """Each different one, with the runs that it belongs to."""
+    where: dict[str, list[str]] = {}
+    for e in experiments:
+        for seed, run in e.runs.items():
+            where.setdefault(json.dumps(run.environment, sort_keys=True), []).append(f"{e.name} seed {seed}")
+    found = []
+    for text, runs in where.items():
+        rows = [[key, _said(value)] for key, value in json.loads(text).items()]
+        whose = "all runs" if len(where) == 1 else ", ".join(runs)
+        found.append(_more(f"Environment of {whose}", _grid(["what", "value"], rows, "words")))
+    return found
+
+
+def _more(title: str, inside: str) -> str:
+    return f"<details><summary>{escape(shown(title))}</summary>{inside}</details>"
+
+
+def _value(settings: dict[str, Any], key: str) -> str:
+    return _said(settings[key]) if key in settings else "-"
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,494 @@
+"""What is shown of runs: right figures, chosen by validation, nothing mixed or hidden, and a page that stands alone."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import statistics
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+from conftest import CASES, CLASSES, COUNTS, GATE, Case, Spoilt, carry_out, tiny
+from rich.console import Console
+
+from fedexperts import report
+from fedexperts.config import resolve
+from fedexperts.message import Reply
+from fedexperts.metrics import gain
+from fedexperts.report import claims
+from fedexperts.rundir import RunDir
+
+EXPERIMENTS = {"mixture": Case(GATE), "gate-alone": Case(GATE | {"experts": 0}), "coop-alone": CASES["alone"]}
+SEEDS = (0, 1)
+
+
+class StoppedError(Exception):
+    """Ends a run as a power cut would."""
+
+
+def make(path, case, *, name, wrap=lambda engine: engine, stop=None, **sections):
+    """A real run of the tiny world at `path`, stopped after round `stop` if there is one."""
+    settings = {"run": {"rounds": 2}} | sections
+    config = tiny(case, name=name, **settings)
+
+    def tell(round):
+        if round == stop:
+            raise StoppedError
+
+    RunDir.create(path, config.toml(), {"classes": list(CLASSES), "python": "3.x"})
+    try:
+        return carry_out(config, path, wrap, tell)
+    except StoppedError:
+        return RunDir(path)
+
+
+def seeded(seed, **more):
+    return {"rounds": 2, "seed": seed} | more
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory):
+    """Three experiments, two seeds each, with a trial below `tune` that must not count."""
+    path = tmp_path_factory.mktemp("runs") / "study"
+    path.mkdir()
+    (path / "study.json").write_text(json.dumps({"seeds": SEEDS, "experiments": dict.fromkeys(EXPERIMENTS, "")}))
+    for name, case in EXPERIMENTS.items():
+        for seed in SEEDS:
+            make(path / name / f"seed-{seed}", case, name=name, run=seeded(seed))
+    make(path / "mixture" / "tune" / "001", EXPERIMENTS["mixture"], name="mixture", learning={"rate": 9.0})
+    return path
+
+
+@pytest.fixture(scope="session")
+def experiments(study):
+    return report.collect([study])
+
+
+@pytest.fixture(scope="session")
+def page(experiments, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "deep" / "report.html"
+    report.write_html(experiments, path)
+    return path.read_text(encoding="utf-8")
+
+
+def logged(path, log):
+    return [json.loads(line) for line in (path / log).read_text().splitlines()]
+
+
+def cells(table, row):
+    """A row of a table by its headers."""
+    heads = [str(column.header).replace("\n", " ") for column in table.columns]
+    return dict(zip(heads, (str(list(column.cells)[row]) for column in table.columns), strict=True))
+
+
+def printed(tables, width=250):
+    console = Console(file=io.StringIO(), width=width)
+    for table in tables:
+        console.print(table)
+    return console.file.getvalue()
+
+
+def rows(right, valid=None, client="c", first=0):
+    """Client rows by hand: in round r, client i has right[r][i] of 10 test examples right."""
+    return [
+        {"round": first + r, "client": f"{client}-{i}", "test_correct": count, "test_examples": 10,
+         "test_global_correct": 1, "valid_correct": (valid or right)[r][i], "valid_examples": 10}
+        for r, counts in enumerate(right) for i, count in enumerate(counts)
+    ]  # fmt: skip
+
+
+def with_rows(experiment, name, by_seed, **settings):
+    """An experiment with other rows and settings than it was run with."""
+    runs = {}
+    for seed, found in by_seed.items():
+        values = {s: dict(keys) for s, keys in experiment.values.items()}
+        values["run"] |= {"seed": seed, "rounds": max(row["round"] for row in found)}
+        for dotted, value in settings.items():
+            section, _, key = dotted.partition("__")
+            values[section][key] = value
+        run = experiment.first
+        runs[seed] = replace(run, name=name, values=values, clients=found, done=values["run"]["rounds"])
+    return report.Experiment(name, runs)
+
+
+# ---- figures
+
+
+def test_the_table_says_what_the_rows_say(study, experiments):
+    table = report.tables(experiments)[0]
+    for row, name in enumerate(EXPERIMENTS):
+        means, spreads, worst, pooled, down, up = [], [], [], [], [], []
+        for seed in SEEDS:
+            path = study / name / f"seed-{seed}"
+            last = [r for r in logged(path, "clients.jsonl") if r["round"] == 2]
+            assert len(last) == len(COUNTS), "all clients, sampled or not"
+            local = [100 * r["test_correct"] / r["test_examples"] for r in last]
+            means.append(statistics.fmean(local))
+            spreads.append(statistics.pstdev(local))
+            worst.append(min(local))
+            pooled.append(100 * sum(r["test_global_correct"] for r in last) / sum(r["test_examples"] for r in last))
+            down.append(statistics.fmean(r["bytes_down"] for r in logged(path, "rounds.jsonl")))
+            up.append(statistics.fmean(r["bytes_up"] for r in logged(path, "rounds.jsonl")))
+        found = cells(table, row)
+        assert found["experiment"] == name
+        assert found["local"] == f"{statistics.fmean(means):.1f}"
+        assert found["sd seeds"] == f"{statistics.stdev(means):.1f} (2)"
+        assert found["sd clients"] == f"{statistics.fmean(spreads):.1f}"
+        assert found["worst client"] == f"{statistics.fmean(worst):.1f}"
+        assert found["global"] == ("-" if name == "coop-alone" else f"{statistics.fmean(pooled):.1f}")
+        assert found["kB down"] == f"{statistics.fmean(down) / 1000:.1f}"
+        assert found["kB up"] == f"{statistics.fmean(up) / 1000:.1f}"
+
+
+def test_the_best_round_is_chosen_on_validation_data_and_never_on_test_data(experiments):
+    # test is best in round 1, validation in round 2 and again in round 3, where the earlier one counts
+    found = rows([[1, 1], [9, 9], [4, 6], [3, 3]], valid=[[1, 1], [2, 2], [8, 8], [8, 8]])
+    line = cells(report.tables([with_rows(experiments[0], "x", {0: found})])[0], 0)
+    assert (line["local"], line["best valid"], line["at round"]) == ("30.0", "50.0", "2")
+    assert line["sd seeds"] == "1 seed"
+
+
+def test_without_validation_examples_there_is_no_best_round(experiments):
+    found = [row | {"valid_examples": 0, "valid_correct": 0} for row in rows([[1, 2], [3, 4]])]
+    line = cells(report.tables([with_rows(experiments[0], "x", {0: found})])[0], 0)
+    assert (line["local"], line["best valid"], line["at round"]) == ("35.0", "-", "-")
+
+
+def test_the_footer_says_chance_and_that_nothing_is_the_best_test_round(experiments):
+    text = " ".join(printed(report.tables(experiments)).split())
+    assert "Guessing gives 33.3 %" in text
+    assert "all clients, sampled or not (5)" in text
+    assert "Nothing here is taken from the round that is best on test data" in text
+
+
+def test_every_column_fits_a_terminal_of_80_letters(experiments):
+    lines = printed(report.tables(experiments)[:1], 80).splitlines()
+    assert any("sec-" in line for line in lines)
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+
+
+def test_a_run_of_zero_rounds_is_a_finished_one(tmp_path):
+    make(tmp_path / "run", CASES["alone"], name="zero-shot", run={"rounds": 0})
+    found = report.collect([tmp_path])
+    line = cells(report.tables(found)[0], 0)
+    assert (line["at round"], line["kB down"], line["sec- onds"]) == ("0", "0.0", "0.0")
+    report.write_html(found, tmp_path / "report.html")
+
+
+# ---- what experts add
+
+
+def test_a_difference_is_paired_by_seed_and_client(study, experiments):
+    differences = []
+    for seed in SEEDS:
+        last = {
+            name: {
+                r["client"]: 100 * r["test_correct"] / r["test_examples"]
+                for r in logged(study / name / f"seed-{seed}", "clients.jsonl")
+                if r["round"] == 2
+            }
+            for name in ("mixture", "gate-alone")
+        }
+        differences.append([last["mixture"][c] - last["gate-alone"][c] for c in sorted(COUNTS)])
+    line = cells(report.tables(experiments)[1], 0)
+    means = [statistics.fmean(d) for d in differences]
+    every = [d for ds in differences for d in ds]
+    assert line["experiment"] == "mixture"
+    assert line["against"] == "gate-alone (gate alone)"
+    assert line["points"] == f"{round(statistics.fmean(means), 1) + 0.0:+.1f}"
+    assert line["sd seeds"] == f"{statistics.stdev(means):.1f} (2)"
+    assert line["sd clients"] == f"{statistics.fmean(map(statistics.pstdev, differences)):.1f}"
+    counts = (sum(d > 0 for d in every), sum(d < 0 for d in every), sum(d == 0 for d in every))
+    assert (line["gain"], line["lose"], line["same"]) == tuple(map(str, counts))
+
+
+@pytest.mark.parametrize(
+    ("these", "says"),
+    [
+        ([6, 4, 6, 4], "+0.0 points, no difference beyond the noise (two standard errors: 11.5; 4 pairs"),
+        ([6, 6, 6, 5], "+7.5 points, better beyond the noise (two standard errors: 5.0; 4 pairs"),
+        ([4, 4, 4, 5], "-7.5 points, worse beyond the noise"),
+        ([9, 5, 5, 5], "+10.0 points, no difference beyond"),  # one client makes the mean
+        ([5, 5, 5, 5], "no difference at all, every client scores the same (4 pairs"),
+    ],
+)
+def test_a_plain_sentence_says_whether_experts_add_anything(these, says):
+    found = gain({0: rows([these])}, {0: rows([[5, 5, 5, 5]])})
+    assert claims.verdict(found).startswith(says)
+
+
+def test_one_pair_says_nothing_about_noise():
+    assert "says nothing about the noise" in claims.verdict(gain({0: rows([[6]])}, {0: rows([[5]])}))
+
+
+def test_only_the_same_experiment_without_experts_is_its_control(experiments):
+    mixture, alone, _ = experiments
+    data = {seed: run.clients for seed, run in alone.finished.items()}
+    other = with_rows(alone, "other-gate", data, method__lam=2.0)
+    table = report.tables([mixture, other])[1]
+    assert not table.rows
+    assert "they do not tell whether the experts add anything" in " ".join(printed([table]).split())
+    free = report.Experiment("tuned", {s: replace(r, tuned=frozenset({"method.lam"})) for s, r in other.runs.items()})
+    assert len(report.tables([mixture, free])[1].rows) == 1, "what was tuned for each alike may differ"
+
+
+def test_a_linear_probe_and_experts_by_chance_are_controls_too(experiments):
+    mixture, alone, coop = experiments
+    probe = with_rows(coop, "probe", coop.rows, model__name="linear-probe")
+    chance = with_rows(mixture, "chance", mixture.rows, method__select="random")
+    lines = [cells(report.tables([mixture, alone, probe, chance])[1], i) for i in range(5)]
+    assert [(line["experiment"], line["against"]) for line in lines] == [
+        ("mixture", "gate-alone (gate alone)"),
+        ("mixture", "chance (random experts)"),
+        ("mixture", "probe (linear probe)"),
+        ("chance", "gate-alone (gate alone)"),
+        ("chance", "probe (linear probe)"),
+    ]
+
+
+def test_without_an_experiment_with_experts_there_is_one_table(experiments):
+    assert len(report.tables(experiments[1:])) == 1
+
+
+def test_the_headline_ranks_and_says_the_noise(experiments):
+    good = with_rows(experiments[0], "good", {0: rows([[8, 8, 8, 7]])})
+    poor = with_rows(experiments[1], "poor", {0: rows([[5, 5, 5, 5]])})
+    text = " ".join(claims.headline([poor, good]))
+    assert text.startswith("Highest local accuracy: good, 77.5 % on average over 4 clients and 1 seed, where guessing")
+    assert "Next: poor, 50.0 %. The first against the next: +27.5 points, better beyond the noise" in text
+
+
+def test_experiments_on_different_data_are_not_ranked(experiments):
+    first = with_rows(experiments[0], "first", {0: rows([[8]])})
+    other = with_rows(experiments[1], "other", {0: rows([[5]])}, data__name="other-data")
+    assert "not ranked" in claims.headline([first, other])[0]
+    assert "do not have the same data" in printed(report.tables([first, other]))
+    assert not report.tables([first, other])[1].rows
+
+
+# ---- which runs
+
+
+def test_seeds_of_one_config_are_one_experiment_in_the_order_of_the_study(experiments):
+    assert [(e.name, list(e.runs)) for e in experiments] == [(name, list(SEEDS)) for name in EXPERIMENTS]
+
+
+def test_an_experiment_or_a_run_may_be_given_alone_and_twice_counts_once(study):
+    one, other = study / "gate-alone", study / "mixture" / "seed-1"
+    found = report.collect([one, other, other, one / "seed-0"])
+    assert [(e.name, list(e.runs)) for e in found] == [("gate-alone", [0, 1]), ("mixture", [1])]
+
+
+def test_trials_are_left_out_unless_asked_for(study):
+    assert all(run.path.parent.name != "tune" for e in report.collect([study / "mixture"]) for run in e.runs.values())
+    assert report.collect([study / "mixture" / "tune" / "001"])[0].values["learning"]["rate"] == 9.0
+
+
+def test_an_unfinished_run_is_named_and_counted_nowhere(study, tmp_path):
+    shutil.copytree(study / "mixture", tmp_path / "mixture")
+    whole = cells(report.tables(report.collect([tmp_path]))[0], 0)
+    make(tmp_path / "mixture" / "seed-7", EXPERIMENTS["mixture"], name="mixture", stop=1, run=seeded(7))
+    make(tmp_path / "late", CASES["fedavg"], name="late", stop=0)
+    found = report.collect([tmp_path / "mixture", tmp_path / "late"])
+    tables = report.tables(found)
+    text = printed(tables)
+    assert cells(tables[0], 0) == whole | {"sd seeds": whole["sd seeds"].replace("(2)", "(2/3)")}
+    assert set(cells(tables[0], 1).values()) == {"late", "(0/1)", "-"}
+    assert "Not counted: mixture, seed 7: unfinished, 1 of 2 rounds done." in text
+    assert "Not counted: late, seed 0: unfinished, 0 of 2 rounds done." in text
+    report.write_html(found, tmp_path / "report.html")
+    assert "mixture, seed 7: unfinished, 1 of 2 rounds done" in (tmp_path / "report.html").read_text()
+
+
+def test_runs_before_their_first_round_make_a_page_without_a_result(tmp_path):
+    RunDir.create(tmp_path / "run", tiny(CASES["alone"], name="new").toml(), {})
+    report.write_html(report.collect([tmp_path]), tmp_path / "report.html")
+    assert "No run is finished yet" in (tmp_path / "report.html").read_text()
+
+
+def test_equal_names_with_other_settings_or_the_same_seed_are_never_mixed(study, tmp_path):
+    make(tmp_path / "a", EXPERIMENTS["mixture"], name="mixture", method={"lam": 3.0})
+    shutil.copytree(study / "mixture", tmp_path / "b")
+    shutil.copytree(study / "mixture", tmp_path / "c")
+    found = report.collect([tmp_path])
+    assert [(e.name, list(e.runs)) for e in found] == [
+        ("mixture (a)", [0]),
+        ("mixture (b/seed-0)", [0, 1]),
+        ("mixture (c/seed-0)", [0, 1]),
+    ]
+
+
+def test_a_client_who_did_not_answer_is_named(experiments):
+    found = [row for row in rows([[5, 5, 5], [5, 5, 5]]) if (row["round"], row["client"]) != (1, "c-2")]
+    text = printed(report.tables([with_rows(experiments[0], "x", {0: found})]))
+    assert "x, seed 0: the last evaluation lacks c-2, who did not answer." in text
+
+
+def test_a_run_whose_last_evaluation_nobody_answered_does_not_count(experiments):
+    whole = with_rows(experiments[0], "x", {0: rows([[5, 5], [5, 5]])})
+    run = replace(whole.first, clients=rows([[5, 5]]))
+    assert report.Experiment("x", {0: run}).finished == {}
+    assert "nobody answered" in run.unfinished
+
+
+@pytest.mark.parametrize(
+    ("make_it", "says"),
+    [
+        (lambda path: None, "no such folder"),
+        (lambda path: path.write_text("x"), "a file"),
+        (lambda path: (path / "empty").mkdir(parents=True), "holds no run"),
+        (lambda path: make(path / "x" / "tune" / "001", CASES["alone"], name="x"), "holds only trials"),
+    ],
+)
+def test_a_folder_without_runs_says_what_would_be_right(tmp_path, make_it, says):
+    path = tmp_path / "given"
+    make_it(path)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}.* {says}.*right would be a folder that"):
+        report.collect([path])
+
+
+def test_a_damaged_run_is_named(study, tmp_path):
+    shutil.copytree(study / "mixture" / "seed-0", tmp_path / "run")
+    (tmp_path / "run" / "config.toml").write_text("name = 'x'")
+    with pytest.raises(ValueError, match=r"run is damaged: config.toml or environment.json \(KeyError: 'method'\)"):
+        report.collect([tmp_path])
+
+
+# ---- the page
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes, and the text between them; complains of what is not closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.open = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def images(self):
+        return [attributes for tag, attributes in self.tags if tag == "img"]
+
+
+def svg(image):
+    kind, data = image["src"].split(",", 1)
+    assert kind == "data:image/svg+xml;base64"
+    return base64.b64decode(data)
+
+
+def test_the_page_needs_nothing_but_itself(page):
+    reader = Reader(page)
+    assert not re.search(r"https?://", page)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in reader.tags}
+    assert not [a for _, attributes in reader.tags for a in attributes if a == "href" or a.startswith("on")]
+    for image in reader.images():
+        assert ElementTree.fromstring(svg(image)).tag.endswith("svg")
+        assert image["alt"].endswith(".")
+
+
+def test_the_page_has_every_picture_for_which_there_is_something_to_show(page):
+    text = " ".join(Reader(page).text)
+    for title in (
+        "Accuracy over rounds",
+        "Every client",
+        "How images weigh the experts: mixture",
+        "Who received whose prompt: mixture",
+        "How far clients move what they share",
+        "How different the experts are",
+        "What travels",
+    ):
+        assert title in text
+    assert len(Reader(page).images()) == 7
+    assert "weigh the experts: gate-alone" not in text
+
+
+def test_the_page_has_both_tables_every_client_the_settings_and_the_environment(page, experiments):
+    text = " ".join(Reader(page).text)
+    for table in report.tables(experiments):
+        for row in range(len(table.rows)):
+            for cell in cells(table, row).values():
+                assert cell in text
+    for client in COUNTS:
+        assert f"<td>{client}</td>" in page
+    assert "method.experts" in text
+    assert "gate_rate = 0.01" in text
+    assert "3.x" in text
+    assert all(line in text for line in claims.headline(experiments))
+
+
+def test_equal_runs_make_equal_pages(experiments, page, tmp_path):
+    report.write_html(experiments, tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
+
+
+def test_names_and_reasons_from_outside_are_shown_and_never_obeyed(experiments, tmp_path):
+    bad = "<script>alert(1)</script> & $x^$ [red]\x1b[31m _你"
+    found = [row | {"client": f"{row['client']}{bad}"} for row in experiments[0].first.clients]
+    refused = [row | {"refused": {f"z{bad}": bad}} for row in experiments[0].first.rounds]
+    run = replace(
+        experiments[0].first, name=bad, clients=found, rounds=refused, environment={bad: bad}, text=f"# {bad}"
+    )
+    hostile = [report.Experiment(f"_{bad}", {0: run}), experiments[1]]
+    report.write_html(hostile, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    reader = Reader(text)
+    assert "script" not in {tag for tag, _ in reader.tags}
+    assert "<script" not in text
+    assert "a&lt;script&gt;" in text
+    for image in reader.images():
+        ElementTree.fromstring(svg(image))
+    terminal = printed(report.tables(hostile))
+    assert "\x1b" not in terminal
+    assert "[red]" in terminal
+
+
+def test_refused_uploads_are_listed_with_client_and_reason(tmp_path):
+    def spoil(reply):
+        if reply.client == "b" and reply.task == "train":
+            return Reply("b", reply.round, "train", error="the <disk> is full")
+        return reply
+
+    make(tmp_path / "run", CASES["fedavg"], name="x", wrap=lambda engine: Spoilt(engine, spoil), run={"rounds": 2})
+    found = report.collect([tmp_path])
+    count = sum("b" in row["refused"] for row in logged(tmp_path / "run", "rounds.jsonl"))
+    assert f"x: {claims.plural(count, 'upload')} refused" in printed(report.tables(found))
+    report.write_html(found, tmp_path / "report.html")
+    assert "<td>b</td><td>the &lt;disk&gt; is full</td>" in (tmp_path / "report.html").read_text()
+
+
+def test_writing_over_a_folder_says_what_would_be_right(experiments, tmp_path):
+    with pytest.raises(ValueError, match=r"is a folder; right would be the name of a file in it"):
+        report.write_html(experiments, tmp_path)
+
+
+def test_many_experiments_and_clients_still_make_a_page(experiments, tmp_path):
+    right = [[i % 10 for i in range(20)]] * 2
+    found = {0: [row for d in range(3) for row in rows(right, client=f"domain{d}")]}
+    mixed = {0: [row | {"weights": [0.3, 0.1, 0.6], "experts_apart": 0.1} for row in found[0]]}
+    many = [with_rows(experiments[1], f"experiment-with-a-long-name-{i}", found) for i in range(11)]
+    report.write_html([*many, with_rows(experiments[0], "mixture", mixed)], tmp_path / "report.html")
+    assert len(Reader((tmp_path / "report.html").read_text()).images()) == 7
+
+
+def test_a_shipped_config_resolves_to_what_the_report_reads():
+    """The keys by which controls are found are those of the package's own methods and models."""
+    names = {"data": "digits-scanners", "model": "linear-probe", "method": "pfedmoap"}
+    config = resolve([({"name": "x", **{section: {"name": name} for section, name in names.items()}}, "test")])
+    assert config.values["model"]["name"] == "linear-probe"
+    assert {"experts", "select"} <= set(config.values["method"])
+    assert {"seed", "rounds", "threads"} <= set(config.values["run"])
