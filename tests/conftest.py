@@ -1,0 +1,263 @@
+"""The small worlds in which the laws are tested, and what a run leaves behind in a form that can be compared.
+
+`tiny` is a federation of five clients with pictures of 4 x 4 pixels and a text encoder of one fixed map: a round takes
+milliseconds. `digits` is real digits behind the package's own tiny CLIP. Both come through the package's door, as a
+user's own classes do. Nothing in here pretends: `Wire` really turns every message into bytes and back.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fedexperts.client import Job
+from fedexperts.config import Config, build, resolve
+from fedexperts.data import Federation, Parts
+from fedexperts.engine import Engine, InProcess
+from fedexperts.loop import run
+from fedexperts.message import Order, Reply, decode_order, decode_reply, encode
+from fedexperts.models import Built
+from fedexperts.rundir import RunDir
+from fedexperts.tensors import Tensors, pack, rng
+
+CLASSES = ("ant", "bee", "cow")
+WIDTH = 8  # of the tiny world's features
+VALID, TEST = 4, 20  # examples of every client
+COUNTS = {"a": 5, "b": 9, "c": 14, "d": 7, "e": 1}  # training examples: no batch divides them, one client has one
+
+
+# ---- the tiny world
+
+
+@dataclass(frozen=True)
+class TinyData:
+    """Five clients with unequal numbers of pictures; every client has its own lighting."""
+
+    def load(self, seed: int) -> Federation:
+        draw = rng(seed, "tiny")
+        patterns = torch.randint(40, 200, (len(CLASSES), 3, 4, 4), generator=rng(0, "patterns"))
+        images, labels, parts, first = [], [], {}, 0
+        for place, (client, count) in enumerate(COUNTS.items()):
+            whole = count + VALID + TEST
+            own = torch.randint(len(CLASSES), (whole,), generator=draw)
+            noise = torch.randint(-30, 31, (whole, 3, 4, 4), generator=draw)
+            images.append((patterns[own].roll(place, dims=-1) + noise).clamp(0, 255).to(torch.uint8))
+            labels.append(own)
+            index = torch.arange(first, first := first + whole)
+            parts[client] = Parts(*index.split([count, VALID, TEST]))
+        return Federation(torch.cat(images), torch.cat(labels), CLASSES, parts, dict.fromkeys(parts, "tiny"))
+
+
+class TinyPrompted:
+    """A prompted model whose text encoder is one fixed map from the context to each class's feature."""
+
+    scale = 10.0
+    classes = CLASSES
+
+    def __init__(self, context: Tensor) -> None:
+        self.initial = {"context": context}
+        draw = rng(0, "texts")
+        self.map_CWD = torch.randn(len(CLASSES), context.numel(), WIDTH, generator=draw)
+        self.base_CD = torch.randn(len(CLASSES), WIDTH, generator=draw)
+
+    def texts(self, context: Tensor) -> Tensor:
+        return normalize(torch.einsum("...w,cwd->...cd", context.flatten(-2), self.map_CWD) + self.base_CD, dim=-1)
+
+    def logits(self, tensors: Tensors, x: Tensor) -> Tensor:
+        return self.scale * x @ self.texts(tensors["context"]).mT
+
+
+class TinyProbe:
+    """A linear classifier."""
+
+    classes = CLASSES
+
+    def __init__(self) -> None:
+        self.initial = {"weight": torch.zeros(len(CLASSES), WIDTH), "bias": torch.zeros(len(CLASSES))}
+
+    def logits(self, tensors: Tensors, x: Tensor) -> Tensor:
+        return 10 * x @ tensors["weight"].T + tensors["bias"]
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """As a user's own model would come through the door."""
+
+    kind: str = "prompted"
+
+    def build(self, classes: tuple[str, ...], seed: int) -> Built:
+        lens = torch.randn(48, WIDTH, generator=rng(0, "lens"))
+
+        def encode(images: Tensor) -> Tensor:
+            return normalize((images.flatten(1).float() / 255 - 0.5) @ lens, dim=-1)
+
+        context = 0.1 * torch.randn(2, 4, generator=rng(seed, "context"))
+        return Built(TinyPrompted(context) if self.kind == "prompted" else TinyProbe(), encode, "tiny")
+
+
+# ---- cases: a method and a model of the small worlds
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method on a model; `private` says whether clients keep something, `own` whether payloads differ."""
+
+    method: dict[str, Any]
+    model: str = "prompted"
+    learning: dict[str, Any] = field(default_factory=dict)
+    private: bool = False
+    own: bool = False
+
+
+GATE = {"name": "pfedmoap", "experts": 2, "width": 8, "heads": 2}
+CASES = {
+    "fedavg": Case({"name": "fedavg"}),
+    "fedavg-probe": Case({"name": "fedavg"}, "probe"),
+    "fedprox": Case({"name": "fedavg", "mu": 0.3}),
+    "alone": Case({"name": "alone"}, private=True),
+    "alone-probe": Case({"name": "alone"}, "probe", private=True),
+    "nearest": Case(GATE, private=True, own=True),
+    "random": Case(GATE | {"select": "random", "pooling": "random"}, private=True, own=True),
+    "averaged": Case(GATE | {"gates": "averaged", "upload_clip": 0.5, "upload_noise": 0.1}, private=True, own=True),
+    "linear": Case(GATE | {"gate": "linear", "pooling": "mean"}, private=True, own=True),
+    "gate-alone": Case(GATE | {"experts": 0, "normalised": True}, private=True),
+}
+
+
+def tiny(case: Case, **sections: dict[str, Any]) -> Config:
+    """A case in the tiny world; sections are laid over it, as a config file is over its base."""
+    base = {
+        "name": "tiny",
+        "data": {"name": "conftest:TinyData"},
+        "model": {"name": "conftest:TinyModel", "kind": case.model},
+        "method": case.method,
+        "learning": {"epochs": 2, "batch": 4, "rate": 0.1} | case.learning,
+        "run": {"rounds": 3, "participation": 0.8},
+    }
+    return resolve([(base, "tiny"), (sections, "test")])
+
+
+def digits(case: Case, **sections: dict[str, Any]) -> Config:
+    """A case on real digits behind the tiny CLIP. Data and seed are left alone, so features are computed once."""
+    model = {"name": "prompted-clip", "context": 4} if case.model == "prompted" else {"name": "linear-probe"}
+    base = {
+        "name": "digits",
+        "data": {"name": "digits-scanners", "clients": 5, "scanners": 4, "shots": 2},
+        "model": model,
+        "method": case.method,
+        "learning": {"epochs": 1, "batch": 6, "rate": 0.05 if case.model == "prompted" else 0.01} | case.learning,
+        "run": {"rounds": 2},
+    }
+    wide = {} if "width" not in case.method else {"method": {"width": 64, "heads": 4}}
+    return resolve([(base, "digits"), (wide, "digits"), (sections, "test")])
+
+
+# ---- engines
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Every order and every reply crosses as bytes, and who is asked last answers first."""
+
+    inner: Engine
+
+    def clients(self) -> list[str]:
+        return self.inner.clients()
+
+    def exchange(self, orders: Sequence[Order]) -> list[Reply]:
+        arrived = [decode_order(encode(order)) for order in reversed(orders)]
+        return [decode_reply(encode(reply)) for reply in reversed(self.inner.exchange(arrived))]
+
+
+@dataclass(frozen=True)
+class Spoilt:
+    """An engine between whose clients and server replies go wrong: `spoil` returns another reply, or None."""
+
+    inner: Engine
+    spoil: Callable[[Reply], Reply | None]
+
+    def clients(self) -> list[str]:
+        return self.inner.clients()
+
+    def exchange(self, orders: Sequence[Order]) -> list[Reply]:
+        return [after for reply in self.inner.exchange(orders) if (after := self.spoil(reply)) is not None]
+
+
+# ---- runs
+
+
+Wrap = Callable[[Engine], Engine]
+
+
+def open_run(config: Config, path: Path) -> RunDir:
+    """The run's folder, new or as it stands."""
+    return RunDir(path) if path.exists() else RunDir.create(path, config.toml(), {})
+
+
+def carry_out(config: Config, path: Path, wrap: Wrap = lambda engine: engine, tell: Any = lambda _: None) -> RunDir:
+    """Run an experiment, or go on with it, to its end."""
+    folder = open_run(config, path)
+    job, engine = build(config, path / "private")
+    run(job, wrap(engine), config.section("run"), folder, tell)
+    return folder
+
+
+def job_and_engine(config: Config, path: Path) -> tuple[Job, InProcess]:
+    """For tests that ask clients themselves."""
+    job, engine = build(config, path)
+    assert isinstance(engine, InProcess)
+    return job, engine
+
+
+def left_behind(folder: RunDir) -> dict[str, Any]:
+    """The server's state, every private file and the logs (except seconds): what must not differ."""
+    newest = folder.path / "checkpoints" / f"round-{folder.done():06d}"
+    files = [newest / "server.safetensors", *sorted((folder.path / "private").rglob("*.private"))]
+    whole: dict[str, Any] = {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
+    for log in ("rounds.jsonl", "clients.jsonl"):
+        lines = (folder.path / log).read_text().splitlines() if (folder.path / log).exists() else []
+        whole[log] = [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+    return whole
+
+
+def server(folder: RunDir) -> Tensors:
+    """The server's state after the last round."""
+    found = folder.load()
+    assert found is not None
+    return found[1]
+
+
+def same_bits(one: Tensors, other: Tensors) -> bool:
+    return pack(one) == pack(other)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _machine(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One thread, and image features kept for this session alone."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDEXPERTS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+Remembered = Callable[[Config], RunDir]
+
+
+@pytest.fixture(scope="session")
+def remembered(tmp_path_factory: pytest.TempPathFactory) -> Remembered:
+    """The finished run of an experiment, carried out once a session; for those who only look at it."""
+    runs: dict[str, RunDir] = {}
+
+    def find(config: Config) -> RunDir:
+        text = config.toml()
+        if text not in runs:
+            runs[text] = carry_out(config, tmp_path_factory.mktemp("remembered") / "run")
+        return runs[text]
+
+    return find

@@ -1,0 +1,319 @@
+"""The eight laws, each over every method that makes sense of it; the third, a crash, is in test_crash.py.
+
+A law is about all methods: to put a new one under them, add a case to conftest.CASES and a row to FIELDS below.
+"""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+import torch
+from conftest import (
+    CASES,
+    GATE,
+    Case,
+    Remembered,
+    Spoilt,
+    Wire,
+    carry_out,
+    digits,
+    job_and_engine,
+    left_behind,
+    server,
+    tiny,
+)
+
+from fedexperts.client import answer
+from fedexperts.config import Config
+from fedexperts.data import DigitsScanners
+from fedexperts.learn import Learning
+from fedexperts.loop import Schedule, sample
+from fedexperts.message import Order, Reply, encode
+from fedexperts.method import Finished, Local, Model, Upload
+from fedexperts.methods import METHODS
+from fedexperts.methods.pfedmoap import PFedMoAP
+from fedexperts.metrics import Score, by_round, score
+from fedexperts.rundir import RunDir
+from fedexperts.tensors import Tensors, pack, unpack
+
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+REAL = ("fedavg", "alone-probe", "nearest")  # on real digits too
+worlds = [pytest.param(tiny, case, id=name) for name, case in CASES.items()]
+worlds += [pytest.param(digits, CASES[name], id=f"digits-{name}") for name in REAL]
+every_world = pytest.mark.parametrize(("world", "case"), worlds)
+
+
+def test_every_method_is_under_the_laws() -> None:
+    assert {case.method["name"] for case in CASES.values()} == METHODS.keys()
+
+
+# ---- 1
+
+
+@every_world
+def test_the_wire_changes_nothing(world: Any, case: Case, tmp_path: Path, remembered: Remembered) -> None:
+    """Law 1: turned into bytes, and answered in reverse, every bit is the same."""
+    here = left_behind(remembered(world(case)))
+    there = left_behind(carry_out(world(case), tmp_path / "there", Wire))
+    assert here == there
+
+
+# ---- 2
+
+
+@every_world
+def test_together_is_alone(world: Any, case: Case, tmp_path: Path, remembered: Remembered) -> None:
+    """Law 2: stacked or one at a time, clients of unequal example counts end at the same tensors."""
+    one = left_behind(remembered(world(case)))
+    many = left_behind(carry_out(world(case, engine={"together": 5}), tmp_path / "many"))
+    assert one.keys() == many.keys()
+    for name in one:
+        if not name.endswith(".jsonl"):
+            close(tensors(one[name]), tensors(many[name]))
+
+
+def tensors(file: bytes) -> Tensors:
+    """Of a checkpoint, or of a private file, which has a digest in front."""
+    try:
+        return unpack(file)
+    except ValueError:
+        return unpack(file[32:])
+
+
+def close(one: Tensors, other: Tensors) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert (one[name] - other[name]).norm() <= 1e-3 * one[name].norm() + 1e-5, name
+
+
+# ---- 4
+
+
+class Leaky(PFedMoAP):
+    """pFedMoAP with a line that was meant well."""
+
+    def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
+        finished = super().finish(model, local, rng)
+        gate = {name: value for name, value in local.trained.items() if name.startswith("gate.")}
+        return Finished(finished.stays, finished.leaves | gate)
+
+
+def test_a_method_that_leaks_its_gate_is_stopped_before_anything_is_sent_or_saved(tmp_path: Path) -> None:
+    """Law 4: the seal raises in the first round in which there is a gate to leak."""
+    config = tiny(Case({**GATE, "name": "test_laws:Leaky"}), run={"participation": 1.0})
+    with pytest.raises(
+        ValueError, match=r"client a was about to send \['gate.key.bias'.*lets only \['context'\] leave"
+    ):
+        carry_out(config, tmp_path / "run")
+    kept = sorted(path.name for path in (tmp_path / "run" / "private").rglob("*.private"))
+    assert kept == ["round-000001.private"] * 5
+
+
+@every_case
+def test_nothing_that_stays_is_in_any_bytes_that_leave(case: Case, tmp_path: Path) -> None:
+    """Law 4: what a client keeps and may not upload is searched for in everything that it ever replied."""
+    left: list[bytes] = []
+
+    def listen(reply: Reply) -> Reply:
+        left.append(encode(reply))
+        return reply
+
+    folder = carry_out(tiny(case), tmp_path / "run", lambda engine: Spoilt(engine, listen))
+    job, _ = job_and_engine(tiny(case), tmp_path / "private")
+    uploads = job.method.uploads(job.model)
+    secrets = [
+        value.numpy().tobytes()
+        for file in (folder.path / "private").rglob("*.private")
+        for name, value in tensors(file.read_bytes()).items()
+        if name.partition(".")[2] not in uploads and value.numel() > 4 and value.any()
+    ]
+    assert len(left) == 3 * 4 + 4 * 5
+    assert secrets or not case.private or case.method.get("gates") == "averaged"
+    assert not any(secret in data for secret in secrets for data in left)
+
+
+# ---- 5
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items() if case.own])
+def test_clients_are_sent_what_is_their_own(case: Case, tmp_path: Path) -> None:
+    """Law 5: of everybody's prompts each client gets all but its own, so no two payloads are equal."""
+    job, _ = job_and_engine(tiny(case, method={"experts": 4}), tmp_path / "private")
+    state = server(carry_out(tiny(case, run={"participation": 1.0}), tmp_path / "run"))
+    sent = job.method.send(state, "abcde", 4, 0)
+    payloads = {pack(each.tensors) for each in sent.values()}
+    assert len(payloads) == 5
+
+
+@every_case
+def test_no_clients_result_depends_on_who_trained_before_it(case: Case, tmp_path: Path) -> None:
+    """Law 5 and pitfall 8: gates, experts and momentum do not reach the next client, whatever the order."""
+    config = tiny(case, learning={"momentum": 0.9}, run={"participation": 1.0})
+    replies = [ask_in_order(config, tmp_path / order, order) for order in ("abcde", "edcba", "cebad")]
+    assert replies[0] == replies[1] == replies[2]
+
+
+def ask_in_order(config: Config, path: Path, order: str) -> dict[str, bytes]:
+    """Three rounds, clients asked one after the other in this order; the replies of the last."""
+    job, engine = job_and_engine(config, path)
+    state, replies = job.method.open(job.model), {}
+    for round in (1, 2, 3):
+        sent = job.method.send(state, "abcde", round, job.seed)
+        orders = {client: Order(client, round, "train", sent[client].tensors) for client in order}
+        replies = {client: answer(job, [engine.sites[client]], [orders[client]])[0] for client in order}
+        uploads = [Upload(client, replies[client].tensors, replies[client].examples) for client in "abcde"]
+        state = job.method.merge(state, uploads)
+    return {client: encode(replies[client]) for client in "abcde"}
+
+
+# ---- 6
+
+
+def ends(name: str, remembered: Remembered) -> tuple[Score, Score]:
+    """A case's scores at the start and after eight rounds."""
+    much = {"rounds": 8, "evaluate_every": 8}
+    config = tiny(CASES[name], learning={"epochs": 4}, run=much, engine={"together": 5})
+    start, end = by_round(remembered(config).rows("clients.jsonl")).values()
+    return score(start), score(end)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_learns(name: str, remembered: Remembered) -> None:
+    """Law 6: clients' own accuracy, 37 to 41 percent at the start, gains more than 20 points."""
+    start, end = ends(name, remembered)
+    assert end.mean > start.mean + 20
+
+
+@pytest.mark.parametrize("name", ["nearest", "random", "averaged", "gate-alone"])
+def test_a_mixture_is_above_its_own_ablation(name: str, remembered: Remembered) -> None:
+    """Law 6: attention gates beat the shared prompt alone (PromptFL), which is pFedMoAP without gate and experts.
+
+    It holds for the four seeds that were tried, by 13 points and more. Whether experts beat the gate alone (K = 0) is
+    not asserted: neither here nor on the digits is that robust. Nor is it that the linear gate beats PromptFL.
+    """
+    assert ends(name, remembered)[1].mean > ends("fedavg", remembered)[1].mean + 8
+
+
+def test_the_servers_model_learns_too(remembered: Remembered) -> None:
+    """Law 6 for what a client begins with that never trained."""
+    start, end = ends("fedavg", remembered)
+    assert end.pooled == pytest.approx(end.mean)
+    assert end.pooled > start.pooled + 20
+
+
+# ---- 7
+
+
+@dataclass(frozen=True)
+class Other:
+    """Other values of a field, and the situation in which they matter."""
+
+    values: tuple[Any, ...]
+    case: Case
+    learning: dict[str, Any] = field(default_factory=dict)
+
+
+def moap(*values: Any, **method: Any) -> Other:
+    return Other(values, Case(GATE | method))
+
+
+def avg(*values: Any, **learning: Any) -> Other:
+    return Other(values, Case({"name": "fedavg"}), learning)
+
+
+FIELDS: dict[type, dict[str, Other]] = {
+    METHODS["fedavg"]: {"mu": avg(0.3)},
+    METHODS["alone"]: {},
+    METHODS["pfedmoap"]: {
+        "experts": moap(0, 1),
+        "select": moap("random", "farthest"),
+        "lam": moap(0.0, 0.7),
+        "reset": moap(False),
+        "gate": moap("linear"),
+        "gates": moap("averaged"),
+        "gate_rate": moap(0.02),
+        "gate_init": moap("identity"),
+        "width": moap(4),
+        "heads": moap(4),
+        "pooling": moap("mean", "random", width=4),
+        "attention_scale": moap(0.0, 5.0),
+        "normalised": moap(True),
+        "bias": moap(False),
+        "upload_clip": moap(0.01),
+        "upload_noise": moap(0.5, upload_clip=0.5),
+    },
+    Learning: {
+        "epochs": avg(1),
+        "batch": avg(3),
+        "views": avg(2),
+        "optimizer": avg("adam", "adamw", weight_decay=0.1),
+        "rate": avg(0.2),
+        "momentum": avg(0.5),
+        "weight_decay": avg(0.1),
+        "schedule": avg("cosine"),
+    },
+    Schedule: {"rounds": avg(2), "participation": avg(0.4), "evaluate_every": avg(2)},
+}
+SECTIONS = {Learning: "learning", Schedule: "run"}
+every_field = [pytest.param(kind, name, id=f"{kind.__name__}.{name}") for kind in FIELDS for name in FIELDS[kind]]
+
+
+@pytest.mark.parametrize("kind", [*METHODS.values(), Learning, Schedule])
+def test_no_field_is_forgotten(kind: type) -> None:
+    """Law 7 would otherwise hold for a list of our choosing; a field with choices must show every one of them."""
+    hints = get_type_hints(kind)
+    assert FIELDS[kind].keys() == {f.name for f in fields(kind)}
+    for f in fields(kind):
+        choices = get_args(hints[f.name])
+        assert {*FIELDS[kind][f.name].values, f.default} >= set(choices), f.name
+
+
+@pytest.mark.parametrize(("kind", "name"), every_field)
+def test_every_field_matters(kind: type, name: str, remembered: Remembered) -> None:
+    """Law 7: another value of any field, and some loss, accuracy or distance is another."""
+    other, section = FIELDS[kind][name], SECTIONS.get(kind, "method")
+    configs = [tiny(other.case, learning=other.learning)]
+    configs += [configs[0].having({f"{section}.{name}": value}, "other") for value in other.values]
+    found = [numbers(remembered(config)) for config in configs]
+    for i, one in enumerate(found):
+        assert one not in found[:i], f"{configs[i].values[section][name]!r} changes nothing"
+
+
+def numbers(folder: RunDir) -> list[float]:
+    """Losses, distances and accuracies: not what a log repeats of a payload."""
+    rounds, clients = folder.rows("rounds.jsonl"), folder.rows("clients.jsonl")
+    trained = [facts[key] for row in rounds for facts in row["trained"].values() for key in ("loss", "moved")]
+    return trained + [row["test_correct"] for row in clients]
+
+
+# ---- 8
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+@every_case
+def test_the_number_of_workers_changes_no_bit(case: Case, workers: int, tmp_path: Path, remembered: Remembered) -> None:
+    """Law 8: who is computed together depends on the orders alone."""
+    one = remembered(tiny(case, engine={"together": 2, "workers": 1}))
+    more = carry_out(tiny(case, engine={"together": 2, "workers": workers}), tmp_path / "more")
+    assert left_behind(one) == left_behind(more)
+
+
+@every_case
+def test_the_same_seed_gives_the_same_bits(case: Case, tmp_path: Path, remembered: Remembered) -> None:
+    """Law 8."""
+    again = carry_out(tiny(case), tmp_path / "again")
+    assert left_behind(remembered(tiny(case))) == left_behind(again)
+
+
+def test_one_seed_reaches_the_split_the_few_shot_draw_and_the_sampling() -> None:
+    """Law 8 and pitfall 6."""
+    whole, few = DigitsScanners(clients=4, scanners=1), DigitsScanners(clients=4, scanners=1, shots=2)
+    assert whole.load(0).manifest() == whole.load(0).manifest()
+    assert few.load(0).manifest() == few.load(0).manifest()
+    split = [{c: p.test.tolist() for c, p in whole.load(seed).parts.items()} for seed in (0, 1)]
+    assert split[0] != split[1]
+    shots = [{c: p.train.tolist() for c, p in few.load(seed).parts.items()} for seed in (0, 1)]
+    assert shots[0] != shots[1]
+    drawn = [[sample("abcdefgh", 0.5, seed, round) for round in range(1, 5)] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
