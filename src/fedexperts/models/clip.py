@@ -15,6 +15,7 @@ S sequence, H heads, d head width, R rows of names, s tokens of a row.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -211,7 +212,7 @@ def _cheapest(names: Sequence[Name], T: int, W: int) -> list[Row]:
         s = max(map(len, rows))
         return len(rows) * s * (s + T + 2 * W)  # a token's attention, and its share of the linear maps: measured
 
-    return min((pack(names, bound) for bound in range(16, 257, 8)), key=cost)
+    return min((pack(names, bound) for bound in range(24, 257, 8)), key=cost)
 
 
 @torch.no_grad()
@@ -240,38 +241,38 @@ def _run(layer: Layer, hidden: Tensor, attend: Attend, ends: tuple[Tensor, ...] 
     normed = layer.norm1(hidden)
 
     def heads(part: nn.Module) -> Tensor:
-        mapped: Tensor = part(normed)
-        return mapped.unflatten(-1, (layer.heads, -1)).transpose(-3, -2)  # [.., H, S, d]
+        split: Tensor = part(normed).unflatten(-1, (layer.heads, -1))
+        return split.transpose(-3, -2)  # [.., H, S, d]
 
     seen = attend(heads(layer.query), heads(layer.key), heads(layer.value)).transpose(-3, -2).flatten(-2)
     if ends is not None:
-        hidden, seen = hidden[(..., *ends, slice(None))], seen[(..., *ends, slice(None))]
+        chosen: Any = (..., *ends, slice(None))
+        hidden, seen = hidden[chosen], seen[chosen]
     hidden = hidden + layer.out(seen)
-    return hidden + layer.mlp(layer.norm2(hidden))  # type: ignore[no-any-return]
+    mapped: Tensor = layer.mlp(layer.norm2(hidden))
+    return hidden + mapped
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Attention in separate steps: the fused kernels know no vmap on a CPU."""
-    scores = query @ key.mT * query.shape[-1] ** -0.5 + mask
+    scores: Tensor = query @ key.mT * query.shape[-1] ** -0.5 + mask
     return scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
 
 
 def _attend_tree(query: Tensor, key: Tensor, value: Tensor, mask_RsS: Tensor) -> Tensor:
-    """The trunk sees itself; the tokens of each row see the trunk and those of their own row that `mask` says."""
+    """The trunk sees itself; the tokens of each row see the trunk and those of their own row that the mask says."""
     R, s, T = *mask_RsS.shape[:2], mask_RsS.shape[2] - mask_RsS.shape[1]
 
-    def trunk(x: Tensor) -> Tensor:
-        return x[..., :T, :]
+    def parts(x: Tensor) -> tuple[Tensor, Tensor]:
+        trunk, rows = x.split([T, R * s], dim=-2)
+        return trunk, rows.unflatten(-2, (R, s))  # [.., H, T, d] and [.., H, R, s, d]
 
-    def rows(x: Tensor) -> Tensor:
-        return x[..., T:, :].unflatten(-2, (R, s))  # [.., H, R, s, d]
+    def seen(trunk: Tensor, rows: Tensor) -> Tensor:
+        return torch.cat([trunk.unsqueeze(-3).expand(*rows.shape[:-2], -1, -1), rows], dim=-2)  # [.., H, R, T + s, d]
 
-    def seen(x: Tensor) -> Tensor:
-        repeated = trunk(x).unsqueeze(-3).expand(*x.shape[:-2], R, -1, -1)
-        return torch.cat([repeated, rows(x)], dim=-2)  # [.., H, R, T + s, d]
-
-    first = _attend(trunk(query), trunk(key), trunk(value), _causal(trunk(query)))
-    return torch.cat([first, _attend(rows(query), seen(key), seen(value), mask_RsS).flatten(-3, -2)], dim=-2)
+    (query, query_R), (key, key_R), (value, value_R) = parts(query), parts(key), parts(value)
+    behind = _attend(query_R, seen(key, key_R), seen(value, value_R), mask_RsS)
+    return torch.cat([_attend(query, key, value, _causal(query)), behind.flatten(-3, -2)], dim=-2)
 
 
 def _causal(x: Tensor) -> Tensor:
@@ -281,7 +282,8 @@ def _causal(x: Tensor) -> Tensor:
 
 def _embed(clip: Clip, ids: Tensor | Sequence[int]) -> Tensor:
     """Word embeddings [.., W] of ids [..]."""
-    return clip.tokens(torch.as_tensor(ids, dtype=torch.long, device=clip.positions.device)).detach()  # type: ignore[no-any-return]
+    embeddings: Tensor = clip.tokens(torch.as_tensor(ids, dtype=torch.long, device=clip.positions.device))
+    return embeddings.detach()
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
