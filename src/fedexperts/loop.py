@@ -83,9 +83,9 @@ def evaluate(job: Job, engine: Engine, server: Tensors, round: int) -> list[Row]
 
 
 def exchange(engine: Engine, payloads: dict[str, Tensors], round: int, task: Task) -> dict[str, Reply]:
-    """Replies by client, whatever the order in which they came."""
+    """Replies by client, whatever the order in which they came; an answer to another order is none."""
     orders = [Order(client, round, task, tensors) for client, tensors in payloads.items()]
-    replies = {reply.client: reply for reply in engine.exchange(orders)}
+    replies = {r.client: r for r in engine.exchange(orders) if (r.round, r.task) == (round, task)}
     return {client: replies[client] for client in sorted(payloads) if client in replies}
 
 

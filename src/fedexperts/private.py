@@ -1,7 +1,8 @@
 """A client's own state on the client's own disk: one file for each round in which it was kept.
 
 `load(client, before=round)` never sees what the round itself wrote, so asking twice gives the same answer and a crash
-anywhere is harmless. The newest file and the one before it are kept: the older one is what a repeated round reads.
+anywhere is harmless. Kept are the newest file and what the two rounds before it read: a run may go on from the
+checkpoint before the newest, too.
 Nothing here knows what the tensors mean, and nothing here is ever sent.
 """
 
@@ -24,7 +25,7 @@ class Private:
         """Keep `tensors` as the client's state after `round`, and forget what no repeated round can need."""
         data = pack(tensors)
         write(self._path(client, round), hashlib.sha256(data).digest() + data)
-        for older in self._rounds(client, before=round)[:-1]:
+        for older in self._rounds(client, before=round - 1)[:-1]:
             self._path(client, older).unlink()
 
     def load(self, client: str, before: int) -> Tensors | None:

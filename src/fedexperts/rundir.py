@@ -43,9 +43,10 @@ class RunDir:
                 f"{path} is there already: two runs never share a folder. Go on with it by `fedexperts resume {path}`, "
                 f"or choose another folder with --out."
             )
-        path.mkdir(parents=True)
-        write(path / "environment.json", (json.dumps(environment, indent=1) + "\n").encode())
-        write(path / "config.toml", config.encode())  # last: a folder with a config is a run
+        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        write(aside / "environment.json", (json.dumps(environment, indent=1) + "\n").encode())
+        write(aside / "config.toml", config.encode())
+        os.replace(aside, path)  # a folder that is there is whole
         return cls(path)
 
     @contextmanager
@@ -75,8 +76,14 @@ class RunDir:
         length = self._manifest(newest)["logs"][name]
         if not length:
             return []
-        with open(self.path / name, "rb") as file:
-            return [json.loads(line) for line in file.read(length).splitlines()]
+        path = self.path / name
+        data = path.read_bytes()[:length] if path.exists() else b""
+        if len(data) < length:
+            raise _short(path, len(data), length)
+        try:
+            return [json.loads(line) for line in data.splitlines()]
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}): put a backup in its place.") from None
 
     def done(self) -> int | None:
         """The last finished round; None before the first checkpoint."""
@@ -91,7 +98,7 @@ class RunDir:
         write(aside / "server.safetensors", data)
         logs = {name: size.stat().st_size if (size := self.path / name).exists() else 0 for name in LOGS}
         manifest = {"round": round, "sha256": {"server.safetensors": hashlib.sha256(data).hexdigest()}, "logs": logs}
-        write(aside / "manifest.json", json.dumps(manifest, indent=1).encode())
+        write(aside / "manifest.json", json.dumps(manifest | {"check": _check(manifest)}, indent=1).encode())
         os.replace(aside, aside.with_name(f"round-{round:06d}"))
         for old in self._checkpoints()[:-_KEPT]:
             shutil.rmtree(old)
@@ -127,10 +134,13 @@ class RunDir:
     def _manifest(self, checkpoint: Path) -> dict[str, Any]:
         path = checkpoint / "manifest.json"
         try:
-            manifest = json.loads(path.read_bytes())
-            return {"round": int(manifest["round"]), "sha256": manifest["sha256"], "logs": manifest["logs"]}
-        except (OSError, ValueError, KeyError, TypeError):
+            manifest: dict[str, Any] = json.loads(path.read_bytes())
+            check = manifest.pop("check")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise self._damaged(path) from None
+        if check != _check(manifest):
+            raise self._damaged(path)
+        return manifest
 
     def _server(self, checkpoint: Path, manifest: dict[str, Any]) -> Tensors:
         path = checkpoint / "server.safetensors"
@@ -148,8 +158,15 @@ class RunDir:
         path = self.path / name
         have = path.stat().st_size if path.exists() else 0
         if have < length:
-            raise ValueError(
-                f"{path} has {have} bytes, yet the checkpoint was written when it had {length}: restore it."
-            )
+            raise _short(path, have, length)
         if have > length:
             os.truncate(path, length)
+
+
+def _short(path: Path, have: int, length: int) -> ValueError:
+    return ValueError(f"{path} has {have} bytes, yet the checkpoint was written when it had {length}: restore it.")
+
+
+def _check(manifest: dict[str, Any]) -> str:
+    """Hash of a manifest's values: a changed length would cut a log, a changed round would skip one."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

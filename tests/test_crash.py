@@ -1,0 +1,231 @@
+"""Law 3: a crash changes nothing. Real processes are killed with SIGKILL, and others go on with what they left.
+
+A child kills itself at its n-th touch of the disk, for every n there is in a run of three rounds. Between two touches
+the disk is the same, so before each touch, and in the middle of each flush, are all the instants that there are.
+"""
+
+import builtins
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CASES, Remembered, carry_out, left_behind, tiny
+
+from fedexperts.config import Config
+from fedexperts.engine import Engine
+from fedexperts.message import Order, Reply
+from fedexperts.rundir import RunDir
+
+TOUCHES = ("replace", "fsync", "unlink", "rmdir", "mkdir", "truncate")  # of the os module; and open to write
+STRIDES = {"nearest": 1, "averaged": 9, "alone": 9, "fedavg": 9}  # every instant for one method, every ninth for others
+
+
+def short(name: str) -> Config:
+    """Three clients a round, one step each: all that a crash can hit, in little time."""
+    return tiny(CASES[name], learning={"epochs": 1, "batch": 16}, run={"participation": 0.6})
+
+
+# ---- in the children
+
+
+class Fuse:
+    """Counts touches of the disk, and kills this very process at the n-th one."""
+
+    def __init__(self, fatal: int = 0, torn: bool = False) -> None:
+        self.seen: list[str] = []
+        self.fatal, self.torn = fatal, torn
+        for name in TOUCHES:
+            setattr(os, name, self.fused(name, getattr(os, name)))
+        builtins.open = self.opening(builtins.open)  # type: ignore[assignment]
+
+    def touch(self, name: str, file: int = 0) -> None:
+        self.seen.append(name)
+        if len(self.seen) == self.fatal:
+            if self.torn:
+                os.ftruncate(
+                    file, max(os.fstat(file).st_size - 9, 0)
+                )  # the end of what is flushed never reached the disk
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def fused(self, name: str, act: Callable[..., Any]) -> Callable[..., Any]:
+        def acting(*where: Any, **how: Any) -> Any:
+            self.touch(name, *where[:1] if name == "fsync" else ())
+            return act(*where, **how) if name != "fsync" else None  # flushing takes long, and a kill needs it not
+
+        return acting
+
+    def opening(self, act: Callable[..., Any]) -> Callable[..., Any]:
+        def acting(path: Any, mode: str = "r", *rest: Any, **how: Any) -> Any:
+            if set(mode) & set("wax+"):
+                self.touch("open")
+            return act(path, mode, *rest, **how)
+
+        return acting
+
+
+def live(config: Config, path: Path, fatal: int, torn: bool, seen: Any = None) -> None:
+    """A whole run, unless it is killed on the way; `seen` gets the touches of one that is not."""
+    fuse = Fuse(fatal, torn)
+    carry_out(config, path)
+    if seen:
+        seen.put(fuse.seen)
+
+
+def go_on(config: Config, path: Path) -> None:
+    """What another process does with the folder, after the crash."""
+    Fuse()
+    carry_out(config, path)
+
+
+def announced(config: Config, path: Path, begun: Any) -> None:
+    """A run whose parent knows when it begins."""
+    begun.put(True)
+    carry_out(config, path)
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """An engine that trains a round's clients and then never answers."""
+
+    inner: Engine
+    round: int
+    trained: Any
+
+    def clients(self) -> list[str]:
+        return self.inner.clients()
+
+    def exchange(self, orders: Sequence[Order]) -> list[Reply]:
+        replies = self.inner.exchange(orders)
+        if (orders[0].round, orders[0].task) == (self.round, "train"):
+            self.trained.put(True)
+            signal.pause()
+        return replies
+
+
+def get_stuck(config: Config, path: Path, round: int, trained: Any) -> None:
+    """A run that stands still when the clients of a round have trained, and the server has heard nothing."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    carry_out(config, path, lambda engine: Stuck(engine, round, trained))
+
+
+# ---- their parent
+
+
+@pytest.fixture(scope="module")
+def processes() -> Any:
+    """Children fork from a server that imported everything once, so that a process costs milliseconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "fedexperts.config", "pytest"])
+    return context
+
+
+def started(processes: Any, act: Callable[..., None], *arguments: Any) -> Any:
+    child = processes.Process(target=act, args=arguments)
+    child.start()
+    return child
+
+
+def ended(child: Any) -> int:
+    """Its exit status."""
+    child.join(120)
+    return int(child.exitcode)
+
+
+def stopped_in_round(processes: Any, round: int, config: Config, path: Path, by: signal.Signals) -> int:
+    """The exit status of a run that gets a signal when the clients of a round have trained."""
+    trained = processes.SimpleQueue()
+    child = started(processes, get_stuck, config, path, round, trained)
+    assert trained.get()
+    time.sleep(0.1)
+    os.kill(child.pid, by)
+    return ended(child)
+
+
+@pytest.mark.parametrize("name", STRIDES)
+def test_a_crash_changes_nothing(name: str, processes: Any, remembered: Remembered, tmp_path: Path) -> None:
+    """Law 3: server, private files and logs (except seconds) are as if nobody had been killed."""
+    config, whole = short(name), left_behind(remembered(short(name)))
+
+    def survives(point: tuple[int, bool]) -> bool:
+        path = tmp_path / "{}-{}".format(*point)
+        assert ended(started(processes, live, config, path, *point)) == -signal.SIGKILL
+        assert ended(started(processes, go_on, config, path)) == 0
+        same = left_behind(RunDir(path)) == whole
+        shutil.rmtree(path)
+        return same
+
+    points = instants(processes, config, tmp_path / "counted")[:: STRIDES[name]]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        wrong = [point for point, same in zip(points, pool.map(survives, points), strict=True) if not same]
+    assert not wrong
+
+
+def instants(processes: Any, config: Config, path: Path) -> list[tuple[int, bool]]:
+    """Before every touch of the disk in a whole run, and in the middle of every flush."""
+    seen = processes.SimpleQueue()
+    assert ended(started(processes, live, config, path, 0, False, seen)) == 0
+    touches = list(enumerate(seen.get(), start=1))
+    return sorted([(n, False) for n, _ in touches] + [(n, True) for n, name in touches if name == "fsync"])
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(
+    processes: Any, remembered: Remembered, tmp_path: Path
+) -> None:
+    """Law 3, at whatever instants a clock hits."""
+    config = tiny(CASES["nearest"], run={"rounds": 6, "participation": 0.6})
+    path, whole, kills, clock = tmp_path / "run", left_behind(remembered(config)), 0, random.Random(0)
+    while kills < 12:
+        begun = processes.SimpleQueue()
+        child = started(processes, announced, config, path, begun)
+        assert begun.get()
+        time.sleep(clock.uniform(0, 0.05 * (kills + 2)))
+        child.kill()
+        kills += 1
+        if ended(child) == 0:
+            break
+    assert ended(started(processes, go_on, config, path)) == 0
+    assert left_behind(RunDir(path)) == whole
+
+
+def test_ctrl_c_keeps_the_last_finished_round(processes: Any, remembered: Remembered, tmp_path: Path) -> None:
+    """The interrupt of a terminal is a crash like any other: nothing is half done, nothing finished is lost."""
+    config, folder = short("nearest"), RunDir(tmp_path / "run")
+    assert stopped_in_round(processes, 3, config, folder.path, signal.SIGINT) == 1
+    assert folder.done() == 2
+    assert [row["round"] for row in folder.rows("rounds.jsonl")] == [1, 2]
+    carry_out(config, folder.path)
+    assert left_behind(folder) == left_behind(remembered(config))
+
+
+def test_two_processes_are_never_in_one_run(processes: Any, remembered: Remembered, tmp_path: Path) -> None:
+    """The second is refused at once; when the first is killed, its lock is gone with it."""
+    config, folder, trained = short("nearest"), RunDir(tmp_path / "run"), processes.SimpleQueue()
+    child = started(processes, get_stuck, config, folder.path, 2, trained)
+    assert trained.get()
+    with pytest.raises(ValueError, match="run is being run by another process: wait for it, or stop it first"):
+        carry_out(config, folder.path)
+    child.kill()
+    assert ended(child) == -signal.SIGKILL
+    carry_out(config, folder.path)
+    assert left_behind(folder) == left_behind(remembered(config))
+
+
+@pytest.mark.parametrize("name", ["nearest", "alone"])
+def test_a_crash_and_a_damaged_checkpoint_together_change_nothing(
+    name: str, processes: Any, remembered: Remembered, tmp_path: Path
+) -> None:
+    """Killed when round 3 has trained, and round 2's checkpoint is lost: what round 2 began from is still there."""
+    config, folder = tiny(CASES[name], run={"participation": 1.0}), RunDir(tmp_path / "run")
+    assert stopped_in_round(processes, 3, config, folder.path, signal.SIGKILL) == -signal.SIGKILL
+    shutil.rmtree(folder.path / "checkpoints" / "round-000002")
+    carry_out(config, folder.path)
+    assert left_behind(folder) == left_behind(remembered(config))
