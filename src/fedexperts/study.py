@@ -12,6 +12,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -89,13 +90,7 @@ def advance(path: Path, jobs: int = 1, tell: Progress = lambda _: None) -> None:
     """Do what is left of a study: trials first, then every seed with the chosen values."""
     seeds, configs = read(path)
     _run_all([unit for config in configs for unit in trials(path, config, seeds[0])], jobs, tell, "tuning")
-    units = []
-    for config in configs:
-        chosen = choose(path, config, seeds[0])
-        units += [
-            Unit(config.having({**chosen, "run.seed": seed}, "tuned"), path / config.name / f"seed-{seed}")
-            for seed in seeds
-        ]
+    units = [unit for config in configs for unit in repeats(path, config, seeds)]
     if failed := _run_all(units, jobs, tell, "running"):
         raise NobodyLeftError("\n".join(f"{unit.folder}: {why}" for unit, why in failed))
 
@@ -139,6 +134,21 @@ def choose(path: Path, config: Config, seed: int) -> dict[str, Any]:
         return {}
     best, _ = max(scored, key=lambda pair: pair[1])
     return {key: best.config.values[key.split(".")[0]][key.split(".", 1)[1]] for key in config.tune}
+
+
+def repeats(path: Path, config: Config, seeds: Sequence[int]) -> list[Unit]:
+    """A run for every seed with the chosen values. The first seed's is the winning trial itself, copied."""
+    chosen = choose(path, config, seeds[0])
+    units = [
+        Unit(config.having({**chosen, "run.seed": seed}, "tuned"), path / config.name / f"seed-{seed}") for seed in seeds
+    ]
+    won = [unit for unit in trials(path, config, seeds[0]) if unit.config.values == units[0].config.values]
+    if won and not units[0].folder.exists():
+        aside = units[0].folder.with_name(".part")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(won[0].folder, aside)
+        os.replace(aside, units[0].folder)
+    return units
 
 
 def trial_score(unit: Unit) -> float | None:
