@@ -1,0 +1,61 @@
+"""What the paper leaves open: each choice against the default, on validation data of digits-scanners.
+
+    python benchmarks/defaults.py            about 15 minutes on two cores; goes on where it was stopped
+    python benchmarks/defaults.py --print    the table alone
+
+12 rounds, K = 4, rates 0.3 (prompt) and 0.1 (gate); mean over clients of local accuracy after the last round, mean and
+standard deviation over seeds. Defaults are chosen by the validation column; the test column is there to be read.
+"""
+
+import statistics
+from pathlib import Path
+
+from grid import rows, run, variant
+
+from fedexperts import config as door
+from fedexperts.metrics import mean_sd, score, valid
+
+SEEDS = (0, 1, 2)
+SHARED = {
+    "run.rounds": 12,
+    "run.evaluate_every": 12,
+    "method.experts": 4,
+    "learning.rate": 0.3,
+    "method.gate_rate": 0.1,
+}
+CHOICES = {
+    "the defaults": {},
+    "attention scores / sqrt(head width) instead of times 10": {"method.attention_scale": 0.0},
+    "T_MoE normalised (true cosine)": {"method.normalised": True},
+    "gate without biases": {"method.bias": False},
+    "gate's values and output start as the identity": {"method.gate_init": "identity"},
+    "linear gate": {"method.gate": "linear"},
+    "gate averaged each round": {"method.gates": "averaged"},
+    "gate 64 wide, strided pooling": {"method.width": 64},
+    "gate 64 wide, mean pooling": {"method.width": 64, "method.pooling": "mean"},
+    "gate 64 wide, random projection": {"method.width": 64, "method.pooling": "random"},
+    "lambda 0": {"method.lam": 0.0},
+    "lambda 1": {"method.lam": 1.0},
+    "16 context tokens instead of 4": {"model.context": 16},
+    'context starts as "a photo of a"': {"model.init": "words"},
+    "prompts kept instead of reset": {"method.reset": False},
+    "4 views of each image": {"learning.views": 4},
+    "cosine schedule": {"learning.schedule": "cosine"},
+}
+
+
+def main() -> None:
+    base = door.load("configs/demo/pfedmoap.toml")
+    names = {choice: f"choice-{i:02d}" for i, choice in enumerate(CHOICES)}
+    experiments = [variant(base, names[choice], SHARED | changes) for choice, changes in CHOICES.items()]
+    out = run(experiments, SEEDS, __doc__ or "", Path("runs/defaults"))
+    print("| choice | validation | test |\n|---|---|---|")
+    for choice, name in names.items():
+        seeds = rows(out, name, SEEDS)
+        mean, sd = mean_sd([valid(found) for found in seeds])
+        test = statistics.fmean(score(found).mean for found in seeds)
+        print(f"| {choice} | {mean:.1f} ± {sd:.1f} | {test:.1f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Many variants of one experiment as a study, and what came out. No benchmark itself: experts.py and defaults.py use it."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedexperts import config as door
+from fedexperts import study
+from fedexperts.config import Config
+from fedexperts.metrics import Row, by_round
+from fedexperts.rundir import RunDir
+
+
+def variant(base: Config, name: str, changes: Mapping[str, Any]) -> Config:
+    """`base` under another name, with other values and nothing to tune."""
+    plain = base.nested() | {"name": name, "tune": {}}
+    return door.resolve([(plain, str(base.name))]).having(changes, "benchmark")
+
+
+def run(experiments: Sequence[Config], seeds: Sequence[int], about: str, out: Path) -> Path:
+    """Run what is left of the experiments, unless only the table is asked for; the study's folder."""
+    reader = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    reader.add_argument("--out", type=Path, default=out)
+    reader.add_argument("--print", action="store_true", help="the table alone")
+    asked = reader.parse_args()
+    if not asked.print:
+        if not asked.out.exists():
+            study.create(asked.out, experiments, seeds)
+        study.advance(asked.out, door.cores(), lambda beat: print(f"round {beat.done} of {beat.total}", end="\r"))
+        print()
+    return Path(asked.out)
+
+
+def rows(out: Path, name: str, seeds: Sequence[int]) -> list[list[Row]]:
+    """The last client rows of an experiment, a list a seed."""
+    runs = [RunDir(out / name / f"seed-{seed}").rows("clients.jsonl") for seed in seeds]
+    return [(rounds := by_round(run))[max(rounds)] for run in runs]
