@@ -45,7 +45,7 @@ def mean(items: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Ten
     """Weighted mean of equally named tensors, added in the order given, so that it repeats bit for bit.
 
     Weights need not sum to one; they must be positive in sum. Sums are taken in float64 and returned in the
-    tensors' own type.
+    tensors' own type, rounded where that is whole numbers.
     """
     total = float(sum(weights))
     if not items or total <= 0:
@@ -53,7 +53,8 @@ def mean(items: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Ten
     shares = [weight / total for weight in weights]
 
     def one(name: str, kind: torch.dtype) -> Tensor:
-        return sum_in_order(item[name].double() * share for item, share in zip(items, shares, strict=True)).to(kind)
+        summed = sum_in_order(item[name].double() * share for item, share in zip(items, shares, strict=True))
+        return (summed if kind.is_floating_point else summed.round()).to(kind)
 
     return {name: one(name, first.dtype) for name, first in items[0].items()}
 

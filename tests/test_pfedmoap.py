@@ -1,0 +1,389 @@
+"""pFedMoAP against its paper: pools by hand, gates against other transcriptions, and where the published code fell."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CASES, CLASSES, GATE, WIDTH, Remembered, TinyPrompted, job_and_engine, same_bits, tiny
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fedexperts.client import answer
+from fedexperts.message import Order
+from fedexperts.method import Local, Sent, Upload
+from fedexperts.methods import Alone, FedAvg, PFedMoAP
+from fedexperts.models.clip import LinearProbe
+from fedexperts.tensors import Tensors, named, rng, under
+
+SMALL = PFedMoAP(experts=2, width=WIDTH, heads=2)
+
+
+def context(*values: float) -> Tensor:
+    """A prompt [2, 4] that begins with these values."""
+    return torch.tensor([*values, *[0.0] * (8 - len(values))]).reshape(2, 4)
+
+
+# Four clients; "a" and its neighbours on a line, "d" alone in another direction. Not sorted, and "e" has no entry.
+POOL = {"d": context(0, 7), "c": context(5), "a": context(0), "b": context(-2)}
+SERVER = named("global", {"context": context(1, 1)}) | named("pool", POOL)
+
+
+@pytest.fixture(scope="module")
+def model() -> TinyPrompted:
+    return TinyPrompted(0.1 * torch.randn(2, 4, generator=rng(0, "context")))
+
+
+def received(sent: Sent) -> list[str]:
+    """Whose prompts a payload holds, told by the prompts themselves."""
+    return [next(n for n, p in POOL.items() if torch.equal(p, each)) for each in sent.tensors["experts"]]
+
+
+def send(method: PFedMoAP, clients: Sequence[str] = "abcd", round: int = 2, seed: int = 0) -> dict[str, Sent]:
+    return method.send(SERVER, clients, round, seed)
+
+
+# The pool
+
+
+def test_the_nearest_are_nearest_by_l2_and_never_oneself() -> None:
+    """Pitfall 7: by hand, and by name: places in a list that lacks the client itself would be other clients."""
+    sent = send(SMALL)
+    nearest = {client: "".join(received(sent[client])) for client in sent}
+    assert nearest == {"a": "bc", "b": "ac", "c": "ab", "d": "ab"}
+    assert sent["a"].facts == {"received": ["b", "c"], "distances": [2.0, 5.0]}
+
+
+def test_the_farthest_are_the_other_end_of_the_same_list() -> None:
+    sent = send(replace(SMALL, select="farthest"))
+    farthest = {client: "".join(received(sent[client])) for client in sent}
+    assert farthest == {"a": "dc", "b": "dc", "c": "db", "d": "cb"}
+
+
+def test_chance_draws_others_from_the_pool_by_seed_round_and_client_alone() -> None:
+    chance = replace(SMALL, select="random")
+    draws = [received(send(chance, round=round, seed=seed)[c]) for seed in range(4) for round in range(4) for c in "ad"]
+    assert all("a" not in names for names in draws[::2])
+    assert all("d" not in names for names in draws[1::2])
+    assert all(len(set(names)) == 2 for names in draws)
+    assert {*draws[0], *draws[2], *draws[4], *draws[6]} == {"b", "c", "d"}, "rounds draw anew"
+    assert draws[0::2] != [[n if n != "a" else "d" for n in names] for names in draws[1::2]], "so do clients"
+    assert draws[:8] != draws[8:16], "so do seeds"
+    assert received(send(chance, "a")["a"]) == received(send(chance, "dba")["a"]), "whoever else is asked"
+
+
+def test_facts_name_those_whose_prompts_were_sent() -> None:
+    for select in ("nearest", "farthest", "random"):
+        for client, sent in send(replace(SMALL, select=select)).items():
+            assert sent.facts["received"] == received(sent)
+            apart = [float((POOL[client] - POOL[name]).norm()) for name in received(sent)]
+            assert sent.facts["distances"] == pytest.approx(apart)
+
+
+def test_who_has_no_entry_gets_the_global_prompt_alone() -> None:
+    (sent,) = SMALL.send(SERVER, ["e"], 2, 0).values()
+    assert sent.tensors.keys() == {"global.context"}
+    assert not sent.facts
+
+
+def test_with_nobody_else_in_the_pool_there_are_no_experts_but_a_gate(model: TinyPrompted) -> None:
+    alone = named("global", {"context": context(1)}) | named("pool", {"a": context(2)})
+    sent = SMALL.send(alone, ["a"], 2, 0)["a"]
+    assert sent.tensors["experts"].shape == (0, 2, 4)
+    local = SMALL.start(model, sent.tensors, None, rng(0, "start"))
+    assert local.fixed["experts"].shape == (0, len(CLASSES), WIDTH)
+    assert under(local.trained, "gate")
+
+
+def test_fewer_others_than_experts_are_all_sent() -> None:
+    assert len(send(replace(SMALL, experts=9))["a"].tensors["experts"]) == 3
+
+
+def test_a_round_reads_the_pool_as_the_last_one_left_it(tmp_path: Path) -> None:
+    """Pitfall 9: what "a" uploads in a round reaches "b" in the next."""
+    job, engine = job_and_engine(tiny(CASES["nearest"]), tmp_path)
+    state = job.method.open(job.model)
+    for round in (1, 2, 3):
+        before = under(state, "pool")
+        sent = job.method.send(state, "abcde", round, 0)
+        for each in sent.values():
+            names, prompts = each.facts.get("received", []), each.tensors.get("experts", [])
+            assert all(torch.equal(prompt, before[n]) for n, prompt in zip(names, prompts, strict=True))  # type: ignore
+        replies = engine.exchange([Order(c, round, "train", s.tensors) for c, s in sent.items()])
+        state = job.method.merge(state, [Upload(r.client, r.tensors, r.examples) for r in replies])
+        assert same_bits(under(state, "pool"), {reply.client: reply.tensors["context"] for reply in replies})
+
+
+def test_prompts_are_merged_by_examples_and_entries_overwritten() -> None:
+    """By hand: 1 and 3 examples; who was not there keeps its entry."""
+    uploads = [Upload("a", {"context": context(0, 8)}, 1), Upload("e", {"context": context(4, 0)}, 3)]
+    after = SMALL.merge(SERVER, uploads)
+    assert torch.equal(after["global.context"], context(3, 2))
+    kept = {name: POOL[name] for name in "bcd"}
+    assert same_bits(under(after, "pool"), kept | {"a": context(0, 8), "e": context(4, 0)})
+
+
+# A client's state
+
+
+def sent_to(client: str) -> Tensors:
+    return send(SMALL)[client].tensors
+
+
+def test_a_first_timer_tunes_its_prompt_alone(model: TinyPrompted) -> None:
+    local = SMALL.start(model, {"global.context": context(1)}, None, rng(0, "start"))
+    assert local.trained.keys() == {"context"}
+    x = torch.randn(4, WIDTH)
+    assert torch.allclose(SMALL.logits(model, local, x), model.logits({"context": context(1)}, x), atol=1e-5)
+
+
+def test_the_gate_goes_on_and_the_prompt_begins_anew(model: TinyPrompted) -> None:
+    first = SMALL.start(model, sent_to("a"), None, rng(0, "start"))
+    moved = {name: value + 0.5 for name, value in first.trained.items()}
+    own = SMALL.finish(model, Local(moved, first.fixed), rng(0, "finish")).stays
+    second = SMALL.start(model, sent_to("b"), own, rng(1, "start"))
+    assert same_bits(under(second.trained, "gate"), under(moved, "gate"))
+    assert torch.equal(second.trained["context"], context(1, 1))
+    kept = replace(SMALL, reset=False).start(model, sent_to("b"), own, rng(1, "start"))
+    assert torch.equal(kept.trained["context"], moved["context"])
+
+
+def test_two_clients_gates_are_not_each_others(remembered: Remembered) -> None:
+    folder = remembered(tiny(CASES["nearest"], run={"participation": 1.0}))
+    files = [folder.path / "private" / client / "round-000003.private" for client in "abcde"]
+    assert len({file.read_bytes() for file in files}) == 5
+
+
+def test_a_client_predicts_with_its_own_prompt_gate_and_experts(model: TinyPrompted) -> None:
+    local = SMALL.start(model, sent_to("a"), None, rng(0, "start"))
+    mine = Local({n: v + 0.1 for n, v in local.trained.items()}, local.fixed)
+    own = SMALL.finish(model, mine, rng(0, "finish")).stays
+    recalled = SMALL.recall(model, SMALL.publish(SERVER), own)
+    assert same_bits(recalled.kept(), mine.kept())
+    stranger = SMALL.recall(model, SMALL.publish(SERVER), None)
+    assert same_bits(stranger.trained, {"context": context(1, 1)})
+    assert not stranger.fixed
+
+
+def test_everybody_may_know_the_global_prompt_and_nobodys_own() -> None:
+    assert SMALL.publish(SERVER).keys() == {"global.context"}
+
+
+@pytest.mark.parametrize("gates", ["local", "averaged"])
+def test_a_gate_leaves_if_it_is_averaged_and_not_else(gates: Any, model: TinyPrompted) -> None:
+    method = replace(SMALL, gates=gates)
+    state = method.open(model) | named("pool", POOL)
+    for client in "ae":  # with a mixture, and a first-timer
+        local = method.start(model, method.send(state, client, 2, 0)[client].tensors, None, rng(0, "start"))
+        leaves = method.finish(model, local, rng(0, "finish")).leaves
+        assert leaves.keys() == method.uploads(model) == method.expects(state, model).keys()
+        assert (gates == "averaged") == any(name.startswith("gate.") for name in leaves)
+
+
+def test_what_is_uploaded_is_near_the_global_prompt_if_clipped(model: TinyPrompted) -> None:
+    clipped = replace(SMALL, upload_clip=0.25)
+    start = clipped.start(model, sent_to("a"), None, rng(0, "start"))
+    far, near = context(4, 5), context(1.1, 1.1)  # 5 and 0.14 away from (1, 1)
+    for trained, expected in ((far, context(1.15, 1.2)), (near, near)):
+        finished = clipped.finish(model, Local(start.trained | {"context": trained}, start.fixed), rng(0, "finish"))
+        assert torch.allclose(finished.leaves["context"], expected)
+        assert torch.equal(finished.stays["trained.context"], trained), "its own prompt stays as it is"
+
+
+def test_noise_on_an_upload_has_the_deviation_that_was_asked_for(model: TinyPrompted) -> None:
+    noisy = replace(SMALL, upload_clip=0.25, upload_noise=2.0)
+    start = noisy.start(model, sent_to("a"), None, rng(0, "start"))
+    leaves = [noisy.finish(model, start, rng(0, "finish", round)).leaves["context"] for round in range(500)]
+    assert float((torch.stack(leaves) - start.trained["context"]).std()) == pytest.approx(0.5, rel=0.05)
+    with pytest.raises(ValueError, match="set upload_clip > 0"):
+        PFedMoAP(upload_noise=1.0)
+
+
+# The gate
+
+
+def mixture(method: PFedMoAP, model: TinyPrompted, experts: int) -> Local:
+    """A state with random experts and a gate that has random biases too."""
+    draw = rng(0, "mixture")
+    local = method.start(
+        model,
+        {"global.context": context(1, 1), "experts": torch.randn(experts, 2, 4, generator=draw)},
+        None,
+        rng(0, "start"),
+    )
+    gate = {name: torch.randn(value.shape, generator=draw) for name, value in under(local.trained, "gate").items()}
+    return Local(local.trained | named("gate", gate), local.fixed)
+
+
+def images(count: int = 5) -> Tensor:
+    return normalize(torch.randn(count, WIDTH, generator=rng(0, "images")), dim=-1)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("experts", [0, 1, 3])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_attention_gate_is_multi_head_attention(
+    normalised: bool, experts: int, bias: bool, model: TinyPrompted
+) -> None:
+    """Against torch.nn.MultiheadAttention, image by image and class by class; with normalised=False this is also the
+    test of the exact saving that applies the output map to the images.
+    """
+    method = replace(SMALL, attention_scale=0.0, normalised=normalised, bias=bias)
+    local, x = mixture(method, model, experts), images()
+    attention = torch.nn.MultiheadAttention(WIDTH, 2, bias=bias)
+    gate = {name.removeprefix("gate."): value for name, value in local.trained.items() if name.startswith("gate.")}
+    weights = {
+        "in_proj_weight": torch.cat([gate["query.weight"], gate["key.weight"], gate["value.weight"]]),
+        "out_proj.weight": gate["output.weight"],
+    }
+    if bias:
+        weights |= {
+            "in_proj_bias": torch.cat([gate["query.bias"], gate["key.bias"], gate["value.bias"]]),
+            "out_proj.bias": gate["output.bias"],
+        }
+    attention.load_state_dict(weights)
+    own, logits = model.texts(local.trained["context"]), method.logits(model, local, x)
+    for b, image in enumerate(x):
+        for c in range(len(CLASSES)):
+            texts = torch.stack([own[c], *local.fixed["experts"][:, c]])
+            mixed = attention(image[None], texts, texts)[0][0].detach()
+            similarity = torch.cosine_similarity(image, mixed, dim=0) if normalised else image @ mixed
+            logit = model.scale * (similarity + 0.5 * image @ own[c])
+            assert float(logits[b, c]) == pytest.approx(float(logit), rel=1e-6, abs=1e-5)
+
+
+def test_published_code_scales_attention_by_ten(model: TinyPrompted) -> None:
+    """Scores times 10 are those of a query ten times as large, divided by nothing."""
+    ten = replace(SMALL, attention_scale=10.0, bias=False)
+    one = replace(ten, attention_scale=1.0)
+    local, x = mixture(ten, model, 2), images()
+    larger = Local(local.trained | {"gate.query.weight": 10 * local.trained["gate.query.weight"]}, local.fixed)
+    assert torch.allclose(ten.logits(model, local, x), one.logits(model, larger, x), atol=1e-5)
+    assert PFedMoAP().attention_scale == 10
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_linear_gate_weighs_whole_experts(normalised: bool, model: TinyPrompted) -> None:
+    method = replace(SMALL, gate="linear", normalised=normalised, lam=0.0)
+    local, x = mixture(method, model, 2), images()
+    weights = (x @ local.trained["gate.mix.weight"].T + local.trained["gate.mix.bias"]).softmax(-1)
+    texts = torch.cat([model.texts(local.trained["context"])[None], local.fixed["experts"]])
+    for b in range(len(x)):
+        mixed = sum(weight * text for weight, text in zip(weights[b], texts, strict=True))
+        expected = torch.cosine_similarity(x[b][None], mixed) if normalised else mixed @ x[b]
+        assert torch.allclose(method.logits(model, local, x)[b], model.scale * expected, atol=1e-5)
+
+
+def test_features_are_pooled_as_the_name_says() -> None:
+    x = torch.arange(10.0)[None]
+
+    def pooled(pooling: Any) -> list[float]:
+        found: list[float] = replace(SMALL, width=4, pooling=pooling)._pooled(x)[0].tolist()
+        return found
+
+    assert pooled("stride") == [0, 2, 4, 6]
+    assert pooled("mean") == [0.5, 2.5, 4.5, 6.5]
+    assert pooled("random") == pooled("random")
+
+
+def test_a_random_projection_keeps_dot_products() -> None:
+    wide = torch.eye(4, 512)
+    seen = replace(SMALL, width=256, pooling="random")._pooled(wide)
+    assert torch.allclose(seen @ seen.T, torch.eye(4), atol=0.25)
+
+
+def test_features_that_are_too_narrow_for_the_gate_are_refused(model: TinyPrompted) -> None:
+    wide = replace(SMALL, width=16)
+    mixed = mixture(wide, model, 1)
+    with pytest.raises(ValueError, match="width = 16 is wider than the features, 8; right would be at most 8"):
+        wide.logits(model, mixed, images())
+    with pytest.raises(ValueError, match="heads = 3 does not divide width = 8"):
+        replace(SMALL, heads=3)
+
+
+def gradients(method: PFedMoAP, model: TinyPrompted, experts: int) -> dict[str, float]:
+    local = mixture(method, model, experts)
+    trained = {name: value.requires_grad_() for name, value in local.trained.items()}
+    loss = torch.nn.functional.cross_entropy(
+        method.logits(model, Local(trained, local.fixed), images()), images()[:, :3]
+    )
+    found = torch.autograd.grad(loss, list(trained.values()))
+    return {name: float(value.norm()) for name, value in zip(trained, found, strict=True)}
+
+
+@pytest.mark.parametrize("experts", [0, 1, 3])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_the_gate_has_a_gradient(normalised: bool, experts: int, model: TinyPrompted) -> None:
+    """Pitfall 13: also with a single expert, and without any; what chooses has one as soon as there is a choice.
+
+    Three biases can have none: the key's moves all scores of an image alike, and without the cosine, the value's and
+    the output's move all classes of an image alike.
+    """
+    found = gradients(replace(SMALL, attention_scale=1.0, normalised=normalised), model, experts)
+    idle = {"gate.key.bias"} | (set() if normalised else {"gate.value.bias", "gate.output.bias"})
+    choosing = set() if experts else {"gate.query.weight", "gate.query.bias", "gate.key.weight"}
+    assert {name for name, norm in found.items() if norm > 1e-5} == found.keys() - choosing - idle
+
+
+def test_the_linear_gate_has_a_gradient_as_soon_as_there_is_a_choice(model: TinyPrompted) -> None:
+    found = gradients(replace(SMALL, gate="linear"), model, 1)
+    assert all(norm > 1e-5 for norm in found.values())
+
+
+def test_the_paper_s_gate_has_66_thousand_numbers(model: TinyPrompted) -> None:
+    gate = PFedMoAP()._new_gate(model, rng(0, "gate"))
+    assert sum(value.numel() for value in gate.values()) == 4 * 128 * 128 + 4 * 128
+    assert all(float(v.abs().max()) <= 1 / math.sqrt(128) for v in gate.values())
+
+
+def test_facts_are_the_weights_that_the_mixture_used(model: TinyPrompted) -> None:
+    method = replace(SMALL, gate="linear")
+    local, x = mixture(method, model, 2), images()
+    facts = method.facts(model, local, x)
+    weights = (x @ local.trained["gate.mix.weight"].T + local.trained["gate.mix.bias"]).softmax(-1).mean(0)
+    assert facts["weights"] == pytest.approx(weights.tolist())
+    apart = 1 - (local.fixed["experts"] * model.texts(context(1, 1))).sum(-1).mean()
+    assert facts["experts_apart"] == pytest.approx(float(apart), abs=1e-6)
+    attention = SMALL.facts(model, mixture(SMALL, model, 2), x)["weights"]
+    assert isinstance(attention, list)
+    assert sum(map(float, attention)) == pytest.approx(1)
+
+
+def test_a_model_without_prompts_is_refused() -> None:
+    with pytest.raises(ValueError, match=r'not LinearProbe; set model.name = "prompted-clip"'):
+        PFedMoAP().open(LinearProbe(CLASSES, 8, 10.0))
+
+
+# Only what is trained travels, and everybody begins alike
+
+
+@pytest.mark.parametrize("method", [FedAvg(), Alone(), SMALL, replace(SMALL, gates="averaged")])
+def test_only_what_is_trained_travels(method: Any, model: TinyPrompted) -> None:
+    """Pitfall 15: a prompt and at most a gate, in float32; the text encoder's map stays where it is."""
+    names = {"context", *(f"gate.{m}.{k}" for m in ("query", "key", "value", "output") for k in ("weight", "bias"))}
+    state = method.open(model)
+    assert {name.removeprefix("global.") for name in state} <= names
+    assert method.uploads(model) <= names
+    assert all(value.dtype == torch.float32 for value in state.values())
+
+
+@pytest.mark.parametrize("name", ["fedavg", "averaged"])
+def test_what_is_averaged_begins_alike_everywhere(name: str, tmp_path: Path) -> None:
+    """Pitfall 16: no client has a random start of its own in what is merged."""
+    job, _ = job_and_engine(tiny(CASES[name]), tmp_path)
+    state = job.method.open(job.model) | (named("pool", POOL) if "moap" in CASES[name].method["name"] else {})
+    sent = job.method.send(state, "ab", 2, 0)
+    starts = [job.method.start(job.model, sent[c].tensors, None, rng(0, "start", client=c)).trained for c in "ab"]
+    assert same_bits(*starts)
+
+
+def test_a_gate_of_ones_own_is_drawn_by_the_client_itself(tmp_path: Path) -> None:
+    job, engine = job_and_engine(tiny(CASES["nearest"]), tmp_path)
+    starts = [job.method.start(job.model, sent_to("a"), None, rng(0, "start", 1, c)).trained for c in "ab"]
+    assert not same_bits(*starts)
+    replies = answer(job, [engine.sites["a"]], [Order("a", 1, "train", sent_to("a"))])
+    assert replies[0].tensors.keys() == {"context"}
+    assert GATE["experts"] == 2
