@@ -402,6 +402,7 @@ def test_pathological_sites_share_no_class_and_train_on_their_shots() -> None:
         seen += own
     assert sorted(seen) == list(range(10))
     assert torch.equal(made.images, digits()[0])
+    assert set(made.domains.values()) == {"as-scanned"}
 
 
 @pytest.mark.parametrize("name", sorted(DATA))

@@ -104,9 +104,17 @@ def test_a_type_survives_the_disk(tmp_path: Path, dtype: torch.dtype) -> None:
     assert torch.equal(answer[:, 0], means(IMAGES).to(dtype))
 
 
-def test_features_carry_no_gradient_even_if_the_encoder_does(tmp_path: Path) -> None:
+def test_no_graph_is_built_behind_the_features(tmp_path: Path) -> None:
     weight = torch.ones(3, requires_grad=True)
-    assert not features(IMAGES, lambda images: means(images) * weight, "graph", tmp_path).requires_grad
+    built: list[bool] = []
+
+    def trained(images: Tensor) -> Tensor:
+        answer = means(images) * weight
+        built.append(answer.requires_grad)
+        return answer
+
+    assert not features(IMAGES, trained, "graph", tmp_path).requires_grad
+    assert built == [False]
 
 
 def test_writing_to_the_features_does_not_change_the_file(tmp_path: Path) -> None:
@@ -126,6 +134,18 @@ def test_no_byte_of_a_kept_file_can_change_unseen(tmp_path: Path) -> None:
             path.write_bytes(bad)
             with pytest.raises(ValueError, match=rf"{path.name} is not what was written there .*: delete it"):
                 features(IMAGES, never, "means", tmp_path)
+
+
+@pytest.mark.parametrize(("true", "false"), [(b'"F32"', b'"I32"'), (b"[3,1,3]", b"[3,3,1]")])
+def test_another_type_or_shape_of_the_same_bytes_is_found_out(tmp_path: Path, true: bytes, false: bytes) -> None:
+    features(IMAGES, means, "means", tmp_path)
+    path = only(tmp_path)
+    good = path.read_bytes()
+    assert true in good
+    path.unlink()
+    path.write_bytes(good.replace(true, false))
+    with pytest.raises(ValueError, match="its checksum is wrong"):
+        features(IMAGES, never, "means", tmp_path)
 
 
 def test_a_kept_file_under_another_files_name_is_found_out(tmp_path: Path) -> None:
