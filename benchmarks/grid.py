@@ -1,4 +1,4 @@
-"""Many variants of one experiment as a study, and what came out. No benchmark itself: experts.py and defaults.py use it."""
+"""Variants of one experiment as a study, and what came out; experts.py and defaults.py use it. No benchmark itself."""
 
 import argparse
 from collections.abc import Mapping, Sequence

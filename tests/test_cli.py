@@ -116,7 +116,8 @@ def test_two_runs_into_one_folder_are_refused(finished):
 
 def test_control_c_keeps_the_last_round_and_prints_the_line_to_resume(tmp_path):
     place = tmp_path / "runs"
-    command = [sys.executable, "-m", "fedexperts", "run", PROBE, "--set", "run.rounds=100000", "--jobs", "1", "--out", str(place)]
+    options = f"--set run.rounds=100000 --jobs 1 --out {place}".split()
+    command = [sys.executable, "-m", "fedexperts", "run", PROBE, *options]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"})
     deadline = time.monotonic() + 120
     while not list(place.rglob("round-000003")) and time.monotonic() < deadline:

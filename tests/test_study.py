@@ -55,16 +55,16 @@ def test_a_finished_study_has_nothing_left_to_do(finished):
 
 
 def test_a_study_that_was_stopped_ends_like_one_that_was_not(finished, tmp_path):
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(beat):
         if beat.done == 5:
-            raise Stop
+            raise StopError
 
     path = tmp_path / "runs"
     study.create(path, [experiment()], [0, 1])
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         study.advance(path, tell=stop)
     assert not (path / "linear-probe" / "seed-0").exists()
     study.advance(path)
@@ -93,7 +93,7 @@ def test_a_rate_that_diverges_loses_and_does_not_end_the_study(tmp_path):
 
 
 def test_a_folder_is_never_shared_and_names_are_never_twice(finished, tmp_path):
-    with pytest.raises(ValueError, match="two runs never share a folder.*fedexperts resume"):
+    with pytest.raises(ValueError, match=r"two runs never share a folder.*fedexperts resume"):
         study.create(finished, [experiment()], [0])
     with pytest.raises(ConfigError, match="two experiments are named linear-probe"):
         study.create(tmp_path / "new", [experiment(), experiment()], [0])
@@ -106,5 +106,5 @@ def test_a_folder_that_is_no_study_and_a_damaged_one_are_told_apart(finished, tm
         study.read(tmp_path)
     asked = json.loads((finished / "study.json").read_text())
     (tmp_path / "study.json").write_text(json.dumps(asked)[:50])
-    with pytest.raises(ValueError, match="study.json is damaged"):
+    with pytest.raises(ValueError, match=r"study\.json is damaged"):
         study.read(tmp_path)

@@ -126,10 +126,9 @@ def list_(what: Annotated[str, typer.Argument(metavar="configs|methods|models|da
             rows = [(name, (kind.__doc__ or "").split("\n")[0]) for name, kind in door.known(kinds[what]).items()]
         else:
             raise ValueError(f"ls {what}: right would be one of configs, methods, models, data")
-        grid = Table.grid(padding=(0, 2))
-        for row in rows:
-            grid.add_row(*row)
-        out.print(grid)
+        width = max(len(name) for name, _ in rows)
+        for name, about in rows:
+            out.print(f"{escape(name):{width}}  [dim]{escape(about)}[/]", soft_wrap=True)
 
 
 @app.command()
