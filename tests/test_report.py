@@ -151,6 +151,22 @@ def test_the_best_round_is_chosen_on_validation_data_and_never_on_test_data(expe
     assert line["sd seeds"] == "1 seed"
 
 
+def test_costs_are_a_client_and_round_in_thousands_of_bytes_and_a_run_in_seconds(experiments):
+    logs = ([(10_000, 2_000, 3), (30_000, 2_600, 4)], [(40_000, 4_000, 25)])
+    runs = {
+        seed: replace(
+            experiments[0].runs[seed],
+            rounds=[
+                {"bytes_down": down, "bytes_up": up, "seconds": seconds, "round": i, "refused": {}, "trained": {}}
+                for i, (down, up, seconds) in enumerate(log, 1)
+            ],
+        )
+        for seed, log in enumerate(logs)
+    }
+    line = cells(report.tables([report.Experiment("x", runs)])[0], 0)
+    assert (line["kB down"], line["kB up"], line["sec- onds"]) == ("30.0", "3.1", "16")
+
+
 def test_without_validation_examples_there_is_no_best_round(experiments):
     found = [row | {"valid_examples": 0, "valid_correct": 0} for row in rows([[1, 2], [3, 4]])]
     line = cells(report.tables([with_rows(experiments[0], "x", {0: found})])[0], 0)
@@ -159,7 +175,7 @@ def test_without_validation_examples_there_is_no_best_round(experiments):
 
 def test_the_footer_says_chance_and_that_nothing_is_the_best_test_round(experiments):
     text = " ".join(printed(report.tables(experiments)).split())
-    assert "Guessing gives 33.3 %" in text
+    assert "The chance level is 33.3 %." in text
     assert "all clients, sampled or not (5)" in text
     assert "Nothing here is taken from the round that is best on test data" in text
 
@@ -219,6 +235,10 @@ def test_a_difference_is_paired_by_seed_and_client(study, experiments):
 def test_a_plain_sentence_says_whether_experts_add_anything(these, says):
     found = gain({0: rows([these])}, {0: rows([[5, 5, 5, 5]])})
     assert claims.verdict(found).startswith(says)
+
+
+def test_no_minus_stands_before_a_zero():
+    assert (claims.signed(-0.04), claims.signed(0.04), claims.signed(-0.06)) == ("+0.0", "+0.0", "-0.1")
 
 
 def test_one_pair_says_nothing_about_noise():
@@ -311,12 +331,12 @@ def test_runs_before_their_first_round_make_a_page_without_a_result(tmp_path):
 
 
 def test_equal_names_with_other_settings_or_the_same_seed_are_never_mixed(study, tmp_path):
-    make(tmp_path / "a", EXPERIMENTS["mixture"], name="mixture", method={"lam": 3.0})
+    make(tmp_path / "a", EXPERIMENTS["mixture"], name="mixture", method={"lam": 3.0}, run=seeded(9))
     shutil.copytree(study / "mixture", tmp_path / "b")
     shutil.copytree(study / "mixture", tmp_path / "c")
     found = report.collect([tmp_path])
     assert [(e.name, list(e.runs)) for e in found] == [
-        ("mixture (a)", [0]),
+        ("mixture (a)", [9]),
         ("mixture (b/seed-0)", [0, 1]),
         ("mixture (c/seed-0)", [0, 1]),
     ]

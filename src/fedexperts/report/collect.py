@@ -167,7 +167,7 @@ def _read(path: Path) -> Run:
             f"right would be the files that `fedexperts run` wrote"
         ) from None
     folder = RunDir(path)
-    rounds, clients = (folder.rows(log) if (path / log).exists() else [] for log in ("rounds.jsonl", "clients.jsonl"))
+    rounds, clients = (folder.rows(log) for log in ("rounds.jsonl", "clients.jsonl"))
     return Run(path, name, text, values, frozenset(tune), environment, folder.done(), rounds, clients)
 
 
