@@ -1,0 +1,337 @@
+"""What goes wrong, and what it may not change: bad uploads, clients that are gone, divergence, damaged files, two runs.
+
+Killed and interrupted processes, and two at once in one run, are in test_crash.py, where there are real ones.
+
+Where each known defect of this field (the pitfalls) has its test:
+  1 images under other images' labels          test_data.py      13 a gate without a gradient      test_pfedmoap.py
+  2 training on the server's images            test_data.py      14 experts that are one expert    test_tensors.py
+  3 parts swapped by position                  test_data.py      15 frozen weights that travel     test_pfedmoap.py
+  4 another model's preprocessing              test_clip.py      16 random starts, then averaged   test_pfedmoap.py
+  5 a client with one class                    test_data.py      17 whole numbers averaged         test_tensors.py
+  6 a seed that reaches nothing                test_laws.py      18 pooling over padding           test_clip.py
+  7 neighbours that are not                    test_pfedmoap.py  19 the best test round            test_report.py
+  8 one client's state in the next             test_laws.py      20 the best kept by reference     test_faults.py
+  9 a pool that changes within a round         test_pfedmoap.py  21 only sampled clients evaluated test_faults.py
+ 10 one schedule stepped by all                test_learn.py     22 unequal test sets              test_faults.py
+ 11 options that are words                     test_faults.py    23 code in what a peer sends      test_tensors.py
+ 12 a proximal term without a gradient         test_learn.py     24 machines inside the library    test_rooms.py
+"""
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CASES, GATE, Case, Remembered, Spoilt, carry_out, job_and_engine, left_behind, server, tiny
+from torch import Tensor
+
+from fedexperts.config import ConfigError
+from fedexperts.loop import NobodyLeftError
+from fedexperts.message import Order, Reply
+from fedexperts.method import Method, Upload
+from fedexperts.rundir import RunDir
+from fedexperts.tensors import Tensors, pack, under
+
+FULL = {"rounds": 3, "participation": 1.0}
+MOAP = tiny(CASES["nearest"], run=FULL)
+AVG = tiny(CASES["fedavg"], run=FULL)
+
+
+def spoil_b(act: Callable[[Tensors], Tensors], round: int = 2) -> Any:
+    """An engine in which one upload of client b, in one round, is not what it should be."""
+
+    def spoil(reply: Reply) -> Reply:
+        bad = (reply.client, reply.round, reply.task) == ("b", round, "train")
+        return replace(reply, tensors=act(reply.tensors)) if bad else reply
+
+    return lambda engine: Spoilt(engine, spoil)
+
+
+def without_b(round: int = 2) -> Any:
+    """An engine in which client b does not answer in one round."""
+    return lambda engine: Spoilt(engine, lambda r: None if (r.client, r.round, r.task) == ("b", round, "train") else r)
+
+
+def with_value(value: float) -> Callable[[Tensors], Tensors]:
+    def act(tensors: Tensors) -> Tensors:
+        spoilt: Tensor = tensors["context"].clone()
+        spoilt[1, 2] = value
+        return {"context": spoilt}
+
+    return act
+
+
+BAD: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
+    "nan": (with_value(torch.nan), "its context has 1 values that are NaN or infinite"),
+    "infinite": (with_value(torch.inf), "its context has 1 values that are NaN or infinite"),
+    "shape": (lambda t: {"context": t["context"][:1]}, r"its context is .*\(1, 4\).*; expected is .*\(2, 4\)"),
+    "stretched": (lambda t: {"context": t["context"][None]}, r"its context is .*\(1, 2, 4\).*; expected"),
+    "type": (lambda t: {"context": t["context"].double()}, "its context is .*float64.*; expected is .*float32"),
+    "unknown": (lambda t: t | {"gate.query.weight": torch.ones(1)}, "named .*gate.query.weight.*; expected"),
+    "missing": (lambda t: {}, r"its tensors are named \[\]; expected are \['context'\]"),
+    "renamed": (lambda t: {"prompt": t["context"]}, r"named \['prompt'\]; expected are \['context'\]"),
+}
+
+
+@pytest.mark.parametrize(("act", "why"), BAD.values(), ids=BAD)
+def test_a_bad_upload_is_refused_and_the_round_goes_on(act: Any, why: str, tmp_path: Path) -> None:
+    """Its client and the reason are logged; model and pool are as if the client had not answered."""
+    two = tiny(CASES["nearest"], run={"rounds": 2, "participation": 1.0})
+    refused = carry_out(two, tmp_path / "refused", spoil_b(act))
+    silent = carry_out(two, tmp_path / "silent", without_b())
+    row = refused.rows("rounds.jsonl")[1]
+    assert row["refused"].keys() == {"b"}
+    assert re.search(why, row["refused"]["b"])
+    assert row["trained"].keys() == {*"acde"}
+    ours, theirs = left_behind(refused), left_behind(silent)
+    assert {name: ours[name] for name in ours if "server" in name} == {n: theirs[n] for n in theirs if "server" in n}
+
+
+def test_a_refused_client_keeps_its_place_in_the_pool(tmp_path: Path) -> None:
+    one = carry_out(tiny(CASES["nearest"], run={"rounds": 1, "participation": 1.0}), tmp_path / "one")
+    two = tiny(CASES["nearest"], run={"rounds": 2, "participation": 1.0})
+    refused = carry_out(two, tmp_path / "two", spoil_b(with_value(torch.nan)))
+    before, after = under(server(one), "pool"), under(server(refused), "pool")
+    assert {name for name in before if torch.equal(before[name], after[name])} == {"b"}
+
+
+def test_a_client_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
+    folder = carry_out(AVG, tmp_path / "run", without_b())
+    assert [row["refused"] for row in folder.rows("rounds.jsonl")] == [{}, {"b": "no reply"}, {}]
+
+
+@pytest.mark.parametrize("change", [{"round": 1}, {"task": "predict"}])
+def test_an_answer_to_another_order_is_none(change: dict[str, Any], tmp_path: Path) -> None:
+    """A late reply of an earlier round is not this round's."""
+
+    def late(reply: Reply) -> Reply:
+        return replace(reply, **change) if (reply.client, reply.round, reply.task) == ("b", 2, "train") else reply
+
+    folder = carry_out(AVG, tmp_path / "run", lambda engine: Spoilt(engine, late))
+    assert [row["refused"] for row in folder.rows("rounds.jsonl")] == [{}, {"b": "no reply"}, {}]
+
+
+def test_a_client_without_examples_has_nothing_to_say(tmp_path: Path) -> None:
+    def empty(reply: Reply) -> Reply:
+        return replace(reply, examples=0) if (reply.client, reply.task) == ("b", "train") else reply
+
+    folder = carry_out(AVG, tmp_path / "run", lambda engine: Spoilt(engine, empty))
+    assert folder.rows("rounds.jsonl")[0]["refused"] == {"b": "it trained on 0 examples"}
+
+
+def test_a_stranger_s_reply_is_not_taken(tmp_path: Path, remembered: Remembered) -> None:
+    """Who was not asked cannot upload."""
+
+    def renamed(reply: Reply) -> Reply:
+        return replace(reply, client="z") if (reply.client, reply.task) == ("b", "train") else reply
+
+    folder = carry_out(AVG, tmp_path / "run", lambda engine: Spoilt(engine, renamed))
+    assert all(row["refused"] == {"b": "no reply"} for row in folder.rows("rounds.jsonl"))
+    assert all("z" not in row["trained"] for row in folder.rows("rounds.jsonl"))
+
+
+def test_with_nobody_left_the_run_stops_and_can_be_resumed(tmp_path: Path, remembered: Remembered) -> None:
+    """It stands at the round before; once clients are back it ends as if they had never been away."""
+    gone = lambda engine: Spoilt(engine, lambda r: None if (r.round, r.task) == (2, "train") else r)  # noqa: E731
+    with pytest.raises(NobodyLeftError, match=r"round 2: no client is left \(a: no reply; .*stands at round 1"):
+        carry_out(MOAP, tmp_path / "run", gone)
+    assert RunDir(tmp_path / "run").done() == 1
+    assert left_behind(carry_out(MOAP, tmp_path / "run")) == left_behind(remembered(MOAP))
+
+
+# Divergence
+
+
+def test_training_that_diverges_keeps_nothing_and_says_so(tmp_path: Path) -> None:
+    """No private state is poisoned, no tensor is uploaded; the run stops as nobody is left."""
+    wild = tiny(CASES["alone-probe"], learning={"rate": 1e38, "epochs": 9}, run=FULL)
+    with pytest.raises(NobodyLeftError, match="a: training diverged: .* is not finite"):
+        carry_out(wild, tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.private"))
+
+
+def test_a_gate_that_diverges_leaves_the_last_good_one_in_place(tmp_path: Path, remembered: Remembered) -> None:
+    calm = carry_out(tiny(CASES["nearest"], run={"rounds": 2, "participation": 1.0}), tmp_path / "calm")
+    before = {p.name: p.read_bytes() for p in sorted((calm.path / "private" / "c").iterdir())}
+    wild = tiny(Case(GATE | {"gate_rate": 1e38}), learning={"rate": 1e30}, run=FULL)
+    with pytest.raises(NobodyLeftError, match="diverged"):
+        carry_out(wild, calm.path)
+    assert {p.name: p.read_bytes() for p in sorted((calm.path / "private" / "c").iterdir())} == before
+
+
+# Damaged files: always a ValueError that names the file and says what to do; never a fresh start
+
+
+@pytest.fixture
+def folder(tmp_path: Path, remembered: Remembered) -> RunDir:
+    """A finished run that may be damaged: its own copy."""
+    shutil.copytree(remembered(MOAP).path, tmp_path / "run")
+    return RunDir(tmp_path / "run")
+
+
+def damage(file: Path, act: Callable[[bytes], bytes]) -> None:
+    file.write_bytes(act(file.read_bytes()))
+
+
+def more(folder: RunDir) -> None:
+    carry_out(tiny(CASES["nearest"], run={"rounds": 4, "participation": 1.0}), folder.path)
+
+
+ACTS: dict[str, Callable[[bytes], bytes]] = {
+    "flipped": lambda data: data[:-20] + bytes([data[-20] ^ 1]) + data[-19:],
+    "cut": lambda data: data[:-7],
+    "empty": lambda data: b"",
+}
+every_act = pytest.mark.parametrize("act", ACTS.values(), ids=ACTS)
+
+
+@every_act
+@pytest.mark.parametrize("name", ["server.safetensors", "manifest.json"])
+def test_a_damaged_checkpoint_is_named_with_the_one_before_it(name: str, act: Any, folder: RunDir) -> None:
+    file = folder.path / "checkpoints" / "round-000003" / name
+    damage(file, act)
+    with pytest.raises(ValueError, match=rf"damaged: {file}.* backup .*, or delete {file.parent} .* from round-000002"):
+        more(folder)
+
+
+@pytest.mark.parametrize("name", ["server.safetensors", "manifest.json"])
+def test_a_missing_part_of_a_checkpoint_is_damage_too(name: str, folder: RunDir) -> None:
+    file = folder.path / "checkpoints" / "round-000003" / name
+    file.unlink()
+    with pytest.raises(ValueError, match=f"damaged: {file}"):
+        more(folder)
+
+
+def test_no_digit_of_a_manifest_can_change_unseen(folder: RunDir) -> None:
+    """A shorter length would cut a log; a higher round would skip one."""
+    file = folder.path / "checkpoints" / "round-000003" / "manifest.json"
+    whole, logs = file.read_bytes(), [(folder.path / name).read_bytes() for name in ("rounds.jsonl", "clients.jsonl")]
+    digits = [place for place, byte in enumerate(whole) if chr(byte).isdigit()]
+    for place in digits:
+        file.write_bytes(whole[:place] + (b"1" if whole[place : place + 1] != b"1" else b"2") + whole[place + 1 :])
+        with pytest.raises(ValueError, match="damaged"):
+            folder.load()
+    assert logs == [(folder.path / name).read_bytes() for name in ("rounds.jsonl", "clients.jsonl")]
+
+
+def test_the_older_checkpoint_leads_to_the_same_end(folder: RunDir, remembered: Remembered) -> None:
+    """What the message says to do works, to the last bit."""
+    shutil.rmtree(folder.path / "checkpoints" / "round-000003")
+    carry_out(MOAP, folder.path)
+    assert left_behind(folder) == left_behind(remembered(MOAP))
+
+
+def test_a_last_damaged_checkpoint_leaves_only_a_new_folder(folder: RunDir) -> None:
+    shutil.rmtree(folder.path / "checkpoints" / "round-000002")
+    damage(folder.path / "checkpoints" / "round-000003" / "manifest.json", ACTS["cut"])
+    with pytest.raises(ValueError, match="or start anew in another folder"):
+        more(folder)
+
+
+def test_removed_checkpoints_are_not_a_fresh_start(folder: RunDir) -> None:
+    shutil.rmtree(folder.path / "checkpoints")
+    for ask in (more, RunDir.done, lambda f: f.rows("rounds.jsonl")):
+        with pytest.raises(ValueError, match="checkpoints has no checkpoint, yet rounds were logged.*[Rr]estore them"):
+            ask(folder)
+
+
+@pytest.mark.parametrize("act", [ACTS["cut"], ACTS["empty"]], ids=["cut", "empty"])
+@pytest.mark.parametrize("log", ["rounds.jsonl", "clients.jsonl"])
+def test_a_shortened_log_is_named(log: str, act: Any, folder: RunDir) -> None:
+    damage(folder.path / log, act)
+    for ask in (more, lambda f: f.rows(log)):
+        with pytest.raises(ValueError, match=rf"{log} has \d+ bytes, yet the checkpoint was written when it had"):
+            ask(folder)
+
+
+def test_a_lost_log_is_named(folder: RunDir) -> None:
+    (folder.path / "clients.jsonl").unlink()
+    for ask in (more, lambda f: f.rows("clients.jsonl")):
+        with pytest.raises(ValueError, match="clients.jsonl has 0 bytes"):
+            ask(folder)
+
+
+def test_an_unreadable_log_is_named(folder: RunDir) -> None:
+    damage(folder.path / "rounds.jsonl", lambda data: data.replace(b"{", b"?", 1))
+    with pytest.raises(ValueError, match=r"rounds.jsonl is damaged .*: put a backup in its place"):
+        folder.rows("rounds.jsonl")
+
+
+def test_what_a_crash_left_behind_the_checkpoint_is_cut_off(folder: RunDir, remembered: Remembered) -> None:
+    whole = folder.rows("rounds.jsonl")
+    with open(folder.path / "rounds.jsonl", "a") as log:
+        log.write('{"round": 4, "half a li')
+    assert folder.rows("rounds.jsonl") == whole
+    folder.load()
+    assert left_behind(folder) == left_behind(remembered(MOAP))
+
+
+@every_act
+def test_a_damaged_private_state_is_named_and_only_its_client_begins_afresh(act: Any, folder: RunDir) -> None:
+    file = folder.path / "private" / "c" / "round-000003.private"
+    damage(file, act)
+    with pytest.raises(
+        ValueError, match=rf"private state of client c is damaged: {file}.* delete {file.parent} to let"
+    ):
+        more(folder)
+    shutil.rmtree(file.parent)
+    more(folder)
+    assert folder.done() == 4
+
+
+def test_two_runs_never_share_a_folder(folder: RunDir) -> None:
+    with pytest.raises(ValueError, match="run is there already: two runs never share a folder.*fedexperts resume"):
+        RunDir.create(folder.path, "", {})
+    assert folder.done() == 3
+
+
+# Evaluation, and options
+
+
+def test_every_client_is_evaluated_whoever_was_sampled(tmp_path: Path) -> None:
+    """Pitfall 21: one of five is trained, five are asked, in the rounds asked for."""
+    few = tiny(CASES["nearest"], run={"rounds": 5, "participation": 0.2, "evaluate_every": 2})
+    folder = carry_out(few, tmp_path / "run")
+    assert all(len(row["trained"]) == 1 for row in folder.rows("rounds.jsonl"))
+    asked = [(row["round"], row["client"]) for row in folder.rows("clients.jsonl")]
+    assert asked == [(round, client) for round in (0, 2, 4, 5) for client in "abcde"]
+
+
+def test_every_method_is_measured_on_the_same_examples(remembered: Remembered) -> None:
+    """Pitfall 22: local and global accuracies are columns of one row, over one test part, whatever the method."""
+    rows = {name: remembered(tiny(case)).rows("clients.jsonl") for name, case in CASES.items()}
+    sizes = [[(r["client"], r["valid_examples"], r["test_examples"]) for r in each] for each in rows.values()]
+    assert all(each == sizes[0] for each in sizes)
+    first, last = rows["alone"][:5], rows["alone"][-5:]
+    assert [row["test_global_correct"] for row in first] == [row["test_global_correct"] for row in last]
+    assert [row["test_correct"] for row in first] != [row["test_correct"] for row in last]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_state_that_was_handed_out_is_never_written_over(case: Case, tmp_path: Path) -> None:
+    """Pitfall 20: whoever keeps a server's state or a reply has what it was, not what it became."""
+    job, engine = job_and_engine(tiny(case), tmp_path)
+    method: Method = job.method
+    kept: list[tuple[Tensors, bytes]] = []
+    state = method.open(job.model)
+    for round in (1, 2, 3):
+        sent = method.send(state, "abcde", round, 0)
+        replies = engine.exchange([Order(c, round, "train", s.tensors) for c, s in sent.items()])
+        for tensors in (state, job.model.initial, *(s.tensors for s in sent.values()), *(r.tensors for r in replies)):
+            kept.append((tensors, pack(tensors)))
+        state = method.merge(state, [Upload(r.client, r.tensors, r.examples) for r in replies])
+    assert all(pack(tensors) == then for tensors, then in kept)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("method", "bias", "False"), ("method", "experts", "4"), ("method", "lam", True), ("run", "rounds", 2.5)],
+)
+def test_an_option_has_a_type(section: str, key: str, value: Any) -> None:
+    """Pitfall 11: the word "False" is not false."""
+    with pytest.raises(ConfigError, match=re.escape(f"{section}.{key} = {value!r}: ")):
+        tiny(CASES["nearest"], **{section: {key: value}})
