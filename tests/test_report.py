@@ -177,7 +177,7 @@ def test_the_footer_says_chance_and_that_nothing_is_the_best_test_round(experime
     text = " ".join(printed(report.tables(experiments)).split())
     assert "The chance level is 33.3 %." in text
     assert "all clients, sampled or not (5)" in text
-    assert "Nothing here is taken from the round that is best on test data" in text
+    assert "Nothing here is from the round that is best on test data" in text
 
 
 def test_every_column_fits_a_terminal_of_80_letters(experiments):
