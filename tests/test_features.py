@@ -104,6 +104,11 @@ def test_a_type_survives_the_disk(tmp_path: Path, dtype: torch.dtype) -> None:
     assert torch.equal(answer[:, 0], means(IMAGES).to(dtype))
 
 
+def test_features_of_an_encoder_that_answers_channels_last_are_kept(tmp_path: Path) -> None:
+    answer = features(IMAGES, lambda images: images.float().to(memory_format=torch.channels_last), "last", tmp_path)
+    assert torch.equal(answer[:, 0], IMAGES.float())
+
+
 def test_no_graph_is_built_behind_the_features(tmp_path: Path) -> None:
     weight = torch.ones(3, requires_grad=True)
     built: list[bool] = []

@@ -96,6 +96,7 @@ def _checksum(values: Tensor, name: str) -> str:
 
 def _keep(path: Path, name: str, values: Tensor) -> None:
     """Write the whole file or nothing. Two processes that do this at once write the same bytes."""
+    values = values.contiguous()  # a channels-last encoder's are not
     write(path, save({"features": values}, metadata={"sha256": _checksum(values, name)}))
 
 
