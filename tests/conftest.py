@@ -218,7 +218,11 @@ def job_and_engine(config: Config, path: Path) -> tuple[Job, InProcess]:
 def left_behind(folder: RunDir) -> dict[str, Any]:
     """The server's state, every private file and the logs (except seconds): what must not differ."""
     newest = folder.path / "checkpoints" / f"round-{folder.done():06d}"
-    files = [folder.path / "config.toml", newest / "server.safetensors", *sorted((folder.path / "private").rglob("*.private"))]
+    files = [
+        folder.path / "config.toml",
+        newest / "server.safetensors",
+        *sorted((folder.path / "private").rglob("*.private")),
+    ]
     whole: dict[str, Any] = {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
     for log in ("rounds.jsonl", "clients.jsonl"):
         lines = (folder.path / log).read_text().splitlines() if (folder.path / log).exists() else []
@@ -239,10 +243,14 @@ def same_bits(one: Tensors, other: Tensors) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def _machine(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One thread, and image features kept for this session alone."""
+    """One thread, image features kept for this session alone, and no waiting for a disk that nobody unplugs.
+
+    That a file is flushed before it gets its name is held by test_crash.py, in processes without this.
+    """
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDEXPERTS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr("os.fsync", lambda _: None)
         yield
 
 
