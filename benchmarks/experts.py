@@ -19,7 +19,7 @@ from fedexperts.config import Config
 from fedexperts.metrics import score
 
 SHOTS, CLIENTS, SEEDS = (2, 4, 8, 16, 0), (5, 20), (0, 1, 2)
-FIXED = {"run.evaluate_every": 20, "learning.rate": 0.3, "method.gate_rate": 0.1, "method.experts": 4}
+FIXED = {"run.evaluate_every": 20, "learning.rate": 0.1, "method.gate_rate": 0.15, "method.experts": 4}
 VARIANTS = {
     "gate alone": {"method.experts": 0},
     "nearest": {"method.select": "nearest"},

@@ -53,8 +53,9 @@ def test_compare_prints_the_tables_again(finished):
 
 
 def test_report_writes_where_it_is_told(finished, tmp_path):
-    done = call("report", finished[0], "--out", tmp_path / "page.html")
+    done = call("report", finished[0], "--out", tmp_path / "page.html", "--pictures", tmp_path / "pictures")
     assert done.exit_code == 0
+    assert "accuracy-over-rounds.svg" in [path.name for path in (tmp_path / "pictures").iterdir()]
     assert (tmp_path / "page.html").read_text().lstrip().lower().startswith("<!doctype html")
 
 

@@ -103,14 +103,17 @@ def compare(runs: Runs) -> None:
 def report(
     runs: Runs,
     file: Annotated[Path | None, typer.Option("--out", help="The page.", show_default="report.html in RUN")] = None,
+    folder: Annotated[Path | None, typer.Option("--pictures", help="Also write each picture, as SVG, here.")] = None,
 ) -> None:
     """Write one self-contained HTML page: settings, tables, pictures."""
     from . import report as pictures
 
     with _errors():
-        path = file or runs[0] / "report.html"
-        pictures.write_html(pictures.collect(runs), path)
-        out.print(f"Wrote {path}")
+        path, found = file or runs[0] / "report.html", pictures.collect(runs)
+        pictures.write_html(found, path)
+        written = pictures.write_pictures(found, folder) if folder else []
+        for each in (path, *written):
+            out.print(f"Wrote {each}", soft_wrap=True)
 
 
 @app.command("ls")
@@ -196,7 +199,7 @@ def _advance(folder: Path, jobs: int | None) -> None:
     for table in pictures.tables(found):
         out.print(table)
     pictures.write_html(found, folder / "report.html")
-    out.print(f"\nReport: {folder / 'report.html'}\nTables again: fedexperts compare {folder}")
+    out.print(f"\nReport: {folder / 'report.html'}\nTables again: fedexperts compare {folder}", soft_wrap=True)
 
 
 @contextmanager

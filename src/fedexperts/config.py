@@ -106,7 +106,12 @@ class Config:
                 meaning = meanings.get(key) or f"one of {named}, or module:Class"
                 yield dotted, tomlkit.item(value).as_string(), meaning, self.origins.get(dotted, "default")
         for key, choices in self.tune.items():
-            yield f'tune."{key}"', tomlkit.item(choices).as_string(), "tried; chosen by validation accuracy", self.origins.get(f"tune.{key}", "")
+            yield (
+                f'tune."{key}"',
+                tomlkit.item(choices).as_string(),
+                "tried; chosen by validation accuracy",
+                self.origins.get(f"tune.{key}", ""),
+            )
 
 
 def load(path: Path | str, settings: Sequence[str] = ()) -> Config:

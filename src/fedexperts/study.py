@@ -140,7 +140,8 @@ def repeats(path: Path, config: Config, seeds: Sequence[int]) -> list[Unit]:
     """A run for every seed with the chosen values. The first seed's is the winning trial itself, copied."""
     chosen = choose(path, config, seeds[0])
     units = [
-        Unit(config.having({**chosen, "run.seed": seed}, "tuned"), path / config.name / f"seed-{seed}") for seed in seeds
+        Unit(config.having({**chosen, "run.seed": seed}, "tuned"), path / config.name / f"seed-{seed}")
+        for seed in seeds
     ]
     won = [unit for unit in trials(path, config, seeds[0]) if unit.config.values == units[0].config.values]
     if won and not units[0].folder.exists():
@@ -169,11 +170,12 @@ def once(config: Config, folder: Path | str) -> Score:
 
 def work(unit: Unit, beat: Callable[[], None] = lambda: None) -> str:
     """Run a unit from wherever it stands, `beat` after each round; why it cannot go on, or ""."""
+    job, engine = door.build(unit.config, unit.folder / "private")
     if unit.folder.exists():
         folder = RunDir(unit.folder)
     else:
-        folder = RunDir.create(unit.folder, unit.config.toml(), door.environment())
-    job, engine = door.build(unit.config, unit.folder / "private")
+        about = door.environment() | {"classes": list(job.model.classes)}
+        folder = RunDir.create(unit.folder, unit.config.toml(), about)
     try:
         run(job, engine, unit.config.section("run"), folder, lambda _: beat())
     except NobodyLeftError as error:

@@ -3,22 +3,35 @@
     collect(paths)             the experiments in folders of runs
     tables(experiments)        what `fedexperts compare` prints
     write_html(experiments)    what `fedexperts report` writes
+    write_pictures(...)        its pictures alone, an SVG each
 
 Every figure is computed by metrics.py from the rows that a run logged. This room prints nothing, trains nothing, and
 does not know what a client, a model or an engine is.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..tensors import write
 from .collect import Experiment, Run, collect
 from .tables import tables
 
-__all__ = ["Experiment", "Run", "collect", "tables", "write_html"]
+__all__ = ["Experiment", "Run", "collect", "tables", "write_html", "write_pictures"]
 
 
 def write_html(experiments: Sequence[Experiment], path: Path) -> None:
     """One self-contained page: no scripts, no links, pictures inside. Raises ValueError if `path` is a folder."""
-    from .page import write  # matplotlib takes a second to import: not for a table in a terminal
+    from .page import write as write_page  # matplotlib takes a second to import: not for a table in a terminal
 
-    write(experiments, path)
+    write_page(experiments, path)
+
+
+def write_pictures(experiments: Sequence[Experiment], folder: Path) -> list[Path]:
+    """The page's pictures as files of a folder, named by their titles; returns their paths."""
+    from .figures import draw
+
+    files = {folder / f"{re.sub('[^a-z0-9]+', '-', p.title.lower()).strip('-')}.svg": p.svg for p in draw(experiments)}
+    for path, data in files.items():
+        write(path, data)
+    return list(files)
