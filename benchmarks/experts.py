@@ -4,8 +4,8 @@
     python benchmarks/experts.py --print    the tables alone
 
 Every variant of a row has the same clients, split, seeds, steps and rates; what differs is whose prompts a client
-receives and whether gates are averaged. Accuracies are local test accuracies in percent after the last round, a mean over
-clients and seeds; differences are paired by seed, with their standard deviation over seeds.
+receives and whether gates are averaged. Accuracies are local test accuracies in percent after the last round, means
+over clients and seeds; differences are paired by seed, with their standard deviation over seeds.
 """
 
 import statistics

@@ -2,7 +2,7 @@
 
     python benchmarks/together.py
 
-Ten clients of digits-scanners behind the tiny CLIP, PromptFL and pFedMoAP (K = 4, third round, so that experts are there).
+Ten clients of digits-scanners behind the tiny CLIP, PromptFL and pFedMoAP (K = 4); the third round, with experts.
 """
 
 import tempfile
