@@ -340,6 +340,8 @@ def test_equal_names_with_other_settings_or_the_same_seed_are_never_mixed(study,
         ("mixture (b/seed-0)", [0, 1]),
         ("mixture (c/seed-0)", [0, 1]),
     ]
+    found = report.collect([tmp_path / "a", tmp_path / "b"])
+    assert [list(e.runs) for e in found] == [[9], [0, 1]], "other settings, even without a seed in common"
 
 
 def test_a_client_who_did_not_answer_is_named(experiments):
