@@ -31,14 +31,14 @@ clean:
 	rm -rf $(VENV) runs
 
 $(VENV)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedexperts needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 demo")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedexperts needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 demo")'
 	$(PYTHON) -m venv $(VENV)
-	touch $@
+	@touch $@
 
 $(VENV)/installed: $(VENV)/python pyproject.toml constraints.txt
 	$(PIP) -e .
-	touch $@
+	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) -e '.[dev]'
-	touch $@
+	@touch $@

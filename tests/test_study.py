@@ -101,6 +101,11 @@ def test_a_folder_is_never_shared_and_names_are_never_twice(finished, tmp_path):
     assert study.free(tmp_path / "new") == tmp_path / "new"
 
 
+def test_nothing_is_tuned_without_validation_data(tmp_path):
+    with pytest.raises(ConfigError, match="data.valid = 0 leaves nothing to tune by"):
+        study.create(tmp_path / "new", [experiment("data.valid=0.0")], [0])
+
+
 def test_a_folder_that_is_no_study_and_a_damaged_one_are_told_apart(finished, tmp_path):
     with pytest.raises(ValueError, match="holds no study"):
         study.read(tmp_path)

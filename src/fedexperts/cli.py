@@ -188,11 +188,13 @@ def _advance(folder: Path, jobs: int | None) -> None:
     from . import config as door
     from . import report as pictures
     from . import study
+    from .report.claims import plural
 
     seeds, experiments = study.read(folder)
     trials = sum(len(study.trials(folder, e, seeds[0])) for e in experiments)
     runs = trials + len(experiments) * len(seeds)
-    out.print(f"{len(experiments)} experiments, {len(seeds)} seeds: {runs} runs, {trials} of them to tune, in {folder}")
+    counts = f"{plural(len(experiments), 'experiment')}, {plural(len(seeds), 'seed')}, {plural(runs, 'run')}"
+    out.print(f"{counts}, {trials} of them to tune, in {folder}", soft_wrap=True)
     with _interruptible(folder), _progress() as tell:
         study.advance(folder, jobs or door.cores(), tell)
     found = pictures.collect([folder])

@@ -71,6 +71,9 @@ def create(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
     names = [config.name for config in configs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two experiments are named {', '.join(twice)}; right would be a name for each")
+    for config in configs:
+        if config.tune and not config.values["data"].get("valid", 1):
+            raise ConfigError(f"{config.name}: data.valid = 0 leaves nothing to tune by; right would be 0.2, say")
     if path.exists():
         raise ValueError(
             f"{path} is there already: two runs never share a folder. Go on with it by `fedexperts resume {path}`, "
