@@ -237,9 +237,9 @@ def test_two_processes_are_never_in_one_run(processes: Any, remembered: Remember
 def test_a_crash_and_a_damaged_checkpoint_together_change_nothing(
     name: str, processes: Any, remembered: Remembered, tmp_path: Path
 ) -> None:
-    """Killed when round 3 has trained, and round 2's checkpoint is lost: what round 2 began from is still there."""
-    config, folder = tiny(CASES[name], run={"participation": 1.0}), RunDir(tmp_path / "run")
-    assert stopped_in_round(processes, 3, config, folder.path, signal.SIGKILL) == -signal.SIGKILL
-    shutil.rmtree(folder.path / "checkpoints" / "round-000002")
+    """Killed when round 4 has trained, and round 3's checkpoint is lost: what round 3 began from is still there."""
+    config, folder = tiny(CASES[name], run={"rounds": 4, "participation": 1.0}), RunDir(tmp_path / "run")
+    assert stopped_in_round(processes, 4, config, folder.path, signal.SIGKILL) == -signal.SIGKILL
+    shutil.rmtree(folder.path / "checkpoints" / "round-000003")
     carry_out(config, folder.path)
     assert left_behind(folder) == left_behind(remembered(config))

@@ -96,9 +96,8 @@ def fit(
     total, steps = torch.zeros(len(starts)), torch.zeros(len(starts))
     for batch in _batches(examples, generators, learning):
         losses = _losses(logits, penalty, trained, fixed, batch)
-        for value, gradient in zip(
-            trained.values(), torch.autograd.grad(losses.sum(), list(trained.values())), strict=True
-        ):
+        gradients = torch.autograd.grad(losses.sum(), list(trained.values()))
+        for value, gradient in zip(trained.values(), gradients, strict=True):
             value.grad = gradient
         _step(optimizer, trained, batch.active)
         total[batch.active] += losses.detach()

@@ -38,11 +38,8 @@ class FedAvg(Method):
         return Local(shared, shared if self.mu else {})
 
     def penalty(self, local: Local) -> Tensor | float:
-        if not self.mu:
-            return 0.0
-        return (
-            self.mu / 2 * sum_in_order((local.trained[n] - local.fixed[n]).square().sum() for n in sorted(local.fixed))
-        )
+        apart = [(local.trained[name] - local.fixed[name]).square().sum() for name in sorted(local.fixed)]
+        return self.mu / 2 * sum_in_order(apart) if apart else 0.0
 
     def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
         return Finished(stays={}, leaves=local.trained)
