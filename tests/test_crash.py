@@ -191,6 +191,18 @@ def test_what_gets_its_name_was_flushed_before(processes: Any, tmp_path: Path) -
     assert all(seen[place - 1] in ("fsync", "replace") for place, name in enumerate(seen) if name == "replace")
 
 
+def test_a_folder_that_is_there_is_a_run(processes: Any, tmp_path: Path) -> None:
+    """Killed at any of its first touches, a run has no folder, or one with its config and its environment."""
+    there = []
+    for fatal in range(1, 14):
+        path = tmp_path / str(fatal) / "run"
+        assert ended(started(processes, live, short("nearest"), path, fatal, False)) == -signal.SIGKILL
+        there.append(path.exists())
+        assert not path.exists() or {"config.toml", "environment.json"} <= {file.name for file in path.iterdir()}
+    assert there == sorted(there)
+    assert {*there} == {True, False}
+
+
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(
     processes: Any, remembered: Remembered, tmp_path: Path
 ) -> None:
