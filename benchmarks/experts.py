@@ -19,7 +19,8 @@ from fedexperts.config import Config
 from fedexperts.metrics import score
 
 SHOTS, CLIENTS, SEEDS = (2, 4, 8, 16, 0), (5, 20), (0, 1, 2)
-FIXED = {"run.evaluate_every": 20, "learning.rate": 0.1, "method.gate_rate": 0.15, "method.experts": 4}
+FIXED = {"run.evaluate_every": 20, "learning.rate": 0.1, "method.gate_rate": 0.15}
+EXPERTS = {5: 2, 20: 4}  # K for so many clients: few enough that who is chosen can matter
 VARIANTS = {
     "gate alone": {"method.experts": 0},
     "nearest": {"method.select": "nearest"},
@@ -40,7 +41,8 @@ def experiments() -> Iterator[Config]:
             for kind, change in VARIANTS.items():
                 for gates in GATES:
                     data = {"data.shots": shots, "data.clients": clients, "method.gates": gates}
-                    yield variant(base, name(shots, clients, kind, gates), FIXED | data | change)
+                    changes = FIXED | {"method.experts": EXPERTS[clients]} | data | change
+                    yield variant(base, name(shots, clients, kind, gates), changes)
 
 
 def accuracy(out: Path, experiment: str) -> list[float]:
