@@ -130,7 +130,7 @@ def processes() -> Any:
 
 
 def started(processes: Any, act: Callable[..., None], *arguments: Any) -> Any:
-    child = processes.Process(target=act, args=arguments)
+    child = processes.Process(target=act, args=arguments, daemon=True)  # ends with the tests, whatever they find
     child.start()
     return child
 
