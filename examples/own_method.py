@@ -13,7 +13,7 @@ from fedexperts.tensors import mean, named, under
 
 @dataclass(frozen=True)
 class Between(fx.Method):
-    share: float = 0.5  # of the client's own prompt in the start; 0 is FedAvg
+    share: float = 0.5  # of the client's own prompt in the start; 0 trains as FedAvg does
 
     def uploads(self, model):
         return frozenset(model.initial)
@@ -36,9 +36,8 @@ class Between(fx.Method):
 
 
 if __name__ == "__main__":
-    sys.modules["own_method"] = sys.modules["__main__"]
     for share in (0.0, 0.5):
-        settings = ["method.name=own_method:Between", f"method.share={share}", "learning.rate=0.3", "run.rounds=5"]
+        settings = ["method.name=__main__:Between", f"method.share={share}", "learning.rate=0.3", "run.rounds=5"]
         config = fx.load("configs/demo/promptfl.toml", [*settings, *sys.argv[1:]])
         score = fx.once(config, tempfile.mkdtemp() + "/run")
         print(f"share {share}: {score.mean:.1f} % on average, {score.worst:.1f} % at the worst client")

@@ -67,6 +67,7 @@ class TinyPrompted:
         self.base_CD = torch.randn(len(CLASSES), WIDTH, generator=draw)
 
     def texts(self, context: Tensor) -> Tensor:
+        assert context.numel(), "a real text encoder cannot run on nothing, either"
         return normalize(torch.einsum("...w,cwd->...cd", context.flatten(-2), self.map_CWD) + self.base_CD, dim=-1)
 
     def logits(self, tensors: Tensors, x: Tensor) -> Tensor:

@@ -96,7 +96,8 @@ def test_show_prints_a_config_that_can_be_run(tmp_path):
         (["run", PROBE, "--set", "learning.rate=fast"], 2, "learning.rate = 'fast': input should be a valid number"),
         (["run", PROBE, "--set", "model.clip=nowhere"], 1, "nowhere"),
         (["compare", "docs"], 1, "docs"),
-        (["resume", "docs"], 1, "holds no study"),
+        (["resume", "docs"], 1, "holds no study and no run"),
+        (["check", "configs/demo"], 2, "a folder with 8 configs"),
         (["ls", "everything"], 1, "right would be one of configs, methods, models, data"),
     ],
 )

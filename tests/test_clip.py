@@ -1,5 +1,6 @@
 """A prompted CLIP as a tree of tokens equals the same CLIP run class by class; and a CLIP is loaded as it was saved."""
 
+import json
 import socket
 import warnings
 from collections.abc import Callable
@@ -357,6 +358,11 @@ def test_the_key_names_weights_and_preprocessing(tmp_path: Path, clip: Clip) -> 
     other = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=side, image_mean=[0.5] * 3)
     other.save_pretrained(tmp_path / "preprocessing")
     assert load_clip(str(tmp_path / "preprocessing")).key != clip.key
+    save(tmp_path / "activation")
+    settings = json.loads((tmp_path / "activation" / "config.json").read_text())
+    settings["vision_config"]["hidden_act"] = "gelu"
+    (tmp_path / "activation" / "config.json").write_text(json.dumps(settings))
+    assert load_clip(str(tmp_path / "activation")).key != clip.key
     save(tmp_path / "same")
     assert load_clip(str(tmp_path / "same")).key == clip.key
 

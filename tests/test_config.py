@@ -86,6 +86,28 @@ def test_values_to_tune_are_checked_in_their_place(tmp_path):
     assert 'tune."run.seed" = []' in str(caught.value)
 
 
+def test_a_value_that_is_set_by_hand_is_not_searched_for():
+    found = load(DEMO, ["learning.rate=0.7"])
+    assert found.section("learning").rate == 0.7
+    assert list(found.tune) == ["method.gate_rate"]
+
+
+def test_a_number_is_finite():
+    with pytest.raises(ConfigError, match="method.lam = inf"):
+        load(DEMO, ["method.lam=inf"])
+
+
+def test_a_folder_of_configs_is_not_one_config():
+    with pytest.raises(ConfigError, match="a folder with 8 configs"):
+        load("configs/demo")
+
+
+@pytest.mark.parametrize("name", ["os:PathLike", "os:getcwd", ":x", "nowhere:Class"])
+def test_what_is_no_method_is_not_taken_for_one(name):
+    with pytest.raises(ConfigError, match=r"method\.name = "):
+        load(DEMO, [f"method.name={name}"])
+
+
 @pytest.mark.parametrize("text", ["rounds=3", "run.rounds", "run"])
 def test_a_setting_without_section_or_value_is_explained(text):
     with pytest.raises(ConfigError, match="right would be section.key=value"):
@@ -113,6 +135,11 @@ def test_a_class_of_ones_own_is_named_by_module_and_class(monkeypatch, tmp_path)
 def test_a_method_that_cannot_work_with_a_model_says_so_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match='set model.name = "prompted-clip"'):
         door.parts(load(write(tmp_path, minimal().replace("prompted-clip", "linear-probe"))))
+
+
+def test_a_gate_wider_than_the_features_is_refused_before_anything_runs():
+    with pytest.raises(ValueError, match="method.width = 256 is wider than the features, 128"):
+        door.parts(load(DEMO, ["method.width=256"]))
 
 
 def test_every_shipped_config_loads_and_all_of_the_demo_have_the_same_tuning_budget():

@@ -20,7 +20,7 @@ Where each known defect of this field (the pitfalls) has its test:
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ import torch
 from conftest import CASES, GATE, Case, Remembered, Spoilt, carry_out, job_and_engine, left_behind, server, tiny
 from torch import Tensor
 
-from fedexperts.config import ConfigError
-from fedexperts.loop import NobodyLeftError
+from fedexperts.config import ConfigError, build
+from fedexperts.engine import Engine
+from fedexperts.loop import NobodyLeftError, evaluate
 from fedexperts.message import Order, Reply
 from fedexperts.method import Method, Upload
 from fedexperts.rundir import RunDir
@@ -335,3 +336,23 @@ def test_an_option_has_a_type(section: str, key: str, value: Any) -> None:
     """Pitfall 11: the word "False" is not false."""
     with pytest.raises(ConfigError, match=re.escape(f"{section}.{key} = {value!r}: ")):
         tiny(CASES["nearest"], **{section: {key: value}})
+
+
+def test_a_client_never_speaks_for_another(tmp_path):
+    """A reply's facts cannot change the client and the round under which the server logs them."""
+
+    @dataclass(frozen=True)
+    class Forger:
+        inner: Engine
+
+        def clients(self):
+            return self.inner.clients()
+
+        def exchange(self, orders):
+            forged = {"client": "somebody else", "round": 99}
+            return [replace(reply, facts=reply.facts | forged) for reply in self.inner.exchange(orders)]
+
+    job, engine = build(tiny(CASES["fedavg"]), tmp_path / "private")
+    rows = evaluate(job, Forger(engine), job.method.open(job.model), 0)
+    assert [row["client"] for row in rows] == engine.clients()
+    assert {row["round"] for row in rows} == {0}

@@ -195,6 +195,14 @@ def test_a_run_of_zero_rounds_is_a_finished_one(tmp_path):
     report.write_html(found, tmp_path / "report.html")
 
 
+def test_what_a_crash_left_half_made_is_no_run(study, tmp_path):
+    shutil.copytree(study / "mixture", tmp_path / "mixture")
+    before = [(e.name, sorted(e.runs)) for e in report.collect([tmp_path])]
+    for half in (".seed-0.777.part", ".part"):
+        shutil.copytree(study / "mixture" / "seed-0", tmp_path / "mixture" / half)
+    assert [(e.name, sorted(e.runs)) for e in report.collect([tmp_path])] == before
+
+
 # ---- what experts add
 
 

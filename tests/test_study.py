@@ -101,6 +101,24 @@ def test_a_folder_is_never_shared_and_names_are_never_twice(finished, tmp_path):
     assert study.free(tmp_path / "new") == tmp_path / "new"
 
 
+def test_one_run_never_answers_for_another(tmp_path):
+    study.once(load("configs/demo/linear-probe.toml", [*SMALL, "run.rounds=1"]), tmp_path / "run")
+    with pytest.raises(ValueError, match="holds a run of another config"):
+        study.once(load("configs/demo/linear-probe.toml", [*SMALL, "run.rounds=1", "run.seed=3"]), tmp_path / "run")
+
+
+def test_a_single_run_goes_on_too(tmp_path):
+    config = load("configs/demo/linear-probe.toml", [*SMALL, "run.rounds=1"])
+    score = study.once(config, tmp_path / "run")
+    study.advance(tmp_path / "run")
+    assert study.once(config, tmp_path / "run") == score
+
+
+def test_two_processes_never_run_one_study(finished):
+    with RunDir(finished).locked(), pytest.raises(ValueError, match="being run by another process"):
+        study.advance(finished)
+
+
 def test_nothing_is_tuned_without_validation_data(tmp_path):
     with pytest.raises(ConfigError, match="data.valid = 0 leaves nothing to tune by"):
         study.create(tmp_path / "new", [experiment("data.valid=0.0")], [0])

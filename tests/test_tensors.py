@@ -168,3 +168,9 @@ def test_a_message_has_a_closed_schema(plain: Any) -> None:
 def test_noise_is_no_message(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"begins with a line of JSON|not safetensors"):
         decode_order(data)
+
+
+@pytest.mark.parametrize("fact", [{"nested": 1}, None, True, [[1.0]], [None]])
+def test_facts_are_plain_numbers_and_words_or_no_reply_at_all(fact):
+    with pytest.raises(ValueError, match="its hits is"):
+        decode_reply(encode(Reply("a", 1, "train", facts={"hits": fact})))

@@ -168,7 +168,7 @@ def check(config: OneConfig, settings: Settings = None) -> None:
             f"{len(federation.classes)} classes; no example stands in two parts or at two clients.\n"
             f"The model trains {trained:,} numbers a client; what may leave a client: "
             f"{', '.join(sorted(method.uploads(built.model))) or 'nothing'}.\n"
-            f"Next: fedexperts run {config}"
+            f"Next: {' '.join(['fedexperts run', str(config), *(f'--set {text}' for text in settings or [])])}"
         )
 
 
@@ -180,13 +180,37 @@ def main() -> None:
 def _load(paths: list[Path], settings: list[str]) -> list["Config"]:
     from . import config as door
 
-    return [door.load(file, settings) for path in paths for file in door.find(path)]
+    found, wrong = [], []
+    for file in [file for path in paths for file in door.find(path)]:
+        try:
+            found.append(door.load(file, settings))
+        except door.ConfigError as error:
+            wrong.append(f"{file}:\n{error}" if len(paths) > 1 or file != paths[0] else str(error))
+    if wrong:
+        raise door.ConfigError("\n".join(wrong))
+    return found
 
 
 def _advance(folder: Path, jobs: int | None) -> None:
     """Run what is left in a folder with a progress bar; then tables, report, and what to type next."""
     from . import config as door
     from . import report as pictures
+    from . import study
+
+    if (folder / "study.json").exists() or not (folder / "config.toml").exists():
+        _announce(folder)
+    with _interruptible(folder), _progress() as tell:
+        study.advance(folder, jobs or door.cores(), tell)
+    found = pictures.collect([folder])
+    for table in pictures.tables(found):
+        out.print(table)
+    pictures.write_html(found, folder / "report.html")
+    report_line = f"Report: {folder / 'report.html'}"
+    out.print(f"\n{report_line}\nTables again: fedexperts compare {folder}", soft_wrap=True)
+
+
+def _announce(folder: Path) -> None:
+    """How much a study is."""
     from . import study
     from .report.claims import plural
 
@@ -195,13 +219,6 @@ def _advance(folder: Path, jobs: int | None) -> None:
     runs = trials + len(experiments) * len(seeds)
     counts = f"{plural(len(experiments), 'experiment')}, {plural(len(seeds), 'seed')}, {plural(runs, 'run')}"
     out.print(f"{counts}, {trials} of them to tune, in {folder}", soft_wrap=True)
-    with _interruptible(folder), _progress() as tell:
-        study.advance(folder, jobs or door.cores(), tell)
-    found = pictures.collect([folder])
-    for table in pictures.tables(found):
-        out.print(table)
-    pictures.write_html(found, folder / "report.html")
-    out.print(f"\nReport: {folder / 'report.html'}\nTables again: fedexperts compare {folder}", soft_wrap=True)
 
 
 @contextmanager

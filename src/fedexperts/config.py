@@ -10,7 +10,7 @@ import os
 import platform
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -116,8 +116,16 @@ class Config:
 
 def load(path: Path | str, settings: Sequence[str] = ()) -> Config:
     """The config file at `path`, on top of its `base` files, below `section.key=value` settings. Raises ConfigError."""
-    changes = [(_nest([_setting(text)]), f"--set {text}") for text in settings]
-    return resolve([*_layers(Path(path)), *changes])
+    file, *others = find(Path(path))
+    if others:
+        raise ConfigError(f"{path} is a folder with {1 + len(others)} configs; right would be one of them, as {file}")
+    layers, changes = _layers(file), [_setting(text) for text in settings]
+    for values, _ in layers:  # a value that is set by hand is not searched for any more
+        if isinstance(tune := values.get("tune"), dict):
+            values["tune"] = {key: tried for key, tried in tune.items() if key not in dict(changes)}
+    return resolve(
+        [*layers, *((_nest([change]), f"--set {text}") for change, text in zip(changes, settings, strict=True))]
+    )
 
 
 def parse(text: str, origin: str) -> Config:
@@ -177,7 +185,8 @@ def find(path: Path) -> list[Path]:
 
     A path that is not there is looked up among the configs that ship with the package.
     """
-    place = path if path.exists() else _shipped_folder() / Path(*path.parts[path.parts[:1] == ("configs",) :])
+    below = path.parts[1:] if path.parts[:1] == ("configs",) else path.parts
+    place = path if path.exists() else _shipped_folder() / Path(*below)
     if not place.is_dir():
         return [place if place.exists() else path]
     found = sorted(file for file in place.glob("*.toml") if not file.name.startswith("_"))
@@ -281,6 +290,9 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any], origins: dict[str, s
             and isinstance(before, dict)
             and given.get("name", before.get("name")) != before.get("name")
         )
+        if renamed:
+            for key in before or {}:
+                origins.pop(f"{section}.{key}", None)
         into[section] = given if renamed or not isinstance(before, dict) else before | given
         origins.update({f"{section}.{key}": origin for key in given})
 
@@ -373,12 +385,13 @@ def _imported(section: str, name: str) -> type:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{section}.name = {name!r}: {error}; right would be module:Class on the Python path"
         ) from None
-    if not isinstance(found, type):
-        raise ConfigError(f"{section}.name = {name!r} is {found!r}; right would be a class")
+    does = {"method": "merge", "model": "build", "data": "load", "engine": "build"}[section]
+    if not (isinstance(found, type) and is_dataclass(found) and hasattr(found, does)):
+        raise ConfigError(f"{section}.name = {name!r} is {found!r}; right would be a dataclass with {does}()")
     return found
 
 
@@ -395,4 +408,4 @@ def _model(kind: type) -> type[BaseModel]:
     """A pydantic model of a dataclass's fields: strict, and nothing beside them."""
     hints = get_type_hints(kind, include_extras=True)
     keys: dict[str, Any] = {f.name: (hints[f.name], ... if f.default is MISSING else f.default) for f in fields(kind)}
-    return create_model(kind.__name__, __config__=ConfigDict(extra="forbid", strict=True), **keys)
+    return create_model(kind.__name__, __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False), **keys)

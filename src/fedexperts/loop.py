@@ -78,7 +78,7 @@ def evaluate(job: Job, engine: Engine, server: Tensors, round: int) -> list[Row]
     payload = job.method.publish(server)
     replies = exchange(engine, dict.fromkeys(engine.clients(), payload), round, "predict")
     return [
-        {"round": round, "client": client} | reply.facts for client, reply in sorted(replies.items()) if not reply.error
+        reply.facts | {"round": round, "client": client} for client, reply in sorted(replies.items()) if not reply.error
     ]
 
 
@@ -120,4 +120,5 @@ def _nobody(round: int, refused: dict[str, str]) -> str:
 def _trained(sent: Sent, reply: Reply, upload: Upload, start: Tensors) -> Facts:
     """A client's training as logged: its loss, the l2 distance of its upload to the global tensors; what it got."""
     moved = sum(float((upload.tensors[name] - start[name]).double().square().sum()) for name in sorted(start)) ** 0.5
-    return reply.facts | sent.facts | {"examples": upload.examples, "moved": moved}
+    traffic: Facts = {"bytes_down": size(sent.tensors), "bytes_up": size(upload.tensors)}
+    return reply.facts | sent.facts | traffic | {"examples": upload.examples, "moved": moved}

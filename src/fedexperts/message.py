@@ -53,7 +53,12 @@ def decode_order(data: bytes) -> Order:
 def decode_reply(data: bytes) -> Reply:
     """The reply in `data`; ValueError if it is not one."""
     kinds = {"client": str, "round": int, "task": str, "examples": int, "facts": dict, "error": str}
-    return Reply(**_decode(data, kinds))
+    reply = Reply(**_decode(data, kinds))
+    for name, fact in reply.facts.items():
+        values = fact if isinstance(fact, list) else [fact]
+        if not all(type(value) in (int, float, str) for value in values):
+            raise ValueError(f"a reply's facts are numbers, words, or lists of them; its {name} is {fact!r:.100}")
+    return reply
 
 
 def _decode(data: bytes, kinds: dict[str, type]) -> dict[str, Any]:

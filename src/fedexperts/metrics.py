@@ -82,7 +82,7 @@ def mean_sd(values: Sequence[float]) -> tuple[float, float]:
 class Gain:
     """Differences of local accuracy in points, paired by seed and client, after the last round.
 
-    `error` is the standard error of the mean over all pairs (NaN for a single pair).
+    `error` is the standard error of the mean over all pairs, or over seeds where that is larger (NaN: a single pair).
     """
 
     mean: float
@@ -109,6 +109,8 @@ def gain(these: Mapping[int, Sequence[Row]], those: Mapping[int, Sequence[Row]])
         return None
     mean, over_seeds = mean_sd(means)
     error = mean_sd(found)[1] / math.sqrt(len(found))
+    if len(means) > 1:  # clients of one seed share split and server: they are not independent
+        error = max(error, over_seeds / math.sqrt(len(means)))
     better, worse = sum(d > 0 for d in found), sum(d < 0 for d in found)
     spread = statistics.fmean(statistics.pstdev(d) for d in pairs.values() if d)
     return Gain(mean, over_seeds, spread, error, len(means), better, worse, len(found) - better - worse)

@@ -39,10 +39,7 @@ class RunDir:
     def create(cls, path: Path, config: str, environment: dict[str, Any]) -> "RunDir":
         """A new run's folder; ValueError if something is there already."""
         if path.exists():
-            raise ValueError(
-                f"{path} is there already: two runs never share a folder. Go on with it by `fedexperts resume {path}`, "
-                f"or choose another folder with --out."
-            )
+            raise taken(path)
         aside = path.with_name(f".{path.name}.{os.getpid()}.part")
         write(aside / "environment.json", (json.dumps(environment, indent=1) + "\n").encode())
         write(aside / "config.toml", config.encode())
@@ -161,6 +158,14 @@ class RunDir:
             raise _short(path, have, length)
         if have > length:
             os.truncate(path, length)
+
+
+def taken(path: Path) -> ValueError:
+    """What to say of a folder that is there already."""
+    return ValueError(
+        f"{path} is there already: two runs never share a folder. Go on with it by `fedexperts resume {path}`, "
+        f"or choose another folder with --out."
+    )
 
 
 def _short(path: Path, have: int, length: int) -> ValueError:

@@ -25,7 +25,7 @@ from . import config as door
 from .config import Config, ConfigError
 from .loop import NobodyLeftError, run
 from .metrics import Score, by_round, last, valid
-from .rundir import RunDir
+from .rundir import RunDir, taken
 from .tensors import write
 
 
@@ -75,10 +75,7 @@ def create(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
         if config.tune and not config.values["data"].get("valid", 1):
             raise ConfigError(f"{config.name}: data.valid = 0 leaves nothing to tune by; right would be 0.2, say")
     if path.exists():
-        raise ValueError(
-            f"{path} is there already: two runs never share a folder. Go on with it by `fedexperts resume {path}`, "
-            f"or choose another folder with --out."
-        )
+        raise taken(path)
     asked = {"seeds": list(seeds), "experiments": {config.name: config.toml() for config in configs}}
     write(path / "study.json", (json.dumps(asked, indent=1) + "\n").encode())
 
@@ -90,11 +87,18 @@ def free(path: Path) -> Path:
 
 
 def advance(path: Path, jobs: int = 1, tell: Progress = lambda _: None) -> None:
-    """Do what is left of a study: trials first, then every seed with the chosen values."""
-    seeds, configs = read(path)
-    _run_all([unit for config in configs for unit in trials(path, config, seeds[0])], jobs, tell, "tuning")
-    units = [unit for config in configs for unit in repeats(path, config, seeds)]
-    if failed := _run_all(units, jobs, tell, "running"):
+    """Do what is left of a study: trials first, then every seed with the chosen values. Of a single run: its rounds."""
+    if not (path / "study.json").exists() and (path / "config.toml").exists():
+        failed = _run_all(
+            [Unit(door.parse((path / "config.toml").read_text(), str(path)), path)], jobs, tell, "running"
+        )
+    else:
+        seeds, configs = read(path)
+        with RunDir(path).locked():
+            _run_all([unit for config in configs for unit in trials(path, config, seeds[0])], jobs, tell, "tuning")
+            units = [unit for config in configs for unit in repeats(path, config, seeds)]
+            failed = _run_all(units, jobs, tell, "running")
+    if failed:
         raise NobodyLeftError("\n".join(f"{unit.folder}: {why}" for unit, why in failed))
 
 
@@ -107,7 +111,7 @@ def read(path: Path) -> tuple[list[int], list[Config]]:
         return [int(seed) for seed in asked["seeds"]], [door.parse(text, str(file)) for text in texts.values()]
     except FileNotFoundError:
         raise ValueError(
-            f"{path} holds no study (no study.json); right would be a folder that `fedexperts run` made"
+            f"{path} holds no study and no run; right would be a folder that `fedexperts run` made"
         ) from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
@@ -176,6 +180,8 @@ def work(unit: Unit, beat: Callable[[], None] = lambda: None) -> str:
     job, engine = door.build(unit.config, unit.folder / "private")
     if unit.folder.exists():
         folder = RunDir(unit.folder)
+        if door.parse((unit.folder / "config.toml").read_text(), str(unit.folder)).values != unit.config.values:
+            raise ValueError(f"{unit.folder} holds a run of another config; right would be another folder")
     else:
         about = door.environment() | {"classes": list(job.model.classes)}
         folder = RunDir.create(unit.folder, unit.config.toml(), about)

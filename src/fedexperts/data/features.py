@@ -81,7 +81,9 @@ def _augment(images: Tensor, drawn_B4: Tensor) -> Tensor:
 
 
 def _name(images: Tensor, key: str, views: int, seed: int) -> str:
-    header = [FORMAT, key, views, seed, list(images.shape)]
+    # view 0 knows no seed; other versions and processors round differently
+    drawn, machine = (seed if views > 1 else 0), (torch.__version__, torch.backends.cpu.get_cpu_capability())
+    header = [FORMAT, key, views, drawn, machine, list(images.shape)]
     digest = hashlib.sha256(json.dumps(header).encode())
     digest.update(images.cpu().contiguous().numpy().data)
     return digest.hexdigest()

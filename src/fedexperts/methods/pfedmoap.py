@@ -40,7 +40,8 @@ class PFedMoAP(Method):
         Field(description="attention over the experts' text features, or a softmax of a linear map of the image"),
     ] = "attention"
     gates: Annotated[
-        Literal["local", "averaged"], Field(description="the gate never leaves the client (paper), or is averaged")
+        Literal["local", "averaged"],
+        Field(description="a gate never leaves its client (paper), or is averaged from one start whatever the seed"),
     ] = "local"
     gate_rate: Annotated[float, Field(gt=0, description="learning rate of the gate")] = 0.01
     gate_init: Annotated[
@@ -64,7 +65,11 @@ class PFedMoAP(Method):
         float, Field(ge=0, description="largest l2 distance of an uploaded prompt from the global one; 0: no limit")
     ] = 0.0
     upload_noise: Annotated[
-        float, Field(ge=0, description="Gaussian noise on the upload, in units of upload_clip (differential privacy)")
+        float,
+        Field(
+            ge=0,
+            description="Gaussian noise on the upload in units of upload_clip; simulated: it follows from the seed",
+        ),
     ] = 0.0
 
     def __post_init__(self) -> None:
@@ -72,17 +77,23 @@ class PFedMoAP(Method):
             raise ValueError(f"heads = {self.heads} does not divide width = {self.width}; right would be a divisor")
         if self.upload_noise and not self.upload_clip:
             raise ValueError(f"upload_noise = {self.upload_noise} counts in units of upload_clip: set upload_clip > 0")
+        if self.upload_clip and self.gates == "averaged":
+            raise ValueError('upload_clip protects the prompt alone, and averaged gates are sent: set gates = "local"')
 
     # ---- server
 
     def uploads(self, model: Model) -> frozenset[str]:
-        gate = named("gate", self._new_gate(model, torch.Generator())) if self.gates == "averaged" else {}
+        gate = named("gate", self._new_gate(torch.Generator())) if self.gates == "averaged" else {}
         return frozenset({"context", *gate})
 
     def open(self, model: Model) -> Tensors:
         shared = {"context": _prompted(model).initial["context"]}
+        with torch.no_grad():
+            self._pooled(
+                _prompted(model).texts(shared["context"])
+            )  # a gate that is too wide says so before anything runs
         if self.gates == "averaged":
-            shared |= named("gate", self._new_gate(model, rng(0, "gate")))
+            shared |= named("gate", self._new_gate(rng(0, "gate")))
         return named("global", shared)
 
     def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
@@ -132,7 +143,7 @@ class PFedMoAP(Method):
             return Local({"context": context}, fixed | named("gate", gate))
         with torch.no_grad():  # behind a context of its own, as K may be 0
             fixed["experts"] = _prompted(model).texts(torch.cat([sent["global.context"][None], sent["experts"]]))[1:]
-        return Local({"context": context} | named("gate", gate or self._new_gate(model, rng)), fixed)
+        return Local({"context": context} | named("gate", gate or self._new_gate(rng)), fixed)
 
     def rates(self) -> Mapping[str, float]:
         return {"gate": self.gate_rate}
@@ -177,7 +188,7 @@ class PFedMoAP(Method):
 
     # ---- the gate
 
-    def _new_gate(self, model: Model, generator: torch.Generator) -> Tensors:
+    def _new_gate(self, generator: torch.Generator) -> Tensors:
         """Fresh parameters: four G x G maps for attention, one G -> K + 1 map for the linear gate."""
         G = self.width
         maps = (
@@ -261,7 +272,7 @@ def _prompted(model: Model) -> PromptModel:
 
 
 def _distances(entries_NlW: Tensor, rows: list[int]) -> Tensor:
-    """[rows, N] l2 distances, by one matrix product; in float64, where the differences of large squares stay exact."""
+    """[rows, N] l2 distances, by one matrix product; in float64, since squares cancel."""
     flat_NF = entries_NlW.flatten(1).double()
     squares_N = flat_NF.square().sum(1)
     return (squares_N[rows, None] + squares_N - 2 * flat_NF[rows] @ flat_NF.T).clamp_min(0).sqrt()

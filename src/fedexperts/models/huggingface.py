@@ -94,7 +94,9 @@ def parts(model: Any, tokenizer: Any, processor: Any, dtype: torch.dtype, device
         start=tokenizer.bos_token_id,
         end=tokenizer.eos_token_id,
         preprocess=preprocess,
-        key=_key(model.state_dict(), processor.to_dict()),
+        key=_key(
+            model.state_dict(), {"vision": model.config.vision_config.to_dict(), "processor": processor.to_dict()}
+        ),
     )
 
 
@@ -112,8 +114,9 @@ def _layer(layer: Any) -> Layer:
     )
 
 
-def _key(weights: dict[str, Tensor], preprocessing: dict[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(preprocessing, sort_keys=True, default=str).encode())
+def _key(weights: dict[str, Tensor], settings: dict[str, Any]) -> str:
+    """Hash of all that image features depend on: weights, the shape of the encoder, preprocessing."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, value in sorted(weights.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

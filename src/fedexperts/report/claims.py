@@ -50,6 +50,8 @@ def verdict(found: Gain) -> str:
     says = "no difference beyond the noise"
     if found.beyond_noise:
         says = "better beyond the noise" if found.mean > 0 else "worse beyond the noise"
+    if found.seeds == 1:
+        says += " between clients, which one seed alone does not settle"
     return f"{signed(found.mean)} points, {says} (two standard errors: {2 * found.error:.1f}; {of})"
 
 

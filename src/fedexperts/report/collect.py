@@ -139,7 +139,9 @@ def _walk(path: Path) -> Iterator[Path]:
     if (path / "config.toml").is_file() and (path / "environment.json").is_file():
         yield path
         return  # what a run keeps is no run
-    below = [Path(entry.path) for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+    below = [
+        Path(entry.path) for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."
+    ]
     asked = _asked(path)
     for folder in sorted(below, key=lambda p: (asked.index(p.name) if p.name in asked else len(asked), p.name)):
         yield from _walk(folder)

@@ -119,6 +119,6 @@ def _legend(experiments: Sequence[Experiment]) -> str:
         f"local: top-1 accuracy on a client's own test part by its own predictor after the last round, mean over all "
         f"clients, sampled or not ({clients}). worst client: the lowest. best valid: the same mean after the round (at "
         f"round) that is best on validation data. global: the global model on all test parts together. kB: 1000 bytes, "
-        f"of one client in one round. seconds: training of a run. Means over seeds; sd: standard deviation, and "
+        f"of one client in one round of training. seconds: training of a run. Means over seeds; sd: standard deviation, and "
         f"(number of seeds). The chance level is {chance}. Nothing here is from the round that is best on test data."
     )
