@@ -125,7 +125,8 @@ CASES = {
     "alone-probe": Case({"name": "alone"}, "probe", private=True),
     "nearest": Case(GATE, private=True, own=True),
     "random": Case(GATE | {"select": "random", "pooling": "random"}, private=True, own=True),
-    "averaged": Case(GATE | {"gates": "averaged", "upload_clip": 0.5, "upload_noise": 0.1}, private=True, own=True),
+    "averaged": Case(GATE | {"gates": "averaged"}, private=True, own=True),
+    "clipped": Case(GATE | {"upload_clip": 0.5, "upload_noise": 0.1}, private=True, own=True),
     "linear": Case(GATE | {"gate": "linear", "pooling": "mean"}, private=True, own=True),
     "gate-alone": Case(GATE | {"experts": 0, "normalised": True}, private=True),
 }
@@ -219,11 +220,7 @@ def job_and_engine(config: Config, path: Path) -> tuple[Job, InProcess]:
 def left_behind(folder: RunDir) -> dict[str, Any]:
     """The server's state, every private file and the logs (except seconds): what must not differ."""
     newest = folder.path / "checkpoints" / f"round-{folder.done():06d}"
-    files = [
-        folder.path / "config.toml",
-        newest / "server.safetensors",
-        *sorted((folder.path / "private").rglob("*.private")),
-    ]
+    files = [newest / "server.safetensors", *sorted((folder.path / "private").rglob("*.private"))]
     whole: dict[str, Any] = {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
     for log in ("rounds.jsonl", "clients.jsonl"):
         lines = (folder.path / log).read_text().splitlines() if (folder.path / log).exists() else []

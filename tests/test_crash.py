@@ -166,6 +166,7 @@ def test_a_crash_changes_nothing(
         resumed = [started(processes, go_on, config, path) for path in paths.values()]
         assert [ended(child) for child in resumed] == [0] * len(paths)
         wrong += [point for point, path in paths.items() if left_behind(RunDir(path)) != whole]
+        wrong += [point for point, path in paths.items() if (path / "config.toml").read_text() != config.toml()]
     assert not wrong
 
 

@@ -146,5 +146,5 @@ class Method(ABC):
         """What a client predicts with, from `publish`'s payload and its own state; without `own`, the global model."""
 
     def facts(self, model: Model, local: Local, x: Tensor) -> Facts:
-        """What is worth logging of a client's prediction on inputs x; it leaves the client beside the sealed tensors."""
+        """What is worth logging of a client's prediction on inputs x; it leaves the client with the reply."""
         return {}
