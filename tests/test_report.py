@@ -233,8 +233,14 @@ def test_a_difference_is_paired_by_seed_and_client(study, experiments):
 @pytest.mark.parametrize(
     ("these", "says"),
     [
-        ([6, 4, 6, 4], "+0.0 points, no difference beyond the noise (two standard errors: 11.5; 4 pairs"),
-        ([6, 6, 6, 5], "+7.5 points, better beyond the noise (two standard errors: 5.0; 4 pairs"),
+        (
+            [6, 4, 6, 4],
+            "+0.0 points, no difference beyond the noise between clients, which one seed alone does not settle (two",
+        ),
+        (
+            [6, 6, 6, 5],
+            "+7.5 points, better beyond the noise between clients, which one seed alone does not settle (two",
+        ),
         ([4, 4, 4, 5], "-7.5 points, worse beyond the noise"),
         ([9, 5, 5, 5], "+10.0 points, no difference beyond"),  # one client makes the mean
         ([5, 5, 5, 5], "no difference at all, every client scores the same (4 pairs"),
@@ -243,6 +249,13 @@ def test_a_difference_is_paired_by_seed_and_client(study, experiments):
 def test_a_plain_sentence_says_whether_experts_add_anything(these, says):
     found = gain({0: rows([these])}, {0: rows([[5, 5, 5, 5]])})
     assert claims.verdict(found).startswith(says)
+
+
+def test_clients_of_one_seed_are_not_independent():
+    """Four clients agree within each seed, and the seeds do not agree: the noise is that of the seeds."""
+    found = gain({0: rows([[6, 6, 6, 6]]), 1: rows([[4, 4, 4, 5]])}, {s: rows([[5, 5, 5, 5]]) for s in (0, 1)})
+    assert found.error == pytest.approx(found.over_seeds / 2**0.5)
+    assert "no difference beyond the noise (two standard errors" in claims.verdict(found)
 
 
 def test_no_minus_stands_before_a_zero():

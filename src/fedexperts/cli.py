@@ -137,8 +137,10 @@ def list_(what: Annotated[str, typer.Argument(metavar="configs|methods|models|da
 @app.command()
 def show(config: OneConfig, settings: Settings = None) -> None:
     """Print a config resolved: every key, its value, its meaning, and where the value came from."""
+    from . import config as door
+
     with _errors():
-        (found,) = _load([config], settings or [])
+        found = door.load(config, settings or [])
         section = ""
         for key, value, meaning, origin in found.described():
             head, _, name = key.partition(".")
@@ -154,7 +156,7 @@ def check(config: OneConfig, settings: Settings = None) -> None:
     from . import config as door
 
     with _errors():
-        (found,) = _load([config], settings or [])
+        found = door.load(config, settings or [])
         federation, built, method = door.parts(found)
         table = Table("client", "domain", "train", "valid", "test", *federation.classes, box=None, pad_edge=False)
         for client, counts in federation.counts().items():

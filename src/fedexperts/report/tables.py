@@ -116,9 +116,9 @@ def _legend(experiments: Sequence[Experiment]) -> str:
     chance = " or ".join(f"{level:.3g} %" for level in levels) if levels else "not known from these runs"
     clients = max((len(e.clients) for e in experiments), default=0)
     return (
-        "local: top-1 accuracy on a client's own test part by its own predictor after the last round, mean over all "
-        f"clients, sampled or not ({clients}). worst client: the lowest. best valid: the same mean after the round (at "
-        "round) that is best on validation data. global: the global model on all test parts together. kB: 1000 bytes, of "
-        "one client in one round of training. seconds: training of a run. Means over seeds; sd: standard deviation, and "
+        "local: top-1 accuracy on a client's own test part by its own predictor after the last round, mean over "
+        f"all clients, sampled or not ({clients}). worst client: the lowest. best valid: the same after the round (at "
+        "round) that is best on validation data. global: the global model on all test parts together. kB: 1000 bytes "
+        "of one client in one round of training. seconds: training of a run. Means over seeds; sd: standard deviation, and "
         f"(number of seeds). The chance level is {chance}. Nothing here is from the round that is best on test data."
     )
