@@ -119,6 +119,6 @@ def _legend(experiments: Sequence[Experiment]) -> str:
         "local: top-1 accuracy on a client's own test part by its own predictor after the last round, mean over "
         f"all clients, sampled or not ({clients}). worst client: the lowest. best valid: the same after the round (at "
         "round) that is best on validation data. global: the global model on all test parts together. kB: 1000 bytes "
-        "of one client in one round of training. seconds: training of a run. Means over seeds; sd: standard deviation, "
-        f"and (number of seeds). The chance level is {chance}. Nothing here is from the round that is best on test data."
+        "of one client in one round of training. seconds: training of a run. Means over seeds; sd: standard deviation "
+        f"(number of seeds). The chance level is {chance}. Nothing here is from the round that is best on test data."
     )
