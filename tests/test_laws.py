@@ -317,3 +317,4 @@ def test_one_seed_reaches_the_split_the_few_shot_draw_and_the_sampling() -> None
     assert shots[0] != shots[1]
     drawn = [[sample("abcdefgh", 0.5, seed, round) for round in range(1, 5)] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
+    assert len({*map(tuple, drawn[0])}) > 1, "rounds draw anew"
