@@ -302,6 +302,19 @@ def test_every_client_is_evaluated_whoever_was_sampled(tmp_path: Path) -> None:
     assert asked == [(round, client) for round in (0, 2, 4, 5) for client in "abcde"]
 
 
+def test_a_client_is_evaluated_with_what_the_round_itself_taught_it(remembered: Remembered, tmp_path: Path) -> None:
+    """By hand: its newest private state, on its own test part; the global column from the model's start."""
+    folder = remembered(tiny(CASES["alone"], run=FULL))
+    job, engine = job_and_engine(tiny(CASES["alone"], run=FULL), folder.path / "private")
+    for row in folder.rows("clients.jsonl")[-5:]:
+        site = engine.sites[row["client"]]
+        own = site.private.load(site.name, before=4)
+        assert own is not None
+        for column, tensors in (("test", under(own, "trained")), ("test_global", job.model.initial)):
+            right = job.model.logits(tensors, site.test.x[:, 0]).argmax(-1) == site.test.y
+            assert row[f"{column}_correct"] == int(right.sum())
+
+
 def test_every_method_is_measured_on_the_same_examples(remembered: Remembered) -> None:
     """Pitfall 22: local and global accuracies are columns of one row, over one test part, whatever the method."""
     rows = {name: remembered(tiny(case)).rows("clients.jsonl") for name, case in CASES.items()}

@@ -53,9 +53,10 @@ def test_every_method_is_under_the_laws() -> None:
 
 @every_world
 def test_the_wire_changes_nothing(world: Any, case: Case, tmp_path: Path, remembered: Remembered) -> None:
-    """Law 1: turned into bytes, and answered in reverse, every bit is the same."""
-    here = left_behind(remembered(world(case)))
-    there = left_behind(carry_out(world(case), tmp_path / "there", Wire))
+    """Law 1: turned into bytes, asked and answered in reverse, every bit is the same, and who trains with whom."""
+    config = world(case, engine={"together": 2, "workers": 1})
+    here = left_behind(remembered(config))
+    there = left_behind(carry_out(config, tmp_path / "there", Wire))
     assert here == there
 
 

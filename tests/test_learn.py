@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedexperts.learn import Examples, Learning, fit, predict
-from fedexperts.method import Local
+from fedexperts.method import Local, Upload
 from fedexperts.methods import FedAvg
 from fedexperts.tensors import Tensors, rng
 
@@ -156,6 +156,12 @@ def test_fedprox_adds_its_own_gradient() -> None:
     pulled = {name: plain[name] - rate * mu * (local.trained[name] - shared[name]) for name in plain}
     assert near(prox, pulled)
     assert not near(prox, plain)
+
+
+def test_fedavg_weighs_by_examples() -> None:
+    """By hand: 1 and 3 examples."""
+    uploads = [Upload("a", {"gain": torch.tensor(0.0)}, 1), Upload("b", {"gain": torch.tensor(4.0)}, 3)]
+    assert FedAvg().merge({"global.gain": torch.tensor(9.0)}, uploads)["global.gain"] == 3
 
 
 def test_answers_of_unequal_length_together_are_those_alone() -> None:
