@@ -47,8 +47,10 @@ def test_another_key_image_number_of_views_seed_or_shape_is_computed_anew(tmp_pa
     features(IMAGES, means, "other", tmp_path)
     features(changed, means, "means", tmp_path)
     features(IMAGES, means, "means", tmp_path, views=2)
-    features(IMAGES, means, "means", tmp_path, seed=1)
+    features(IMAGES, means, "means", tmp_path, views=2, seed=1)
     features(IMAGES.view(3, 3, 4, 16), means, "means", tmp_path)
+    assert len(list(tmp_path.iterdir())) == 6
+    features(IMAGES, means, "means", tmp_path, seed=1)  # the image itself knows no seed
     assert len(list(tmp_path.iterdir())) == 6
 
 
