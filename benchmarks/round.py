@@ -26,7 +26,7 @@ CLIENTS, ROUNDS = 100, 10
 
 
 class Bare:
-    """A model of 16 KB that is never computed."""
+    """A model of 16 KB that says the same whatever it is asked."""
 
     classes = ("a", "b")
     scale = 1.0
@@ -35,7 +35,7 @@ class Bare:
         self.initial = {"context": torch.zeros(16, 256)}
 
     def texts(self, context):
-        raise NotImplementedError
+        return torch.ones(2, 256)
 
     def logits(self, tensors, x):
         raise NotImplementedError

@@ -3,6 +3,7 @@
 It knows the method's functions and the engine's two, and neither what is learned nor where.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
+from torch.linalg import vector_norm
 
 from .client import Job
 from .engine import Engine
@@ -119,6 +121,6 @@ def _nobody(round: int, refused: dict[str, str]) -> str:
 
 def _trained(sent: Sent, reply: Reply, upload: Upload, start: Tensors) -> Facts:
     """A client's training as logged: its loss, the l2 distance of its upload to the global tensors; what it got."""
-    moved = sum(float((upload.tensors[name] - start[name]).double().square().sum()) for name in sorted(start)) ** 0.5
+    apart = [float(vector_norm(upload.tensors[name] - start[name], dtype=torch.float64)) for name in sorted(start)]
     traffic: Facts = {"bytes_down": size(sent.tensors), "bytes_up": size(upload.tensors)}
-    return reply.facts | sent.facts | traffic | {"examples": upload.examples, "moved": moved}
+    return reply.facts | sent.facts | traffic | {"examples": upload.examples, "moved": math.hypot(*apart)}

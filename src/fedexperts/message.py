@@ -5,10 +5,12 @@ executed by decoding it. This room does not know what the tensors mean; `admit` 
 """
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from .method import Facts
 from .tensors import Tensors, pack, shapes, unpack
@@ -81,6 +83,13 @@ def admit(tensors: Tensors, expected: Tensors) -> str:
     for name in sorted(want):
         if have[name] != want[name]:
             return f"its {name} is {have[name]}; expected is {want[name]}"
-        if not torch.isfinite(tensors[name]).all():
-            return f"its {name} has {int((~torch.isfinite(tensors[name])).sum())} values that are NaN or infinite"
+        if odd := _odd(tensors[name]):
+            return f"its {name} has {odd} values that are NaN or infinite"
     return ""
+
+
+def _odd(values: Tensor) -> int:
+    """How many values are NaN or infinite; one look at their sum says "none" of nearly every upload."""
+    if math.isfinite(values.sum(dtype=torch.float64)):
+        return 0
+    return int((~torch.isfinite(values)).sum())

@@ -89,9 +89,8 @@ class PFedMoAP(Method):
     def open(self, model: Model) -> Tensors:
         shared = {"context": _prompted(model).initial["context"]}
         with torch.no_grad():
-            self._pooled(
-                _prompted(model).texts(shared["context"])
-            )  # a gate that is too wide says so before anything runs
+            texts_CD = _prompted(model).texts(shared["context"])
+            self._pooled(texts_CD)  # a gate that is too wide says so before anything runs
         if self.gates == "averaged":
             shared |= named("gate", self._new_gate(rng(0, "gate")))
         return named("global", shared)
@@ -104,11 +103,12 @@ class PFedMoAP(Method):
         payload, pool = self.publish(server), under(server, "pool")
         sent = dict.fromkeys(clients, Sent(payload))
         names = sorted(pool)
+        places = {name: place for place, name in enumerate(names)}
         known = [client for client in clients if client in pool]
         if not known:
             return sent
         entries_NlW = torch.stack([pool[name] for name in names])
-        own = [names.index(client) for client in known]
+        own = [places[client] for client in known]
         for client, place, distance_N in zip(known, own, _distances(entries_NlW, own), strict=True):
             chosen = self._chosen(distance_N, place, rng(seed, "experts", round, client))
             received = [names[i] for i in chosen.tolist()]
