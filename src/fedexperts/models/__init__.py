@@ -3,7 +3,6 @@
 Importing this room does not import transformers; building a model does.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ..method import Model
 from ..tensors import rng
+from .built import Built as Built
 from .clip import Clip, LinearProbe, PromptedClip, encode, words
 
 SPREAD = 0.02  # standard deviation of a random context, about that of a CLIP's word embeddings
@@ -24,15 +24,6 @@ Name = Annotated[
 Precision = Annotated[
     Literal["fp32", "bf16"], Field(description="type of the frozen weights; what is trained and what comes out is fp32")
 ]
-
-
-@dataclass(frozen=True)
-class Built:
-    """A model and the frozen encoder in front of it."""
-
-    model: Model
-    encode: Callable[[Tensor], Tensor]  # images uint8 [B, 3, H, W] -> normalised features [B, D] in fp32
-    key: str  # hash of everything that `encode` depends on
 
 
 @dataclass(frozen=True)

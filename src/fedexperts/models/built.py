@@ -1,0 +1,18 @@
+"""What every model's settings build: the model, and what stands in front of it. This room knows no model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..method import Model
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model and the frozen encoder in front of it."""
+
+    model: Model
+    encode: Callable[[Any], Tensor]  # images uint8 [B, 3, H, W], or texts Sequence[str] of length B -> inputs [B, ...]
+    key: str  # hash of everything that `encode` depends on; "": quicker to compute again than to keep

@@ -1,0 +1,73 @@
+"""Any torch.nn.Module as a model: a pure function of its named parameters and buffers, in evaluation and in training.
+
+This room knows torch only: not what the module is, what it takes as its one argument, or who trains it.
+"""
+
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from threading import local
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.dropout import _DropoutNd
+
+from ..tensors import Tensors, rng
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Network:
+    """A module [B, ...] -> [B, C] with its weights outside; `initial` are those it came with, on their device.
+
+    `initial` holds parameters (tied ones once) and the buffers that a state_dict would keep; other buffers are
+    constants and stay inside. Dropout is switched off: a pure function has no hidden dice. Threads may compute at once.
+    """
+
+    def __init__(self, module: nn.Module, classes: tuple[str, ...], together: bool = True) -> None:
+        kept = module.state_dict().keys()
+        buffers = {name: value for name, value in module.named_buffers() if name in kept}
+        weights = dict(module.named_parameters()) | buffers
+        self.classes = classes
+        self.initial: Tensors = {name: value.detach().clone() for name, value in weights.items()}
+        self.moving = frozenset(buffers)
+        self.together = together and not buffers  # stacked clients are padded: that would enter a batch's statistics
+        self._hollow = _Hollow(_emptied(module, weights.values()))
+
+    def logits(self, tensors: Tensors, x: Tensor) -> Tensor:
+        """[B, C] in evaluation mode."""
+        return functional_call(self._hollow.evaluating, tensors, (x,))  # type: ignore[no-any-return]
+
+    def step(self, tensors: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
+        """[B, C] in training mode, and the new values of the `moving` tensors; those given stay as they are."""
+        moved = {name: tensors[name].detach().clone() for name in self.moving}  # these the module writes into
+        return functional_call(self._hollow.training, tensors | moved, (x,)), moved
+
+
+class _Hollow(local):
+    """A module without weights in both modes: every thread's own, for functional_call hangs weights in as it runs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.evaluating = deepcopy(module).eval()
+        self.training = deepcopy(module).train()
+
+
+def _emptied(module: nn.Module, weights: Iterable[Tensor]) -> nn.Module:
+    """A copy without dropout, its weights on "meta", where they take no memory."""
+    copy = deepcopy(module, {id(weight): torch.empty_like(weight, device="meta") for weight in weights})
+    for part in copy.modules():
+        if isinstance(part, _DropoutNd):
+            part.p = 0.0
+    return copy
+
+
+def seeded(make: Callable[[], M], seed: int) -> M:
+    """What `make` makes, its start a pure function of `seed`, on the default device; nobody else's dice are touched.
+
+    Drawn on the CPU whatever the device is, so that it is the same start for everybody.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(rng(seed, "model").initial_seed())
+        module = make()
+    return module.to(torch.get_default_device())
