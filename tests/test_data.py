@@ -1,4 +1,4 @@
-"""Federations, splits and the digits: who holds what, and that images keep their labels."""
+"""Federations, splits, reserves and the digits: who holds what, and that images keep their labels."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedexperts.data import DATA, DigitsPathological, DigitsScanners, Federation, Parts, Source
 from fedexperts.data.digits import CLASSES, SCANNERS, digits, faint, inverted, slanted
-from fedexperts.data.split import apportion, cut, deal, dirichlet, few, pathological, shares
+from fedexperts.data.split import apportion, cut, deal, dirichlet, few, pathological, reserve, shares
 from fedexperts.tensors import rng
 
 quick = settings(max_examples=40, deadline=None)
@@ -33,6 +33,9 @@ def labelled(draw: st.DrawFn) -> Tensor:
     return torch.randint(0, draw(st.integers(1, 7)), (draw(st.integers(3, 200)),), generator=numbers)
 
 
+TEXTS = tuple(f"{number} cats" for number in ["one", "two", "three", "four", "five", "six", "seven", "eight"])
+
+
 def ints(*values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
@@ -44,11 +47,12 @@ def parts(train: Iterable[int], valid: Iterable[int], test: Iterable[int]) -> Pa
 def small(**changed: object) -> Federation:
     """Eight grey images of two classes at two clients."""
     whole = {
-        "images": torch.arange(8, dtype=torch.uint8)[:, None, None, None].expand(8, 3, 2, 2),
+        "inputs": torch.arange(8, dtype=torch.uint8)[:, None, None, None].expand(8, 3, 2, 2),
         "labels": ints(0, 1, 0, 1, 0, 1, 0, 1),
         "classes": ("cat", "dog"),
         "parts": {"b": parts([4, 5], [], [7]), "a": parts([0, 1], [2], [3])},
         "domains": {"b": "night", "a": "day"},
+        "reserve": ints(6),
     }
     return Federation(**(whole | changed))  # type: ignore[arg-type]
 
@@ -71,15 +75,43 @@ def test_counts_are_of_each_client_part_and_class() -> None:
     }
 
 
-def test_a_manifest_is_plain_and_changes_with_a_pixel_a_label_an_index_and_a_domain() -> None:
+def test_the_reserve_is_counted_by_class_and_empty_unless_given() -> None:
+    assert small(reserve=ints(6)).reserve_counts() == [1, 0]
+    given = small()
+    bare = Federation(given.inputs, given.labels, given.classes, given.parts, given.domains)
+    assert bare.reserve_counts() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("reserve", "said"),
+    [
+        (ints(6, 2), "the reserve has example 2, and client 'a' has it in valid"),
+        (ints(7, 6), "the reserve has example 7, and client 'b' has it in test"),
+        (ints(4), "the reserve has example 4, and client 'b' has it in train"),
+        (ints(6, 6), "the reserve has example 6 more than once"),
+        (ints(8), "the reserve: index 8 is out of range, it must be 0 to 7"),
+        (ints(-2), "the reserve: index -2 is out of range"),
+        (ints(6).int(), r"the reserve: indices are torch.int32 \[1\]"),
+        (ints(6)[None], r"the reserve: indices are torch.int64 \[1, 1\]"),
+    ],
+)
+def test_what_is_wrong_with_the_reserve_is_said_with_who_else_has_it(reserve: Tensor, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        small(reserve=reserve)
+
+
+def test_a_manifest_is_plain_and_changes_with_a_pixel_a_text_a_label_an_index_a_domain_and_the_reserve() -> None:
     base = small()
-    pixel = base.images.clone()
+    pixel = base.inputs.clone()
     pixel[6, 0, 0, 0] += 1
     others = [
-        small(images=pixel),
+        small(inputs=pixel),
         small(labels=ints(0, 1, 0, 1, 0, 1, 1, 1)),
-        small(parts={"a": parts([0, 1], [2], [3]), "b": parts([4, 5], [6], [7])}),
+        small(parts={"a": parts([0, 1], [2], [3]), "b": parts([4], [5], [7])}),
         small(domains={"a": "day", "b": "day"}),
+        small(reserve=ints()),
+        small(inputs=TEXTS),
+        small(inputs=(*TEXTS[:-1], "a cat?")),
     ]
     texts = [json.dumps(each.manifest()) for each in [base, *others]]
     assert len(set(texts)) == len(texts)
@@ -135,8 +167,12 @@ def test_a_name_in_any_script_is_accepted(name: str) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"images": torch.zeros(8, 3, 2, 2)}, r"images are torch.float32 \[8, 3, 2, 2\]"),
-        ({"images": torch.zeros(8, 1, 2, 2, dtype=torch.uint8)}, r"must be uint8 \[N, 3, H, W\]"),
+        ({"inputs": torch.zeros(8, 3, 2, 2)}, r"images are torch.float32 \[8, 3, 2, 2\]"),
+        ({"inputs": torch.zeros(8, 1, 2, 2, dtype=torch.uint8)}, r"must be uint8 \[N, 3, H, W\]"),
+        ({"inputs": TEXTS[:7]}, r"labels are torch.int64 \[8\]: they must be int64 \[7\]"),
+        ({"inputs": list(TEXTS)}, "inputs are a list: they must be images in a tensor, or a tuple of texts"),
+        ({"inputs": (*TEXTS[:7], " ")}, "example 7 is ' ': it must be a text with at least one word"),
+        ({"inputs": (0, *TEXTS[:7])}, "example 0 is 0"),
         ({"labels": ints(0, 1)}, r"must be int64 \[8\]"),
         ({"labels": torch.zeros(8)}, "labels are torch.float32"),
         ({"labels": ints(0, 1, 0, 2, 0, 1, 0, 1)}, "example 3 has label 2: it must be 0 to 1"),
@@ -147,7 +183,7 @@ def test_a_name_in_any_script_is_accepted(name: str) -> None:
         ({"parts": {}, "domains": {}}, "0 clients"),
     ],
 )
-def test_wrong_images_labels_classes_and_domains_are_refused(changed: dict[str, object], said: str) -> None:
+def test_wrong_inputs_labels_classes_and_domains_are_refused(changed: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         small(**changed)
 
@@ -283,6 +319,46 @@ def test_negative_shots_are_refused() -> None:
         few(ints(0, 1), -1, rng(0, "few"))
 
 
+@quick
+@given(st.integers(0, 8), st.sampled_from([0, 0.1, 1, 100]), seeds)
+def test_a_reserve_has_its_size_in_all_with_no_example_twice(size: int, alpha: float, seed: int) -> None:
+    labels = torch.tensor([3, 5, 9]).repeat_interleave(ints(8, 9, 20))
+    drawn = reserve(labels, size, alpha, rng(seed, "reserve"))
+    assert len(drawn) == 3 * size == len(drawn.unique())
+    if not alpha:
+        assert [int((labels[drawn] == name).sum()) for name in (3, 5, 9)] == [size] * 3
+    assert torch.equal(drawn, reserve(labels, size, alpha, rng(seed, "reserve")))
+
+
+def test_a_smaller_alpha_skews_a_reserve_more_and_a_large_one_hardly() -> None:
+    labels = torch.arange(2000) % 10
+
+    def most(alpha: float) -> float:
+        """Mean share of the most frequent class."""
+        drawn = [labels[reserve(labels, 20, alpha, rng(seed, "reserve"))] for seed in range(20)]
+        return float(np.mean([int(own.bincount().max()) / len(own) for own in drawn]))
+
+    found = [most(alpha) for alpha in (0.05, 0.3, 1, 1000)]
+    assert all(more > less + 0.05 for more, less in pairwise(found))
+    assert found[-1] < 0.16  # 0.1 is exact
+
+
+@pytest.mark.parametrize(
+    ("size", "alpha", "said"),
+    [
+        (3, 0, "class 1 has 2 examples, and the reserve takes 3: it must be at most that"),
+        (4, 0.1, "the reserve takes 8 of 7 examples: it must be at most all of them"),
+        (-1, 0, "size -1, alpha 0: both must be at least 0"),
+        (1, -0.1, "size 1, alpha -0.1"),
+        (1, float("inf"), "alpha finite"),
+        (1, float("nan"), "alpha nan"),
+    ],
+)
+def test_impossible_reserves_are_refused(size: int, alpha: float, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        reserve(ints(0, 0, 0, 0, 0, 1, 1), size, alpha, rng(0, "reserve"))
+
+
 def test_every_draw_depends_on_its_seed() -> None:
     labels = torch.arange(200) % 10
     draws = {
@@ -291,6 +367,8 @@ def test_every_draw_depends_on_its_seed() -> None:
         "pathological": lambda seed: pathological(labels, 5, rng(seed, "")),
         "cut": lambda seed: [cut(labels, 0.2, 0.3, rng(seed, "")).train],
         "few": lambda seed: [few(labels, 3, rng(seed, ""))],
+        "reserve": lambda seed: [reserve(labels, 3, 0, rng(seed, ""))],
+        "skewed reserve": lambda seed: [labels[reserve(labels, 3, 1, rng(seed, ""))]],
     }
     for name, draw in draws.items():
         first, second = torch.cat(draw(0)), torch.cat(draw(1))
@@ -329,7 +407,7 @@ def test_every_image_is_its_own_digit_through_its_clients_scanner(scanned: Feder
     for scanner, scan in SCANNERS.items():
         sites = [client for client, domain in scanned.domains.items() if domain == scanner]
         own = torch.cat([index for site in sites for index in scanned.parts[site].named().values()]).sort().values
-        assert torch.equal(scanned.images[own], scan(plain[own], 4))
+        assert torch.equal(scanned.inputs[own], scan(plain[own], 4))
 
 
 def test_digits_know_their_class_as_well_after_the_split_as_before() -> None:
@@ -341,7 +419,7 @@ def test_digits_know_their_class_as_well_after_the_split_as_before() -> None:
     right = 0
     for own in split.parts.values():
         for index in own.named().values():
-            found = torch.cdist(split.images[index][:, 0].flatten(1).float(), means).argmin(1)
+            found = torch.cdist(split.inputs[index][:, 0].flatten(1).float(), means).argmin(1)
             right += int((found == split.labels[index]).sum())
     assert right == whole
 
@@ -401,7 +479,7 @@ def test_pathological_sites_share_no_class_and_train_on_their_shots() -> None:
         assert all((count > 0) == (name in own) for name, count in enumerate(counts["test"]))
         seen += own
     assert sorted(seen) == list(range(10))
-    assert torch.equal(made.images, digits()[0])
+    assert torch.equal(made.inputs, digits()[0])
     assert set(made.domains.values()) == {"as-scanned"}
 
 
@@ -431,6 +509,41 @@ def test_one_seed_reaches_every_draw() -> None:
     assert len(shot[0] & shot[1]) < 5
 
 
+@pytest.mark.parametrize("source", [DigitsScanners(), DigitsPathological()], ids=["scanners", "pathological"])
+def test_the_server_holds_its_images_of_each_digit_and_the_clients_all_others(source: Source) -> None:
+    made = replace(source, shots=0, reserve=10).load(0)
+    assert made.reserve_counts() == [10] * 10
+    assert torch.equal(torch.cat([every(made), made.reserve]).sort().values, torch.arange(1797))
+    assert not torch.equal(replace(source, reserve=10).load(1).reserve, made.reserve)
+    skewed = replace(source, reserve=10, reserve_alpha=0.3).load(0)
+    assert sum(skewed.reserve_counts()) == 100
+    assert max(skewed.reserve_counts()) > 20
+
+
+def test_each_scanner_reads_its_share_of_each_digit_in_the_reserve() -> None:
+    made, (plain, labels) = DigitsScanners(reserve=40).load(3), digits()
+    own, scans = plain[made.reserve], made.inputs[made.reserve]
+    read = {
+        "as-scanned": (scans == own).flatten(1).all(1),
+        "inverted": (scans == 255 - own).flatten(1).all(1),
+        "faint": (scans >= 85 - 36).flatten(1).all(1),
+    }
+    read["slanted"] = ~torch.stack(list(read.values())).any(0)
+    for scanner, which in read.items():
+        assert which.sum() == 100, scanner
+        assert (labels[made.reserve[which]].bincount(minlength=10) - 10).abs().max() < 2
+    assert not (scans[read["slanted"]] == own[read["slanted"]]).flatten(1).all(1).any()
+
+
+def test_images_of_the_server_do_not_share_the_noise_of_the_clients() -> None:
+    made, plain = DigitsScanners(scanners=3, reserve=20).load(0), digits()[0]
+    server = made.reserve[(made.inputs[made.reserve] >= 85 - 36).flatten(1).all(1)]
+    clients = torch.cat([ints(*held(made, client)) for client, scanner in made.domains.items() if scanner == "faint"])
+    noise = [(made.inputs[own].float() - plain[own] // 3)[:, 0].flatten(1) for own in (server, clients)]
+    both = torch.corrcoef(torch.cat(noise))[: len(server), len(server) :]
+    assert both.abs().max() < 0.2  # a quarter of the noise drawn again gives 0.25
+
+
 def test_sites_of_a_small_alpha_see_few_digits() -> None:
     counts = DigitsScanners(alpha=0.05).load(0).counts().values()
     assert np.mean([max(own["train"]) / sum(own["train"]) for own in counts]) > 0.4
@@ -439,7 +552,7 @@ def test_sites_of_a_small_alpha_see_few_digits() -> None:
 def test_a_federation_is_the_same_on_every_machine(scanned: Federation) -> None:
     # If this number changes, everybody's splits change: say so in the changelog.
     text = json.dumps([scanned.manifest(), DigitsPathological().load(0).manifest()])
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "3368910a66620b93"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "ebd2d9830dd05586"
 
 
 @pytest.mark.parametrize(
@@ -449,6 +562,10 @@ def test_a_federation_is_the_same_on_every_machine(scanned: Federation) -> None:
         for source, changes in [
             (DigitsScanners(), {"clients": 12, "scanners": 3, "alpha": 0.5, "shots": 2, "valid": 0.1, "test": 0.2}),
             (DigitsPathological(), {"clients": 4, "shots": 2, "valid": 0.1, "test": 0.2}),
+            (DigitsScanners(), {"reserve": 3}),
+            (DigitsScanners(reserve=3), {"reserve_alpha": 0.5}),
+            (DigitsPathological(), {"reserve": 3}),
+            (DigitsPathological(reserve=3), {"reserve_alpha": 0.5}),
         ]
         for field, value in changes.items()
     ],
@@ -468,7 +585,16 @@ def test_shots_change_what_is_trained_on_and_nothing_else() -> None:
 @pytest.mark.parametrize("name", sorted(DATA))
 @pytest.mark.parametrize(
     "wrong",
-    [{"clients": 0}, {"shots": -1}, {"valid": 0.6, "test": 0.4}, {"test": 0}, {"valid": -0.1}, {"valid": "much"}],
+    [
+        {"clients": 0},
+        {"valid": 0.6, "test": 0.4},
+        {"test": 0},
+        {"valid": -0.1},
+        {"valid": "much"},
+        {"reserve": -1},
+        {"reserve_alpha": -0.1},
+        {"reserve_alpha": float("inf")},
+    ],
 )
 def test_wrong_options_are_refused_at_the_door(name: str, wrong: dict[str, object]) -> None:
     adapter = TypeAdapter(DATA[name])
@@ -477,7 +603,9 @@ def test_wrong_options_are_refused_at_the_door(name: str, wrong: dict[str, objec
         adapter.validate_python(wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"scanners": 5}, {"scanners": 0}, {"alpha": 0}, {"alpha": float("inf")}])
+@pytest.mark.parametrize(
+    "wrong", [{"scanners": 5}, {"scanners": 0}, {"alpha": 0}, {"alpha": float("inf")}, {"shots": -1}]
+)
 def test_wrong_scanner_options_are_refused_at_the_door(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(DigitsScanners).validate_python(wrong)

@@ -174,6 +174,8 @@ def test_a_failing_encoder_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_wrong_images_views_and_encoders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"images are torch.float32"):
         features(IMAGES.float(), means, "means", tmp_path)
+    with pytest.raises(ValueError, match="the data are 2 texts: this model's encoder must be given images"):
+        features(("a text", "another"), means, "means", tmp_path)
     with pytest.raises(ValueError, match="N at least 1"):
         features(IMAGES[:0], means, "means", tmp_path)
     with pytest.raises(ValueError, match="views is 0"):

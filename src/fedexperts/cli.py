@@ -166,7 +166,7 @@ def check(config: OneConfig, settings: Settings = None) -> None:
         out.print(table)
         trained = sum(value.numel() for value in built.model.initial.values())
         out.print(
-            f"\n{found.name}: {len(federation.parts)} clients, {len(federation.images)} images of "
+            f"\n{found.name}: {len(federation.parts)} clients, {len(federation.inputs)} examples of "
             f"{len(federation.classes)} classes; no example stands in two parts or at two clients.\n"
             f"The model trains {trained:,} numbers a client; what may leave a client: "
             f"{', '.join(sorted(method.uploads(built.model))) or 'nothing'}.\n"

@@ -166,7 +166,7 @@ def build(config: Config, private: Path) -> tuple[Job, Engine]:
     learning: Learning = config.section("learning")
     torch.set_num_threads(run.threads)
     federation, built, method = parts(config)
-    inputs = features(federation.images, built.encode, built.key, cache_folder(), learning.views, run.seed)
+    inputs = _inputs(federation.inputs, built, learning.views, run.seed)
 
     def examples(index: Tensor) -> Examples:
         return Examples(inputs[index], federation.labels[index])
@@ -178,6 +178,15 @@ def build(config: Config, private: Path) -> tuple[Job, Engine]:
     job = Job(method, built.model, learning, run.rounds, run.seed)
     engine: Engine = config.section("engine").build(job, sites)
     return job, engine
+
+
+def _inputs(given: Any, built: Built, views: int, seed: int) -> Tensor:
+    """What a model is shown of images or texts, [N, V, ...]; an encoder without a key is cheap, and nothing is kept."""
+    if built.key:
+        return features(given, built.encode, built.key, cache_folder(), views, seed)
+    if views > 1:
+        raise ValueError(f"learning.views is {views}: it must be 1 for this model, which sees every example as it is")
+    return built.encode(given)[:, None]
 
 
 def find(path: Path) -> list[Path]:

@@ -10,12 +10,13 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn.functional import interpolate, pad
 
 from ..tensors import rng
 from . import split
 from .federation import Federation, Parts
+from .options import Reserve, ReserveAlpha, Shots, Test, Valid
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIDE = 32  # pixels
@@ -75,9 +76,6 @@ Alpha = Annotated[
     float, Field(description="Dirichlet over labels inside a scanner; small: skewed", gt=0, allow_inf_nan=False)
 ]
 Groups = Annotated[int, Field(description="number of clients, who divide the ten classes", ge=1, le=len(CLASSES) // 2)]
-Shots = Annotated[int, Field(description="at most so many training images a class and client; 0: all", ge=0)]
-Valid = Annotated[float, Field(description="share of a client's images to validate on", ge=0, lt=1)]
-Test = Annotated[float, Field(description="share of a client's images to test on", gt=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -93,6 +91,8 @@ class DigitsScanners:
     shots: Shots = 0
     valid: Valid = 0.2
     test: Test = 0.3
+    reserve: Reserve = 0
+    reserve_alpha: ReserveAlpha = 0.0
 
     def __post_init__(self) -> None:
         split.shares(self.valid, self.test)
@@ -100,22 +100,30 @@ class DigitsScanners:
     def load(self, seed: int) -> Federation:
         """ValueError if a client would get too few images to fill its parts."""
         images, labels = digits()
+        server, free = _reserved(self, labels, seed)
         names = list(SCANNERS)[: self.scanners]
         scans = images.clone()
         held: dict[str, Tensor] = {}
-        for scanner, own in zip(names, self._scanned(labels, seed), strict=True):
-            scans[own] = SCANNERS[scanner](images[own], seed)
+        piles, reserves = self._scanned(labels, free, seed), self._reserve_scanned(labels, server, seed)
+        for scanner, own, reserve in zip(names, piles, reserves, strict=True):
+            seen = torch.cat([own, reserve])  # in one go, so that no two images share their noise
+            scans[seen] = SCANNERS[scanner](images[seen], seed)
             sites = [f"{scanner}-{i}" for i in range(self.clients) if names[i % len(names)] == scanner]
             if sites:
                 draw = rng(seed, "dirichlet", client=scanner)
                 hands = split.dirichlet(labels[own], len(sites), self.alpha, draw)
                 held |= {site: own[hand] for site, hand in zip(sites, hands, strict=True)}
-        return _federation(self, seed, scans, labels, held, {site: site.rpartition("-")[0] for site in held})
+        domains = {site: site.rpartition("-")[0] for site in held}
+        return _federation(self, seed, scans, labels, held, domains, server)
 
-    def _scanned(self, labels: Tensor, seed: int) -> list[Tensor]:
-        """Each scanner's images, in proportion to its number of clients."""
+    def _scanned(self, labels: Tensor, free: Tensor, seed: int) -> list[Tensor]:
+        """Each scanner's images for clients, in proportion to its number of clients."""
         sites = [len(range(first, self.clients, self.scanners)) for first in range(self.scanners)]
-        return split.deal(labels, split.apportion(len(labels), sites), rng(seed, "scanners"))
+        return _deal(labels, free, sites, rng(seed, "scanners"))
+
+    def _reserve_scanned(self, labels: Tensor, server: Tensor, seed: int) -> list[Tensor]:
+        """Each scanner's images for the server, in equal shares."""
+        return _deal(labels, server, [1] * self.scanners, rng(seed, "reserve-scanners"))
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,8 @@ class DigitsPathological:
     shots: Shots = 16
     valid: Valid = 0.2
     test: Test = 0.3
+    reserve: Reserve = 0
+    reserve_alpha: ReserveAlpha = 0.0
 
     def __post_init__(self) -> None:
         split.shares(self.valid, self.test)
@@ -133,12 +143,26 @@ class DigitsPathological:
     def load(self, seed: int) -> Federation:
         """ValueError if a client would get fewer than two classes."""
         images, labels = digits()
-        hands = split.pathological(labels, self.clients, rng(seed, "pathological"))
-        held = {f"site-{i}": hand for i, hand in enumerate(hands)}
-        return _federation(self, seed, images, labels, held, dict.fromkeys(held, "as-scanned"))
+        server, free = _reserved(self, labels, seed)
+        hands = split.pathological(labels[free], self.clients, rng(seed, "pathological"))
+        held = {f"site-{i}": free[hand] for i, hand in enumerate(hands)}
+        return _federation(self, seed, images, labels, held, dict.fromkeys(held, "as-scanned"), server)
 
 
 Spec = DigitsScanners | DigitsPathological
+
+
+def _reserved(spec: Spec, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Positions of the server's images, and of those that are left for clients."""
+    server = split.reserve(labels, spec.reserve, spec.reserve_alpha, rng(seed, "reserve"))
+    free = torch.ones(len(labels), dtype=torch.bool)
+    free[server] = False
+    return server, free.nonzero().flatten()
+
+
+def _deal(labels: Tensor, own: Tensor, weights: list[int], generator: Generator) -> list[Tensor]:
+    """The examples `own` [n] in pieces by weight, each with the class distribution of the whole."""
+    return [own[piece] for piece in split.deal(labels[own], split.apportion(len(own), weights), generator)]
 
 
 def _federation(
@@ -148,9 +172,10 @@ def _federation(
     labels: Tensor,
     held: dict[str, Tensor],
     domains: dict[str, str],
+    server: Tensor,
 ) -> Federation:
     parts = {site: _parts(spec, seed, site, own, labels[own]) for site, own in held.items()}
-    return Federation(images=images, labels=labels, classes=CLASSES, parts=parts, domains=domains)
+    return Federation(inputs=images, labels=labels, classes=CLASSES, parts=parts, domains=domains, reserve=server)
 
 
 def _parts(spec: Spec, seed: int, site: str, own: Tensor, labels: Tensor) -> Parts:

@@ -23,7 +23,7 @@ BATCH = 256  # images an encoder sees at once
 
 
 def features(
-    images: Tensor,
+    images: Tensor | tuple[str, ...],
     encode: Callable[[Tensor], Tensor],
     key: str,
     cache: Path,
@@ -34,9 +34,11 @@ def features(
 
     `encode` maps uint8 [B, 3, H, W] to [B, ...], each image by itself. View 0 is the image, each further view
     a seeded augmentation, the same one however many views are asked for.
-    ValueError for images or views that are none, for an encoder that answers in another number, and for a
+    ValueError for texts, for images or views that are none, for an encoder that answers in another number, and for a
     cache file that is not what was written.
     """
+    if not isinstance(images, Tensor):
+        raise ValueError(f"the data are {len(images)} texts: this model's encoder must be given images")
     if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
         shape = f"{images.dtype} {list(images.shape)}"
         raise ValueError(f"images are {shape}: they must be uint8 [N, 3, H, W], N at least 1")

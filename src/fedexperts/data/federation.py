@@ -1,13 +1,14 @@
-"""What a federation's data is: images, labels, and which client holds which example in which part.
+"""What a federation's data is: images or texts, labels, who holds which example in which part, and the server's few.
 
 Checked once, when it is built: after that nobody needs to ask whether two clients share an example. This room
-does not know where the images come from, how they were split, or what a model does with them.
+does not know where the examples come from, how they were split, or what a model does with them.
 """
 
 import hashlib
+import json
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,7 @@ PARTS = ("train", "valid", "test")
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """One client's examples: int64 positions [n] into the federation's images, for each of three uses."""
+    """One client's examples: int64 positions [n] into the federation's inputs, for each of three uses."""
 
     train: Tensor
     valid: Tensor
@@ -33,11 +34,14 @@ class Parts:
 class Federation:
     """Everybody's data. Building one raises ValueError if anything in it is wrong (see `check`)."""
 
-    images: Tensor  # uint8 [N, 3, H, W]
+    inputs: Tensor | tuple[str, ...]  # images uint8 [N, 3, H, W], or N texts
     labels: Tensor  # int64 [N], positions in `classes`
     classes: tuple[str, ...]  # words for a text encoder, in the order of the labels
     parts: dict[str, Parts]  # client name -> its examples; sorted by name, whatever the order given
-    domains: dict[str, str]  # client name -> where its images come from, e.g. which scanner
+    domains: dict[str, str]  # client name -> where its examples come from, e.g. which scanner
+    reserve: Tensor = field(
+        default_factory=lambda: torch.empty(0, dtype=torch.int64)
+    )  # the server's own, positions [n]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", dict(sorted(self.parts.items())))
@@ -46,33 +50,40 @@ class Federation:
 
     def check(self) -> None:
         """Raise ValueError at the first thing that is wrong, with its client, part and index."""
-        _check_images(self.images)
-        _check_labels(self.labels, self.classes, len(self.images))
+        _check_inputs(self.inputs)
+        _check_labels(self.labels, self.classes, len(self.inputs))
         _check_names(self)
         _check_indices(self)
+        _check_reserve(self)
 
     def counts(self) -> dict[str, dict[str, list[int]]]:
         """Client -> part -> number of examples of each class, in the order of `classes`."""
         return {
-            client: {
-                part: self.labels[index].bincount(minlength=len(self.classes)).tolist()
-                for part, index in parts.named().items()
-            }
+            client: {part: self._count(index) for part, index in parts.named().items()}
             for client, parts in self.parts.items()
         }
+
+    def reserve_counts(self) -> list[int]:
+        """Number of examples of each class in the reserve, in the order of `classes`."""
+        return self._count(self.reserve)
 
     def manifest(self) -> dict[str, Any]:
         """Plain values: two runs with equal manifests had the same examples in the same parts."""
         return {
             "classes": list(self.classes),
-            "images": _sha256(self.images),
+            "inputs": _sha256(self.inputs),
             "labels": _sha256(self.labels),
+            "reserve": self.reserve.tolist(),
             "clients": {
                 client: {"domain": self.domains[client]}
                 | {part: index.tolist() for part, index in parts.named().items()}
                 for client, parts in self.parts.items()
             },
         }
+
+    def _count(self, index: Tensor) -> list[int]:
+        counts: list[int] = self.labels[index].bincount(minlength=len(self.classes)).tolist()
+        return counts
 
 
 class Source(Protocol):
@@ -83,21 +94,32 @@ class Source(Protocol):
         ...
 
 
-def _sha256(values: Tensor) -> str:
-    """Hash of type, shape and values."""
+def _sha256(values: Tensor | tuple[str, ...]) -> str:
+    """Hash of type, shape and values, or of texts."""
+    if not isinstance(values, Tensor):
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
     digest = hashlib.sha256(f"{values.dtype}{list(values.shape)}".encode())
     digest.update(values.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _check_images(images: Tensor) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images are {images.dtype} {list(images.shape)}: they must be uint8 [N, 3, H, W]")
+def _check_inputs(inputs: Tensor | tuple[str, ...]) -> None:
+    if isinstance(inputs, Tensor):
+        if inputs.dtype != torch.uint8 or inputs.ndim != 4 or inputs.shape[1] != 3:
+            raise ValueError(f"images are {inputs.dtype} {list(inputs.shape)}: they must be uint8 [N, 3, H, W]")
+        return
+    if not isinstance(inputs, tuple):
+        raise ValueError(f"inputs are a {type(inputs).__name__}: they must be images in a tensor, or a tuple of texts")
+    for place, text in enumerate(inputs):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"example {place} is {text!r}: it must be a text with at least one word")
 
 
 def _check_labels(labels: Tensor, classes: tuple[str, ...], count: int) -> None:
     if labels.dtype != torch.int64 or labels.shape != (count,):
-        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}: they must be int64 [{count}], one an image")
+        raise ValueError(
+            f"labels are {labels.dtype} {list(labels.shape)}: they must be int64 [{count}], one an example"
+        )
     twice = [name for place, name in enumerate(classes) if name in classes[:place]]
     if not classes or not all(classes) or twice:
         raise ValueError(f"classes are {classes}: they must be at least one, not empty, and each only once")
@@ -136,10 +158,12 @@ def _held(federation: Federation) -> Iterator[tuple[str, str, Tensor]]:
 
 
 def _check_indices(federation: Federation) -> None:
-    count = len(federation.images)
+    count = len(federation.inputs)
     holder: dict[int, tuple[str, str]] = {}
     for client, part, index in _held(federation):
-        _check_index(client, part, index, count)
+        _check_index(f"client {client!r}, {part}", index, count)
+        if part != "valid" and not len(index):
+            raise ValueError(f"client {client!r} has no example in {part}: it must have at least 1")
         for example in index.tolist():
             if example in holder:
                 other, use = holder[example]
@@ -150,10 +174,21 @@ def _check_indices(federation: Federation) -> None:
             holder[example] = client, part
 
 
-def _check_index(client: str, part: str, index: Tensor, count: int) -> None:
+def _check_reserve(federation: Federation) -> None:
+    _check_index("the reserve", federation.reserve, len(federation.inputs))
+    examples, times = federation.reserve.unique(return_counts=True)
+    for example in examples[times > 1].tolist():
+        raise ValueError(f"the reserve has example {example} more than once: it must have it once")
+    for client, part, index in _held(federation):
+        for example in index[torch.isin(index, examples)].tolist():
+            raise ValueError(
+                f"the reserve has example {example}, and client {client!r} has it in {part}: "
+                "what the server holds must be at no client"
+            )
+
+
+def _check_index(where: str, index: Tensor, count: int) -> None:
     if index.dtype != torch.int64 or index.ndim != 1:
-        raise ValueError(f"client {client!r}, {part}: indices are {index.dtype} {list(index.shape)}, not int64 [n]")
-    if part != "valid" and not len(index):
-        raise ValueError(f"client {client!r} has no example in {part}: it must have at least 1")
+        raise ValueError(f"{where}: indices are {index.dtype} {list(index.shape)}, not int64 [n]")
     for example in index[(index < 0) | (index >= count)].tolist():
-        raise ValueError(f"client {client!r}, {part}: index {example} is out of range, it must be 0 to {count - 1}")
+        raise ValueError(f"{where}: index {example} is out of range, it must be 0 to {count - 1}")

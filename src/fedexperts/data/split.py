@@ -93,6 +93,29 @@ def pathological(labels: Tensor, clients: int, generator: Generator) -> list[Ten
     return [torch.isin(labels, own).nonzero().flatten() for own in hands]
 
 
+def reserve(labels: Tensor, size: int, alpha: float, generator: Generator) -> Tensor:
+    """Positions of `size` examples a class, for the server: of each class so many, or on average if alpha is above 0.
+
+    Then one draw from Dirichlet(alpha) says how likely each class is, and examples are drawn by it, one by one, among
+    the classes that are not used up.
+    ValueError if there are too few examples, of a class or in all, or alpha is below 0 or not finite.
+    """
+    if size < 0 or not 0 <= alpha < inf:
+        raise ValueError(f"a reserve of size {size}, alpha {alpha}: both must be at least 0, and alpha finite")
+    stock = _stock(labels, generator)
+    for name, pile in zip(_classes(labels), stock, strict=True):
+        if not alpha and len(pile) < size:
+            raise ValueError(
+                f"class {name} has {len(pile)} examples, and the reserve takes {size}: it must be at most that"
+            )
+    total = size * len(stock)
+    if total > len(labels):
+        raise ValueError(f"the reserve takes {total} of {len(labels)} examples: it must be at most all of them")
+    if not alpha:
+        return _positions([example for pile in stock for example in pile[:size]])
+    return _positions(_take_turns(_proportions(1, len(stock), alpha, generator).tolist(), [total], stock, generator)[0])
+
+
 def shares(valid: float, test: float) -> tuple[float, float, float]:
     """Shares of train, valid and test; ValueError if one is negative or nothing is left to train or test on."""
     train = 1 - valid - test
