@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from fedexperts.client import Job
-from fedexperts.learn import Learning
+from fedexperts.learn import Examples, Learning
 from fedexperts.loop import Schedule, run
 from fedexperts.message import Reply, decode_order, decode_reply, encode
 from fedexperts.methods import METHODS
@@ -65,7 +65,7 @@ class Echo:
 def microseconds(method, wire):
     """A client's share of a round, the median over rounds."""
     times = [time.perf_counter()]
-    job = Job(method, Bare(), Learning(), ROUNDS, seed=0)
+    job = Job(method, Bare(), Learning(), ROUNDS, 0, reserve=Examples(torch.empty(0), torch.empty(0)), exam={})
     with tempfile.TemporaryDirectory() as place:
         folder = RunDir.create(Path(place) / "run", "", {})
         schedule = Schedule(ROUNDS, evaluate_every=ROUNDS + 1)

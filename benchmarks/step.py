@@ -57,7 +57,7 @@ def main() -> None:
 
     def step(features_BD: Tensor) -> None:
         fit(
-            lambda local, x: method.logits(model, local, x),
+            lambda local, x: method.step(model, local, x),
             method.penalty,
             [start],
             [Examples(features_BD[:, None], labels)],

@@ -23,14 +23,14 @@ def seconds(method: str, together: int) -> float:
     job, engine = door.build(config, Path(tempfile.mkdtemp()))
     engine = InProcess(job, engine.sites, together)
     names = engine.clients()[::2][:CLIENTS]
-    server, spent = job.method.open(job.model), 0.0
+    server, spent = job.method.open(job.given), 0.0
     for round in range(1, ROUNDS + 1):
         began = time.process_time()
         sent = job.method.send(server, names, round, job.seed)
         replies = exchange(engine, {name: s.tensors for name, s in sent.items()}, round, "train")
         spent = time.process_time() - began
         uploads = [Upload(r.client, r.tensors, r.examples) for r in replies.values()]
-        server = job.method.merge(server, uploads)
+        server = job.method.merge(job.given, server, uploads, round)
     return spent
 
 

@@ -12,7 +12,7 @@ from fedexperts.message import Order
 
 config = fx.load("configs/demo/pfedmoap.toml", ["learning.rate=0.3", "method.experts=3"])
 job, engine = fx.build(config, private=Path(tempfile.mkdtemp()))
-server = job.method.open(job.model)  # named tensors: the global prompt, and soon a pool of prompts
+server = job.method.open(job.given)  # named tensors: the global prompt, and soon a pool of prompts
 clients = list(engine.sites.values())[:5]
 
 for round in (1, 2):
@@ -25,7 +25,7 @@ for round in (1, 2):
     uploads = [fx.Upload(r.client, r.tensors, r.examples) for r in replies]
 
     # the server overwrites the pool and averages the prompts
-    server = job.method.merge(server, uploads)
+    server = job.method.merge(job.given, server, uploads, round)
     for reply in replies:
         received = sent[reply.client].facts.get("received", [])
         names = ", ".join(received) or "the global prompt alone"

@@ -21,7 +21,7 @@ class Between(fx.Method):
     def send(self, server, clients, round, seed):
         return dict.fromkeys(clients, fx.Sent(self.publish(server)))
 
-    def merge(self, server, uploads):
+    def merge(self, given, server, uploads, round):
         return named("global", mean([u.tensors for u in uploads], [u.examples for u in uploads]))
 
     def start(self, model, sent, own, rng):

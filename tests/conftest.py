@@ -20,8 +20,10 @@ from fedexperts.client import Job
 from fedexperts.config import Config, build, resolve
 from fedexperts.data import Federation, Parts
 from fedexperts.engine import Engine, InProcess
+from fedexperts.learn import Examples, Learning
 from fedexperts.loop import run
 from fedexperts.message import Order, Reply, decode_order, decode_reply, encode
+from fedexperts.method import Given, Model
 from fedexperts.models import Built
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import Tensors, pack, rng
@@ -100,6 +102,14 @@ class TinyModel:
 
         context = 0.1 * torch.randn(2, 4, generator=rng(seed, "context"))
         return Built(TinyPrompted(context) if self.kind == "prompted" else TinyProbe(), encode, "tiny")
+
+
+NOTHING = Examples(torch.empty(0, 1), torch.empty(0, dtype=torch.int64))
+
+
+def given(model: Model, reserve: Examples = NOTHING) -> Given:
+    """What a server has beside its state."""
+    return Given(model, reserve, Learning(), 0)
 
 
 # ---- cases: a method and a model of the small worlds

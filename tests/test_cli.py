@@ -120,7 +120,13 @@ def test_control_c_keeps_the_last_round_and_prints_the_line_to_resume(tmp_path):
     place = tmp_path / "runs"
     options = f"--set run.rounds=100000 --jobs 1 --out {place}".split()
     command = [sys.executable, "-m", "fedexperts", "run", PROBE, *options]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"})
+    child = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Ctrl-C
+    )
     deadline = time.monotonic() + 120
     while not list(place.rglob("round-000003")) and time.monotonic() < deadline:
         time.sleep(0.05)

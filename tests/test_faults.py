@@ -331,13 +331,13 @@ def test_a_state_that_was_handed_out_is_never_written_over(case: Case, tmp_path:
     job, engine = job_and_engine(tiny(case), tmp_path)
     method: Method = job.method
     kept: list[tuple[Tensors, bytes]] = []
-    state = method.open(job.model)
+    state = method.open(job.given)
     for round in (1, 2, 3):
         sent = method.send(state, "abcde", round, 0)
         replies = engine.exchange([Order(c, round, "train", s.tensors) for c, s in sent.items()])
         for tensors in (state, job.model.initial, *(s.tensors for s in sent.values()), *(r.tensors for r in replies)):
             kept.append((tensors, pack(tensors)))
-        state = method.merge(state, [Upload(r.client, r.tensors, r.examples) for r in replies])
+        state = method.merge(job.given, state, [Upload(r.client, r.tensors, r.examples) for r in replies], round)
     assert all(pack(tensors) == then for tensors, then in kept)
 
 
@@ -366,6 +366,6 @@ def test_a_client_never_speaks_for_another(tmp_path):
             return [replace(reply, facts=reply.facts | forged) for reply in self.inner.exchange(orders)]
 
     job, engine = build(tiny(CASES["fedavg"]), tmp_path / "private")
-    rows = evaluate(job, Forger(engine), job.method.open(job.model), 0)
+    rows = evaluate(job, Forger(engine), job.method.open(job.given), 0)
     assert [row["client"] for row in rows] == engine.clients()
     assert {row["round"] for row in rows} == {0}

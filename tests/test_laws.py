@@ -27,10 +27,10 @@ from conftest import (
 from fedexperts.client import answer
 from fedexperts.config import Config
 from fedexperts.data import DigitsScanners
-from fedexperts.learn import Learning
+from fedexperts.learn import Learning, Local
 from fedexperts.loop import Schedule, sample
 from fedexperts.message import Order, Reply, encode
-from fedexperts.method import Finished, Local, Model, Upload
+from fedexperts.method import Finished, Model, Upload
 from fedexperts.methods import METHODS
 from fedexperts.methods.pfedmoap import PFedMoAP
 from fedexperts.metrics import Score, by_round, score
@@ -158,13 +158,13 @@ def test_no_clients_result_depends_on_who_trained_before_it(case: Case, tmp_path
 def ask_in_order(config: Config, path: Path, order: str) -> dict[str, bytes]:
     """Three rounds, clients asked one after the other in this order; the replies of the last."""
     job, engine = job_and_engine(config, path)
-    state, replies = job.method.open(job.model), {}
+    state, replies = job.method.open(job.given), {}
     for round in (1, 2, 3):
         sent = job.method.send(state, "abcde", round, job.seed)
         orders = {client: Order(client, round, "train", sent[client].tensors) for client in order}
         replies = {client: answer(job, [engine.sites[client]], [orders[client]])[0] for client in order}
         uploads = [Upload(client, replies[client].tensors, replies[client].examples) for client in "abcde"]
-        state = job.method.merge(state, uploads)
+        state = job.method.merge(job.given, state, uploads, round)
     return {client: encode(replies[client]) for client in "abcde"}
 
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import TinyProbe, given
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedexperts.learn import Examples, Learning, fit, predict
-from fedexperts.method import Local, Upload
+from fedexperts.learn import Examples, Learning, Local, fit, predict
+from fedexperts.method import Upload
 from fedexperts.methods import FedAvg
 from fedexperts.tensors import Tensors, rng
 
@@ -19,6 +20,10 @@ CLASSES, WIDTH = 3, 4
 
 def logits(local: Local, x: Tensor) -> Tensor:
     return x @ local.trained["head.weight"].T * local.trained["gain"] + local.fixed.get("shift", torch.zeros(()))
+
+
+def step(local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
+    return logits(local, x), {}
 
 
 def start(client: str = "a") -> Local:
@@ -41,7 +46,7 @@ def trained(
     penalty: Any = lambda local: 0.0,
 ) -> tuple[list[Tensors], list[float]]:
     generators = [rng(0, "batches", client=str(len(each))) for each in data]
-    return fit(logits, penalty, starts, data, generators, learning, rates or {}, factor)
+    return fit(step, penalty, starts, data, generators, learning, rates or {}, factor)
 
 
 def by_hand(local: Local, data: Examples, rate: float, gain_rate: float, steps: int) -> Tensors:
@@ -115,9 +120,9 @@ def seen(learning: Learning, count: int, views: int) -> Tensor:
     places = torch.stack(torch.meshgrid(torch.arange(count), torch.arange(views), indexing="ij"), -1).float()
     steps: list[Tensor] = []
 
-    def watch(local: Local, x: Tensor) -> Tensor:
+    def watch(local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
         steps.append(x.detach().clone())
-        return x * local.trained["gain"]
+        return x * local.trained["gain"], {}
 
     data = Examples(places, torch.zeros(count, dtype=torch.int64))
     fit(watch, lambda _: 0.0, [Local({"gain": torch.ones(())})], [data], [rng(0, "batches")], learning, {})
@@ -161,7 +166,8 @@ def test_fedprox_adds_its_own_gradient() -> None:
 def test_fedavg_weighs_by_examples() -> None:
     """By hand: 1 and 3 examples."""
     uploads = [Upload("a", {"gain": torch.tensor(0.0)}, 1), Upload("b", {"gain": torch.tensor(4.0)}, 3)]
-    assert FedAvg().merge({"global.gain": torch.tensor(9.0)}, uploads)["global.gain"] == 3
+    after = FedAvg().merge(given(TinyProbe()), {"global.gain": torch.tensor(9.0)}, uploads, 1)
+    assert after["global.gain"] == 3
 
 
 def test_answers_of_unequal_length_together_are_those_alone() -> None:

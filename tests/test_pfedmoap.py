@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CASES, CLASSES, GATE, WIDTH, Remembered, TinyPrompted, job_and_engine, same_bits, tiny
+from conftest import CASES, CLASSES, GATE, WIDTH, Remembered, TinyPrompted, given, job_and_engine, same_bits, tiny
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from fedexperts.client import answer
+from fedexperts.learn import Local
 from fedexperts.message import Order
-from fedexperts.method import Local, Sent, Upload
+from fedexperts.method import Sent, Upload
 from fedexperts.methods import Alone, FedAvg, PFedMoAP
 from fedexperts.models.clip import LinearProbe
 from fedexperts.tensors import Tensors, named, rng, under
@@ -107,7 +108,7 @@ def test_fewer_others_than_experts_are_all_sent() -> None:
 def test_a_round_reads_the_pool_as_the_last_one_left_it(tmp_path: Path) -> None:
     """Pitfall 9: what "a" uploads in a round reaches "b" in the next."""
     job, engine = job_and_engine(tiny(CASES["nearest"]), tmp_path)
-    state = job.method.open(job.model)
+    state = job.method.open(job.given)
     for round in (1, 2, 3):
         before = under(state, "pool")
         sent = job.method.send(state, "abcde", round, 0)
@@ -115,14 +116,14 @@ def test_a_round_reads_the_pool_as_the_last_one_left_it(tmp_path: Path) -> None:
             names, prompts = each.facts.get("received", []), each.tensors.get("experts", [])
             assert all(torch.equal(prompt, before[n]) for n, prompt in zip(names, prompts, strict=True))  # type: ignore
         replies = engine.exchange([Order(c, round, "train", s.tensors) for c, s in sent.items()])
-        state = job.method.merge(state, [Upload(r.client, r.tensors, r.examples) for r in replies])
+        state = job.method.merge(job.given, state, [Upload(r.client, r.tensors, r.examples) for r in replies], round)
         assert same_bits(under(state, "pool"), {reply.client: reply.tensors["context"] for reply in replies})
 
 
 def test_prompts_are_merged_by_examples_and_entries_overwritten() -> None:
     """By hand: 1 and 3 examples; who was not there keeps its entry."""
     uploads = [Upload("a", {"context": context(0, 8)}, 1), Upload("e", {"context": context(4, 0)}, 3)]
-    after = SMALL.merge(SERVER, uploads)
+    after = SMALL.merge(given(TinyPrompted(context(0, 0))), SERVER, uploads, 1)
     assert torch.equal(after["global.context"], context(3, 2))
     kept = {name: POOL[name] for name in "bcd"}
     assert same_bits(under(after, "pool"), kept | {"a": context(0, 8), "e": context(4, 0)})
@@ -177,7 +178,7 @@ def test_everybody_may_know_the_global_prompt_and_nobodys_own() -> None:
 @pytest.mark.parametrize("gates", ["local", "averaged"])
 def test_a_gate_leaves_if_it_is_averaged_and_not_else(gates: Any, model: TinyPrompted) -> None:
     method = replace(SMALL, gates=gates)
-    state = method.open(model) | named("pool", POOL)
+    state = method.open(given(model)) | named("pool", POOL)
     for client in "ae":  # with a mixture, and a first-timer
         local = method.start(model, method.send(state, client, 2, 0)[client].tensors, None, rng(0, "start"))
         leaves = method.finish(model, local, rng(0, "finish")).leaves
@@ -356,7 +357,7 @@ def test_facts_are_the_weights_that_the_mixture_used(model: TinyPrompted) -> Non
 
 def test_a_model_without_prompts_is_refused() -> None:
     with pytest.raises(ValueError, match=r'not LinearProbe; set model.name = "prompted-clip"'):
-        PFedMoAP().open(LinearProbe(CLASSES, 8, 10.0))
+        PFedMoAP().fits(LinearProbe(CLASSES, 8, 10.0), 0)
 
 
 # Only what is trained travels, and everybody begins alike
@@ -366,7 +367,7 @@ def test_a_model_without_prompts_is_refused() -> None:
 def test_only_what_is_trained_travels(method: Any, model: TinyPrompted) -> None:
     """Pitfall 15: a prompt and at most a gate, in float32; the text encoder's map stays where it is."""
     names = {"context", *(f"gate.{m}.{k}" for m in ("query", "key", "value", "output") for k in ("weight", "bias"))}
-    state = method.open(model)
+    state = method.open(given(model))
     assert {name.removeprefix("global.") for name in state} <= names
     assert method.uploads(model) <= names
     assert all(value.dtype == torch.float32 for value in state.values())
@@ -376,7 +377,7 @@ def test_only_what_is_trained_travels(method: Any, model: TinyPrompted) -> None:
 def test_what_is_averaged_begins_alike_everywhere(name: str, tmp_path: Path) -> None:
     """Pitfall 16: no client has a random start of its own in what is merged."""
     job, _ = job_and_engine(tiny(CASES[name]), tmp_path)
-    state = job.method.open(job.model) | (named("pool", POOL) if "moap" in CASES[name].method["name"] else {})
+    state = job.method.open(job.given) | (named("pool", POOL) if "moap" in CASES[name].method["name"] else {})
     sent = job.method.send(state, "ab", 2, 0)
     starts = [job.method.start(job.model, sent[c].tensors, None, rng(0, "start", client=c)).trained for c in "ab"]
     assert same_bits(*starts)

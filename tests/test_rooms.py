@@ -13,10 +13,11 @@ import fedexperts
 ROOT = Path(fedexperts.__file__).parent
 FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do not know each other
     ("tensors",),
+    ("learn",),
     ("method",),
     ("metrics",),
     ("methods", "models", "data"),
-    ("message", "private", "learn"),
+    ("message", "private"),
     ("client",),
     ("engine", "flower"),
     ("rundir",),
@@ -27,7 +28,7 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("", "__main__"),  # the package's front page, which names what users need; who imports it gets the version alone
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-CLOSED = {"methods": {"tensors", "method"}, "models": {"tensors", "method"}, "data": {"tensors", "method"}}
+CLOSED = {"methods": {"tensors", "learn", "method"}, "models": {"tensors", "method"}, "data": {"tensors", "method"}}
 ONLY_IN: dict[str, tuple[str, ...]] = {  # outside packages, and the rooms or files that may know them
     "transformers": ("models/huggingface.py",),
     "flwr": ("flower.py",),

@@ -15,15 +15,17 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .config import Config, ConfigError, build, load
+    from .learn import Local
     from .loop import NobodyLeftError
-    from .method import Finished, Local, Method, Model, Sent, Upload
+    from .method import Finished, Given, Method, Model, Sent, Upload
     from .metrics import Score
     from .study import once
 
 _ROOMS = {
     "config": ("Config", "ConfigError", "build", "load"),
     "loop": ("NobodyLeftError",),
-    "method": ("Finished", "Local", "Method", "Model", "Sent", "Upload"),
+    "learn": ("Local",),
+    "method": ("Finished", "Given", "Method", "Model", "Sent", "Upload"),
     "metrics": ("Score",),
     "study": ("once",),
 }
@@ -32,6 +34,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Finished",
+    "Given",
     "Local",
     "Method",
     "Model",

@@ -5,15 +5,16 @@ sealed: a tensor that the method does not name in `uploads` cannot be sent.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
 
-from .learn import Examples, Learning, fit, predict
+from .learn import Examples, Learning, Local, fit, predict
 from .message import Order, Reply
-from .method import Facts, Local, Method, Model
+from .method import Facts, Given, Method, Model, moving
 from .private import Private
 from .tensors import Tensors, rng, shapes
 
@@ -40,12 +41,18 @@ class Job:
     learning: Learning
     rounds: int
     seed: int
+    reserve: Examples  # the server's own, which no client ever sees
+    exam: Mapping[str, Examples]  # where a simulation has them: all clients' "valid" and "test" parts in one
+
+    @property
+    def given(self) -> Given:
+        return Given(self.model, self.reserve, self.learning, self.seed)
 
 
 def answer(job: Job, clients: Sequence[Client], orders: Sequence[Order]) -> list[Reply]:
     """The clients' replies, in order; clients whose tensors have equal shapes are trained or asked together."""
     replies: list[Reply] = []
-    for task, act in (("train", _train), ("predict", _predict)):
+    for task, act in (("train", _train), ("absorb", _absorb), ("predict", _predict)):
         pairs = [(client, order) for client, order in zip(clients, orders, strict=True) if order.task == task]
         replies += act(job, pairs)
     place = {order.client: i for i, order in enumerate(orders)}
@@ -57,7 +64,9 @@ Pair = tuple[Client, Order]
 
 def _train(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
     starts = [_start(job, client, order) for client, order in pairs]
-    return _together(starts, lambda chosen: _train_alike(job, [pairs[i] for i in chosen], [starts[i] for i in chosen]))
+    return _together(
+        job, starts, lambda chosen: _train_alike(job, [pairs[i] for i in chosen], [starts[i] for i in chosen])
+    )
 
 
 def _start(job: Job, client: Client, order: Order) -> Local:
@@ -68,7 +77,7 @@ def _start(job: Job, client: Client, order: Order) -> Local:
 def _train_alike(job: Job, pairs: Sequence[Pair], starts: Sequence[Local]) -> list[Reply]:
     method = job.method
     trained, losses = fit(
-        lambda local, x: method.logits(job.model, local, x),
+        lambda local, x: method.step(job.model, local, x),
         method.penalty,
         starts,
         [client.train for client, _ in pairs],
@@ -76,6 +85,7 @@ def _train_alike(job: Job, pairs: Sequence[Pair], starts: Sequence[Local]) -> li
         job.learning,
         method.rates(),
         job.learning.factor(pairs[0][1].round, job.rounds),
+        moving(job.model),
     )
     return [
         _finish(job, client, order, Local(after, start.fixed), loss)
@@ -102,23 +112,37 @@ def seal(leaves: Tensors, uploads: frozenset[str], client: str) -> Tensors:
     return leaves
 
 
+def _absorb(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
+    """Clients keep what the server gave back in their round, and say how well they did before and after."""
+    clients = [client for client, _ in pairs]
+    owns = [client.private.load(client.name, before=order.round + 1) for client, order in pairs]
+    kept = [job.method.absorb(order.tensors, own) for (_, order), own in zip(pairs, owns, strict=True)]
+    before, after = (_right(job, [job.method.recall(job.model, {}, o) for o in own], clients) for own in (owns, kept))
+    replies = []
+    for (client, order), own, was, now in zip(pairs, kept, before, after, strict=True):
+        client.private.save(client.name, order.round, own)
+        facts: Facts = {"before_correct": was.test, "after_correct": now.test, "test_examples": len(client.test)}
+        replies.append(Reply(client.name, order.round, "absorb", facts=facts))
+    return replies
+
+
 def _predict(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
-    """How well each client's own predictor does on its validation and test examples, and the global one on its test."""
+    """How well each client's own predictor and the global one do on its validation and test examples."""
     clients = [client for client, _ in pairs]
     # "after round r" includes what the client kept in round r itself
     owns = [client.private.load(client.name, before=order.round + 1) for client, order in pairs]
     own = [job.method.recall(job.model, order.tensors, kept) for (_, order), kept in zip(pairs, owns, strict=True)]
     shared = [job.method.recall(job.model, order.tensors, None) for _, order in pairs]
-    valid = _correct(job, own, [client.valid for client in clients])
-    test = _correct(job, own, [client.test for client in clients])
-    test_global = _correct(job, shared, [client.test for client in clients]) if any(owns) else test
+    right = _right(job, own, clients)
+    right_global = _right(job, shared, clients) if any(owns) else right
     replies = []
     for i, (client, order) in enumerate(pairs):
         facts: Facts = {
-            "valid_correct": valid[i],
+            "valid_correct": right[i].valid,
+            "valid_global_correct": right_global[i].valid,
             "valid_examples": len(client.valid),
-            "test_correct": test[i],
-            "test_global_correct": test_global[i],
+            "test_correct": right[i].test,
+            "test_global_correct": right_global[i].test,
             "test_examples": len(client.test),
         }
         with torch.no_grad():
@@ -127,24 +151,37 @@ def _predict(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
     return replies
 
 
-def _correct(job: Job, states: Sequence[Local], examples: Sequence[Examples]) -> list[int]:
-    """How many of each client's examples are classified right."""
+class Right(NamedTuple):
+    """How many examples of a client are classified right."""
 
-    def count(chosen: Sequence[int]) -> list[int]:
-        logits = predict(
-            lambda local, x: job.method.logits(job.model, local, x),
-            [states[i] for i in chosen],
-            [examples[i].x[:, 0] for i in chosen],
-        )
-        return [int((out.argmax(-1) == examples[i].y).sum()) for out, i in zip(logits, chosen, strict=True)]
-
-    return _together(states, count)
+    valid: int
+    test: int
 
 
-def _together(states: Sequence[Local], act: Callable[[Sequence[int]], list[T]]) -> list[T]:
-    """`act` on the places of each group of equal shapes; its results in the order of `states`."""
+def _right(job: Job, states: Sequence[Local], clients: Sequence[Client]) -> list[Right]:
+    """Of each client, asked with a state of its own; both parts in one pass, as a text encoder costs most."""
+
+    def count(chosen: Sequence[int]) -> list[Right]:
+        inputs = [torch.cat([part.x[:, 0] for part in (clients[i].valid, clients[i].test)]) for i in chosen]
+        logits = predict(lambda local, x: job.method.logits(job.model, local, x), [states[i] for i in chosen], inputs)
+        return [_counted(out.argmax(-1), clients[i]) for out, i in zip(logits, chosen, strict=True)]
+
+    return _together(job, states, count)
+
+
+def _counted(answers: Tensor, client: Client) -> Right:
+    valid, test = answers.split([len(client.valid), len(client.test)])
+    return Right(int((valid == client.valid.y).sum()), int((test == client.test.y).sum()))
+
+
+def _together(job: Job, states: Sequence[Local], act: Callable[[Sequence[int]], list[T]]) -> list[T]:
+    """`act` on the places of each group of equal shapes; its results in the order of `states`.
+
+    A model that cannot be stacked (batch norm would see the padding) says `together = False`, and goes one by one.
+    """
+    stackable = getattr(job.model, "together", True)
     groups: dict[str, list[int]] = defaultdict(list)
     for place, local in enumerate(states):
-        groups[str(shapes(local.kept()))].append(place)
+        groups[str(shapes(local.kept())) if stackable else str(place)].append(place)
     found = {place: value for group in groups.values() for place, value in zip(group, act(group), strict=True)}
     return [found[place] for place in range(len(states))]

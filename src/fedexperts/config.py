@@ -11,9 +11,9 @@ import platform
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tomlkit
 import torch
@@ -25,12 +25,13 @@ from . import __version__
 from .client import Client, Job
 from .data import DATA, Federation, features
 from .engine import Engine, InProcess
-from .learn import Examples, Learning
+from .learn import Examples, Learning, Local, fit
 from .loop import Schedule
-from .method import Method
+from .method import Method, Model, moving, step
 from .methods import METHODS
-from .models import MODELS, Built
+from .models import MODELS, Built, Mixture
 from .private import Private
+from .tensors import rng
 
 Layer = tuple[dict[str, Any], str]  # nested values, and where they came from
 Schema = Mapping[str, FieldInfo]
@@ -46,6 +47,34 @@ class RunSettings(Schedule):
 
     seed: Annotated[int, Field(ge=0, description="of splits, few-shot draws, sampling, starts and batches alike")] = 0
     threads: Annotated[int, Field(ge=1, description="of one computation; sums may round differently for others")] = 1
+    judged_by: Annotated[
+        Literal["clients", "server"],
+        Field(description="whose validation accuracy chooses rates and rounds: each client's own, or the server's"),
+    ] = "clients"
+
+
+@dataclass(frozen=True)
+class StartSettings:
+    """What everybody, the server and every client, starts from."""
+
+    epochs: Annotated[
+        int, Field(ge=0, description="passes over the reserve set that train the common start; 0: the model's own")
+    ] = 0
+    rate: Annotated[float, Field(gt=0, description="learning rate (Adam) of these passes")] = 0.003
+    batch: Annotated[int, Field(ge=1, description="examples in a step of these passes")] = 16
+
+
+@dataclass(frozen=True)
+class MixtureSettings:
+    """A mixture of experts, each of them a whole [model]; [gate] names the gate's model if it is another."""
+
+    experts: Annotated[int, Field(ge=1, description="K, routed experts")] = 4
+    mains: Annotated[int, Field(ge=0, le=3, description="main experts, which are always on")] = 1
+    top: Annotated[int, Field(ge=1, description="L, routed experts that the server's predictions use")] = 1
+
+    def __post_init__(self) -> None:
+        if self.top > self.experts:
+            raise ValueError(f"top = {self.top} of {self.experts} experts; right would be 1 to {self.experts}")
 
 
 @dataclass(frozen=True)
@@ -66,8 +95,12 @@ NAMED: dict[str, Mapping[str, type]] = {
     "model": MODELS,
     "method": METHODS,
     "engine": {"inprocess": InProcessSettings},
+    "gate": MODELS,
 }
-PLAIN: dict[str, type] = {"learning": Learning, "run": RunSettings}
+PLAIN: dict[str, type] = {
+    "learning": Learning, "run": RunSettings, "start": StartSettings, "mixture": MixtureSettings,
+}  # fmt: skip
+OPTIONAL = {"gate", "mixture"}  # sections without which there is no mixture, or a gate like its experts
 DEFAULT_NAMES = {"engine": "inprocess"}
 
 
@@ -143,7 +176,8 @@ def resolve(layers: Iterable[Layer]) -> Config:
     name = merged.get("name", "")
     if not isinstance(name, str) or not name:
         errors.append(f'name = {name!r}: right would be a word for the experiment, for example name = "pfedmoap"')
-    resolved = {section: _resolve_section(section, merged.get(section, {}), errors) for section in (*NAMED, *PLAIN)}
+    sections = [section for section in (*NAMED, *PLAIN) if section in merged or section not in OPTIONAL]
+    resolved = {section: _resolve_section(section, merged.get(section, {}), errors) for section in sections}
     tune = _resolve_tune(merged.get("tune", {}), resolved, errors)
     if errors:
         raise ConfigError("\n".join(errors))
@@ -156,7 +190,9 @@ def parts(config: Config) -> tuple[Federation, Built, Method]:
     federation: Federation = config.section("data").load(seed)
     built: Built = config.section("model").build(federation.classes, seed)
     method: Method = config.section("method")
-    method.open(built.model)  # a method that cannot work with this model says so here
+    if config.values["start"]["epochs"] and not len(federation.reserve):
+        raise ValueError("start.epochs trains on the reserve set, and there is none; right would be data.reserve = 10")
+    method.fits(_mixed(config, built.model), len(federation.reserve))
     return federation, built, method
 
 
@@ -168,14 +204,17 @@ def build(config: Config, private: Path) -> tuple[Job, Engine]:
     federation, built, method = parts(config)
     inputs = _inputs(federation.inputs, built, learning.views, run.seed)
 
-    def examples(index: Tensor) -> Examples:
-        return Examples(inputs[index], federation.labels[index])
+    def examples(*index: Tensor) -> Examples:
+        return Examples(inputs[torch.cat(index)], federation.labels[torch.cat(index)])
 
     sites = {
         name: Client(name, examples(own.train), examples(own.valid), examples(own.test), Private(private))
         for name, own in federation.parts.items()
     }
-    job = Job(method, built.model, learning, run.rounds, run.seed)
+    exam = {part: examples(*(getattr(own, part) for own in federation.parts.values())) for part in ("valid", "test")}
+    reserve = examples(federation.reserve)
+    model = _mixed(config, _started(config, built.model, reserve))
+    job = Job(method, model, learning, run.rounds, run.seed, reserve, exam)
     engine: Engine = config.section("engine").build(job, sites)
     return job, engine
 
@@ -187,6 +226,36 @@ def _inputs(given: Any, built: Built, views: int, seed: int) -> Tensor:
     if views > 1:
         raise ValueError(f"learning.views is {views}: it must be 1 for this model, which sees every example as it is")
     return built.encode(given)[:, None]
+
+
+def _started(config: Config, model: Model, reserve: Examples) -> Model:
+    """The model with the common start that the reserve set taught it; itself, where nothing is asked."""
+    settings: StartSettings = config.section("start")
+    if not settings.epochs:
+        return model
+    if not hasattr(model, "starting"):
+        raise ValueError(
+            f"start.epochs: {type(model).__name__} has a start of its own; right would be start.epochs = 0"
+        )
+    seed: int = config.values["run"]["seed"]
+    learning = Learning(settings.epochs, settings.batch, optimizer="adam", rate=settings.rate)
+    (trained,), _ = fit(
+        partial(step, model), lambda _: 0.0, [Local(model.initial)], [reserve], [rng(seed, "common start")],
+        learning, {}, moving=moving(model),
+    )  # fmt: skip
+    begun: Model = model.starting(trained)
+    return begun
+
+
+def _mixed(config: Config, model: Model) -> Model:
+    """The mixture whose experts are `model`, if one is asked for; or `model` itself."""
+    if "mixture" not in config.values:
+        return model
+    settings: MixtureSettings = config.section("mixture")
+    gate = config.section("gate" if "gate" in config.values else "model")
+    names = tuple(f"expert-{k}" for k in range(settings.experts))
+    gate_model: Model = gate.build(names, config.values["run"]["seed"]).model
+    return Mixture(model, gate_model, settings.mains, settings.top)
 
 
 def find(path: Path) -> list[Path]:
@@ -242,7 +311,7 @@ def environment() -> dict[str, Any]:
 
 
 def known(kind: str) -> Mapping[str, type]:
-    """The classes that a section can name: kind is "data", "model", "method" or "engine"."""
+    """The classes that a section can name: kind is "data", "model", "method", "engine" or "gate"."""
     return NAMED[kind]
 
 
@@ -398,7 +467,7 @@ def _imported(section: str, name: str) -> type:
         raise ConfigError(
             f"{section}.name = {name!r}: {error}; right would be module:Class on the Python path"
         ) from None
-    does = {"method": "merge", "model": "build", "data": "load", "engine": "build"}[section]
+    does = {"method": "merge", "model": "build", "data": "load", "engine": "build", "gate": "build"}[section]
     if not (isinstance(found, type) and is_dataclass(found) and hasattr(found, does)):
         raise ConfigError(f"{section}.name = {name!r} is {found!r}; right would be a dataclass with {does}()")
     return found

@@ -2,15 +2,15 @@
 
 Clients whose tensors have equal shapes can be trained *together*: their parameters are stacked on a leading axis, the
 loss is vmapped and summed, and an elementwise optimiser step on the stack is every client's own step. Whether that is
-faster is measured (benchmarks/together.py), so how many are stacked is an option. This room knows no method: it is
-handed a function of one client's tensors.
+faster is measured (benchmarks/together.py), so how many are stacked is an option. The server trains on its reserve set
+by the same function. This room knows no method and no model: it is handed a function of one client's tensors.
 
 Shapes: n clients, B examples in a batch, V views of an example.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Literal
 
@@ -20,9 +20,26 @@ from torch import Tensor
 from torch.func import vmap
 from torch.optim import Optimizer
 
-from .method import Local
-from .tensors import Tensors, stack, unbind
+from .tensors import Tensors, named, stack, unbind, under
 
+
+@dataclass(frozen=True)
+class Local:
+    """What one client works with: `trained` moves under the optimiser, `fixed` does not."""
+
+    trained: Tensors
+    fixed: Tensors = field(default_factory=dict)
+
+    def kept(self) -> Tensors:
+        """As tensors for the private store; `Local.of` is the inverse."""
+        return named("trained", self.trained) | named("fixed", self.fixed)
+
+    @classmethod
+    def of(cls, kept: Tensors) -> "Local":
+        return cls(under(kept, "trained"), under(kept, "fixed"))
+
+
+Step = Callable[[Local, Tensor], tuple[Tensor, Tensors]]  # one client: [B, ...] inputs to [B, C], and what moved
 Logits = Callable[[Local, Tensor], Tensor]  # one client: [B, ...] inputs to [B, C]
 Penalty = Callable[[Local], Tensor | float]
 
@@ -75,7 +92,7 @@ class Batch:
 
 
 def fit(
-    logits: Logits,
+    step: Step,
     penalty: Penalty,
     starts: Sequence[Local],
     examples: Sequence[Examples],
@@ -83,23 +100,26 @@ def fit(
     learning: Learning,
     rates: Mapping[str, float],
     factor: float = 1.0,
+    moving: frozenset[str] = frozenset(),
 ) -> tuple[list[Tensors], list[float]]:
     """Train clients of equal shapes; their trained tensors, and each one's mean loss over its steps.
 
-    `rates` gives tensors named `prefix.*` a rate other than `learning.rate`; `factor` multiplies all rates.
+    `rates` gives tensors named `prefix.*` a rate other than `learning.rate`; `factor` multiplies all rates. Tensors
+    named in `moving` have no gradient: each step says where they moved (batch norm's running means and counters).
     """
-    trained = {
-        name: value.detach().clone().requires_grad_() for name, value in stack([s.trained for s in starts]).items()
-    }
+    trained = {name: value.detach().clone() for name, value in stack([s.trained for s in starts]).items()}
+    free = {name: value.requires_grad_() for name, value in trained.items() if name not in moving}
     fixed = stack([s.fixed for s in starts])
-    optimizer = _optimizer(trained, learning, rates, factor)
+    optimizer = _optimizer(free, learning, rates, factor)
     total, steps = torch.zeros(len(starts)), torch.zeros(len(starts))
     for batch in _batches(examples, generators, learning):
-        losses = _losses(logits, penalty, trained, fixed, batch)
-        gradients = torch.autograd.grad(losses.sum(), list(trained.values()))
-        for value, gradient in zip(trained.values(), gradients, strict=True):
+        losses, moved = _losses(step, penalty, trained, fixed, batch)
+        gradients = torch.autograd.grad(losses.sum(), list(free.values()))
+        for value, gradient in zip(free.values(), gradients, strict=True):
             value.grad = gradient
-        _step(optimizer, trained, batch.active)
+        _step(optimizer, free, batch.active)
+        for name, value in moved.items():
+            trained[name][batch.active] = value.detach()
         total[batch.active] += losses.detach()
         steps[batch.active] += 1
     return unbind({name: value.detach() for name, value in trained.items()}, len(starts)), (total / steps).tolist()
@@ -115,22 +135,27 @@ def predict(logits: Logits, states: Sequence[Local], inputs: Sequence[Tensor]) -
         return [out[i, : len(x)] for i, x in enumerate(inputs)]
 
 
-def _losses(logits: Logits, penalty: Penalty, trained: Tensors, fixed: Tensors, batch: Batch) -> Tensor:
-    """Loss of each active client: weighted cross-entropy plus penalty."""
+def _losses(step: Step, penalty: Penalty, trained: Tensors, fixed: Tensors, batch: Batch) -> tuple[Tensor, Tensors]:
+    """Loss of each active client, weighted cross-entropy plus penalty; and its tensors that moved."""
 
-    def one(trained: Tensors, fixed: Tensors, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    def one(trained: Tensors, fixed: Tensors, x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensors]:
         local = Local(trained, fixed)
-        loss = torch.nn.functional.cross_entropy(logits(local, x), y, reduction="none")
-        return (loss * weight).sum() / weight.sum() + penalty(local)
+        logits, moved = step(local, x)
+        loss = torch.nn.functional.cross_entropy(logits, y, reduction="none")
+        return (loss * weight).sum() / weight.sum() + penalty(local), moved
+
+    everyone = len(batch.active) == len(next(iter(trained.values())))
 
     def rows(group: Tensors) -> Tensors:
-        return {name: value[batch.active] for name, value in group.items()}
+        return group if everyone else {name: value[batch.active] for name, value in group.items()}
 
     if len(batch.active) > 1:
-        return vmap(one)(rows(trained), rows(fixed), batch.x, batch.y, batch.weight)
+        found: tuple[Tensor, Tensors] = vmap(one)(rows(trained), rows(fixed), batch.x, batch.y, batch.weight)
+        return found
     (alone,) = unbind(rows(trained), 1)
     (constant,) = unbind(rows(fixed), 1)
-    return one(alone, constant, batch.x[0], batch.y[0], batch.weight[0])[None]
+    loss, moved = one(alone, constant, batch.x[0], batch.y[0], batch.weight[0])
+    return loss[None], {name: value[None] for name, value in moved.items()}
 
 
 def _batches(

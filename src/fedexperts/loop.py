@@ -42,12 +42,13 @@ def run(
 ) -> None:
     """Run, or go on from the newest checkpoint, to the last round; `tell` hears of every finished round."""
     with folder.locked():
-        done, server = folder.load() or (-1, job.method.open(job.model))
+        done, server = folder.load() or (-1, job.method.open(job.given))
         for round in range(done + 1, schedule.rounds + 1):
             if round > 0:
                 server = train(job, engine, schedule, folder, server, round)
             if round % schedule.evaluate_every == 0 or round == schedule.rounds:
                 folder.log("clients.jsonl", evaluate(job, engine, server, round))
+                folder.log("server.jsonl", [examine(job, server, round)])
             folder.save(round, server)
             tell(round)
 
@@ -63,16 +64,26 @@ def train(job: Job, engine: Engine, schedule: Schedule, folder: RunDir, server: 
     uploads = [Upload(c, replies[c].tensors, replies[c].examples) for c in chosen if c not in refused]
     if not uploads:
         raise NobodyLeftError(_nobody(round, refused))
+    server = job.method.merge(job.given, server, uploads, round)
+    back = job.method.give_back(server, uploads)
+    absorbed = exchange(engine, {client: b.tensors for client, b in back.items()}, round, "absorb") if back else {}
+    down = {
+        client: size(s.tensors) + (size(back[client].tensors) if client in back else 0) for client, s in sent.items()
+    }
     row: Row = {
         "round": round,
         "seconds": time.monotonic() - began,
-        "bytes_down": sum(size(s.tensors) for s in sent.values()) / len(sent),
+        "bytes_down": sum(down.values()) / len(down),
         "bytes_up": sum(size(u.tensors) for u in uploads) / len(uploads),
         "refused": refused,
-        "trained": {u.client: _trained(sent[u.client], replies[u.client], u, expected) for u in uploads},
+        "trained": {
+            u.client: _trained(sent[u.client], replies[u.client], u, expected, down[u.client]) for u in uploads
+        },
     }
+    if back:
+        row["absorbed"] = {client: reply.facts for client, reply in absorbed.items() if not reply.error}
     folder.log("rounds.jsonl", [row])
-    return job.method.merge(server, uploads)
+    return server
 
 
 def evaluate(job: Job, engine: Engine, server: Tensors, round: int) -> list[Row]:
@@ -82,6 +93,21 @@ def evaluate(job: Job, engine: Engine, server: Tensors, round: int) -> list[Row]
     return [
         reply.facts | {"round": round, "client": client} for client, reply in sorted(replies.items()) if not reply.error
     ]
+
+
+@torch.no_grad()
+def examine(job: Job, server: Tensors, round: int) -> Row:
+    """What the server itself holds after `round` and, where a simulation has an exam for it, how well it does."""
+    client = size(job.method.expects(server, job.model))
+    row: Row = {"round": round, "server_bytes": size(server), "client_bytes": client}
+    for part, examples in job.exam.items():
+        logits = job.method.serve(job.model, server, examples.x[:, 0])
+        if logits is not None:
+            row |= {f"{part}_correct": int((logits.argmax(-1) == examples.y).sum()), f"{part}_examples": len(examples)}
+    if "test_correct" in row:
+        test = job.exam["test"]
+        row |= job.method.shows(job.model, server, test.x[:, 0], test.y)
+    return row
 
 
 def exchange(engine: Engine, payloads: dict[str, Tensors], round: int, task: Task) -> dict[str, Reply]:
@@ -119,8 +145,8 @@ def _nobody(round: int, refused: dict[str, str]) -> str:
     return f"round {round}: no client is left ({reasons}). The run stands at round {round - 1} and can be resumed."
 
 
-def _trained(sent: Sent, reply: Reply, upload: Upload, start: Tensors) -> Facts:
-    """A client's training as logged: its loss, the l2 distance of its upload to the global tensors; what it got."""
+def _trained(sent: Sent, reply: Reply, upload: Upload, start: Tensors, down: int) -> Facts:
+    """A client's training as logged: its loss, the l2 distance of its upload to the global tensors, what it got."""
     apart = [float(vector_norm(upload.tensors[name] - start[name], dtype=torch.float64)) for name in sorted(start)]
-    traffic: Facts = {"bytes_down": size(sent.tensors), "bytes_up": size(upload.tensors)}
+    traffic: Facts = {"bytes_down": down, "bytes_up": size(upload.tensors)}
     return reply.facts | sent.facts | traffic | {"examples": upload.examples, "moved": math.hypot(*apart)}

@@ -15,7 +15,7 @@ from torch import Tensor
 from .method import Facts
 from .tensors import Tensors, pack, shapes, unpack
 
-Task = Literal["train", "predict"]
+Task = Literal["train", "absorb", "predict"]
 
 
 @dataclass(frozen=True)

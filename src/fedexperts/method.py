@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from .learn import Examples, Learning, Local
 from .tensors import Tensors, named, under
 
 Fact = float | int | str | list[float] | list[str]
@@ -51,20 +52,80 @@ class PromptModel(Model, Protocol):
         ...
 
 
+@runtime_checkable
+class MovingModel(Model, Protocol):
+    """A model with tensors that move by themselves while it trains: batch norm's running means and counters."""
+
+    @property
+    def moving(self) -> frozenset[str]:
+        """Their names in `initial`."""
+        ...
+
+    def step(self, tensors: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
+        """Logits in training, and the moving tensors' next values."""
+        ...
+
+
+@runtime_checkable
+class MixtureModel(Model, Protocol):
+    """Main experts that are always on, routed experts, and a gate; every expert is a client's model.
+
+    Its tensors are `main.i.*`, `expert.k.*`, `gate.*` and, with main experts, `alpha`; its logits, log-probabilities.
+    """
+
+    @property
+    def expert(self) -> Model:
+        """The model that every expert is, and every client trains."""
+        ...
+
+    @property
+    def gate(self) -> Model:
+        """[B, ...] inputs to [B, K] logits of the routed experts."""
+        ...
+
+    @property
+    def experts(self) -> int:
+        """K, the number of routed experts."""
+        ...
+
+    @property
+    def mains(self) -> int:
+        """The number of main experts."""
+        ...
+
+    def answers(self, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
+        """[E, B, C]: probabilities from each expert named `prefix.*`; prefix is "main" or "expert"."""
+        ...
+
+    def mix(self, tensors: Tensors, mains_MBC: Tensor, routed_KBC: Tensor, weights_BK: Tensor) -> Tensor:
+        """[B, C]: log y(x) from the experts' answers and the routed experts' weights."""
+        ...
+
+    def predict(self, tensors: Tensors, x: Tensor) -> Tensor:
+        """[B, C]: log y(x) of the few experts that the gate chooses; no other expert is computed."""
+        ...
+
+
+def step(model: Model, local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
+    """Logits of a model in training, and the next values of its tensors that move by themselves."""
+    if isinstance(model, MovingModel):
+        return model.step(local.trained, x)
+    return model.logits(local.trained, x), {}
+
+
+def moving(model: Model) -> frozenset[str]:
+    """Names of the tensors that have no gradient and move by themselves: none for most models."""
+    return model.moving if isinstance(model, MovingModel) else frozenset()
+
+
 @dataclass(frozen=True)
-class Local:
-    """What one client works with: `trained` moves under the optimiser, `fixed` does not."""
+class Given:
+    """What the server has beside its state: the same in every round."""
 
-    trained: Tensors
-    fixed: Tensors = field(default_factory=dict)
-
-    def kept(self) -> Tensors:
-        """As tensors for the private store; `Local.of` is the inverse."""
-        return named("trained", self.trained) | named("fixed", self.fixed)
-
-    @classmethod
-    def of(cls, kept: Tensors) -> "Local":
-        return cls(under(kept, "trained"), under(kept, "fixed"))
+    model: Model
+    reserve: Examples  # the server's own small labelled set; empty for most methods
+    learning: Learning
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -96,9 +157,13 @@ class Finished:
 class Method(ABC):
     """Subclass it with hyperparameters as fields; examples/own_method.py is a whole one in thirty lines."""
 
-    def open(self, model: Model) -> Tensors:
+    def fits(self, model: Model, reserve: int) -> None:
+        """ValueError, with what to type, if the method cannot work with this model and so many reserve examples."""
+        return  # most work with any
+
+    def open(self, given: Given) -> Tensors:
         """The server's state before the first round."""
-        return named("global", model.initial)
+        return named("global", given.model.initial)
 
     @abstractmethod
     def uploads(self, model: Model) -> frozenset[str]:
@@ -118,8 +183,20 @@ class Method(ABC):
         return named("global", under(server, "global"))
 
     @abstractmethod
-    def merge(self, server: Tensors, uploads: Sequence[Upload]) -> Tensors:
+    def merge(self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int) -> Tensors:
         """The server's next state from the accepted uploads (at least one, sorted by client)."""
+
+    def give_back(self, server: Tensors, uploads: Sequence[Upload]) -> dict[str, Sent]:
+        """What each client that took part gets in the same round, after the merge: a second exchange, if anything."""
+        return {}
+
+    def serve(self, model: Model, server: Tensors, x: Tensor) -> Tensor | None:
+        """[B, C] logits of the server's own predictor, where that is another than `publish` lets clients have."""
+        return None
+
+    def shows(self, model: Model, server: Tensors, x: Tensor, y: Tensor) -> Facts:
+        """What is worth logging of the server's own predictor, examined on inputs x with labels y."""
+        return {}
 
     @abstractmethod
     def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:
@@ -130,8 +207,12 @@ class Method(ABC):
         return {}
 
     def logits(self, model: Model, local: Local, x: Tensor) -> Tensor:
-        """[B, ...] inputs to [B, C] logits, in training and in prediction."""
+        """[B, ...] inputs to [B, C] logits."""
         return model.logits(local.trained, x)
+
+    def step(self, model: Model, local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
+        """Logits in training, and the next values of those tensors that move by themselves."""
+        return step(model, local, x) if moving(model) else (self.logits(model, local, x), {})
 
     def penalty(self, local: Local) -> Tensor | float:
         """Added to the cross-entropy."""
@@ -140,6 +221,10 @@ class Method(ABC):
     @abstractmethod
     def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
         """What stays and what leaves after training."""
+
+    def absorb(self, sent: Tensors, own: Tensors | None) -> Tensors:
+        """What the client keeps of its round instead, once it was given something back."""
+        return {}
 
     @abstractmethod
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:

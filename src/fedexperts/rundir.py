@@ -4,6 +4,7 @@
     environment.json   versions and machine
     rounds.jsonl       a line a round: who trained, who was refused, bytes, seconds
     clients.jsonl      a line a client and evaluated round
+    server.jsonl       a line an evaluated round: what the server holds, and how well it does
     checkpoints/       the newest two: server.safetensors and, written last, manifest.json
     private/           the private states of clients that live in this process
 
@@ -25,7 +26,7 @@ from typing import Any
 from .metrics import Row
 from .tensors import Tensors, pack, unpack, write
 
-LOGS = ("rounds.jsonl", "clients.jsonl")
+LOGS = ("rounds.jsonl", "clients.jsonl", "server.jsonl")
 _KEPT = 2
 
 
@@ -70,7 +71,7 @@ class RunDir:
         newest = self._newest()
         if newest is None:
             return []
-        length = self._manifest(newest)["logs"][name]
+        length = self._manifest(newest)["logs"].get(name, 0)
         if not length:
             return []
         path = self.path / name

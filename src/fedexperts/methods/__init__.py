@@ -2,6 +2,7 @@
 
 from ..method import Method
 from .fedavg import Alone, FedAvg
+from .fedmoe import FedMoE
 from .pfedmoap import PFedMoAP
 
-METHODS: dict[str, type[Method]] = {"alone": Alone, "fedavg": FedAvg, "pfedmoap": PFedMoAP}
+METHODS: dict[str, type[Method]] = {"alone": Alone, "fedavg": FedAvg, "fedmoe": FedMoE, "pfedmoap": PFedMoAP}

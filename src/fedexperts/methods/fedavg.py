@@ -12,7 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..method import Finished, Local, Method, Model, Sent, Upload
+from ..learn import Local
+from ..method import Finished, Given, Method, Model, Sent, Upload, moving
 from ..tensors import Tensors, mean, named, sum_in_order, under
 
 
@@ -30,12 +31,13 @@ class FedAvg(Method):
     def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
         return dict.fromkeys(clients, Sent(self.publish(server)))
 
-    def merge(self, server: Tensors, uploads: Sequence[Upload]) -> Tensors:
+    def merge(self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int) -> Tensors:
         return named("global", mean([u.tensors for u in uploads], [u.examples for u in uploads]))
 
     def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:
         shared = under(sent, "global")
-        return Local(shared, shared if self.mu else {})
+        held = {name: value for name, value in shared.items() if self.mu and name not in moving(model)}
+        return Local(shared, held)
 
     def penalty(self, local: Local) -> Tensor | float:
         apart = [(local.trained[name] - local.fixed[name]).square().sum() for name in sorted(local.fixed)]
@@ -52,7 +54,7 @@ class FedAvg(Method):
 class Alone(Method):
     """Every client by itself, from the common start: nothing is sent, nothing is uploaded."""
 
-    def open(self, model: Model) -> Tensors:
+    def open(self, given: Given) -> Tensors:
         return {}
 
     def uploads(self, model: Model) -> frozenset[str]:
@@ -61,7 +63,7 @@ class Alone(Method):
     def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
         return dict.fromkeys(clients, Sent({}))
 
-    def merge(self, server: Tensors, uploads: Sequence[Upload]) -> Tensors:
+    def merge(self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int) -> Tensors:
         return server
 
     def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:

@@ -20,7 +20,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from ..method import Facts, Finished, Local, Method, Model, PromptModel, Sent, Upload
+from ..learn import Local
+from ..method import Facts, Finished, Given, Method, Model, PromptModel, Sent, Upload
 from ..tensors import Tensors, mean, named, rng, under
 
 
@@ -86,13 +87,14 @@ class PFedMoAP(Method):
         gate = named("gate", self._new_gate(torch.Generator())) if self.gates == "averaged" else {}
         return frozenset({"context", *gate})
 
-    def open(self, model: Model) -> Tensors:
-        shared = {"context": _prompted(model).initial["context"]}
+    def fits(self, model: Model, reserve: int) -> None:
         with torch.no_grad():
-            texts_CD = _prompted(model).texts(shared["context"])
-            self._pooled(texts_CD)  # a gate that is too wide says so before anything runs
+            self._pooled(_prompted(model).texts(model.initial["context"]))
+
+    def open(self, given: Given) -> Tensors:
+        shared = {"context": given.model.initial["context"]}
         if self.gates == "averaged":
-            shared |= named("gate", self._new_gate(rng(0, "gate")))
+            shared |= named("gate", self._new_gate(rng(given.seed, "gate")))
         return named("global", shared)
 
     def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
@@ -116,7 +118,7 @@ class PFedMoAP(Method):
             sent[client] = Sent(payload | {"experts": entries_NlW[chosen]}, facts)
         return sent
 
-    def merge(self, server: Tensors, uploads: Sequence[Upload]) -> Tensors:
+    def merge(self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int) -> Tensors:
         """Overwrite the pool and average what is shared, by examples (arXiv:2410.10114, algorithm 1)."""
         shared = mean([u.tensors for u in uploads], [u.examples for u in uploads])
         return server | named("global", shared) | named("pool", {u.client: u.tensors["context"] for u in uploads})

@@ -15,6 +15,8 @@ from ..method import Model
 from ..tensors import rng
 from .built import Built as Built
 from .clip import Clip, LinearProbe, PromptedClip, encode, words
+from .mixture import Mixture as Mixture
+from .vision import CompactCnnSettings, LeafCnnSettings, ResNet18Settings
 
 SPREAD = 0.02  # standard deviation of a random context, about that of a CLIP's word embeddings
 
@@ -80,4 +82,10 @@ def _built(model: Model, clip: Clip) -> Built:
     return Built(model, partial(encode, clip), clip.key)
 
 
-MODELS: dict[str, type] = {"prompted-clip": PromptedClipSettings, "linear-probe": LinearProbeSettings}
+MODELS: dict[str, type] = {
+    "prompted-clip": PromptedClipSettings,
+    "linear-probe": LinearProbeSettings,
+    "compact-cnn": CompactCnnSettings,
+    "leaf-cnn": LeafCnnSettings,
+    "resnet18": ResNet18Settings,
+}

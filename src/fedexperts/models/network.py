@@ -4,7 +4,7 @@ This room knows torch only: not what the module is, what it takes as its one arg
 """
 
 from collections.abc import Callable, Iterable
-from copy import deepcopy
+from copy import copy, deepcopy
 from threading import local
 from typing import TypeVar
 
@@ -35,6 +35,12 @@ class Network:
         self.together = together and not buffers  # stacked clients are padded: that would enter a batch's statistics
         self._hollow = _Hollow(_emptied(module, weights.values()))
 
+    def starting(self, initial: Tensors) -> "Network":
+        """The same network with another start."""
+        other = copy(self)
+        other.initial = initial
+        return other
+
     def logits(self, tensors: Tensors, x: Tensor) -> Tensor:
         """[B, C] in evaluation mode."""
         return functional_call(self._hollow.evaluating, tensors, (x,))  # type: ignore[no-any-return]
@@ -55,11 +61,11 @@ class _Hollow(local):
 
 def _emptied(module: nn.Module, weights: Iterable[Tensor]) -> nn.Module:
     """A copy without dropout, its weights on "meta", where they take no memory."""
-    copy = deepcopy(module, {id(weight): torch.empty_like(weight, device="meta") for weight in weights})
-    for part in copy.modules():
+    hollow = deepcopy(module, {id(weight): torch.empty_like(weight, device="meta") for weight in weights})
+    for part in hollow.modules():
         if isinstance(part, _DropoutNd):
             part.p = 0.0
-    return copy
+    return hollow
 
 
 def seeded(make: Callable[[], M], seed: int) -> M:

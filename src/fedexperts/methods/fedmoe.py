@@ -1,0 +1,346 @@
+"""Fed-MoE: small models of many clients are fused, by measured relevance, into the experts of one big mixture.
+
+Jiang, Chen, Liu, Jiang, Fan: "Heterogeneous Federated Learning with Scalable Server Mixture-of-Experts", IJCAI 2025
+(ijcai.org/proceedings/2025/610). A client holds, sends and receives one small model, ever; the server holds the mixture
+and a small labelled reserve set. A round: A clients train; B the server fuses what they sent and trains its gate and
+alpha, T times over; C every client that took part gets a blend of its own.
+
+Shapes: m clients of a round, R reserve examples, C classes, K routed experts, M main experts, E = K + 1 or K: the
+experts that a blend has shares of, the mains (as one, their mean) first if there are any.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import nll_loss
+
+from ..learn import Examples, Learning, Local, fit
+from ..method import Facts, Finished, Given, Method, MixtureModel, Model, Sent, Upload, moving, step
+from ..tensors import Tensors, combine, mean, named, rng, under
+
+NEVER = 1e-6  # a spread below it is rounding
+
+
+@dataclass(frozen=True)
+class FedMoE(Method):
+    """Fed-MoE by the letter: the paper's equations and nothing else. `FedMoEStrong` has other defaults."""
+
+    lam: Annotated[
+        float, Field(ge=0, le=1, description="lambda of the experts: share of the clients' models in a fused expert")
+    ] = 0.1
+    lam_client: Annotated[
+        float,
+        Field(ge=0, le=1, description="lambda of the clients: share of its own model in what a client goes on with"),
+    ] = 0.1
+    inner: Annotated[int, Field(ge=1, description="T, times a round's models are fused and the gate is trained")] = 1
+    relevance: Annotated[
+        Literal["mean", "relative", "uniform"],
+        Field(description="of clients to experts: the mean outer product (paper); against the other clients; none"),
+    ] = "mean"
+    temperature: Annotated[float, Field(gt=0, description="of the softmax over clients, a row an expert")] = 1.0
+    blend_temperature: Annotated[float, Field(gt=0, description="of the softmax over experts, a column a client")] = 1.0
+    weights: Annotated[
+        Literal["equal", "examples"], Field(description="every client counts the same (paper), or by its examples")
+    ] = "equal"
+    blend: Annotated[
+        Literal["same-round", "next-order", "none"],
+        Field(description="when a client gets its blend: at once (paper), fresh with its next order, or never"),
+    ] = "same-round"
+    gate: Annotated[
+        Literal["trained", "uniform"], Field(description="trained on the reserve set, or the control: no routing")
+    ] = "trained"
+    gate_epochs: Annotated[int, Field(ge=1, description="passes over the reserve set that train gate and alpha")] = 1
+    gate_rate: Annotated[float, Field(gt=0, description="learning rate of the gate (Adam)")] = 0.001
+    alpha_rate: Annotated[float, Field(ge=0, description="learning rate of alpha (Adam); 0: it stays at 1/2")] = 0.01
+    beta: Annotated[float, Field(ge=0, description="weight of the gate's entropy in its loss")] = 0.001
+    warmup: Annotated[
+        int, Field(ge=0, description="passes that teach the new gate k-means clusters of the reserve set; 0: random")
+    ] = 0
+    tune_epochs: Annotated[int, Field(ge=0, description="passes over the reserve set that tune fused experts")] = 0
+    tune_rate: Annotated[float, Field(gt=0, description="learning rate (Adam) of these passes")] = 0.001
+
+    def fits(self, model: Model, reserve: int) -> None:
+        _mixture(model)
+        if not reserve:
+            raise ValueError("fedmoe fuses by what clients say of a reserve set; right would be data.reserve = 10, say")
+
+    def uploads(self, model: Model) -> frozenset[str]:
+        return frozenset(_mixture(model).expert.initial)
+
+    # ---- server
+
+    def open(self, given: Given) -> Tensors:
+        """The mixture at the common start; its gate random, or warmed up (spec: it must not start symmetric)."""
+        mixture = _mixture(given.model)
+        server = mixture.initial
+        if self.warmup:
+            clusters = _clusters(given.reserve.x[:, 0], mixture.experts, given.seed)
+            learning = replace(given.learning, epochs=self.warmup, optimizer="adam", rate=self.gate_rate)
+            server |= named(
+                "gate", _fitted(mixture.gate, under(server, "gate"), given, clusters, learning, "warm-up", 0)
+            )
+        return server
+
+    def publish(self, server: Tensors) -> Tensors:
+        """One model, for clients that have none yet: the main experts' mean; without a main expert, the routed ones'."""
+        return named(
+            "global", mean(experts := _experts(server, "main") or _experts(server, "expert"), [1] * len(experts))
+        )
+
+    def expects(self, server: Tensors, model: Model) -> Tensors:
+        return under(self.publish(server), "global")
+
+    def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
+        """Nothing to those who hold a model; the published one to newcomers; fresh blends, if they travel now."""
+        sent = dict.fromkeys(clients, Sent(self.publish(server)))
+        for client in clients:
+            if f"relevance.{client}" in server:
+                fresh = named("blend", _blend(server, client)) if self.blend == "next-order" else {}
+                sent[client] = Sent(fresh)
+        return sent
+
+    def merge(self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int) -> Tensors:
+        """Step B: T times relevance, experts, gate and alpha; then each client's shares of the experts, for step C."""
+        mixture, clients = _mixture(given.model), [upload.tensors for upload in uploads]
+        examples_m = torch.tensor([float(upload.examples) for upload in uploads])
+        answers_mR = _right(mixture.expert, clients, given.reserve)
+        for inner in range(self.inner):
+            relevance_Km = self._relevance(mixture, server, given.reserve, answers_mR)
+            server = self._fuse(server, clients, relevance_Km, examples_m)
+            if self.tune_epochs:
+                server = self._tune(given, mixture, server, round * self.inner + inner)
+            server = self._train(given, mixture, server, rng(given.seed, "gate", round * self.inner + inner))
+        shares_Em = self._shares(server, self._relevance(mixture, server, given.reserve, answers_mR))
+        return server | {
+            f"relevance.{u.client}": share for u, share in zip(uploads, shares_Em.T.contiguous(), strict=True)
+        }
+
+    def give_back(self, server: Tensors, uploads: Sequence[Upload]) -> dict[str, Sent]:
+        """Step C: M_j <- lambda M_j + (1 - lambda) sum_k W^c[k, j] E_k, each to its own client."""
+        if self.blend != "same-round":
+            return {}
+        return {
+            u.client: Sent(
+                named("blend", mean([u.tensors, _blend(server, u.client)], [self.lam_client, 1 - self.lam_client]))
+            )
+            for u in uploads
+        }
+
+    def serve(self, model: Model, server: Tensors, x: Tensor) -> Tensor:
+        """The main experts and the top-L routed ones, renormalised; all of them alike without routing."""
+        if self.gate == "trained":
+            return _mixture(model).predict(server, x)
+        return _dense(_mixture(model), server, x, uniform=True)
+
+    def shows(self, model: Model, server: Tensors, x: Tensor, y: Tensor) -> Facts:
+        """How well the mixture does without its parts, how its experts are used, and how far they are apart."""
+        mixture = _mixture(model)
+        routed_KBC, weights_BK = mixture.answers(server, "expert", x), self._weigh(mixture, server, x)
+        use_KC = torch.zeros(mixture.experts, len(mixture.classes)).index_put_(
+            (weights_BK.argmax(-1), y), torch.ones(len(y)), accumulate=True
+        )
+
+        def right(answer_BC: Tensor) -> int:
+            return int((answer_BC.argmax(-1) == y).sum())
+
+        facts: Facts = {
+            "dense_correct": right(_dense(mixture, server, x, uniform=False)),
+            "uniform_correct": right(_dense(mixture, server, x, uniform=True)),
+            "routed_correct": right(mixture.predict(server | {"alpha": torch.tensor(1.0)}, x)),
+            "experts_correct": [float(right(answer_BC)) for answer_BC in routed_KBC],
+            "use": use_KC.flatten().tolist(),
+            "entropy": float(_entropy(weights_BK)),
+            "apart": _apart(_experts(server, "expert")),
+        }
+        if mixture.mains:
+            facts |= {
+                "main_correct": right(mixture.answers(server, "main", x).mean(0)),
+                "alpha": float(server["alpha"]),
+            }
+        return facts | {f"relevance.{c}": value.tolist() for c, value in under(server, "relevance").items()}
+
+    def _relevance(self, mixture: MixtureModel, server: Tensors, reserve: Examples, answers_mR: Tensor) -> Tensor:
+        """W [K, m]: how much a client's model is worth on the reserve examples that the gate gives to an expert."""
+        with torch.no_grad():
+            gate_RK = self._weigh(mixture, server, reserve.x[:, 0])
+        if self.relevance == "mean":
+            return gate_RK.T @ answers_mR.T / len(gate_RK)
+        if self.relevance == "uniform":
+            return torch.zeros(gate_RK.shape[1], len(answers_mR))
+        ahead_mR = answers_mR - answers_mR.mean(0)
+        return (gate_RK / gate_RK.sum(0).clamp_min(NEVER)).T @ ahead_mR.T
+
+    def _fuse(self, server: Tensors, clients: Sequence[Tensors], relevance_Km: Tensor, examples_m: Tensor) -> Tensors:
+        """E <- (1 - lambda) E + lambda sum_j w_j M_j: relevance decides w for routed experts, nothing for main ones."""
+        counts_m = examples_m.log() if self.weights == "examples" else torch.zeros_like(examples_m)
+        routed_Km = (self._scaled(relevance_Km, 1) / self.temperature + counts_m).softmax(1)
+        names = [*_names(server, "main"), *_names(server, "expert")]
+        mains = len(names) - len(routed_Km)
+        fused = torch.cat([counts_m.softmax(0).expand(mains, -1), routed_Km])
+        weights = torch.cat([(1 - self.lam) * torch.eye(len(names)), self.lam * fused], dim=1)
+        experts = combine(weights, [*(under(server, name) for name in names), *clients])
+        for name, expert in zip(names, experts, strict=True):
+            server = server | named(name, expert)
+        return server
+
+    def _shares(self, server: Tensors, relevance_Km: Tensor) -> Tensor:
+        """W^c [E, m]: a softmax over each column of concat(1 - alpha, alpha W)."""
+        alpha = server.get("alpha", torch.tensor(1.0))
+        rows = [alpha * self._scaled(relevance_Km, 0)]
+        if "alpha" in server:
+            rows.insert(0, (1 - alpha).expand(1, relevance_Km.shape[1]))
+        return (torch.cat(rows) / self.blend_temperature).softmax(0)
+
+    def _scaled(self, relevance_Km: Tensor, axis: int) -> Tensor:
+        """Relative relevance in units of its spread along an axis: a temperature then means the same in any round."""
+        if self.relevance != "relative":
+            return relevance_Km
+        centred = relevance_Km - relevance_Km.mean(axis, keepdim=True)
+        return centred / centred.square().mean(axis, keepdim=True).sqrt().clamp_min(NEVER)
+
+    def _tune(self, given: Given, mixture: MixtureModel, server: Tensors, turn: int) -> Tensors:
+        """Fused experts, a few passes over the reserve set further (as the published code does)."""
+        learning = replace(given.learning, epochs=self.tune_epochs, optimizer="adam", rate=self.tune_rate)
+        for name in (*_names(server, "main"), *_names(server, "expert")):
+            tuned = _fitted(mixture.expert, under(server, name), given, given.reserve.y, learning, f"tune {name}", turn)
+            server = server | named(name, tuned)
+        return server
+
+    def _train(self, given: Given, mixture: MixtureModel, server: Tensors, generator: torch.Generator) -> Tensors:
+        """Descend L_ce + beta L_ent in the gate and L_ce in alpha. Experts stay, so what they say is computed once."""
+        x, y = given.reserve.x[:, 0], given.reserve.y
+        with torch.no_grad():
+            mains_MRC, routed_KRC = (mixture.answers(server, prefix, x) for prefix in ("main", "expert"))
+        gate = {name: value.clone() for name, value in under(server, "gate").items()}
+        alpha = {"alpha": server["alpha"].clone().requires_grad_()} if mixture.mains else {}
+        free = [value.requires_grad_() for name, value in gate.items() if name not in moving(mixture.gate)]
+        optimizer = torch.optim.Adam(
+            [{"params": free, "lr": self.gate_rate}, *({"params": [a], "lr": self.alpha_rate} for a in alpha.values())],
+            foreach=False,
+        )
+        for _ in range(self.gate_epochs):
+            for rows in torch.randperm(len(y), generator=generator).split(given.learning.batch):
+                logits, moved = step(mixture.gate, Local(gate), x[rows])
+                weights_BK = logits.softmax(-1) if self.gate == "trained" else _uniform(logits)
+                answer_BC = mixture.mix(alpha, mains_MRC[:, rows], routed_KRC[:, rows], weights_BK)
+                loss = nll_loss(answer_BC, y[rows]) + self.beta * _entropy(weights_BK)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                gate |= moved
+                for a in alpha.values():
+                    a.data.clamp_(0, 1)
+        return server | {name: value.detach() for name, value in (named("gate", gate) | alpha).items()}
+
+    def _weigh(self, mixture: MixtureModel, server: Tensors, x: Tensor) -> Tensor:
+        """[B, K]: the gate's weights, or the same for all."""
+        logits = mixture.gate.logits(under(server, "gate"), x)
+        return logits.softmax(-1) if self.gate == "trained" else _uniform(logits)
+
+    # ---- client
+
+    def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:
+        """The client's own model, as far as it may keep it, and the blend, if that came with the order."""
+        kept = Local.of(own).trained if own else under(sent, "global")
+        blend = under(sent, "blend")
+        if not blend:
+            return Local(kept)
+        return Local(mean([kept, blend], [self.lam_client, 1 - self.lam_client]) if kept else blend)
+
+    def logits(self, model: Model, local: Local, x: Tensor) -> Tensor:
+        return _mixture(model).expert.logits(local.trained, x)
+
+    def step(self, model: Model, local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
+        return step(_mixture(model).expert, local, x)
+
+    def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
+        return Finished(stays=local.kept(), leaves=local.trained)
+
+    def absorb(self, sent: Tensors, own: Tensors | None) -> Tensors:
+        return Local(under(sent, "blend")).kept()
+
+    def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
+        """The client's one model; the published one if it never trained."""
+        return Local.of(own) if own else Local(under(sent, "global"))
+
+
+def _mixture(model: Model) -> MixtureModel:
+    if not isinstance(model, MixtureModel):
+        raise ValueError("fedmoe needs a mixture; right would be a section [mixture] with experts = 4")
+    return model
+
+
+def _names(server: Tensors, prefix: str) -> list[str]:
+    """ "expert.0", "expert.1" .. as far as there are any."""
+    numbers = {int(name.split(".")[1]) for name in server if name.startswith(prefix + ".")}
+    return [f"{prefix}.{number}" for number in sorted(numbers)]
+
+
+def _experts(server: Tensors, prefix: str) -> list[Tensors]:
+    return [under(server, name) for name in _names(server, prefix)]
+
+
+def _blend(server: Tensors, client: str) -> Tensors:
+    """sum_k W^c[k, j] E_k, from the experts as they are now."""
+    mains, routed = _experts(server, "main"), _experts(server, "expert")
+    experts = [*([mean(mains, [1] * len(mains))] if mains else []), *routed]
+    (blend,) = combine(server[f"relevance.{client}"][None], experts)
+    return blend
+
+
+def _right(expert: Model, clients: Sequence[Tensors], reserve: Examples) -> Tensor:
+    """P_y [m, R]: the probability that each client's model gives to the true label."""
+    with torch.no_grad():
+        return torch.stack([
+            expert.logits(client, reserve.x[:, 0]).softmax(-1).gather(1, reserve.y[:, None])[:, 0] for client in clients
+        ])  # fmt: skip
+
+
+def _dense(mixture: MixtureModel, server: Tensors, x: Tensor, uniform: bool) -> Tensor:
+    """log y(x) of all experts, weighed by the gate or all alike."""
+    logits = mixture.gate.logits(under(server, "gate"), x)
+    weights_BK = _uniform(logits) if uniform else logits.softmax(-1)
+    return mixture.mix(server, mixture.answers(server, "main", x), mixture.answers(server, "expert", x), weights_BK)
+
+
+def _uniform(logits: Tensor) -> Tensor:
+    return torch.full_like(logits, 1 / logits.shape[-1])
+
+
+def _entropy(weights_BK: Tensor) -> Tensor:
+    """Mean over inputs, in nats."""
+    entropy: Tensor = torch.special.entr(weights_BK).sum(-1).mean()
+    return entropy
+
+
+def _apart(experts: Sequence[Tensors]) -> float:
+    """Root mean square distance of experts from their mean, as a share of the mean's norm."""
+    flat = torch.stack([torch.cat([value.flatten().double() for value in expert.values()]) for expert in experts])
+    centre = flat.mean(0)
+    return float((flat - centre).norm() / (len(experts) ** 0.5 * centre.norm()))
+
+
+def _fitted(
+    model: Model, tensors: Tensors, given: Given, labels: Tensor, learning: Learning, use: str, turn: int
+) -> Tensors:
+    """A model of the server's, trained on the reserve set with these labels."""
+    (trained,), _ = fit(
+        partial(step, model), lambda _: 0.0, [Local(tensors)], [Examples(given.reserve.x, labels)],
+        [rng(given.seed, use, turn)], learning, {}, moving=moving(model),
+    )  # fmt: skip
+    return trained
+
+
+def _clusters(x: Tensor, count: int, seed: int) -> Tensor:
+    """k-means clusters [R] of inputs: of their values, or of their tokens' counts."""
+    from sklearn.cluster import KMeans  # takes a second to import
+
+    if not x.is_floating_point():
+        x = torch.zeros(len(x), int(x.max()) + 1).scatter_add_(1, x.flatten(1), torch.ones(x.flatten(1).shape))
+    found = KMeans(count, n_init=10, random_state=seed).fit(x.flatten(1).double().numpy())
+    return torch.from_numpy(found.labels_).long()

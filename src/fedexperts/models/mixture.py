@@ -1,0 +1,82 @@
+"""A mixture of experts as a model: main experts that are always on, routed experts, and a gate over them.
+
+    y(x) = (1 - alpha) E_main(x) + alpha * sum_k G_k(x) E_k(x)        (Fed-MoE, IJCAI 2025/610, eq. 1)
+
+E are probabilities, so the logits of a mixture are log y(x), and its cross-entropy is -log y(x)[label]. Every expert is
+one and the same model with tensors of its own. This room knows neither what the experts compute nor who trains them.
+
+Shapes: B inputs, C classes, K routed experts, M main experts.
+"""
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from ..method import Model
+from ..tensors import Tensors, named, stack, under
+
+LEAST = 1e-9  # probability whose logarithm is still taken
+
+
+class Mixture:
+    """Tensors `main.i.*` and `expert.k.*`, each a whole expert, `gate.*`, and `alpha` where there is a main expert.
+
+    All experts start from the expert's own start, in storage of their own; the gate starts from its model's.
+    ValueError if the gate has not a logit for each routed expert.
+    """
+
+    def __init__(self, expert: Model, gate: Model, mains: int, top: int) -> None:
+        self.expert, self.gate, self.mains, self.top = expert, gate, mains, top
+        self.classes, self.experts = expert.classes, len(gate.classes)
+        self.together = getattr(expert, "together", True) and getattr(gate, "together", True)
+        if not 1 <= top <= self.experts:
+            raise ValueError(f"mixture.top = {top} of {self.experts} experts; right would be 1 to {self.experts}")
+
+    @property
+    def initial(self) -> Tensors:
+        tensors = named("gate", self.gate.initial)
+        for name in [*(f"main.{i}" for i in range(self.mains)), *(f"expert.{k}" for k in range(self.experts))]:
+            tensors |= named(name, {key: value.clone() for key, value in self.expert.initial.items()})
+        return tensors | ({"alpha": torch.tensor(0.5)} if self.mains else {})
+
+    def logits(self, tensors: Tensors, x: Tensor) -> Tensor:
+        """[B, C]: log y(x), every expert computed and weighed."""
+        routed_KBC = self.answers(tensors, "expert", x)
+        return self.mix(tensors, self.answers(tensors, "main", x), routed_KBC, self.weigh(tensors, x))
+
+    def predict(self, tensors: Tensors, x: Tensor) -> Tensor:
+        """[B, C]: log y(x) of the main experts and the `top` routed ones, renormalised; no other one is computed."""
+        weights_BL, chosen_BL = self.weigh(tensors, x).topk(self.top, dim=-1)
+        weights_BL = weights_BL / weights_BL.sum(-1, keepdim=True)
+        routed_BC = weights_BL.new_zeros(len(x), len(self.classes))
+        for k in chosen_BL.unique().tolist():
+            rows, places = (chosen_BL == k).nonzero(as_tuple=True)
+            answer = self.expert.logits(under(tensors, f"expert.{k}"), x[rows]).softmax(-1)
+            routed_BC[rows] += weights_BL[rows, places, None] * answer
+        return self._with_main(tensors, self.answers(tensors, "main", x), routed_BC)
+
+    def weigh(self, tensors: Tensors, x: Tensor) -> Tensor:
+        """[B, K]: the gate's softmax."""
+        return self.gate.logits(under(tensors, "gate"), x).softmax(-1)
+
+    def answers(self, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
+        """[E, B, C]: probabilities from each of the experts `main.*` or `expert.*`."""
+        count = self.mains if prefix == "main" else self.experts
+        experts = [under(tensors, f"{prefix}.{i}") for i in range(count)]
+        if not experts:
+            return x.new_zeros(0, len(x), len(self.classes), dtype=torch.float32)
+        if self.together and count > 1:
+            answers_EBC: Tensor = vmap(self.expert.logits, (0, None))(stack(experts), x)
+        else:
+            answers_EBC = torch.stack([self.expert.logits(expert, x) for expert in experts])
+        return answers_EBC.softmax(-1)
+
+    def mix(self, tensors: Tensors, mains_MBC: Tensor, routed_KBC: Tensor, weights_BK: Tensor) -> Tensor:
+        """[B, C]: log y(x) from the experts' answers and the routed experts' weights."""
+        return self._with_main(tensors, mains_MBC, torch.einsum("bk,kbc->bc", weights_BK, routed_KBC))
+
+    def _with_main(self, tensors: Tensors, mains_MBC: Tensor, routed_BC: Tensor) -> Tensor:
+        if self.mains:
+            alpha = tensors["alpha"].clamp(0, 1)
+            routed_BC = (1 - alpha) * mains_MBC.mean(0) + alpha * routed_BC
+        return routed_BC.clamp_min(LEAST).log()
