@@ -30,7 +30,7 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CLOSED = {"methods": {"tensors", "learn", "method"}, "models": {"tensors", "method"}, "data": {"tensors", "method"}}
 ONLY_IN: dict[str, tuple[str, ...]] = {  # outside packages, and the rooms or files that may know them
-    "transformers": ("models/huggingface.py",),
+    "transformers": ("models/huggingface.py", "models/transformer.py"),
     "flwr": ("flower.py",),
     "typer": ("cli.py",),
     "rich": ("cli.py", "report"),

@@ -1,4 +1,4 @@
-"""Any CLIP of Hugging Face's CLIPModel, in the parts of clip.py. The only module that imports transformers.
+"""Any CLIP of Hugging Face's CLIPModel, in the parts of clip.py; and where Hugging Face keeps models on this machine.
 
 Nothing is downloaded here: a hub name is looked up in this machine's own Hugging Face cache, so that a run has no
 hidden traffic and gives the same weights tomorrow.
@@ -31,27 +31,30 @@ def load_clip(name: str, dtype: torch.dtype = torch.float32) -> Clip:
     Its weights get `dtype` and the default device; scale and outputs stay exact floats. ValueError, with what to type,
     if there is no such CLIP, if it is not a CLIP (SigLIP is not), or if a part of it is missing.
     """
-    return _load(_folder(name), dtype, torch.get_default_device())
+    folder = Path(__file__).parent / name if name == "tinyclip" else find(name, "CLIP", "tinyclip")
+    return _load(folder, dtype, torch.get_default_device())
 
 
-def _folder(name: str) -> Path:
-    if name == "tinyclip":
-        return Path(__file__).parent / name
+def find(name: str, kind: str, ours: str) -> Path:
+    """The folder of a `kind` of model, given itself or by a hub name that was downloaded before.
+
+    ValueError, with what to type or to use instead (`ours`), if there is none.
+    """
     if (folder := Path(name).expanduser()).is_dir():
         return folder.resolve()
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except (OSError, ValueError):
         raise ValueError(
-            f"no CLIP at {name!r}: it is neither a folder nor in this machine's Hugging Face cache. Give a folder with "
-            f'config.json and weights, or type "hf download {name}" first if it is a hub name, or use "tinyclip"'
+            f"no {kind} at {name!r}: it is neither a folder nor in this machine's Hugging Face cache. Give a folder "
+            f'with config.json and weights, or type "hf download {name}" first if it is a hub name, or use "{ours}"'
         ) from None
 
 
 @cache
 def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> Clip:
     _check_files(folder)
-    with _quiet():
+    with quiet():
         try:
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
@@ -151,7 +154,7 @@ def _broken(folder: Path, why: str) -> ValueError:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and no notes while a model is loaded; what went wrong is raised."""
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,36 @@
+"""Settings of networks for texts. Importing this room does not import transformers; building a model does."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .built import Built
+from .network import Network
+
+
+@dataclass(frozen=True)
+class TransformerSettings:
+    """A BERT or a GPT-2 that classifies texts, all of its weights trained; encoded texts are int64 [B, 2, tokens]."""
+
+    model: Annotated[
+        str,
+        Field(
+            description='"tiny-bert" or "tiny-gpt2" (small, fresh from the seed), a local folder, or a hub name '
+            "downloaded before"
+        ),
+    ] = "tiny-bert"
+    tokens: Annotated[int, Field(ge=3, description="length of a text: a longer one is cut, a shorter one padded")] = 64
+    pooling: Annotated[
+        Literal["own", "mean"],
+        Field(
+            description='"own": as the classifier in Hugging Face has it; "mean": over all tokens, and a linear layer'
+        ),
+    ] = "own"
+
+    def build(self, classes: tuple[str, ...], seed: int) -> Built:
+        """ValueError if the model cannot be loaded, or takes fewer tokens. What it has no weights for is seeded."""
+        from .transformer import load_transformer  # takes seconds to import: not before a model is built
+
+        module, encode = load_transformer(self.model, len(classes), self.tokens, self.pooling, seed)
+        return Built(Network(module, classes, together=False), encode, "")

@@ -1,0 +1,178 @@
+"""Any sequence classifier of Hugging Face's BERT and GPT-2 families, or a tiny fresh one, and what makes its inputs.
+
+As with a CLIP (huggingface.py), nothing is downloaded here. This room does not know how a network is trained.
+
+Shapes: B texts, L tokens, W width, C classes; x [B, 2, L] holds token ids and the attention mask.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, GPT2Config
+
+from .huggingface import find, quiet
+from .network import seeded
+
+Encode = Callable[[Sequence[str]], Tensor]  # texts -> int64 [B, 2, L]
+
+PAD, START, WORDS = 0, 1, 1022  # ids of the tiny ones: 1,024 altogether
+WORD = re.compile(r"\w+|[^\w\s]")
+ATTENTION = "eager"  # separate steps: the same bits each time, on every device
+
+
+def load_transformer(name: str, classes: int, tokens: int, pooling: str, seed: int) -> tuple[nn.Module, Encode]:
+    """A module [B, 2, L] -> [B, C], and the encoder of texts in front of it; L is `tokens`.
+
+    `name` is one of TINY, a folder, or a hub name that was downloaded before. ValueError, with what to type, if there
+    is no such model, if a part of it is missing, or if it takes fewer tokens.
+    """
+    make: Callable[[], Any]
+    if name in TINY:
+        make, encode = partial(_fresh, TINY[name](tokens), classes), partial(hashed, tokens)
+    else:
+        folder = find(name, "text model", "tiny-bert")
+        tokenizer = _tokenizer(folder)
+        make = partial(_load, folder, classes, tokens, tokenizer.pad_token_id)
+        encode = partial(tokenized, tokenizer, tokens)
+    return seeded(lambda: POOLINGS[pooling](make(), classes), seed), encode
+
+
+class Own(nn.Module):
+    """A classifier with its own pooling: BERT's at the first token, GPT-2's at the last that is not padding."""
+
+    def __init__(self, classifier: Any, classes: int) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids, mask = x.unbind(1)
+        return self.classifier(input_ids=ids, attention_mask=mask).logits  # type: ignore[no-any-return]
+
+
+class Mean(nn.Module):
+    """A classifier's body, the mean of what it makes of the tokens (padding is none), and a linear layer."""
+
+    def __init__(self, classifier: Any, classes: int) -> None:
+        super().__init__()
+        self.body = classifier.base_model
+        self.body.pooler = None  # BERT's, which nobody would read: it would have no gradient
+        self.head = nn.Linear(classifier.config.hidden_size, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids, mask = x.unbind(1)
+        hidden_BLW = self.body(input_ids=ids, attention_mask=mask).last_hidden_state
+        share_BL = mask / mask.sum(1, keepdim=True)
+        return self.head((share_BL[:, None] @ hidden_BLW)[:, 0])  # type: ignore[no-any-return]
+
+
+POOLINGS: dict[str, Callable[[Any, int], nn.Module]] = {"own": Own, "mean": Mean}
+
+
+def tokenized(tokenizer: Any, tokens: int, texts: Sequence[str]) -> Tensor:
+    """Texts as a tokenizer of Hugging Face has them, int64 [B, 2, L], padded on the right."""
+    found = tokenizer(
+        list(texts),
+        padding="max_length",
+        truncation=True,
+        max_length=tokens,
+        padding_side="right",  # where GPT-2's own pooling and positions expect it
+        return_tensors="pt",
+    )
+    x = torch.stack([found.input_ids, found.attention_mask], dim=1)
+    x[:, 1, 0] = 1  # a text without any token is one of padding: nobody takes a mean of nothing
+    return x
+
+
+def hashed(tokens: int, texts: Sequence[str]) -> Tensor:
+    """Texts for the tiny ones, int64 [B, 2, L]: START, then lower-case words and punctuation marks, then PAD.
+
+    A word's id is a hash of it, so that there is no vocabulary to learn or to keep; some words share one.
+    """
+    ids = torch.full((len(texts), tokens), PAD)
+    for row, text in zip(ids, texts, strict=True):
+        words = [START, *(2 + crc32(word.encode()) % WORDS for word in WORD.findall(text.lower()))][:tokens]
+        row[: len(words)] = torch.tensor(words)
+    return torch.stack([ids, (ids != PAD).long()], dim=1)
+
+
+def _tiny_bert(tokens: int) -> BertConfig:
+    return BertConfig(
+        vocab_size=2 + WORDS,
+        pad_token_id=PAD,
+        max_position_embeddings=tokens,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+    )
+
+
+def _tiny_gpt2(tokens: int) -> GPT2Config:
+    return GPT2Config(
+        vocab_size=2 + WORDS,
+        pad_token_id=PAD,
+        bos_token_id=START,
+        eos_token_id=START,
+        n_positions=tokens,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        use_cache=False,  # nobody goes on writing these texts
+    )
+
+
+TINY: dict[str, Callable[[int], Any]] = {"tiny-bert": _tiny_bert, "tiny-gpt2": _tiny_gpt2}
+
+
+def _fresh(config: Any, classes: int) -> Any:
+    config.num_labels = classes
+    return AutoModelForSequenceClassification.from_config(config, attn_implementation=ATTENTION)  # type: ignore[no-untyped-call]
+
+
+def _tokenizer(folder: Path) -> Any:
+    if not (folder / "tokenizer.json").exists() and not any(folder.glob("vocab.*")):  # it would make an empty one
+        raise _broken(folder, "it has neither tokenizer.json nor vocab.json nor vocab.txt")
+    with quiet():
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise _broken(folder, str(error).splitlines()[0]) from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # GPT-2's has none
+    return tokenizer
+
+
+def _load(folder: Path, classes: int, tokens: int, pad: int) -> Any:
+    """The classifier of a folder in fp32; its head is fresh if the folder has none for so many classes."""
+    with quiet():
+        try:
+            classifier, report = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                num_labels=classes,
+                dtype=torch.float32,
+                attn_implementation=ATTENTION,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                local_files_only=True,
+            )
+        except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+            raise _broken(folder, str(error).splitlines()[0]) from None
+    body, lacking = classifier.base_model_prefix, {*report["missing_keys"], *(n for n, *_ in report["mismatched_keys"])}
+    if gone := sorted(name for name in lacking if name.startswith(f"{body}.") and ".pooler." not in name):
+        raise _broken(folder, f"it has no weights for {gone[0]}")
+    if tokens > (most := classifier.config.max_position_embeddings):
+        raise ValueError(f"{folder} takes texts of {most} tokens, and tokens is {tokens}: set tokens to at most {most}")
+    classifier.config.pad_token_id = pad  # GPT-2 looks for its last token by it
+    classifier.config.use_cache = False
+    return classifier
+
+
+def _broken(folder: Path, why: str) -> ValueError:
+    return ValueError(f"{folder} does not hold a whole text model: {why}. Save model and tokenizer there")
