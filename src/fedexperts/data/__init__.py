@@ -1,4 +1,4 @@
-"""Data: federations of labelled images, their splits and features. Knows no model, method or engine.
+"""Data: federations of labelled images and texts, their splits and features. Knows no model, method or engine.
 
 To add a source: a frozen dataclass whose fields are its options, with `load(seed)`, and its name here.
 """
@@ -6,10 +6,12 @@ To add a source: a frozen dataclass whose fields are its options, with `load(see
 from .digits import DigitsPathological, DigitsScanners
 from .features import features
 from .federation import Federation, Parts, Source
+from .reviews import Reviews
 
 DATA: dict[str, type[Source]] = {
     "digits-scanners": DigitsScanners,
     "digits-pathological": DigitsPathological,
+    "reviews": Reviews,
 }
 
-__all__ = ["DATA", "DigitsPathological", "DigitsScanners", "Federation", "Parts", "Source", "features"]
+__all__ = ["DATA", "DigitsPathological", "DigitsScanners", "Federation", "Parts", "Reviews", "Source", "features"]

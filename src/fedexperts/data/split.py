@@ -94,9 +94,9 @@ def pathological(labels: Tensor, clients: int, generator: Generator) -> list[Ten
 
 
 def reserve(labels: Tensor, size: int, alpha: float, generator: Generator) -> Tensor:
-    """Positions of `size` examples a class, for the server: of each class so many, or on average if alpha is above 0.
+    """Positions of the server's examples: `size` of each class in labels [n] or, with alpha above 0, on average.
 
-    Then one draw from Dirichlet(alpha) says how likely each class is, and examples are drawn by it, one by one, among
+    Class proportions are then drawn once from Dirichlet(alpha), and examples one by one in these proportions, among
     the classes that are not used up.
     ValueError if there are too few examples, of a class or in all, or alpha is below 0 or not finite.
     """
