@@ -59,18 +59,6 @@ def mean(items: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Ten
     return {name: one(name, first.dtype) for name, first in items[0].items()}
 
 
-def combine(weights: Tensor, items: Sequence[Mapping[str, Tensor]]) -> list[Tensors]:
-    """Weighted sums of m equally named items by weights [n, m]: n of them."""
-    sums = {}
-    for name, first in items[0].items():
-        stacked = torch.stack([item[name] for item in items])
-        if first.is_floating_point():
-            sums[name] = torch.tensordot(weights, stacked, 1)
-        else:
-            sums[name] = stacked[weights.argmax(1)]
-    return unbind(sums, len(weights))
-
-
 def sum_in_order(values: Iterable[Tensor]) -> Tensor:
     """Sum of at least one tensor, left to right."""
     first, *rest = values

@@ -16,6 +16,7 @@ from ..tensors import rng
 from .built import Built as Built
 from .clip import Clip, LinearProbe, PromptedClip, encode, words
 from .mixture import Mixture as Mixture
+from .sequence import TransformerSettings
 from .vision import CompactCnnSettings, LeafCnnSettings, ResNet18Settings
 
 SPREAD = 0.02  # standard deviation of a random context, about that of a CLIP's word embeddings
@@ -88,4 +89,5 @@ MODELS: dict[str, type] = {
     "compact-cnn": CompactCnnSettings,
     "leaf-cnn": LeafCnnSettings,
     "resnet18": ResNet18Settings,
+    "transformer": TransformerSettings,
 }
