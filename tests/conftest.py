@@ -230,7 +230,7 @@ def job_and_engine(config: Config, path: Path) -> tuple[Job, InProcess]:
 def left_behind(folder: RunDir) -> dict[str, Any]:
     """The server's state, every private file and the logs (except seconds): what must not differ."""
     newest = folder.path / "checkpoints" / f"round-{folder.done():06d}"
-    files = [newest / "server.safetensors", *sorted((folder.path / "private").rglob("*.private"))]
+    files = [*sorted(newest.glob("*.safetensors")), *sorted((folder.path / "private").rglob("*.private"))]
     whole: dict[str, Any] = {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
     for log in ("rounds.jsonl", "clients.jsonl"):
         lines = (folder.path / log).read_text().splitlines() if (folder.path / log).exists() else []

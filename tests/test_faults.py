@@ -26,7 +26,19 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CASES, GATE, Case, Remembered, Spoilt, carry_out, job_and_engine, left_behind, server, tiny
+from conftest import (
+    CASES,
+    GATE,
+    Case,
+    Remembered,
+    Spoilt,
+    carry_out,
+    job_and_engine,
+    left_behind,
+    same_bits,
+    server,
+    tiny,
+)
 from torch import Tensor
 
 from fedexperts.config import ConfigError, build
@@ -35,7 +47,7 @@ from fedexperts.loop import NobodyLeftError, evaluate
 from fedexperts.message import Order, Reply
 from fedexperts.method import Method, Upload
 from fedexperts.rundir import RunDir
-from fedexperts.tensors import Tensors, pack, under
+from fedexperts.tensors import Tensors, pack, under, unpack
 
 FULL = {"rounds": 3, "participation": 1.0}
 MOAP = tiny(CASES["nearest"], run=FULL)
@@ -231,6 +243,47 @@ def test_a_last_damaged_checkpoint_leaves_only_a_new_folder(folder: RunDir) -> N
     damage(folder.path / "checkpoints" / "round-000003" / "manifest.json", ACTS["cut"])
     with pytest.raises(ValueError, match="or start anew in another folder"):
         more(folder)
+
+
+MIXTURE = dict.fromkeys(("main.0.w", "expert.0.w", "expert.12.a.w", "expert.12.b"), torch.ones(3))
+REST = dict.fromkeys(("gate.w", "alpha", "global.layers.0.w", "pool.3"), torch.zeros(2))
+
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> RunDir:
+    """A run that was saved once, with a large mixture on its server."""
+    folder = RunDir.create(tmp_path / "run", "", {})
+    folder.save(0, MIXTURE | REST)
+    return folder
+
+
+def test_a_mixture_is_saved_expert_by_expert(mixture: RunDir) -> None:
+    """Each numbered group of tensors has its file; all else, a client named 3 among it, stays in the server's."""
+    files = {path.name: path for path in (mixture.path / "checkpoints" / "round-000000").iterdir()}
+    groups = {"main.0.safetensors", "expert.0.safetensors", "expert.12.safetensors"}
+    assert files.keys() == groups | {"server.safetensors", "manifest.json"}
+    assert unpack(files["expert.12.safetensors"].read_bytes()).keys() == {"expert.12.a.w", "expert.12.b"}
+    assert files["server.safetensors"].read_bytes() == pack(REST)
+    assert same_bits(server(mixture), MIXTURE | REST)
+
+
+def test_a_client_with_any_name_is_saved(mixture: RunDir) -> None:
+    """At worst it has a file of its own."""
+    pool = {f"pool.{name}": torch.ones(1) for name in ("3", "3.", "3.4", "../x", "3./x", "server", "manifest.json")}
+    mixture.save(1, pool)
+    assert server(mixture).keys() == pool.keys()
+
+
+@every_act
+@pytest.mark.parametrize("name", ["server", "main.0", "expert.12"])
+def test_a_damaged_expert_is_named(name: str, act: Any, mixture: RunDir) -> None:
+    file = mixture.path / "checkpoints" / "round-000000" / f"{name}.safetensors"
+    damage(file, act)
+    with pytest.raises(ValueError, match=f"damaged: {file}"):
+        mixture.load()
+    file.unlink()
+    with pytest.raises(ValueError, match=f"damaged: {file}"):
+        mixture.load()
 
 
 def test_removed_checkpoints_are_not_a_fresh_start(folder: RunDir) -> None:

@@ -5,27 +5,61 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import same_bits
+from safetensors.torch import save
 
 from fedexperts.message import Order, Reply, decode_order, decode_reply, encode
-from fedexperts.tensors import mean, named, pack, rng, size, stack, unbind, under, unpack, write
+from fedexperts.tensors import (
+    Mapped,
+    Tensors,
+    combine,
+    combine_files,
+    mean,
+    named,
+    pack,
+    parts,
+    rng,
+    size,
+    stack,
+    unbind,
+    under,
+    unpack,
+    write,
+)
 
 ONE, TWO = torch.tensor([1.0, -2.0]), torch.tensor([[3.0, 4.0], [5.0, 6.0]])
+KINDS = [torch.int64, torch.float64, torch.float32, torch.int32, torch.bfloat16, torch.float16]
+KINDS += [torch.int16, torch.int8, torch.uint8, torch.bool]
 
 
 # Bytes
 
 
 def test_bytes_come_back_as_the_same_tensors() -> None:
-    kinds = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool]
-    sent = {str(kind): torch.arange(6).reshape(2, 3).to(kind) for kind in kinds} | {"empty": torch.empty(0, 2, 4)}
+    sent = {str(kind): torch.arange(6).reshape(2, 3).to(kind) for kind in KINDS} | {"empty": torch.empty(0, 2, 4)}
     back = unpack(pack(sent))
     assert back.keys() == sent.keys()
     for name in sent:
         assert back[name].dtype == sent[name].dtype
         assert torch.equal(back[name], sent[name])
+
+
+def test_the_bytes_are_those_that_safetensors_writes() -> None:
+    for tensors in ({f"ä.{k}": torch.arange(3).to(k) for k in KINDS}, {"p": torch.tensor(1.0)}, {}):
+        assert pack(tensors) == save(tensors)
+
+
+def test_a_dense_tensor_is_not_copied_to_be_written() -> None:
+    _, first, second = parts({"a": ONE, "b": TWO})
+    assert [np.asarray(part).ctypes.data for part in (first, second)] == [ONE.data_ptr(), TWO.data_ptr()]
+
+
+def test_a_tensor_that_no_file_holds_is_named() -> None:
+    with pytest.raises(ValueError, match="odd is torch.complex64; what is sent, saved or kept"):
+        pack({"odd": torch.zeros(1, dtype=torch.complex64)})
 
 
 def test_equal_tensors_have_equal_bytes_whatever_their_order_layout_and_gradient() -> None:
@@ -107,6 +141,115 @@ def test_a_stack_comes_apart_again_and_gradients_flow_through() -> None:
     assert same_bits(second, {"p": -ONE})
     (gradient,) = torch.autograd.grad((first["p"] * 3).sum(), [whole["p"]])
     assert gradient.tolist() == [[3, 3], [0, 0]]
+
+
+# Sums
+
+
+def models(count: int, kind: torch.dtype = torch.float32) -> list[Tensors]:
+    """Large enough for several chunks, with a small tensor and a count of steps."""
+    drawn = rng(0, "models")
+    sizes = {"gate": (3, 70_001), "bias": (), "none": (0, 2)}
+    values = [{name: torch.randn(size, generator=drawn).to(kind) for name, size in sizes.items()} for _ in range(count)]
+    return [tensors | {"steps": torch.tensor([10 + place])} for place, tensors in enumerate(values)]
+
+
+WEIGHTS = torch.tensor([[0.2, 0.5, 0.3, 0, 0], [0, 0, 0.1, 0.9, 0], [0, 0.25, 0, 0, 0.75]])
+
+
+@pytest.mark.parametrize(("kind", "error"), [(torch.float64, 1e-15), (torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+def test_each_sum_is_weighted_by_its_own_row_and_keeps_the_type(kind: torch.dtype, error: float) -> None:
+    items, weights = models(5, kind), WEIGHTS.double()
+    for row, found in zip(weights, combine(weights, items), strict=True):
+        for name in ("gate", "bias", "none"):
+            wanted = torch.zeros(items[0][name].shape, dtype=torch.float64)
+            for weight, item in zip(row, items, strict=True):
+                wanted += weight * item[name].double()
+            assert found[name].dtype == kind
+            torch.testing.assert_close(found[name].double(), wanted, rtol=error, atol=error / 10)
+
+
+def test_half_precision_is_summed_in_more() -> None:
+    """In bfloat16 the small addend would be lost, and 1/3 be coarse."""
+    items = [{"p": torch.tensor([value]).bfloat16()} for value in (3 * 512.0, 3.0, -3 * 512.0)]
+    assert combine(torch.full((1, 3), 1 / 3), items)[0]["p"].tolist() == [1.0]
+
+
+def test_a_count_is_copied_from_the_item_of_the_largest_weight() -> None:
+    assert [found["steps"].tolist() for found in combine(WEIGHTS, models(5))] == [[11], [13], [14]]
+
+
+def test_the_order_of_items_does_not_matter() -> None:
+    items, order = models(5), [3, 1, 4, 0, 2]
+    for one, other in zip(combine(WEIGHTS, items), combine(WEIGHTS[:, order], [items[i] for i in order]), strict=True):
+        assert torch.equal(one["steps"], other["steps"])
+        torch.testing.assert_close(one["gate"], other["gate"])
+
+
+def test_a_sum_stands_for_itself() -> None:
+    items = [{"p": ONE.clone().requires_grad_(), "steps": torch.tensor(3)}] * 2
+    first, second = combine(torch.eye(2), items)
+    assert not first["p"].requires_grad
+    first["p"][0], first["steps"][...] = 7, 7
+    assert (second["p"][0], second["steps"], items[0]["p"][0], items[0]["steps"]) == (1, 3, 1, 3)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_sums_in_files_equal_those_in_memory_bit_for_bit(kind: torch.dtype, tmp_path: Path) -> None:
+    """Read from files, too; and in the place of the old ones."""
+    items, old = models(5, kind), [tmp_path / f"{place}" for place in range(5)]
+    for path, item in zip(old, items, strict=True):
+        write(path, pack(item))
+    combine_files(WEIGHTS, [Mapped(path) for path in old], [old[0], old[1], tmp_path / "new"])
+    for path, wanted in zip([old[0], old[1], tmp_path / "new"], combine(WEIGHTS, items), strict=True):
+        assert path.read_bytes() == pack(wanted)
+
+
+@pytest.mark.parametrize(
+    ("odd", "why"),
+    [({}, "its p is missing"), ({"p": TWO}, "its p is .*2, 2"), ({"p": ONE, "q": ONE}, "expected is none")],
+)
+def test_an_item_unlike_the_others_is_named(odd: Tensors, why: str, tmp_path: Path) -> None:
+    write(tmp_path / "odd", pack(odd))
+    with pytest.raises(ValueError, match=f"{tmp_path / 'odd'} is not like the first item: .*{why}"):
+        combine_files(torch.ones(1, 2), [{"p": ONE}, Mapped(tmp_path / "odd")], [tmp_path / "sum"])
+    with pytest.raises(ValueError, match=f"item 1 is not like the first item: .*{why}"):
+        combine(torch.ones(1, 2), [{"p": ONE}, odd])
+    assert not (tmp_path / "sum").exists()
+
+
+def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
+    for path, data in ((tmp_path / "absent", None), (tmp_path / "noise", b"noise")):
+        if data:
+            write(path, data)
+        with pytest.raises(ValueError, match=f"{path} is no safetensors file"):
+            Mapped(path)
+
+
+@pytest.mark.parametrize("weights", [torch.ones(2), torch.ones(1, 3), torch.ones(0, 2)])
+def test_weights_that_are_not_the_items_are_refused(weights: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"for 2 items; right would be \[sums, items\]"):
+        combine(weights, [{"p": ONE}] * 2)
+
+
+def test_each_sum_needs_a_file_of_its_own(tmp_path: Path) -> None:
+    for names in ("a", "aa", "abc"):
+        with pytest.raises(ValueError, match="2 sums need as many different paths"):
+            combine_files(torch.eye(2), [{"p": ONE}] * 2, [tmp_path / name for name in names])
+
+
+def test_an_interrupted_sum_leaves_no_file(tmp_path: Path) -> None:
+    class Torn(dict[str, torch.Tensor]):
+        """Its second tensor cannot be read once the sum has begun."""
+
+        def __getitem__(self, name: str) -> torch.Tensor:
+            if name == "q" and list(tmp_path.iterdir()):
+                raise OSError("the disk is gone")
+            return super().__getitem__(name)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        combine_files(torch.eye(2), [{"p": ONE, "q": ONE}, Torn(p=ONE, q=ONE)], [tmp_path / "one", tmp_path / "two"])
+    assert not list(tmp_path.iterdir())
 
 
 # Seeds

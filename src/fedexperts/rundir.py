@@ -5,7 +5,8 @@
     rounds.jsonl       a line a round: who trained, who was refused, bytes, seconds
     clients.jsonl      a line a client and evaluated round
     server.jsonl       a line an evaluated round: what the server holds, and how well it does
-    checkpoints/       the newest two: server.safetensors and, written last, manifest.json
+    checkpoints/       the newest two: server.safetensors, a file for each numbered group of tensors (expert.0.*), and,
+                       written last, manifest.json
     private/           the private states of clients that live in this process
 
 A checkpoint is written aside and renamed into place, and holds the lengths of the logs at its time: whatever instant a
@@ -16,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from .metrics import Row
-from .tensors import Tensors, pack, unpack, write
+from .tensors import Tensors, parts, unpack, write, writing
 
 LOGS = ("rounds.jsonl", "clients.jsonl", "server.jsonl")
 _KEPT = 2
+_GROUP = re.compile(r"([a-z_]+\.[0-9]+)\.")  # in lower case, as some disks take A for a
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,9 @@ class RunDir:
         """Checkpoint the server's state after `round`, together with the logs written so far."""
         aside = self.path / "checkpoints" / f".round-{round:06d}.part"
         shutil.rmtree(aside, ignore_errors=True)
-        data = pack(server)
-        write(aside / "server.safetensors", data)
+        sha256 = {file: _save(aside / file, group) for file, group in _files(server).items()}
         logs = {name: size.stat().st_size if (size := self.path / name).exists() else 0 for name in LOGS}
-        manifest = {"round": round, "sha256": {"server.safetensors": hashlib.sha256(data).hexdigest()}, "logs": logs}
+        manifest = {"round": round, "sha256": sha256, "logs": logs}
         write(aside / "manifest.json", json.dumps(manifest | {"check": _check(manifest)}, indent=1).encode())
         os.replace(aside, aside.with_name(f"round-{round:06d}"))
         for old in self._checkpoints()[:-_KEPT]:
@@ -141,11 +143,14 @@ class RunDir:
         return manifest
 
     def _server(self, checkpoint: Path, manifest: dict[str, Any]) -> Tensors:
-        path = checkpoint / "server.safetensors"
-        data = path.read_bytes() if path.exists() else b""
-        if hashlib.sha256(data).hexdigest() != manifest["sha256"][path.name]:
-            raise self._damaged(path)
-        return unpack(data)
+        server: Tensors = {}
+        for name, sha256 in manifest["sha256"].items():
+            path = checkpoint / name
+            data = path.read_bytes() if path.exists() else b""
+            if hashlib.sha256(data).hexdigest() != sha256:
+                raise self._damaged(path)
+            server |= unpack(data)
+        return server
 
     def _damaged(self, path: Path) -> ValueError:
         others = [c.name for c in self._checkpoints() if c != path.parent]
@@ -167,6 +172,25 @@ def taken(path: Path) -> ValueError:
         f"{path} is there already: two runs never share a folder. Go on with it by `fedexperts resume {path}`, "
         f"or choose another folder with --out."
     )
+
+
+def _files(server: Tensors) -> dict[str, Tensors]:
+    """What goes into which file: a large mixture is written, and read, expert by expert."""
+    files: dict[str, Tensors] = {"server.safetensors": {}}
+    for name, value in server.items():
+        group = _GROUP.match(name)
+        files.setdefault(f"{group[1] if group else 'server'}.safetensors", {})[name] = value
+    return files
+
+
+def _save(path: Path, tensors: Tensors) -> str:
+    """The sha256 of what was written, taken on the way: no copy of the tensors is made."""
+    sha256 = hashlib.sha256()
+    with writing(path) as file:
+        for part in parts(tensors):
+            sha256.update(part)
+            file.write(part)
+    return sha256.hexdigest()
 
 
 def _short(path: Path, have: int, length: int) -> ValueError:

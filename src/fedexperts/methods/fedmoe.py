@@ -87,10 +87,9 @@ class FedMoE(Method):
         return server
 
     def publish(self, server: Tensors) -> Tensors:
-        """One model, for clients that have none yet: the main experts' mean; without a main expert, the routed ones'."""
-        return named(
-            "global", mean(experts := _experts(server, "main") or _experts(server, "expert"), [1] * len(experts))
-        )
+        """One model, for clients that have none yet: the mean of the main experts or, without any, of the routed."""
+        experts = _experts(server, "main") or _experts(server, "expert")
+        return named("global", mean(experts, [1] * len(experts)))
 
     def expects(self, server: Tensors, model: Model) -> Tensors:
         return under(self.publish(server), "global")
