@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from fedexperts.client import Job
@@ -25,6 +25,7 @@ from fedexperts.loop import run
 from fedexperts.message import Order, Reply, decode_order, decode_reply, encode
 from fedexperts.method import Given, Model
 from fedexperts.models import Built
+from fedexperts.models.network import Network, seeded
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import Tensors, pack, rng
 
@@ -39,7 +40,9 @@ COUNTS = {"a": 5, "b": 9, "c": 14, "d": 7, "e": 1}  # training examples: no batc
 
 @dataclass(frozen=True)
 class TinyData:
-    """Five clients with unequal numbers of pictures; every client has its own lighting."""
+    """Five clients with unequal numbers of pictures; every client has its own lighting, the server's few have all."""
+
+    reserve: int = 0  # pictures of each class that are the server's
 
     def load(self, seed: int) -> Federation:
         draw = rng(seed, "tiny")
@@ -53,7 +56,13 @@ class TinyData:
             labels.append(own)
             index = torch.arange(first, first := first + whole)
             parts[client] = Parts(*index.split([count, VALID, TEST]))
-        return Federation(torch.cat(images), torch.cat(labels), CLASSES, parts, dict.fromkeys(parts, "tiny"))
+        for place in range(self.reserve):
+            noise = torch.randint(-30, 31, patterns.shape, generator=rng(seed, "reserve", place))
+            images.append((patterns.roll(place, dims=-1) + noise).clamp(0, 255).to(torch.uint8))
+            labels.append(torch.arange(len(CLASSES)))
+        reserve = torch.arange(first, first + self.reserve * len(CLASSES))
+        domains = dict.fromkeys(parts, "tiny")
+        return Federation(torch.cat(images), torch.cat(labels), CLASSES, parts, domains, reserve)
 
 
 class TinyPrompted:
@@ -88,6 +97,11 @@ class TinyProbe:
         return 10 * x @ tensors["weight"].T + tensors["bias"]
 
 
+def network(classes: int) -> nn.Module:
+    """Of two layers, on features."""
+    return nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, classes))
+
+
 @dataclass(frozen=True)
 class TinyModel:
     """As a user's own model would come through the door."""
@@ -100,6 +114,8 @@ class TinyModel:
         def encode(images: Tensor) -> Tensor:
             return normalize((images.flatten(1).float() / 255 - 0.5) @ lens, dim=-1)
 
+        if self.kind == "network":
+            return Built(Network(seeded(lambda: network(len(classes)), seed), classes), encode, "tiny")
         context = 0.1 * torch.randn(2, 4, generator=rng(seed, "context"))
         return Built(TinyPrompted(context) if self.kind == "prompted" else TinyProbe(), encode, "tiny")
 
@@ -124,6 +140,8 @@ class Case:
     learning: dict[str, Any] = field(default_factory=dict)
     private: bool = False
     own: bool = False
+    reserve: int = 0
+    mixture: dict[str, Any] | None = None
 
 
 GATE = {"name": "pfedmoap", "experts": 2, "width": 8, "heads": 2}
@@ -139,6 +157,10 @@ CASES = {
     "clipped": Case(GATE | {"upload_clip": 0.5, "upload_noise": 0.1}, private=True, own=True),
     "linear": Case(GATE | {"gate": "linear", "pooling": "mean"}, private=True, own=True),
     "gate-alone": Case(GATE | {"experts": 0, "normalised": True}, private=True),
+    "central": Case({"name": "central", "rate": 0.1}, reserve=8),
+    "cent-moe": Case({"name": "central", "rate": 0.1}, "network", reserve=8, mixture={"experts": 2}),
+    "fedavg-tuned": Case({"name": "fedavg-tuned"}, reserve=8),
+    "fedjets": Case({"name": "fedjets"}, "network", mixture={"experts": 3}),
 }
 
 
@@ -146,12 +168,12 @@ def tiny(case: Case, **sections: dict[str, Any]) -> Config:
     """A case in the tiny world; sections are laid over it, as a config file is over its base."""
     base = {
         "name": "tiny",
-        "data": {"name": "conftest:TinyData"},
+        "data": {"name": "conftest:TinyData", "reserve": case.reserve},
         "model": {"name": "conftest:TinyModel", "kind": case.model},
         "method": case.method,
         "learning": {"epochs": 2, "batch": 4, "rate": 0.1} | case.learning,
         "run": {"rounds": 3, "participation": 0.8},
-    }
+    } | ({} if case.mixture is None else {"mixture": case.mixture})
     return resolve([(base, "tiny"), (sections, "test")])
 
 

@@ -85,7 +85,7 @@ def tensors(file: bytes) -> Tensors:
 def close(one: Tensors, other: Tensors) -> None:
     assert one.keys() == other.keys()
     for name in one:
-        assert (one[name] - other[name]).norm() <= 1e-3 * one[name].norm() + 1e-5, name
+        assert (one[name] - other[name]).double().norm() <= 1e-3 * one[name].double().norm() + 1e-5, name
 
 
 # ---- 4
@@ -179,7 +179,7 @@ def ends(name: str, remembered: Remembered) -> tuple[Score, Score]:
     return score(start), score(end)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.method["name"] != "central"])
 def test_it_learns(name: str, remembered: Remembered) -> None:
     """Law 6: clients' own accuracy, 37 to 41 percent at the start, gains more than 20 points."""
     start, end = ends(name, remembered)
@@ -219,6 +219,10 @@ def moap(*values: Any, **method: Any) -> Other:
     return Other(values, Case(GATE | method))
 
 
+def tuned(*values: Any, **method: Any) -> Other:
+    return Other(values, Case({"name": "fedavg-tuned"} | method, reserve=8))
+
+
 def avg(*values: Any, **learning: Any) -> Other:
     return Other(values, Case({"name": "fedavg"}), learning)
 
@@ -226,6 +230,12 @@ def avg(*values: Any, **learning: Any) -> Other:
 FIELDS: dict[type, dict[str, Other]] = {
     METHODS["fedavg"]: {"mu": avg(0.3)},
     METHODS["alone"]: {},
+    METHODS["central"]: {
+        "epochs": Other((2,), CASES["central"]),
+        "rate": Other((0.01,), CASES["central"]),
+    },
+    METHODS["fedavg-tuned"]: {"mu": tuned(0.3), "epochs": tuned(3), "tune_rate": tuned(0.1), "keep": tuned(False)},
+    METHODS["fedjets"]: {"experts": Other((1, 3), CASES["fedjets"])},
     METHODS["pfedmoap"]: {
         "experts": moap(0, 1),
         "select": moap("random", "farthest"),

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..learn import Local
-from ..method import Finished, Given, Method, MixtureModel, Model, Sent, Upload
+from ..method import Finished, Given, Method, MixtureModel, Model, Sent, Upload, moving
 from ..tensors import Tensors, mean, named, rng, under
 
 
@@ -32,7 +32,10 @@ class FedJETs(Method):
     experts: Annotated[int, Field(ge=1, description="n, routed experts that a client is sent and trains")] = 2
 
     def fits(self, model: Model, reserve: int) -> None:
-        if self.experts > (count := _mixture(model).experts):
+        mixture = _mixture(model)
+        if moving(mixture.expert) | moving(mixture.gate):
+            raise ValueError('fedjets has no batch norm at its clients; right would be model.norm = "group"')
+        if self.experts > (count := mixture.experts):
             raise ValueError(f"method.experts = {self.experts} of {count}; right would be 1 to mixture.experts")
 
     def uploads(self, model: Model) -> frozenset[str]:
