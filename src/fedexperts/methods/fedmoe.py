@@ -23,7 +23,7 @@ from ..learn import Examples, Learning, Local, fit
 from ..method import Facts, Finished, Given, Method, MixtureModel, Model, Sent, Upload, moving, step
 from ..tensors import Tensors, combine, mean, named, rng, under
 
-NEVER = 1e-6  # a spread below it is rounding
+NEVER = 1e-6  # a spread below it is rounding, a weight below it is none
 
 
 @dataclass(frozen=True)
@@ -312,9 +312,8 @@ def _uniform(logits: Tensor) -> Tensor:
 
 
 def _entropy(weights_BK: Tensor) -> Tensor:
-    """Mean over inputs, in nats."""
-    entropy: Tensor = torch.special.entr(weights_BK).sum(-1).mean()
-    return entropy
+    """Mean over inputs, in nats; a weight that is exactly 0 has no infinite gradient."""
+    return -(weights_BK * weights_BK.clamp_min(NEVER).log()).sum(-1).mean()
 
 
 def _apart(experts: Sequence[Tensors]) -> float:
