@@ -2,7 +2,13 @@
 
 from ..method import Method
 from .fedavg import Alone, FedAvg
-from .fedmoe import FedMoE
+from .fedmoe import FedMoE, FedMoEStrong
 from .pfedmoap import PFedMoAP
 
-METHODS: dict[str, type[Method]] = {"alone": Alone, "fedavg": FedAvg, "fedmoe": FedMoE, "pfedmoap": PFedMoAP}
+METHODS: dict[str, type[Method]] = {
+    "alone": Alone,
+    "fedavg": FedAvg,
+    "fedmoe": FedMoE,
+    "fedmoe-strong": FedMoEStrong,
+    "pfedmoap": PFedMoAP,
+}

@@ -10,9 +10,9 @@ experts that a blend has shares of, the mains (as one, their mean) first if ther
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, make_dataclass, replace
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
 from pydantic import Field
@@ -266,6 +266,30 @@ class FedMoE(Method):
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
         """The client's one model; the published one if it never trained."""
         return Local.of(own) if own else Local(under(sent, "global"))
+
+
+STRONG: dict[str, Any] = {
+    "lam": 1.0,
+    "lam_client": 0.0,
+    "relevance": "relative",
+    "temperature": 0.15,
+    "blend_temperature": 0.2,
+    "weights": "examples",
+    "blend": "next-order",
+    "gate_epochs": 5,
+    "gate_rate": 0.003,
+    "warmup": 60,
+}
+_HINTS = get_type_hints(FedMoE, include_extras=True)  # what a field means and may be stays as it is
+FedMoEStrong: type[FedMoE] = make_dataclass(
+    "FedMoEStrong",
+    [(name, _HINTS[name], value) for name, value in STRONG.items()],
+    bases=(FedMoE,),
+    frozen=True,
+    namespace={
+        "__doc__": "Fed-MoE in strength: the same method, with the levers that gained (docs/deviations.md)."
+    },
+)
 
 
 def _mixture(model: Model) -> MixtureModel:
