@@ -99,7 +99,9 @@ def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -
         if not torch.isfinite(value).all():
             return Reply(client.name, order.round, "train", error=f"training diverged: {name} is not finite")
     finished = job.method.finish(job.model, local, rng(job.seed, "finish", order.round, client.name))
-    leaves = seal(finished.leaves, job.method.uploads(job.model), client.name)
+    with torch.no_grad():
+        said = job.method.observe(job.model, local, client.train.x[:, 0])
+    leaves = seal(finished.leaves | said, job.method.uploads(job.model), client.name)
     if finished.stays:
         client.private.save(client.name, order.round, finished.stays)
     return Reply(client.name, order.round, "train", leaves, len(client.train), {"loss": loss})

@@ -11,7 +11,7 @@ import platform
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -25,9 +25,9 @@ from . import __version__
 from .client import Client, Job
 from .data import DATA, Federation, features
 from .engine import Engine, InProcess
-from .learn import Examples, Learning, Local, fit
+from .learn import Examples, Learning
 from .loop import Schedule
-from .method import Method, Model, moving, step
+from .method import Method, Model, taught
 from .methods import METHODS
 from .models import MODELS, Built, Mixture
 from .private import Private
@@ -239,11 +239,7 @@ def _started(config: Config, model: Model, reserve: Examples) -> Model:
         )
     seed: int = config.values["run"]["seed"]
     learning = Learning(settings.epochs, settings.batch, optimizer="adam", rate=settings.rate)
-    (trained,), _ = fit(
-        partial(step, model), lambda _: 0.0, [Local(model.initial)], [reserve], [rng(seed, "common start")],
-        learning, {}, moving=moving(model),
-    )  # fmt: skip
-    begun: Model = model.starting(trained)
+    begun: Model = model.starting(taught(model, model.initial, reserve, learning, rng(seed, "common start")))
     return begun
 
 

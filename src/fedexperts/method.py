@@ -8,12 +8,13 @@ network. This room does not know where a function runs, how a client trains, or 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from .learn import Examples, Learning, Local
+from .learn import Examples, Learning, Local, fit
 from .tensors import Tensors, named, under
 
 Fact = float | int | str | list[float] | list[str]
@@ -118,6 +119,17 @@ def moving(model: Model) -> frozenset[str]:
     return model.moving if isinstance(model, MovingModel) else frozenset()
 
 
+def taught(
+    model: Model, tensors: Tensors, examples: Examples, learning: Learning, generator: torch.Generator
+) -> Tensors:
+    """A model's tensors after training on one set of examples: what the server does with its reserve set."""
+    (trained,), _ = fit(
+        partial(step, model), lambda _: 0.0, [Local(tensors)], [examples], [generator], learning, {},
+        moving=moving(model),
+    )  # fmt: skip
+    return trained
+
+
 @dataclass(frozen=True)
 class Given:
     """What the server has beside its state: the same in every round."""
@@ -217,6 +229,10 @@ class Method(ABC):
     def penalty(self, local: Local) -> Tensor | float:
         """Added to the cross-entropy."""
         return 0.0
+
+    def observe(self, model: Model, local: Local, x: Tensor) -> Tensors:
+        """What a client says, after training, of its training inputs x; it leaves with the upload."""
+        return {}
 
     @abstractmethod
     def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:

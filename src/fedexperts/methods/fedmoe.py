@@ -11,7 +11,6 @@ experts that a blend has shares of, the mains (as one, their mean) first if ther
 
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass, replace
-from functools import partial
 from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
@@ -19,8 +18,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import nll_loss
 
-from ..learn import Examples, Learning, Local, fit
-from ..method import Facts, Finished, Given, Method, MixtureModel, Model, Sent, Upload, moving, step
+from ..learn import Examples, Learning, Local
+from ..method import Facts, Finished, Given, Method, MixtureModel, Model, Sent, Upload, moving, step, taught
 from ..tensors import Tensors, combine, mean, named, rng, under
 
 NEVER = 1e-6  # a spread below it is rounding, a weight below it is none
@@ -286,9 +285,7 @@ FedMoEStrong: type[FedMoE] = make_dataclass(
     [(name, _HINTS[name], value) for name, value in STRONG.items()],
     bases=(FedMoE,),
     frozen=True,
-    namespace={
-        "__doc__": "Fed-MoE in strength: the same method, with the levers that gained (docs/deviations.md)."
-    },
+    namespace={"__doc__": "Fed-MoE in strength: the same method, with the levers that gained (docs/deviations.md)."},
 )
 
 
@@ -351,11 +348,7 @@ def _fitted(
     model: Model, tensors: Tensors, given: Given, labels: Tensor, learning: Learning, use: str, turn: int
 ) -> Tensors:
     """A model of the server's, trained on the reserve set with these labels."""
-    (trained,), _ = fit(
-        partial(step, model), lambda _: 0.0, [Local(tensors)], [Examples(given.reserve.x, labels)],
-        [rng(given.seed, use, turn)], learning, {}, moving=moving(model),
-    )  # fmt: skip
-    return trained
+    return taught(model, tensors, Examples(given.reserve.x, labels), learning, rng(given.seed, use, turn))
 
 
 def _clusters(x: Tensor, count: int, seed: int) -> Tensor:

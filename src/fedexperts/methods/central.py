@@ -1,0 +1,78 @@
+"""What the reserve set alone can do, and what it adds to averaging: two baselines of Fed-MoE (IJCAI 2025/610).
+
+Cent-MoE is its table's row "reserve set only". FedAvg tuned on the reserve set is the control that the table lacks:
+Fed-MoE's server trains on that set, so FedAvg's should, too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from ..learn import Local
+from ..method import Finished, Given, Model, Sent, Upload, taught
+from ..tensors import Tensors, named, rng, under
+from .fedavg import Alone, FedAvg
+
+Epochs = Annotated[int, Field(ge=1, description="passes over the reserve set")]
+
+
+@dataclass(frozen=True)
+class Central(Alone):
+    """The model, a mixture or any other, trained on the reserve set before the first round; rounds change nothing."""
+
+    epochs: Epochs = 20
+    rate: Annotated[float, Field(gt=0, description="learning rate of these passes")] = 0.003
+
+    def fits(self, model: Model, reserve: int) -> None:
+        _reserved(reserve)
+
+    def open(self, given: Given) -> Tensors:
+        return named("global", _tuned(given, given.model.initial, self.epochs, self.rate, 0))
+
+    def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
+        return dict.fromkeys(clients, Sent(self.publish(server)))
+
+    def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
+        return Finished(stays={}, leaves={})
+
+    def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
+        return Local(under(sent, "global"))
+
+
+@dataclass(frozen=True)
+class FineTuned(FedAvg):
+    """FedAvg whose average is tuned on the reserve set after every merge, and published as that."""
+
+    epochs: Epochs = 1
+    tune_rate: Annotated[float, Field(gt=0, description="learning rate of these passes")] = 0.001
+    keep: Annotated[
+        bool, Field(description="the next round starts at the tuned model, or else at the plain average")
+    ] = True
+
+    def fits(self, model: Model, reserve: int) -> None:
+        _reserved(reserve)
+
+    def publish(self, server: Tensors) -> Tensors:
+        return named("global", under(server, "tuned")) or super().publish(server)
+
+    def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
+        return dict.fromkeys(clients, Sent(super().publish(server)))
+
+    def merge(self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int) -> Tensors:
+        plain = super().merge(given, server, uploads, round)
+        tuned = _tuned(given, under(plain, "global"), self.epochs, self.tune_rate, round)
+        return named("global", tuned) if self.keep else plain | named("tuned", tuned)
+
+
+def _tuned(given: Given, tensors: Tensors, epochs: int, rate: float, round: int) -> Tensors:
+    """The model after some passes over the reserve set, with the clients' batches and optimiser."""
+    learning = replace(given.learning, epochs=epochs, rate=rate)
+    return taught(given.model, tensors, given.reserve, learning, rng(given.seed, "reserve", round))
+
+
+def _reserved(reserve: int) -> None:
+    if not reserve:
+        raise ValueError("this method trains on a reserve set, and there is none; right would be data.reserve = 10")

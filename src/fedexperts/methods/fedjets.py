@@ -1,0 +1,125 @@
+"""FedJETs: of a mixture, each client is sent and trains the gate and those few experts that its gate prefers.
+
+Dun et al.: "FedJETs: Efficient Just-In-Time Personalization with Federated Mixture of Experts" (arXiv:2306.08586).
+Anchor clients, each bound to one expert in all rounds, make the experts differ; everybody else follows the gate.
+
+Simplified here: anchors are the first K clients that uploaded anything, where the paper picks clients with unlike
+data, and beside its own expert an anchor trains what its gate prefers; a client's choice is that of the gate as it last
+trained it, by chance at first, which saves an exchange in front of every round; the gate sees the input itself, not the
+features of a common pretrained expert; and predictions weigh all experts, not the best few.
+
+Shapes: B inputs, C classes, K routed experts, n of them at a client.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..learn import Local
+from ..method import Finished, Given, Method, MixtureModel, Model, Sent, Upload
+from ..tensors import Tensors, mean, named, rng, under
+
+
+@dataclass(frozen=True)
+class FedJETs(Method):
+    """Clients name the n experts they hold by place: 0 to n - 1. The server knows which those are."""
+
+    experts: Annotated[int, Field(ge=1, description="n, routed experts that a client is sent and trains")] = 2
+
+    def fits(self, model: Model, reserve: int) -> None:
+        if self.experts > (count := _mixture(model).experts):
+            raise ValueError(f"method.experts = {self.experts} of {count}; right would be 1 to mixture.experts")
+
+    def uploads(self, model: Model) -> frozenset[str]:
+        return frozenset({*_part(model.initial, range(self.experts)), "use"})
+
+    # ---- server
+
+    def expects(self, server: Tensors, model: Model) -> Tensors:
+        return _part(under(server, "global"), range(self.experts)) | {"use": torch.zeros(_count(server))}
+
+    def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
+        """The gate and the main experts, which all have in common, and each client's own n experts."""
+        sent, shared = {}, under(server, "global")
+        for client in clients:
+            chosen_n = self._chosen(server, client, round, seed)
+            payload = named("global", _part(shared, chosen_n.tolist())) | {"chosen": chosen_n}
+            sent[client] = Sent(payload, {"chosen": [float(k) for k in chosen_n]})
+        return sent
+
+    def merge(self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int) -> Tensors:
+        """Means by examples: of an expert over those who trained it, of the rest over all. Free anchors are taken."""
+        shared, anchors, K = under(server, "global"), under(server, "anchor"), _count(server)
+        chosen = [self._chosen(server, u.client, round, given.seed).tolist() for u in uploads]
+        for k in range(K):
+            holders = [(u, own.index(k)) for u, own in zip(uploads, chosen, strict=True) if k in own]
+            if holders:
+                trained = [under(u.tensors, f"expert.{place}") for u, place in holders]
+                shared |= named(f"expert.{k}", mean(trained, [u.examples for u, _ in holders]))
+        shared |= mean([_part(u.tensors, ()) for u in uploads], [u.examples for u in uploads])
+        new = [u.client for u in uploads if u.client not in anchors][: K - len(anchors)]
+        anchors |= {client: torch.tensor(k) for k, client in enumerate(new, len(anchors))}
+        use = {u.client: u.tensors["use"] for u in uploads}
+        return server | named("global", shared) | named("use", use) | named("anchor", anchors)
+
+    def _chosen(self, server: Tensors, client: str, round: int, seed: int) -> Tensor:
+        """[n]: an anchor's own expert, then those that the client's gate weighed most, by chance the first time."""
+        use_K = server.get(f"use.{client}")
+        if use_K is None:
+            use_K = torch.rand(_count(server), generator=rng(seed, "experts", round, client))
+        if f"anchor.{client}" in server:
+            use_K = use_K.index_fill(0, server[f"anchor.{client}"], math.inf)
+        return use_K.argsort(descending=True, stable=True)[: self.experts]
+
+    # ---- client
+
+    def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:
+        return Local(under(sent, "global"), {"chosen": sent["chosen"]})
+
+    def logits(self, model: Model, local: Local, x: Tensor) -> Tensor:
+        """log y(x) of the experts that are here, the gate's weights renormalised over them."""
+        mixture, tensors = _mixture(model), local.trained
+        if "chosen" not in local.fixed:
+            return mixture.logits(tensors, x)
+        routed = [mixture.expert.logits(under(tensors, f"expert.{place}"), x) for place in range(self.experts)]
+        weights_Bn = _gate(mixture, tensors, x)[:, local.fixed["chosen"]].softmax(-1)
+        return mixture.mix(tensors, mixture.answers(tensors, "main", x), torch.stack(routed).softmax(-1), weights_Bn)
+
+    def observe(self, model: Model, local: Local, x: Tensor) -> Tensors:
+        """use [K]: how the gate weighs all experts, on average over what the client trained on."""
+        return {"use": _gate(_mixture(model), local.trained, x).softmax(-1).mean(0)}
+
+    def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
+        return Finished(stays={}, leaves=local.trained)
+
+    def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
+        return Local(under(sent, "global"))
+
+
+def _mixture(model: Model) -> MixtureModel:
+    if not isinstance(model, MixtureModel):
+        raise ValueError("fedjets needs a mixture; right would be a section [mixture] with experts = 4")
+    return model
+
+
+def _gate(mixture: MixtureModel, tensors: Tensors, x: Tensor) -> Tensor:
+    """[B, K] logits."""
+    return mixture.gate.logits(under(tensors, "gate"), x)
+
+
+def _part(tensors: Tensors, chosen: Iterable[int]) -> Tensors:
+    """Of a mixture's tensors, those of the chosen experts, numbered anew, and all that belong to no routed expert."""
+    part = {name: value for name, value in tensors.items() if name.split(".")[0] not in ("expert", "use")}
+    for place, k in enumerate(chosen):
+        part |= named(f"expert.{place}", under(tensors, f"expert.{k}"))
+    return part
+
+
+def _count(server: Tensors) -> int:
+    """K."""
+    return len({name.split(".")[2] for name in server if name.startswith("global.expert.")})
