@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .loop import NobodyLeftError
     from .method import Finished, Given, Method, Model, Sent, Upload
     from .metrics import Score
+    from .models import Built, Network, seeded
     from .study import once
 
 _ROOMS = {
@@ -27,10 +28,12 @@ _ROOMS = {
     "learn": ("Local",),
     "method": ("Finished", "Given", "Method", "Model", "Sent", "Upload"),
     "metrics": ("Score",),
+    "models": ("Built", "Network", "seeded"),
     "study": ("once",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = [
+    "Built",
     "Config",
     "ConfigError",
     "Finished",
@@ -38,12 +41,13 @@ __all__ = [
     "Local",
     "Method",
     "Model",
+    "Network",
     "NobodyLeftError",
     "Score",
     "Sent",
     "Upload",
 ]
-__all__ += ["build", "load", "once"]
+__all__ += ["build", "load", "once", "seeded"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from ..method import Method
 from .central import Central, FineTuned
 from .fedavg import Alone, FedAvg
 from .fedjets import FedJETs
-from .fedmoe import FedMoE
+from .fedmoe import FedMoE, FedMoEStrong
 from .pfedmoap import PFedMoAP
 
 METHODS: dict[str, type[Method]] = {
@@ -14,5 +14,6 @@ METHODS: dict[str, type[Method]] = {
     "fedavg-tuned": FineTuned,
     "fedjets": FedJETs,
     "fedmoe": FedMoE,
+    "fedmoe-strong": FedMoEStrong,
     "pfedmoap": PFedMoAP,
 }

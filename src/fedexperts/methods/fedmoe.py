@@ -10,8 +10,8 @@ experts that a blend has shares of, the mains (as one, their mean) first if ther
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from dataclasses import dataclass, make_dataclass, replace
+from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
 from pydantic import Field
@@ -22,7 +22,7 @@ from ..learn import Examples, Learning, Local
 from ..method import Facts, Finished, Given, Method, MixtureModel, Model, Sent, Upload, moving, step, taught
 from ..tensors import Tensors, combine, mean, named, rng, under
 
-NEVER = 1e-6  # a spread below it is rounding
+NEVER = 1e-6  # a spread below it is rounding, a weight below it is none
 
 
 @dataclass(frozen=True)
@@ -267,6 +267,28 @@ class FedMoE(Method):
         return Local.of(own) if own else Local(under(sent, "global"))
 
 
+STRONG: dict[str, Any] = {
+    "lam": 1.0,
+    "lam_client": 0.0,
+    "relevance": "relative",
+    "temperature": 0.15,
+    "blend_temperature": 0.2,
+    "weights": "examples",
+    "blend": "next-order",
+    "gate_epochs": 5,
+    "gate_rate": 0.003,
+    "warmup": 60,
+}
+_HINTS = get_type_hints(FedMoE, include_extras=True)  # what a field means and may be stays as it is
+FedMoEStrong: type[FedMoE] = make_dataclass(
+    "FedMoEStrong",
+    [(name, _HINTS[name], value) for name, value in STRONG.items()],
+    bases=(FedMoE,),
+    frozen=True,
+    namespace={"__doc__": "Fed-MoE in strength: the same method, with the levers that gained (docs/deviations.md)."},
+)
+
+
 def _mixture(model: Model) -> MixtureModel:
     if not isinstance(model, MixtureModel):
         raise ValueError("fedmoe needs a mixture; right would be a section [mixture] with experts = 4")
@@ -311,9 +333,8 @@ def _uniform(logits: Tensor) -> Tensor:
 
 
 def _entropy(weights_BK: Tensor) -> Tensor:
-    """Mean over inputs, in nats."""
-    entropy: Tensor = torch.special.entr(weights_BK).sum(-1).mean()
-    return entropy
+    """Mean over inputs, in nats; a weight that is exactly 0 has no infinite gradient."""
+    return -(weights_BK * weights_BK.clamp_min(NEVER).log()).sum(-1).mean()
 
 
 def _apart(experts: Sequence[Tensors]) -> float:

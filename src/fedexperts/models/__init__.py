@@ -16,6 +16,8 @@ from ..tensors import rng
 from .built import Built as Built
 from .clip import Clip, LinearProbe, PromptedClip, encode, words
 from .mixture import Mixture as Mixture
+from .network import Network as Network
+from .network import seeded as seeded
 from .sequence import TransformerSettings
 from .vision import CompactCnnSettings, LeafCnnSettings, ResNet18Settings
 
