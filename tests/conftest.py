@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from fedexperts.client import Job
@@ -25,6 +25,7 @@ from fedexperts.loop import run
 from fedexperts.message import Order, Reply, decode_order, decode_reply, encode
 from fedexperts.method import Given, Model
 from fedexperts.models import Built
+from fedexperts.models.network import Network, seeded
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import Tensors, pack, rng
 
@@ -39,7 +40,9 @@ COUNTS = {"a": 5, "b": 9, "c": 14, "d": 7, "e": 1}  # training examples: no batc
 
 @dataclass(frozen=True)
 class TinyData:
-    """Five clients with unequal numbers of pictures; every client has its own lighting."""
+    """Five clients with unequal numbers of pictures; every client has its own lighting, the server's few have all."""
+
+    reserve: int = 0  # pictures of each class that are the server's
 
     def load(self, seed: int) -> Federation:
         draw = rng(seed, "tiny")
@@ -53,7 +56,13 @@ class TinyData:
             labels.append(own)
             index = torch.arange(first, first := first + whole)
             parts[client] = Parts(*index.split([count, VALID, TEST]))
-        return Federation(torch.cat(images), torch.cat(labels), CLASSES, parts, dict.fromkeys(parts, "tiny"))
+        for place in range(self.reserve):
+            noise = torch.randint(-30, 31, patterns.shape, generator=rng(seed, "reserve", place))
+            images.append((patterns.roll(place, dims=-1) + noise).clamp(0, 255).to(torch.uint8))
+            labels.append(torch.arange(len(CLASSES)))
+        reserve = torch.arange(first, first + self.reserve * len(CLASSES))
+        domains = dict.fromkeys(parts, "tiny")
+        return Federation(torch.cat(images), torch.cat(labels), CLASSES, parts, domains, reserve)
 
 
 class TinyPrompted:
@@ -77,15 +86,29 @@ class TinyPrompted:
 
 
 class TinyProbe:
-    """A linear classifier."""
+    """A linear classifier, which starts at zero."""
 
-    classes = CLASSES
-
-    def __init__(self) -> None:
-        self.initial = {"weight": torch.zeros(len(CLASSES), WIDTH), "bias": torch.zeros(len(CLASSES))}
+    def __init__(self, classes: tuple[str, ...] = CLASSES) -> None:
+        self.classes = classes
+        self.initial = {"weight": torch.zeros(len(classes), WIDTH), "bias": torch.zeros(len(classes))}
 
     def logits(self, tensors: Tensors, x: Tensor) -> Tensor:
         return 10 * x @ tensors["weight"].T + tensors["bias"]
+
+
+def network(classes: int) -> nn.Module:
+    """Of two layers, on features."""
+    return nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, classes))
+
+
+def norm(classes: int) -> nn.Module:
+    """With a batch norm, on pixels: a batch of one has more than one value a channel."""
+    layers = (nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, classes))
+    return nn.Sequential(*layers)
+
+
+def pixels(images: Tensor) -> Tensor:
+    return images.float() / 255 - 0.5
 
 
 @dataclass(frozen=True)
@@ -95,13 +118,18 @@ class TinyModel:
     kind: str = "prompted"
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
+        if self.kind == "norm":
+            return Built(Network(seeded(lambda: norm(len(classes)), seed), classes), pixels, "")
         lens = torch.randn(48, WIDTH, generator=rng(0, "lens"))
 
         def encode(images: Tensor) -> Tensor:
-            return normalize((images.flatten(1).float() / 255 - 0.5) @ lens, dim=-1)
+            return normalize(pixels(images).flatten(1) @ lens, dim=-1)
 
+        if self.kind == "network":
+            larger = Network(seeded(lambda: network(len(classes)), seed), classes)
+            return Built(larger, lambda images: 5 * encode(images), "tiny-network")
         context = 0.1 * torch.randn(2, 4, generator=rng(seed, "context"))
-        return Built(TinyPrompted(context) if self.kind == "prompted" else TinyProbe(), encode, "tiny")
+        return Built(TinyPrompted(context) if self.kind == "prompted" else TinyProbe(classes), encode, "tiny")
 
 
 NOTHING = Examples(torch.empty(0, 1), torch.empty(0, dtype=torch.int64))
@@ -117,28 +145,41 @@ def given(model: Model, reserve: Examples = NOTHING) -> Given:
 
 @dataclass(frozen=True)
 class Case:
-    """A method on a model; `private` says whether clients keep something, `own` whether payloads differ."""
+    """A method on a model; `secret` says whether clients keep what may not leave, `own` whether payloads differ."""
 
     method: dict[str, Any]
     model: str = "prompted"
     learning: dict[str, Any] = field(default_factory=dict)
-    private: bool = False
+    secret: bool = False
     own: bool = False
+    reserve: int = 0
+    mixture: dict[str, Any] | None = None
 
 
 GATE = {"name": "pfedmoap", "experts": 2, "width": 8, "heads": 2}
+MOE: dict[str, Any] = {"own": True, "reserve": 8, "mixture": {"experts": 3}}
+NEXT = {
+    "name": "fedmoe", "blend": "next-order", "relevance": "relative", "weights": "examples", "lam": 1.0,
+    "lam_client": 0.0, "gate_rate": 0.05,
+}  # fmt: skip
 CASES = {
     "fedavg": Case({"name": "fedavg"}),
     "fedavg-probe": Case({"name": "fedavg"}, "probe"),
     "fedprox": Case({"name": "fedavg", "mu": 0.3}),
-    "alone": Case({"name": "alone"}, private=True),
-    "alone-probe": Case({"name": "alone"}, "probe", private=True),
-    "nearest": Case(GATE, private=True, own=True),
-    "random": Case(GATE | {"select": "random", "pooling": "random"}, private=True, own=True),
-    "averaged": Case(GATE | {"gates": "averaged"}, private=True, own=True),
-    "clipped": Case(GATE | {"upload_clip": 0.5, "upload_noise": 0.1}, private=True, own=True),
-    "linear": Case(GATE | {"gate": "linear", "pooling": "mean"}, private=True, own=True),
-    "gate-alone": Case(GATE | {"experts": 0, "normalised": True}, private=True),
+    "alone": Case({"name": "alone"}, secret=True),
+    "alone-probe": Case({"name": "alone"}, "probe", secret=True),
+    "nearest": Case(GATE, secret=True, own=True),
+    "random": Case(GATE | {"select": "random", "pooling": "random"}, secret=True, own=True),
+    "averaged": Case(GATE | {"gates": "averaged"}, own=True),
+    "clipped": Case(GATE | {"upload_clip": 0.5, "upload_noise": 0.1}, secret=True, own=True),
+    "linear": Case(GATE | {"gate": "linear", "pooling": "mean"}, secret=True, own=True),
+    "gate-alone": Case(GATE | {"experts": 0, "normalised": True}, secret=True),
+    "fedavg-norm": Case({"name": "fedavg"}, "norm"),
+    "fedmix": Case({"name": "fedavg"}, "network", mixture={"experts": 2}),
+    "fedmoe": Case({"name": "fedmoe", "lam": 0.5}, "network", **MOE),
+    "fedmoe-next": Case(NEXT, "network", **MOE),
+    "fedmoe-norm": Case({"name": "fedmoe", "lam": 0.5, "inner": 2}, "norm", **MOE),
+    "fedmoe-no-main": Case(NEXT | {"warmup": 5}, "network", **MOE | {"mixture": {"experts": 3, "mains": 0, "top": 2}}),
 }
 
 
@@ -146,12 +187,12 @@ def tiny(case: Case, **sections: dict[str, Any]) -> Config:
     """A case in the tiny world; sections are laid over it, as a config file is over its base."""
     base = {
         "name": "tiny",
-        "data": {"name": "conftest:TinyData"},
+        "data": {"name": "conftest:TinyData", "reserve": case.reserve},
         "model": {"name": "conftest:TinyModel", "kind": case.model},
         "method": case.method,
         "learning": {"epochs": 2, "batch": 4, "rate": 0.1} | case.learning,
         "run": {"rounds": 3, "participation": 0.8},
-    }
+    } | ({} if case.mixture is None else {"mixture": case.mixture})
     return resolve([(base, "tiny"), (sections, "test")])
 
 
@@ -201,6 +242,21 @@ class Spoilt:
         return [after for reply in self.inner.exchange(orders) if (after := self.spoil(reply)) is not None]
 
 
+@dataclass(frozen=True)
+class InOrder:
+    """Clients are asked one after the other, in an order of one's own."""
+
+    inner: Engine
+    order: str
+
+    def clients(self) -> list[str]:
+        return self.inner.clients()
+
+    def exchange(self, orders: Sequence[Order]) -> list[Reply]:
+        line = sorted(orders, key=lambda order: self.order.index(order.client))
+        return [reply for order in line for reply in self.inner.exchange([order])]
+
+
 # ---- runs
 
 
@@ -232,7 +288,7 @@ def left_behind(folder: RunDir) -> dict[str, Any]:
     newest = folder.path / "checkpoints" / f"round-{folder.done():06d}"
     files = [*sorted(newest.glob("*.safetensors")), *sorted((folder.path / "private").rglob("*.private"))]
     whole: dict[str, Any] = {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
-    for log in ("rounds.jsonl", "clients.jsonl"):
+    for log in ("rounds.jsonl", "clients.jsonl", "server.jsonl"):
         lines = (folder.path / log).read_text().splitlines() if (folder.path / log).exists() else []
         whole[log] = [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
     return whole
