@@ -86,12 +86,11 @@ class TinyPrompted:
 
 
 class TinyProbe:
-    """A linear classifier."""
+    """A linear classifier, which starts at zero."""
 
-    classes = CLASSES
-
-    def __init__(self) -> None:
-        self.initial = {"weight": torch.zeros(len(CLASSES), WIDTH), "bias": torch.zeros(len(CLASSES))}
+    def __init__(self, classes: tuple[str, ...] = CLASSES) -> None:
+        self.classes = classes
+        self.initial = {"weight": torch.zeros(len(classes), WIDTH), "bias": torch.zeros(len(classes))}
 
     def logits(self, tensors: Tensors, x: Tensor) -> Tensor:
         return 10 * x @ tensors["weight"].T + tensors["bias"]
@@ -102,6 +101,16 @@ def network(classes: int) -> nn.Module:
     return nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, classes))
 
 
+def norm(classes: int) -> nn.Module:
+    """With a batch norm, on pixels: a batch of one has more than one value a channel."""
+    layers = (nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, classes))
+    return nn.Sequential(*layers)
+
+
+def pixels(images: Tensor) -> Tensor:
+    return images.float() / 255 - 0.5
+
+
 @dataclass(frozen=True)
 class TinyModel:
     """As a user's own model would come through the door."""
@@ -109,15 +118,18 @@ class TinyModel:
     kind: str = "prompted"
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
+        if self.kind == "norm":
+            return Built(Network(seeded(lambda: norm(len(classes)), seed), classes), pixels, "")
         lens = torch.randn(48, WIDTH, generator=rng(0, "lens"))
 
         def encode(images: Tensor) -> Tensor:
-            return normalize((images.flatten(1).float() / 255 - 0.5) @ lens, dim=-1)
+            return normalize(pixels(images).flatten(1) @ lens, dim=-1)
 
         if self.kind == "network":
-            return Built(Network(seeded(lambda: network(len(classes)), seed), classes), encode, "tiny")
+            larger = Network(seeded(lambda: network(len(classes)), seed), classes)
+            return Built(larger, lambda images: 5 * encode(images), "tiny-network")
         context = 0.1 * torch.randn(2, 4, generator=rng(seed, "context"))
-        return Built(TinyPrompted(context) if self.kind == "prompted" else TinyProbe(), encode, "tiny")
+        return Built(TinyPrompted(context) if self.kind == "prompted" else TinyProbe(classes), encode, "tiny")
 
 
 NOTHING = Examples(torch.empty(0, 1), torch.empty(0, dtype=torch.int64))
@@ -133,32 +145,43 @@ def given(model: Model, reserve: Examples = NOTHING) -> Given:
 
 @dataclass(frozen=True)
 class Case:
-    """A method on a model; `private` says whether clients keep something, `own` whether payloads differ."""
+    """A method on a model; `secret` says whether clients keep what may not leave, `own` whether payloads differ."""
 
     method: dict[str, Any]
     model: str = "prompted"
     learning: dict[str, Any] = field(default_factory=dict)
-    private: bool = False
+    secret: bool = False
     own: bool = False
     reserve: int = 0
     mixture: dict[str, Any] | None = None
 
 
 GATE = {"name": "pfedmoap", "experts": 2, "width": 8, "heads": 2}
+MOE: dict[str, Any] = {"own": True, "reserve": 8, "mixture": {"experts": 3}}
+NEXT = {
+    "name": "fedmoe", "blend": "next-order", "relevance": "relative", "weights": "examples", "lam": 1.0,
+    "lam_client": 0.0, "gate_rate": 0.05,
+}  # fmt: skip
 CASES = {
     "fedavg": Case({"name": "fedavg"}),
     "fedavg-probe": Case({"name": "fedavg"}, "probe"),
     "fedprox": Case({"name": "fedavg", "mu": 0.3}),
-    "alone": Case({"name": "alone"}, private=True),
-    "alone-probe": Case({"name": "alone"}, "probe", private=True),
-    "nearest": Case(GATE, private=True, own=True),
-    "random": Case(GATE | {"select": "random", "pooling": "random"}, private=True, own=True),
-    "averaged": Case(GATE | {"gates": "averaged"}, private=True, own=True),
-    "clipped": Case(GATE | {"upload_clip": 0.5, "upload_noise": 0.1}, private=True, own=True),
-    "linear": Case(GATE | {"gate": "linear", "pooling": "mean"}, private=True, own=True),
-    "gate-alone": Case(GATE | {"experts": 0, "normalised": True}, private=True),
+    "alone": Case({"name": "alone"}, secret=True),
+    "alone-probe": Case({"name": "alone"}, "probe", secret=True),
+    "nearest": Case(GATE, secret=True, own=True),
+    "random": Case(GATE | {"select": "random", "pooling": "random"}, secret=True, own=True),
+    "averaged": Case(GATE | {"gates": "averaged"}, own=True),
+    "clipped": Case(GATE | {"upload_clip": 0.5, "upload_noise": 0.1}, secret=True, own=True),
+    "linear": Case(GATE | {"gate": "linear", "pooling": "mean"}, secret=True, own=True),
+    "gate-alone": Case(GATE | {"experts": 0, "normalised": True}, secret=True),
+    "fedavg-norm": Case({"name": "fedavg"}, "norm"),
+    "fedmix": Case({"name": "fedavg"}, "network", mixture={"experts": 2}),
+    "fedmoe": Case({"name": "fedmoe", "lam": 0.5}, "network", **MOE),
+    "fedmoe-next": Case(NEXT, "network", **MOE),
+    "fedmoe-norm": Case({"name": "fedmoe", "lam": 0.5, "inner": 2}, "norm", **MOE),
+    "fedmoe-no-main": Case(NEXT | {"warmup": 5}, "network", **MOE | {"mixture": {"experts": 3, "mains": 0, "top": 2}}),
     "central": Case({"name": "central", "rate": 0.1}, reserve=8),
-    "cent-moe": Case({"name": "central", "rate": 0.1}, "network", reserve=8, mixture={"experts": 2}),
+    "cent-moe": Case({"name": "central", "rate": 0.3}, "network", reserve=8, mixture={"experts": 2}),
     "fedavg-tuned": Case({"name": "fedavg-tuned"}, reserve=8),
     "fedjets": Case({"name": "fedjets"}, "network", mixture={"experts": 3}),
 }
@@ -223,6 +246,21 @@ class Spoilt:
         return [after for reply in self.inner.exchange(orders) if (after := self.spoil(reply)) is not None]
 
 
+@dataclass(frozen=True)
+class InOrder:
+    """Clients are asked one after the other, in an order of one's own."""
+
+    inner: Engine
+    order: str
+
+    def clients(self) -> list[str]:
+        return self.inner.clients()
+
+    def exchange(self, orders: Sequence[Order]) -> list[Reply]:
+        line = sorted(orders, key=lambda order: self.order.index(order.client))
+        return [reply for order in line for reply in self.inner.exchange([order])]
+
+
 # ---- runs
 
 
@@ -254,7 +292,7 @@ def left_behind(folder: RunDir) -> dict[str, Any]:
     newest = folder.path / "checkpoints" / f"round-{folder.done():06d}"
     files = [*sorted(newest.glob("*.safetensors")), *sorted((folder.path / "private").rglob("*.private"))]
     whole: dict[str, Any] = {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
-    for log in ("rounds.jsonl", "clients.jsonl"):
+    for log in ("rounds.jsonl", "clients.jsonl", "server.jsonl"):
         lines = (folder.path / log).read_text().splitlines() if (folder.path / log).exists() else []
         whole[log] = [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
     return whole

@@ -3,7 +3,7 @@
 A law is about all methods: to put a new one under them, add a case to conftest.CASES and a row to FIELDS below.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -13,6 +13,7 @@ from conftest import (
     CASES,
     GATE,
     Case,
+    InOrder,
     Remembered,
     Spoilt,
     Wire,
@@ -24,12 +25,11 @@ from conftest import (
     tiny,
 )
 
-from fedexperts.client import answer
-from fedexperts.config import Config
+from fedexperts.config import MixtureSettings, StartSettings
 from fedexperts.data import DigitsScanners
 from fedexperts.learn import Learning, Local
 from fedexperts.loop import Schedule, sample
-from fedexperts.message import Order, Reply, encode
+from fedexperts.message import Reply, encode
 from fedexperts.method import Finished, Model, Upload
 from fedexperts.methods import METHODS
 from fedexperts.methods.pfedmoap import PFedMoAP
@@ -85,7 +85,8 @@ def tensors(file: bytes) -> Tensors:
 def close(one: Tensors, other: Tensors) -> None:
     assert one.keys() == other.keys()
     for name in one:
-        assert (one[name] - other[name]).double().norm() <= 1e-3 * one[name].double().norm() + 1e-5, name
+        here, there = one[name].double(), other[name].double()
+        assert (here - there).norm() <= 1e-3 * here.norm() + 1e-5, name
 
 
 # ---- 4
@@ -129,8 +130,9 @@ def test_nothing_that_stays_is_in_any_bytes_that_leave(case: Case, tmp_path: Pat
         for name, value in tensors(file.read_bytes()).items()
         if name.partition(".")[2] not in uploads and value.numel() > 4 and value.any()
     ]
-    assert len(left) == 3 * 4 + 4 * 5
-    assert secrets or not case.private or case.method.get("gates") == "averaged"
+    absorbed = sum(len(row.get("absorbed", ())) for row in folder.rows("rounds.jsonl"))
+    assert len(left) == 3 * 4 + absorbed + 4 * 5
+    assert bool(secrets) == case.secret
     assert not any(secret in data for secret in secrets for data in left)
 
 
@@ -139,10 +141,14 @@ def test_nothing_that_stays_is_in_any_bytes_that_leave(case: Case, tmp_path: Pat
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items() if case.own])
 def test_clients_are_sent_what_is_their_own(case: Case, tmp_path: Path) -> None:
-    """Law 5: of everybody's prompts each client gets all but its own, so no two payloads are equal."""
-    job, _ = job_and_engine(tiny(case, method={"experts": 4}), tmp_path / "private")
+    """Law 5: no two payloads are equal, with the order or after it; of prompts each client gets all but its own."""
+    job, _ = job_and_engine(
+        tiny(case, method={"experts": 4} if "moap" in str(case.method) else {}), tmp_path / "private"
+    )
     state = server(carry_out(tiny(case, run={"participation": 1.0}), tmp_path / "run"))
-    sent = job.method.send(state, "abcde", 4, 0)
+    expected = job.method.expects(state, job.model)
+    uploads = [Upload(client, expected, 1) for client in "abcde"]
+    sent = job.method.give_back(state, uploads) or job.method.send(state, "abcde", 4, 0)
     payloads = {pack(each.tensors) for each in sent.values()}
     assert len(payloads) == 5
 
@@ -151,21 +157,10 @@ def test_clients_are_sent_what_is_their_own(case: Case, tmp_path: Path) -> None:
 def test_no_clients_result_depends_on_who_trained_before_it(case: Case, tmp_path: Path) -> None:
     """Law 5 and pitfall 8: gates, experts and momentum do not reach the next client, whatever the order."""
     config = tiny(case, learning={"momentum": 0.9}, run={"participation": 1.0})
-    replies = [ask_in_order(config, tmp_path / order, order) for order in ("abcde", "edcba", "cebad")]
-    assert replies[0] == replies[1] == replies[2]
-
-
-def ask_in_order(config: Config, path: Path, order: str) -> dict[str, bytes]:
-    """Three rounds, clients asked one after the other in this order; the replies of the last."""
-    job, engine = job_and_engine(config, path)
-    state, replies = job.method.open(job.given), {}
-    for round in (1, 2, 3):
-        sent = job.method.send(state, "abcde", round, job.seed)
-        orders = {client: Order(client, round, "train", sent[client].tensors) for client in order}
-        replies = {client: answer(job, [engine.sites[client]], [orders[client]])[0] for client in order}
-        uploads = [Upload(client, replies[client].tensors, replies[client].examples) for client in "abcde"]
-        state = job.method.merge(job.given, state, uploads, round)
-    return {client: encode(replies[client]) for client in "abcde"}
+    ends = [
+        carry_out(config, tmp_path / o, lambda engine, o=o: InOrder(engine, o)) for o in ("abcde", "edcba", "cebad")
+    ]
+    assert left_behind(ends[0]) == left_behind(ends[1]) == left_behind(ends[2])
 
 
 # ---- 6
@@ -173,10 +168,13 @@ def ask_in_order(config: Config, path: Path, order: str) -> dict[str, bytes]:
 
 def ends(name: str, remembered: Remembered) -> tuple[Score, Score]:
     """A case's scores at the start and after eight rounds."""
-    much = {"rounds": 8, "evaluate_every": 8}
-    config = tiny(CASES[name], learning={"epochs": 4}, run=much, engine={"together": 5})
-    start, end = by_round(remembered(config).rows("clients.jsonl")).values()
+    start, end = by_round(long_run(name, remembered).rows("clients.jsonl")).values()
     return score(start), score(end)
+
+
+def long_run(name: str, remembered: Remembered) -> RunDir:
+    much = {"rounds": 8, "evaluate_every": 8}
+    return remembered(tiny(CASES[name], learning={"epochs": 4}, run=much, engine={"together": 5}))
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.method["name"] != "central"])
@@ -203,6 +201,13 @@ def test_the_servers_model_learns_too(remembered: Remembered) -> None:
     assert end.pooled > start.pooled + 20
 
 
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.method["name"] == "fedmoe"])
+def test_the_servers_mixture_learns_too(name: str, remembered: Remembered) -> None:
+    """Law 6 for what no client holds."""
+    start, end = (row["test_correct"] / row["test_examples"] for row in long_run(name, remembered).rows("server.jsonl"))
+    assert end > start + 0.2
+
+
 # ---- 7
 
 
@@ -213,6 +218,7 @@ class Other:
     values: tuple[Any, ...]
     case: Case
     learning: dict[str, Any] = field(default_factory=dict)
+    start: dict[str, Any] = field(default_factory=dict)
 
 
 def moap(*values: Any, **method: Any) -> Other:
@@ -225,6 +231,14 @@ def tuned(*values: Any, **method: Any) -> Other:
 
 def avg(*values: Any, **learning: Any) -> Other:
     return Other(values, Case({"name": "fedavg"}), learning)
+
+
+def moe(*values: Any, **method: Any) -> Other:
+    return Other(values, replace(CASES["fedmoe"], method=CASES["fedmoe"].method | {"temperature": 0.01} | method))
+
+
+def start(*values: Any, **settings: Any) -> Other:
+    return Other(values, replace(CASES["fedavg"], model="network", reserve=4), {}, settings)
 
 
 FIELDS: dict[type, dict[str, Other]] = {
@@ -254,6 +268,26 @@ FIELDS: dict[type, dict[str, Other]] = {
         "upload_clip": moap(0.01),
         "upload_noise": moap(0.5, upload_clip=0.5),
     },
+    METHODS["fedmoe"]: {
+        "lam": moe(0.1, 1.0),
+        "lam_client": moe(0.5),
+        "inner": moe(2),
+        "relevance": moe("relative", "uniform"),
+        "temperature": moe(1.0),
+        "blend_temperature": moe(0.1),
+        "weights": moe("examples"),
+        "blend": moe("next-order", "none"),
+        "gate": moe("uniform"),
+        "gate_epochs": moe(2),
+        "gate_rate": moe(0.01),
+        "alpha_rate": moe(0.0, 0.1),
+        "beta": moe(0.0, 0.1),
+        "warmup": moe(3),
+        "tune_epochs": moe(1),
+        "tune_rate": moe(0.01, tune_epochs=1),
+    },
+    MixtureSettings: {"experts": moe(4), "mains": moe(0, 2), "top": moe(2)},
+    StartSettings: {"epochs": start(1, 2), "rate": start(0.01, epochs=1), "batch": start(4, epochs=1)},
     Learning: {
         "epochs": avg(1),
         "batch": avg(3),
@@ -266,11 +300,11 @@ FIELDS: dict[type, dict[str, Other]] = {
     },
     Schedule: {"rounds": avg(2), "participation": avg(0.4), "evaluate_every": avg(2)},
 }
-SECTIONS = {Learning: "learning", Schedule: "run"}
+SECTIONS = {Learning: "learning", Schedule: "run", MixtureSettings: "mixture", StartSettings: "start"}
 every_field = [pytest.param(kind, name, id=f"{kind.__name__}.{name}") for kind in FIELDS for name in FIELDS[kind]]
 
 
-@pytest.mark.parametrize("kind", [*METHODS.values(), Learning, Schedule])
+@pytest.mark.parametrize("kind", [*METHODS.values(), *SECTIONS])
 def test_no_field_is_forgotten(kind: type) -> None:
     """Law 7 would otherwise hold for a list of our choosing; a field with choices must show every one of them."""
     hints = get_type_hints(kind)
@@ -284,7 +318,7 @@ def test_no_field_is_forgotten(kind: type) -> None:
 def test_every_field_matters(kind: type, name: str, remembered: Remembered) -> None:
     """Law 7: another value of any field, and some loss, accuracy or distance is another."""
     other, section = FIELDS[kind][name], SECTIONS.get(kind, "method")
-    configs = [tiny(other.case, learning=other.learning)]
+    configs = [tiny(other.case, learning=other.learning, start=other.start)]
     configs += [configs[0].having({f"{section}.{name}": value}, "other") for value in other.values]
     found = [numbers(remembered(config)) for config in configs]
     for i, one in enumerate(found):
@@ -292,10 +326,13 @@ def test_every_field_matters(kind: type, name: str, remembered: Remembered) -> N
 
 
 def numbers(folder: RunDir) -> list[float]:
-    """Losses, distances and accuracies: not what a log repeats of a payload."""
+    """Losses, distances and accuracies, of the server too: not what a log repeats of a payload."""
     rounds, clients = folder.rows("rounds.jsonl"), folder.rows("clients.jsonl")
+    own = [
+        row[key] for row in folder.rows("server.jsonl") for key in ("test_correct", "alpha", "entropy") if key in row
+    ]
     trained = [facts[key] for row in rounds for facts in row["trained"].values() for key in ("loss", "moved")]
-    return trained + [row["test_correct"] for row in clients]
+    return trained + own + [row["test_correct"] for row in clients]
 
 
 # ---- 8

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .learn import Examples, Learning, Local, fit, predict
 from .message import Order, Reply
-from .method import Facts, Given, Method, Model, moving
+from .method import Facts, Given, Method, Model
 from .private import Private
 from .tensors import Tensors, rng, shapes
 
@@ -85,7 +85,7 @@ def _train_alike(job: Job, pairs: Sequence[Pair], starts: Sequence[Local]) -> li
         job.learning,
         method.rates(),
         job.learning.factor(pairs[0][1].round, job.rounds),
-        moving(job.model),
+        method.moves(job.model),
     )
     return [
         _finish(job, client, order, Local(after, start.fixed), loss)

@@ -147,6 +147,7 @@ def _nobody(round: int, refused: dict[str, str]) -> str:
 
 def _trained(sent: Sent, reply: Reply, upload: Upload, start: Tensors, down: int) -> Facts:
     """A client's training as logged: its loss, the l2 distance of its upload to the global tensors, what it got."""
-    apart = [float(vector_norm(upload.tensors[name] - start[name], dtype=torch.float64)) for name in sorted(start)]
+    floating = [name for name in sorted(start) if start[name].is_floating_point()]  # others count steps
+    apart = [float(vector_norm(upload.tensors[name] - start[name], dtype=torch.float64)) for name in floating]
     traffic: Facts = {"bytes_down": down, "bytes_up": size(upload.tensors)}
     return reply.facts | sent.facts | traffic | {"examples": upload.examples, "moved": math.hypot(*apart)}

@@ -222,6 +222,10 @@ class Method(ABC):
         """[B, ...] inputs to [B, C] logits."""
         return model.logits(local.trained, x)
 
+    def moves(self, model: Model) -> frozenset[str]:
+        """Names of those of a client's trained tensors that move by themselves."""
+        return moving(model)
+
     def step(self, model: Model, local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
         """Logits in training, and the next values of those tensors that move by themselves."""
         return step(model, local, x) if moving(model) else (self.logits(model, local, x), {})

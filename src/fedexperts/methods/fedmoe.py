@@ -94,8 +94,11 @@ class FedMoE(Method):
         return under(self.publish(server), "global")
 
     def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
-        """Nothing to those who hold a model; the published one to newcomers; fresh blends, if they travel now."""
-        sent = dict.fromkeys(clients, Sent(self.publish(server)))
+        """One model at most a round: nothing to those who hold one or are given theirs after the round; a fresh blend,
+        if it travels now; the published model to newcomers.
+        """
+        newcomers = {} if self.blend == "same-round" else self.publish(server)
+        sent = dict.fromkeys(clients, Sent(newcomers))
         for client in clients:
             if f"relevance.{client}" in server:
                 fresh = named("blend", _blend(server, client)) if self.blend == "next-order" else {}
@@ -153,7 +156,7 @@ class FedMoE(Method):
             "experts_correct": [float(right(answer_BC)) for answer_BC in routed_KBC],
             "use": use_KC.flatten().tolist(),
             "entropy": float(_entropy(weights_BK)),
-            "apart": _apart(_experts(server, "expert")),
+            "apart": _apart(_experts(server, "expert"), moving(mixture.expert)),
         }
         if mixture.mains:
             facts |= {
@@ -243,15 +246,21 @@ class FedMoE(Method):
     # ---- client
 
     def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:
-        """The client's own model, as far as it may keep it, and the blend, if that came with the order."""
+        """The client's own model, as far as it may keep it, and the blend, if that came with the order.
+
+        Who has neither begins with the common start.
+        """
         kept = Local.of(own).trained if own else under(sent, "global")
         blend = under(sent, "blend")
         if not blend:
-            return Local(kept)
+            return Local(kept or _mixture(model).expert.initial)
         return Local(mean([kept, blend], [self.lam_client, 1 - self.lam_client]) if kept else blend)
 
     def logits(self, model: Model, local: Local, x: Tensor) -> Tensor:
         return _mixture(model).expert.logits(local.trained, x)
+
+    def moves(self, model: Model) -> frozenset[str]:
+        return moving(_mixture(model).expert)
 
     def step(self, model: Model, local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
         return step(_mixture(model).expert, local, x)
@@ -337,11 +346,12 @@ def _entropy(weights_BK: Tensor) -> Tensor:
     return -(weights_BK * weights_BK.clamp_min(NEVER).log()).sum(-1).mean()
 
 
-def _apart(experts: Sequence[Tensors]) -> float:
-    """Root mean square distance of experts from their mean, as a share of the mean's norm."""
-    flat = torch.stack([torch.cat([value.flatten().double() for value in expert.values()]) for expert in experts])
+def _apart(experts: Sequence[Tensors], others: frozenset[str]) -> float:
+    """Root mean square distance of experts' weights from their mean, as a share of the mean's norm; 0 if all are 0."""
+    weights = [[value.flatten().double() for name, value in e.items() if name not in others] for e in experts]
+    flat = torch.stack([torch.cat(values) for values in weights])
     centre = flat.mean(0)
-    return float((flat - centre).norm() / (len(experts) ** 0.5 * centre.norm()))
+    return float((flat - centre).norm() / (len(experts) ** 0.5 * centre.norm()).clamp_min(1e-30))
 
 
 def _fitted(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ..method import Model
+from ..method import Model, MovingModel, moving
 from ..tensors import Tensors, named, stack, under
 
 LEAST = 1e-9  # probability whose logarithm is still taken
@@ -35,9 +35,29 @@ class Mixture:
     @property
     def initial(self) -> Tensors:
         tensors = named("gate", self.gate.initial)
-        for name in [*(f"main.{i}" for i in range(self.mains)), *(f"expert.{k}" for k in range(self.experts))]:
+        for name in self._names():
             tensors |= named(name, {key: value.clone() for key, value in self.expert.initial.items()})
         return tensors | ({"alpha": torch.tensor(0.5)} if self.mains else {})
+
+    @property
+    def moving(self) -> frozenset[str]:
+        """What moves by itself in the experts and in the gate."""
+        parts = [("gate", self.gate), *((name, self.expert) for name in self._names())]
+        return frozenset(f"{name}.{key}" for name, part in parts for key in moving(part))
+
+    def step(self, tensors: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
+        """[B, C]: log y(x) with every expert and the gate in training, and what moved in them."""
+        weights_BK, moved = _step(self.gate, tensors, "gate", x)
+        answers = []
+        for name in self._names():
+            answer_BC, of_one = _step(self.expert, tensors, name, x)
+            answers.append(answer_BC)
+            moved |= of_one
+        answers_EBC = torch.stack(answers)
+        return self.mix(tensors, answers_EBC[: self.mains], answers_EBC[self.mains :], weights_BK), moved
+
+    def _names(self) -> list[str]:
+        return [*(f"main.{i}" for i in range(self.mains)), *(f"expert.{k}" for k in range(self.experts))]
 
     def logits(self, tensors: Tensors, x: Tensor) -> Tensor:
         """[B, C]: log y(x), every expert computed and weighed."""
@@ -80,3 +100,10 @@ class Mixture:
             alpha = tensors["alpha"].clamp(0, 1)
             routed_BC = (1 - alpha) * mains_MBC.mean(0) + alpha * routed_BC
         return routed_BC.clamp_min(LEAST).log()
+
+
+def _step(model: Model, tensors: Tensors, prefix: str, x: Tensor) -> tuple[Tensor, Tensors]:
+    """Probabilities of a part in training, and what moved in it."""
+    own = under(tensors, prefix)
+    logits, moved = model.step(own, x) if isinstance(model, MovingModel) else (model.logits(own, x), {})
+    return logits.softmax(-1), named(prefix, moved)
