@@ -4,18 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CASES, carry_out, given, job_and_engine, left_behind, same_bits, server, tiny
+from conftest import CASES, carry_out, given, job_and_engine, same_bits, server, tiny
 from torch.nn.functional import cross_entropy
 
-from fedexperts.config import ConfigError, load
-from fedexperts.learn import Examples, Learning, Local
+from fedexperts.client import answer
+from fedexperts.config import parts
+from fedexperts.learn import Examples, Learning
+from fedexperts.message import Order
 from fedexperts.method import Upload
 from fedexperts.methods.central import Central, FineTuned
 from fedexperts.methods.fedavg import FedAvg
 from fedexperts.methods.fedjets import FedJETs
 from fedexperts.models.mixture import Mixture
 from fedexperts.models.network import Network
-from fedexperts.tensors import mean, named, rng, under
+from fedexperts.tensors import mean, named, rng, size, under
 
 CLASSES = ("yes", "no")
 draw = rng(0, "baselines")
@@ -93,26 +95,125 @@ def test_a_tuned_average_is_published_and_kept_or_not(keep):
 
 @pytest.mark.parametrize("method", ["central", "fedavg-tuned"])
 def test_without_a_reserve_set_it_is_said_what_to_type(method):
+    without = tiny(replace(CASES[method], reserve=0))
     with pytest.raises(ValueError, match=r"trains on a reserve set, and there is none; right would be data.reserve"):
-        tiny_parts = replace(CASES[method], reserve=0)
-        job_and_engine(tiny(tiny_parts), None)
+        parts(without)
 
 
 # ---- FedJETs
 
 
-GATE = linear(("one", "two", "three"))
-MIXTURE = Mixture(linear(), GATE, 0, 1)
+MIXTURE = Mixture(linear(), linear(("one", "two", "three")), 1, 1)
 JETS = FedJETs(experts=2)
+USE = {"a": torch.tensor([0.5, 0.4, 0.1]), "b": torch.tensor([0.1, 0.6, 0.3])}
 
 
-def jets(**more):
-    """A server whose three experts are told apart by their biases 0, 1, 2."""
-    shared = MIXTURE.initial
+def experts(value):
+    """A server of the mixture whose experts 0, 1 and 2 are full of value, value + 1 and value + 2."""
+    tensors = MIXTURE.initial
     for k in range(3):
-        shared[f"expert.{k}.bias"] = torch.full((2,), float(k))
-    return named("global", shared) | more
+        tensors |= named(f"expert.{k}", {"weight": torch.full((2, 2), value + k), "bias": torch.full((2,), value + k)})
+    return named("global", tensors)
 
 
-def use(*weights):
-    return torch.tensor(weights)
+SERVER = experts(0.0) | named("use", USE)
+
+
+def held(sent):
+    """Which experts a payload holds, told by themselves."""
+    return [int(value[0]) for name, value in sorted(sent.tensors.items()) if name.endswith("bias") and "expert" in name]
+
+
+def test_a_client_is_sent_the_experts_that_its_gate_weighed_most():
+    sent = JETS.send(SERVER, "ab", 2, 0)
+    assert {client: held(each) for client, each in sent.items()} == {"a": [0, 1], "b": [1, 2]}
+    assert sent["b"].tensors["chosen"].tolist() == sent["b"].facts["chosen"] == [1, 2]
+
+
+def test_a_client_of_which_nothing_is_known_draws_its_experts():
+    drawn = {tuple(held(JETS.send(SERVER, "c", round, seed)["c"])) for round in range(1, 9) for seed in (0, 1)}
+    assert drawn == {(i, j) for i in range(3) for j in range(3) if i != j}
+    assert held(JETS.send(SERVER, "c", 5, 0)["c"]) == held(JETS.send(SERVER, "c", 5, 0)["c"])
+
+
+def test_an_anchor_has_its_own_expert_in_every_round_and_fills_up_by_its_gate():
+    assert held(JETS.send(SERVER | {"anchor.a": torch.tensor(2)}, "a", 2, 0)["a"]) == [2, 0]
+
+
+def test_bytes_are_those_of_the_experts_that_travel():
+    one, gate = size(linear().initial), size(MIXTURE.gate.initial)
+    alpha, index, use = 4, 2 * 8, 3 * 4
+    assert size(JETS.send(SERVER, "a", 2, 0)["a"].tensors) == gate + 3 * one + alpha + index
+    assert size(JETS.expects(SERVER, MIXTURE)) == gate + 3 * one + alpha + use
+    assert JETS.expects(SERVER, MIXTURE).keys() == JETS.uploads(MIXTURE)
+
+
+def jets_upload(client, examples, first, second):
+    """All of a client's tensors full of one number, but for its two experts."""
+    expected = JETS.expects(SERVER, MIXTURE)
+    fill = {"expert.0": first, "expert.1": second}
+    filled = {n: torch.full_like(value, fill.get(n.rpartition(".")[0], examples)) for n, value in expected.items()}
+    return Upload(client, filled | {"use": USE["b"]}, examples)
+
+
+def test_an_expert_is_the_mean_over_those_who_trained_it_and_the_rest_over_all():
+    uploads = [jets_upload("a", 1, 10.0, 20.0), jets_upload("b", 3, 30.0, 40.0)]  # experts 0 and 1; 1 and 2
+    merged = JETS.merge(given(MIXTURE), SERVER, uploads, 2)
+    biases = [float(merged[f"global.expert.{k}.bias"][0]) for k in range(3)]
+    assert biases == [10.0, (1 * 20 + 3 * 30) / 4, 40.0]
+    for name in ("gate.weight", "main.0.weight", "alpha"):
+        assert merged[f"global.{name}"].unique().tolist() == [(1 * 1 + 3 * 3) / 4]
+    alone = JETS.merge(given(MIXTURE), SERVER, uploads[:1], 2)
+    assert same_bits(under(alone, "global.expert.2"), under(SERVER, "global.expert.2"))
+
+
+def test_gates_say_what_they_prefer_and_the_first_who_upload_are_anchors_for_good():
+    state = SERVER
+    for clients in ("bc", "ad", "ab"):
+        state = JETS.merge(given(MIXTURE), state, [jets_upload(c, 1, 0.0, 0.0) for c in clients], 1)
+    assert {client: int(k) for client, k in under(state, "anchor").items()} == {"b": 0, "c": 1, "a": 2}
+    assert all(torch.equal(state[f"use.{client}"], USE["b"]) for client in "abcd")
+    assert state.keys() == SERVER.keys() | {f"anchor.{c}" for c in "abc"} | {f"use.{c}" for c in "abcd"}
+
+
+def test_a_client_mixes_the_experts_it_holds_by_the_gate_renormalised():
+    x = RESERVE.x[:, 0]
+    local = JETS.start(MIXTURE, JETS.send(SERVER, "b", 2, 0)["b"].tensors, None, rng(0, ""))
+    gate = (x @ SERVER["global.gate.weight"].T + SERVER["global.gate.bias"]).softmax(-1)
+    one, two = ((k * x.sum(-1, keepdim=True) + k).expand(-1, 2).softmax(-1) for k in (1, 2))
+    share = (gate[:, 1] / (gate[:, 1] + gate[:, 2]))[:, None]
+    main = linear().logits(linear().initial, x).softmax(-1)
+    torch.testing.assert_close(
+        JETS.logits(MIXTURE, local, x).exp(), 0.5 * main + 0.5 * (share * one + (1 - share) * two)
+    )
+    torch.testing.assert_close(JETS.observe(MIXTURE, local, x)["use"], gate.mean(0))
+
+
+def test_everybody_predicts_with_the_whole_mixture():
+    everybody = JETS.recall(MIXTURE, JETS.publish(SERVER), None)
+    x = RESERVE.x[:, 0]
+    torch.testing.assert_close(JETS.logits(MIXTURE, everybody, x), MIXTURE.logits(under(SERVER, "global"), x))
+
+
+def test_what_a_client_observes_is_of_what_it_trained_on(tmp_path):
+    config = tiny(CASES["fedjets"], run={"rounds": 1, "participation": 1.0})
+    job, engine = job_and_engine(config, tmp_path / "private")
+    state = job.method.open(job.given)
+    order = Order("b", 1, "train", job.method.send(state, ["b"], 1, 0)["b"].tensors)
+    reply = answer(job, [engine.sites["b"]], [order])[0]
+    gate = job.model.gate.logits(under(reply.tensors, "gate"), engine.sites["b"].train.x[:, 0]).softmax(-1)
+    torch.testing.assert_close(reply.tensors["use"], gate.mean(0))
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (linear(), r"needs a mixture; right would be a section \[mixture\]"),
+        (Mixture(linear(), linear(), 0, 1), "method.experts = 3 of 2; right would be 1 to mixture.experts"),
+        (Mixture(Network(torch.nn.BatchNorm1d(2), CLASSES), linear(), 0, 1), 'right would be model.norm = "group"'),
+        (Mixture(linear(), Network(torch.nn.BatchNorm1d(2), CLASSES), 0, 1), 'right would be model.norm = "group"'),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_with_what_to_type(model, says):
+    with pytest.raises(ValueError, match=says):
+        FedJETs(experts=3).fits(model, 0)
