@@ -1,5 +1,6 @@
 """The door: everything wrong is said at once, every key says where it came from, every shipped config is whole."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,26 @@ def test_every_shipped_config_loads_and_all_of_the_demo_have_the_same_tuning_bud
     shared = [{k: v for k, v in c.values["run"].items() if k != "rounds"} for c in configs.values()]
     assert all(s == shared[0] for s in shared)
     assert all(c.values["data"] == configs["pfedmoap"].values["data"] for c in configs.values())
+
+
+def test_the_experiments_of_fed_moe_differ_in_their_method_alone_and_are_tuned_alike():
+    configs = {path.stem: load(path) for path in door.find(Path("configs/demo/fedmoe-digits"))}
+    assert len(configs) == 12
+    shared = configs["fedavg"].values
+    for name, config in configs.items():
+        assert config.name == name
+        assert math.prod(map(len, config.tune.values())) == 4, name
+        assert all(config.values[section] == shared[section] for section in ("data", "model", "engine")), name
+        judge = "clients" if name == "alone" else "server"
+        rounds = 0 if name == "cent-moe" else shared["run"]["rounds"]
+        assert config.values["run"] == shared["run"] | {"judged_by": judge, "rounds": rounds}, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["fedmoe-digits", "fedmoe-reviews"])
+def test_every_experiment_of_fed_moe_is_whole(folder):
+    for file in door.find(Path("configs/demo") / folder):
+        door.parts(load(file))
 
 
 def test_shipped_configs_are_found_from_any_folder(monkeypatch, tmp_path):
