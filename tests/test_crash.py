@@ -25,8 +25,14 @@ from fedexperts.message import Order, Reply
 from fedexperts.rundir import RunDir
 
 TOUCHES = ("replace", "fsync", "unlink", "rmdir", "mkdir", "truncate")  # of the os module; and open to write
-NAMES = ("nearest", "averaged", "alone", "fedavg")
-SOME = {"nearest": 3, "averaged": 11, "alone": 11, "fedavg": 11}  # every third, .. instant, in the quick suite
+NAMES = ("nearest", "averaged", "alone", "fedavg", "fedmoe")
+SOME = {
+    "nearest": 3,
+    "averaged": 11,
+    "alone": 11,
+    "fedavg": 11,
+    "fedmoe": 23,
+}  # every third, .. instant, in the quick suite
 EVERY = [pytest.param(name, 1, id=f"{name}-every-instant", marks=pytest.mark.slow) for name in NAMES]
 
 
@@ -95,27 +101,28 @@ def announced(config: Config, path: Path, begun: Any) -> None:
 
 @dataclass(frozen=True)
 class Stuck:
-    """An engine that trains a round's clients and then never answers."""
+    """An engine that asks a round's clients for something, to train say, and then never answers."""
 
     inner: Engine
     round: int
     trained: Any
+    task: str = "train"
 
     def clients(self) -> list[str]:
         return self.inner.clients()
 
     def exchange(self, orders: Sequence[Order]) -> list[Reply]:
         replies = self.inner.exchange(orders)
-        if (orders[0].round, orders[0].task) == (self.round, "train"):
+        if (orders[0].round, orders[0].task) == (self.round, self.task):
             self.trained.put(True)
             signal.pause()
         return replies
 
 
-def get_stuck(config: Config, path: Path, round: int, trained: Any) -> None:
+def get_stuck(config: Config, path: Path, round: int, trained: Any, task: str = "train") -> None:
     """A run that stands still when the clients of a round have trained, and the server has heard nothing."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    carry_out(config, path, lambda engine: Stuck(engine, round, trained))
+    carry_out(config, path, lambda engine: Stuck(engine, round, trained, task))
 
 
 # ---- their parent
@@ -141,10 +148,12 @@ def ended(child: Any) -> int:
     return int(child.exitcode)
 
 
-def stopped_in_round(processes: Any, round: int, config: Config, path: Path, by: signal.Signals) -> int:
+def stopped_in_round(
+    processes: Any, round: int, config: Config, path: Path, by: signal.Signals, task: str = "train"
+) -> int:
     """The exit status of a run that gets a signal when the clients of a round have trained."""
     trained = processes.SimpleQueue()
-    child = started(processes, get_stuck, config, path, round, trained)
+    child = started(processes, get_stuck, config, path, round, trained, task)
     assert trained.get()
     time.sleep(0.1)
     os.kill(child.pid, by)
@@ -246,7 +255,19 @@ def test_two_processes_are_never_in_one_run(processes: Any, remembered: Remember
     assert left_behind(folder) == left_behind(remembered(config))
 
 
-@pytest.mark.parametrize("name", ["nearest", "alone"])
+@pytest.mark.parametrize("task", ["train", "absorb"])
+def test_a_round_of_two_exchanges_is_done_whole_or_again(
+    task: str, processes: Any, remembered: Remembered, tmp_path: Path
+) -> None:
+    """Law 3: killed between the exchanges, or when clients have absorbed and the round was not yet saved."""
+    config, folder = short("fedmoe"), RunDir(tmp_path / "run")
+    assert stopped_in_round(processes, 2, config, folder.path, signal.SIGKILL, task) == -signal.SIGKILL
+    assert folder.done() == 1
+    carry_out(config, folder.path)
+    assert left_behind(folder) == left_behind(remembered(config))
+
+
+@pytest.mark.parametrize("name", ["nearest", "alone", "fedmoe"])
 def test_a_crash_and_a_damaged_checkpoint_together_change_nothing(
     name: str, processes: Any, remembered: Remembered, tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 Killed and interrupted processes, and two at once in one run, are in test_crash.py, where there are real ones.
 
 Where each known defect of this field (the pitfalls) has its test:
-  1 images under other images' labels          test_data.py      13 a gate without a gradient      test_pfedmoap.py
+  1 images under other images' labels          test_data.py      13 a gate without a gradient      test_fedmoe.py
   2 training on the server's images            test_data.py      14 experts that are one expert    test_tensors.py
   3 parts swapped by position                  test_data.py      15 frozen weights that travel     test_pfedmoap.py
   4 another model's preprocessing              test_clip.py      16 random starts, then averaged   test_pfedmoap.py
@@ -19,7 +19,7 @@ Where each known defect of this field (the pitfalls) has its test:
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from fedexperts.engine import Engine
 from fedexperts.loop import NobodyLeftError, evaluate
 from fedexperts.message import Order, Reply
 from fedexperts.method import Method, Upload
+from fedexperts.private import Private
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import Tensors, pack, under, unpack
 
@@ -134,6 +135,44 @@ def test_a_client_without_examples_has_nothing_to_say(tmp_path: Path) -> None:
 
     folder = carry_out(AVG, tmp_path / "run", lambda engine: Spoilt(engine, empty))
     assert folder.rows("rounds.jsonl")[0]["refused"] == {"b": "it trained on 0 examples"}
+
+
+@pytest.mark.parametrize("answer", ["none", "an error"])
+def test_a_round_goes_on_without_a_client_that_does_not_absorb(answer: str, tmp_path: Path) -> None:
+    """Of a second exchange: the log says who absorbed, and the client goes on with the model that it trained."""
+
+    @dataclass(frozen=True)
+    class Deaf:
+        inner: Engine
+
+        def clients(self) -> list[str]:
+            return self.inner.clients()
+
+        def exchange(self, orders: Sequence[Order]) -> list[Reply]:
+            lost = [o for o in orders if (o.client, o.round, o.task) == ("b", 2, "absorb")]
+            errors = [Reply(o.client, o.round, o.task, error="full disk") for o in lost if answer != "none"]
+            return self.inner.exchange([o for o in orders if o not in lost]) + errors
+
+    def kept(folder: RunDir) -> Tensors | None:
+        return under(Private(folder.path / "private").load("b", before=3) or {}, "trained")
+
+    sent: list[Reply] = []
+    deaf = carry_out(
+        tiny(CASES["fedmoe"], run=FULL), tmp_path / "deaf", lambda engine: Spoilt(Deaf(engine), listen(sent))
+    )
+    (trained,) = [r.tensors for r in sent if (r.client, r.round, r.task) == ("b", 2, "train")]
+    rows = deaf.rows("rounds.jsonl")
+    assert [row["absorbed"].keys() for row in rows] == [{*"abcde"}, {*"acde"}, {*"abcde"}]
+    assert all(row["trained"].keys() == {*"abcde"} and not row["refused"] for row in rows)
+    assert same_bits(kept(deaf), trained)
+
+
+def listen(heard: list[Reply]) -> Callable[[Reply], Reply]:
+    def hear(reply: Reply) -> Reply:
+        heard.append(reply)
+        return reply
+
+    return hear
 
 
 def test_a_stranger_s_reply_is_not_taken(tmp_path: Path, remembered: Remembered) -> None:
@@ -390,7 +429,11 @@ def test_a_state_that_was_handed_out_is_never_written_over(case: Case, tmp_path:
         replies = engine.exchange([Order(c, round, "train", s.tensors) for c, s in sent.items()])
         for tensors in (state, job.model.initial, *(s.tensors for s in sent.values()), *(r.tensors for r in replies)):
             kept.append((tensors, pack(tensors)))
-        state = method.merge(job.given, state, [Upload(r.client, r.tensors, r.examples) for r in replies], round)
+        uploads = [Upload(r.client, r.tensors, r.examples) for r in replies]
+        state = method.merge(job.given, state, uploads, round)
+        back = method.give_back(state, uploads)
+        kept += [(tensors, pack(tensors)) for tensors in (state, *(b.tensors for b in back.values()))]
+        engine.exchange([Order(c, round, "absorb", b.tensors) for c, b in back.items()])
     assert all(pack(tensors) == then for tensors, then in kept)
 
 

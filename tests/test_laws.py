@@ -157,10 +157,8 @@ def test_clients_are_sent_what_is_their_own(case: Case, tmp_path: Path) -> None:
 def test_no_clients_result_depends_on_who_trained_before_it(case: Case, tmp_path: Path) -> None:
     """Law 5 and pitfall 8: gates, experts and momentum do not reach the next client, whatever the order."""
     config = tiny(case, learning={"momentum": 0.9}, run={"participation": 1.0})
-    ends = [
-        carry_out(config, tmp_path / o, lambda engine, o=o: InOrder(engine, o)) for o in ("abcde", "edcba", "cebad")
-    ]
-    assert left_behind(ends[0]) == left_behind(ends[1]) == left_behind(ends[2])
+    ends = [carry_out(config, tmp_path / o, lambda engine, o=o: InOrder(engine, o)) for o in ("abcde", "dcaeb")]
+    assert left_behind(ends[0]) == left_behind(ends[1])
 
 
 # ---- 6
@@ -286,7 +284,7 @@ FIELDS: dict[type, dict[str, Other]] = {
         "tune_epochs": moe(1),
         "tune_rate": moe(0.01, tune_epochs=1),
     },
-    MixtureSettings: {"experts": moe(4), "mains": moe(0, 2), "top": moe(2)},
+    MixtureSettings: {"experts": moe(4), "mains": moe(0, 2, tune_epochs=1), "top": moe(2)},
     StartSettings: {"epochs": start(1, 2), "rate": start(0.01, epochs=1), "batch": start(4, epochs=1)},
     Learning: {
         "epochs": avg(1),

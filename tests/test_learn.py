@@ -115,6 +115,26 @@ def test_one_that_diverges_does_not_touch_those_trained_with_it() -> None:
     assert near(together[0], alone)
 
 
+def test_what_moves_by_itself_has_no_gradient_and_no_decay() -> None:
+    """A count of steps and a running mean: each step says where they are next, and only of the clients that took it."""
+
+    def moved(local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
+        own = local.trained
+        next = {"steps": own["steps"] + 1, "mean": own["mean"] + own["gain"]}
+        return logits(local, x) + own["mean"], next
+
+    names, moving = ("a", "b"), frozenset({"steps", "mean"})
+    begun = {"steps": torch.tensor(3), "mean": torch.tensor(2.0)}
+    starts = [Local(start(name).trained | begun) for name in names]
+    learning = Learning(epochs=1, batch=4, rate=0.0001, weight_decay=0.1)
+    generators = [rng(0, "batches", client=name) for name in names]
+    found, _ = fit(moved, lambda _: 0.0, starts, [examples(3), examples(9)], generators, learning, {}, moving=moving)
+    assert [int(each["steps"]) for each in found] == [4, 6]
+    assert found[0]["mean"] == 3
+    assert float(found[1]["mean"]) == pytest.approx(5, abs=0.01)
+    assert starts[0].trained["steps"] == 3
+
+
 def seen(learning: Learning, count: int, views: int) -> Tensor:
     """[steps, B, 2]: which example and view stands where in training, read off the inputs themselves."""
     places = torch.stack(torch.meshgrid(torch.arange(count), torch.arange(views), indexing="ij"), -1).float()

@@ -348,7 +348,7 @@ def _entropy(weights_BK: Tensor) -> Tensor:
 
 def _apart(experts: Sequence[Tensors], others: frozenset[str]) -> float:
     """Root mean square distance of experts' weights from their mean, as a share of the mean's norm; 0 if all are 0."""
-    weights = [[value.flatten().double() for name, value in e.items() if name not in others] for e in experts]
+    weights = [[value.flatten().double() for name, value in sorted(e.items()) if name not in others] for e in experts]
     flat = torch.stack([torch.cat(values) for values in weights])
     centre = flat.mean(0)
     return float((flat - centre).norm() / (len(experts) ** 0.5 * centre.norm()).clamp_min(1e-30))
