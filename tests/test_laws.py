@@ -302,7 +302,17 @@ SECTIONS = {Learning: "learning", Schedule: "run", MixtureSettings: "mixture", S
 every_field = [pytest.param(kind, name, id=f"{kind.__name__}.{name}") for kind in FIELDS for name in FIELDS[kind]]
 
 
-@pytest.mark.parametrize("kind", [*METHODS.values(), *SECTIONS])
+PRESETS = {METHODS["fedmoe-strong"]: METHODS["fedmoe"]}
+
+
+@pytest.mark.parametrize(("preset", "method"), PRESETS.items())
+def test_a_preset_has_the_fields_of_its_method_with_other_defaults(preset: type, method: type) -> None:
+    mine, its = ({f.name: f.default for f in fields(kind)} for kind in (preset, method))
+    assert mine.keys() == its.keys()
+    assert mine != its
+
+
+@pytest.mark.parametrize("kind", [*(kind for kind in METHODS.values() if kind not in PRESETS), *SECTIONS])
 def test_no_field_is_forgotten(kind: type) -> None:
     """Law 7 would otherwise hold for a list of our choosing; a field with choices must show every one of them."""
     hints = get_type_hints(kind)

@@ -69,7 +69,9 @@ class MixtureSettings:
     """A mixture of experts, each of them a whole [model]; [gate] names the gate's model if it is another."""
 
     experts: Annotated[int, Field(ge=1, description="K, routed experts")] = 4
-    mains: Annotated[int, Field(ge=0, le=3, description="main experts, which are always on")] = 1
+    mains: Annotated[
+        int, Field(ge=0, le=3, description="main experts, always on; only tune_epochs tells several apart")
+    ] = 1
     top: Annotated[int, Field(ge=1, description="L, routed experts that the server's predictions use")] = 1
 
     def __post_init__(self) -> None:
