@@ -138,7 +138,7 @@ def test_the_table_says_what_the_rows_say(study, experiments):
         assert found["sd seeds"] == f"{statistics.stdev(means):.1f} (2)"
         assert found["sd clients"] == f"{statistics.fmean(spreads):.1f}"
         assert found["worst client"] == f"{statistics.fmean(worst):.1f}"
-        assert found["global"] == ("-" if name == "coop-alone" else f"{statistics.fmean(pooled):.1f}")
+        assert found["server"] == ("-" if name == "coop-alone" else f"{statistics.fmean(pooled):.1f}")
         assert found["kB down"] == f"{statistics.fmean(down) / 1000:.1f}"
         assert found["kB up"] == f"{statistics.fmean(up) / 1000:.1f}"
 

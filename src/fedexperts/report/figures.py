@@ -19,7 +19,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..metrics import apart, curve, last, moved, received, traffic, weights
+from ..metrics import apart, curve, moved, received, traffic, weights
 from .claims import plural, shown
 from .collect import Experiment
 
@@ -139,7 +139,7 @@ def _clients(experiments: Sequence[Experiment]) -> Picture:
     figure, axes = _paper(0.7 + 0.62 * len(experiments) + 0.25)
     worst = []
     for place, experiment in enumerate(experiments):
-        scores = [last(rows) for rows in experiment.rows.values()]
+        scores = list(experiment.last.values())
         for i, name in enumerate(domains):
             values = [value for s in scores for client, value in s.clients.items() if domain(client) == name]
             lane = place - 0.3 + 0.6 * (i + 0.5) / len(domains)
