@@ -114,11 +114,13 @@ def has_experts(experiment: Experiment) -> bool:
 
 
 def different(one: Experiment, other: Experiment) -> list[str]:
-    """Settings in which two experiments differ; what either of them tuned is free to."""
+    """Settings in which two experiments differ; what either of them tuned is free to.
+
+    What is off, 0 or empty does not differ from what an earlier version did not have.
+    """
     first, second = one.first.settings, other.first.settings
     free = one.first.tuned | other.first.tuned
-    missing = object()
-    return [key for key in first | second if first.get(key, missing) != second.get(key, missing) and key not in free]
+    return [key for key in first | second if (first.get(key) or None) != (second.get(key) or None) and key not in free]
 
 
 def same_data(experiments: Sequence[Experiment]) -> bool:

@@ -115,7 +115,7 @@ class Experiment:
     @property
     def judged_by(self) -> str:
         """Whose validation accuracy chooses: "clients" or "server"."""
-        return str(self.values["run"].get("judged_by", "clients"))  # runs of 0.1 do not say
+        return str(self.values["run"]["judged_by"])
 
     @property
     def classes(self) -> list[str]:
@@ -194,6 +194,7 @@ def _read(path: Path) -> Run:
         name, tune = str(values.pop("name")), values.pop("tune", {})
         _ = values["method"]["name"], values["model"]["name"], values["data"]["name"]
         _ = int(values["run"]["seed"]), int(values["run"]["rounds"])
+        values["run"].setdefault("judged_by", "clients")  # there was nothing else when runs did not say
         environment = json.loads((path / "environment.json").read_bytes())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(

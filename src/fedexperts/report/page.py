@@ -18,7 +18,8 @@ from ..metrics import mean_sd, refusals
 from ..tensors import write as write_whole
 from .claims import headline, shown
 from .collect import Experiment
-from .figures import Picture, draw
+from .figures import draw
+from .ink import Picture
 from .tables import tables
 
 _PAGE = """<!doctype html>

@@ -86,7 +86,8 @@ def _collapse(experiment: Experiment) -> list[str]:
     apart, busiest = (statistics.fmean(values) for values in zip(*found, strict=True))
     return [
         f"The routed experts of {shown(experiment.name)} collapsed into one: in {len(found)} of "
-        f"{plural(len(experiment.routing), 'seed')} they are {apart:.2g} apart, and one is the first choice for {100 * busiest:.0f} % of the test inputs."
+        f"{plural(len(experiment.routing), 'seed')} they are {apart:.2g} apart, and one is the first choice "
+        f"for {100 * busiest:.0f} % of the test inputs."
     ]
 
 
