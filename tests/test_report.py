@@ -651,7 +651,7 @@ def test_a_mixture_is_held_against_copies_and_against_averaging(experiments):
     copies = with_mixture(experiments[0], "copies", (50, 52), method__relevance="uniform", method__temperature=9.0)
     fedavg = with_server(experiments[0], "fedavg", {s: [row_of_server(0, 55)] for s in (0, 1)}, **AVERAGING)
     text = said(moe, copies, fedavg)
-    assert "moe against copies (experts that are copies): +10.0 points" in text
+    assert "moe against copies (uniform relevance): +10.0 points" in text
     assert "moe against fedavg (one averaged model): +6.0 points" in text
     assert "copies against moe" not in text
     assert "do not tell" not in text

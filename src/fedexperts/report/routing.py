@@ -42,11 +42,11 @@ def sentences(experiments: Sequence[Experiment]) -> list[str]:
 
 
 def controls(experiment: Experiment, experiments: Sequence[Experiment]) -> Iterator[tuple[Experiment, str, Lead]]:
-    """The same mixture of copies, and averaging from the same data and start, as far as both have finished seeds."""
+    """The same without relevance, and averaging from the same data and start, as far as both have finished seeds."""
     for other in experiments:
         differ = set(different(experiment, other))
         if has_routing(other) and differ and differ <= {"method.relevance", "method.temperature"}:
-            fits, what = other.values["method"].get("relevance") == "uniform", "experts that are copies"
+            fits, what = other.values["method"].get("relevance") == "uniform", "uniform relevance"
         else:
             same = not any(key.startswith(("data.", "model.", "start.")) for key in differ)
             fits, what = same and str(other.values["method"]["name"]).startswith("fedavg"), AVERAGED
