@@ -18,7 +18,7 @@ from fedexperts import report, rundir
 from fedexperts.config import load, resolve
 from fedexperts.message import Reply
 from fedexperts.metrics import gain, valid
-from fedexperts.report import claims
+from fedexperts.report import claims, figures
 from fedexperts.rundir import RunDir
 from fedexperts.study import once
 
@@ -678,6 +678,20 @@ def test_experts_that_collapsed_into_one_are_called_so(experiments, facts, colla
     assert ("The routed experts of moe collapsed into one: in 2 of 2 seeds" in text) == collapsed
 
 
+def test_the_pictures_of_a_mixture_say_their_figures_in_words(experiments):
+    moe = with_mixture(experiments[0], "moe", (60, 70))
+    absorbed = {"c-0": {"before_correct": 3, "after_correct": 9, "test_examples": 10}}
+    logs = [row | {"absorbed": absorbed} for row in moe.first.rounds]
+    moe = report.Experiment("moe", {seed: replace(run, rounds=logs) for seed, run in moe.runs.items()})
+    alts = {picture.title: picture.alt for picture in figures.draw([moe])}
+    assert alts["Accuracy of the server over rounds"].endswith("moe from 65.0 to 65.0 %.")
+    assert "first choice for 60 %" in alts["Which expert serves which class: moe"]
+    assert "is 0.70 on average, of 3 experts" in alts["Clients' shares of the experts: moe"]
+    assert alts["Clients before and after their blend: moe"].endswith("before it 30, after it 90.")
+    assert alts["How much a client has of one expert"].endswith("moe 0.7.")
+    assert alts["What the routed experts weigh"].endswith("moe 0.75.")
+
+
 @pytest.fixture(scope="session")
 def fedmoe(tmp_path_factory):
     """Real runs of Fed-MoE and of FedAvg on a few digits."""
@@ -715,7 +729,9 @@ def test_a_run_of_the_version_before_servers_had_a_log_is_shown_as_ever(study, t
     before = cells(report.tables(report.collect([tmp_path]))[0], 0)
     (tmp_path / "run" / "server.jsonl").unlink()
     config = tmp_path / "run" / "config.toml"
-    config.write_text(config.read_text().replace('judged_by = "clients"\n', ""))
+    text = config.read_text()
+    assert "[start]\nepochs = 0\n" in text
+    config.write_text(text.replace('judged_by = "clients"\n', "").replace("[start]\nepochs = 0\n", "[start]\n"))
     for path in (tmp_path / "run" / "checkpoints").glob("*/manifest.json"):
         manifest = json.loads(path.read_bytes())
         del manifest["logs"]["server.jsonl"], manifest["check"]
