@@ -14,12 +14,13 @@ import pytest
 from conftest import CASES, CLASSES, COUNTS, GATE, Case, Spoilt, carry_out, tiny
 from rich.console import Console
 
-from fedexperts import report
-from fedexperts.config import resolve
+from fedexperts import report, rundir
+from fedexperts.config import load, resolve
 from fedexperts.message import Reply
-from fedexperts.metrics import gain
-from fedexperts.report import claims
+from fedexperts.metrics import gain, valid
+from fedexperts.report import claims, figures
 from fedexperts.rundir import RunDir
+from fedexperts.study import once
 
 EXPERIMENTS = {"mixture": Case(GATE), "gate-alone": Case(GATE | {"experts": 0}), "coop-alone": CASES["alone"]}
 SEEDS = (0, 1)
@@ -138,7 +139,7 @@ def test_the_table_says_what_the_rows_say(study, experiments):
         assert found["sd seeds"] == f"{statistics.stdev(means):.1f} (2)"
         assert found["sd clients"] == f"{statistics.fmean(spreads):.1f}"
         assert found["worst client"] == f"{statistics.fmean(worst):.1f}"
-        assert found["global"] == ("-" if name == "coop-alone" else f"{statistics.fmean(pooled):.1f}")
+        assert found["server"] == ("-" if name == "coop-alone" else f"{statistics.fmean(pooled):.1f}")
         assert found["kB down"] == f"{statistics.fmean(down) / 1000:.1f}"
         assert found["kB up"] == f"{statistics.fmean(up) / 1000:.1f}"
 
@@ -535,3 +536,207 @@ def test_a_shipped_config_resolves_to_what_the_report_reads():
     assert config.values["model"]["name"] == "linear-probe"
     assert {"experts", "select"} <= set(config.values["method"])
     assert {"seed", "rounds", "threads"} <= set(config.values["run"])
+
+
+# ---- a mixture at the server
+
+MIXED = {
+    "dense_correct": 55, "uniform_correct": 40, "routed_correct": 50, "main_correct": 45, "experts_correct": [30, 20],
+    "use": [30, 10, 0, 0, 20, 40], "entropy": 0.5, "apart": 0.25, "alpha": 0.75, "relevance.c-0": [0.2, 0.7, 0.1],
+}  # fmt: skip
+METHOD = {"method__name": "fedmoe", "method__relevance": "mean", "method__temperature": 1.0, "method__gate": "trained"}
+AVERAGING = {"method__name": "fedavg"}
+
+
+def row_of_server(round, right, **facts):
+    """The server has so many of 100 test examples right, and of 100 validation examples."""
+    part = {"test_correct": right, "test_examples": 100, "valid_correct": right, "valid_examples": 100}
+    return {"round": round, "server_bytes": 16_700, "client_bytes": 2_984} | part | facts
+
+
+def with_server(experiment, name, by_seed, judged_by="server", **settings):
+    """An experiment whose server logged these rows, a list a seed; its clients have 1, 2, 3 .. of 10 right."""
+    clients = {s: rows([[row["round"] + 1] for row in found]) for s, found in by_seed.items()}
+    plain = with_rows(experiment, name, clients, run__judged_by=judged_by, **settings)
+    return report.Experiment(name, {s: replace(run, server=by_seed[s]) for s, run in plain.runs.items()})
+
+
+def with_mixture(experiment, name, rights=(60,), **settings):
+    """One evaluated round a seed, of a mixture that has so many right."""
+    facts = MIXED | {key: settings.pop(key) for key in list(settings) if key in MIXED}
+    by_seed = {seed: [row_of_server(0, right, **facts)] for seed, right in enumerate(rights)}
+    return with_server(experiment, name, by_seed, **METHOD | settings)
+
+
+def said(*experiments):
+    return " ".join(printed(report.tables(experiments)).split())
+
+
+def test_a_server_with_a_predictor_of_its_own_is_scored_by_it(experiments):
+    found = [with_server(experiments[0], "x", {0: [row_of_server(0, 42)]}, judged) for judged in ("clients", "server")]
+    by_clients, by_server = (cells(report.tables([e])[0], 0) for e in found)
+    assert by_clients["server"] == by_server["server"] == "42.0"
+    assert list(by_clients)[1] == "local"
+    assert list(by_server)[1] == "server"
+
+
+def test_where_the_server_judges_the_table_leads_with_it_and_says_what_it_holds(experiments):
+    x = with_server(experiments[0], "x", {s: [row_of_server(0, right)] for s, right in enumerate((40, 42))})
+    line = cells(report.tables([x])[0], 0)
+    assert (line["server"], line["sd seeds"], line["local"]) == ("41.0", "1.4 (2)", "10.0")
+    assert (line["client size"], line["server size"]) == ("2.98kB", "16.7kB")
+    assert claims.headline([x])[0].startswith("x, 41.0 % on average over 2 seeds")
+
+
+@pytest.mark.parametrize(("judged_by", "local", "at"), [("clients", "30.0", "2"), ("server", "20.0", "1")])
+def test_the_best_round_is_chosen_by_whom_the_experiment_says(experiments, judged_by, local, at):
+    """The clients are best in round 2, the server in round 1."""
+    logged = [row_of_server(round, right) for round, right in enumerate((10, 50, 20))]
+    found = with_server(experiments[0], "x", {0: logged}, judged_by).best[0]
+    assert (f"{found.mean:.1f}", str(found.round)) == (local, at)
+
+
+def test_a_server_without_a_predictor_is_judged_by_the_global_model_at_all_clients():
+    found = [
+        row | {"valid_global_correct": 4 + i, "valid_examples": 10 * (i + 1)} for i, row in enumerate(rows([[9, 9]]))
+    ]
+    assert valid(found, judged_by="server") == pytest.approx(100 * (4 + 5) / (10 + 20))
+
+
+def test_every_column_of_the_servers_table_fits_a_terminal_too(experiments):
+    tables = report.tables([with_mixture(experiments[0], "a-long-name", (100, 50))])
+    lines = printed(tables, 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+
+
+def test_the_parts_of_a_mixture_stand_beside_the_whole(experiments):
+    table = report.tables([with_mixture(experiments[0], "moe", (60, 70)), experiments[1]])[-1]
+    assert cells(table, 0) == {
+        "experiment": "moe", "server": "65.0", "dense": "55.0", "uniform gate": "40.0", "without main": "50.0",
+        "main alone": "45.0", "best expert": "30.0", "worst expert": "20.0", "apart": "0.250", "entropy": "0.50",
+        "alpha": "0.75",
+    }  # fmt: skip
+    assert len(table.rows) == 1
+
+
+def test_a_mixture_without_main_experts_has_no_alpha(experiments):
+    (run,) = with_mixture(experiments[0], "moe").runs.values()
+    (row,) = run.server
+    bare = replace(run, server=[{key: value for key, value in row.items() if key not in ("main_correct", "alpha")}])
+    line = cells(report.tables([report.Experiment("moe", {0: bare})])[-1], 0)
+    assert (line["main alone"], line["alpha"]) == ("-", "-")
+
+
+@pytest.mark.parametrize(
+    ("rights", "says"),
+    [
+        ((60,), "+20.0 points of the server's accuracy, which one seed does not settle"),
+        (
+            (60, 64),
+            "+22.0 points of the server's accuracy, better beyond the noise (two standard errors: 4.0; 2 seeds)",
+        ),
+        ((38, 44), "+1.0 points of the server's accuracy, no difference beyond the noise"),
+        ((30, 31), "-9.5 points of the server's accuracy, worse beyond the noise"),
+        ((40, 40), "no difference at all in the server's accuracy (2 seeds)"),
+    ],
+)
+def test_the_gate_is_held_against_none_over_seeds(experiments, rights, says):
+    text = said(with_mixture(experiments[0], "moe", rights))
+    assert f"moe against its own experts under a uniform gate: {says}" in text
+
+
+def test_a_mixture_is_held_against_copies_and_against_averaging(experiments):
+    moe = with_mixture(experiments[0], "moe", (60, 62))
+    copies = with_mixture(experiments[0], "copies", (50, 52), method__relevance="uniform", method__temperature=9.0)
+    fedavg = with_server(experiments[0], "fedavg", {s: [row_of_server(0, 55)] for s in (0, 1)}, **AVERAGING)
+    text = said(moe, copies, fedavg)
+    assert "moe against copies (uniform relevance): +10.0 points" in text
+    assert "moe against fedavg (one averaged model): +6.0 points" in text
+    assert "copies against moe" not in text
+    assert "do not tell" not in text
+    assert "Highest server accuracy: moe, 61.0 %" in claims.headline([fedavg, moe, copies])[0]
+
+
+@pytest.mark.parametrize("key", ["data__name", "model__name"])
+def test_averaging_from_elsewhere_is_no_control(experiments, key):
+    fedavg = with_server(experiments[0], "fedavg", {0: [row_of_server(0, 55)]}, **AVERAGING | {key: "other"})
+    assert "they do not tell whether a mixture adds anything" in said(with_mixture(experiments[0], "moe"), fedavg)
+
+
+@pytest.mark.parametrize(
+    ("facts", "collapsed"),
+    [
+        ({}, False),
+        ({"apart": 0.001}, True),
+        ({"use": [40, 30, 29, 1, 0, 0]}, True),
+        ({"use": [100, 0, 0, 0, 0, 0], "method__gate": "uniform"}, False),
+    ],
+)
+def test_experts_that_collapsed_into_one_are_called_so(experiments, facts, collapsed):
+    text = said(with_mixture(experiments[0], "moe", (60, 60), **facts))
+    assert ("The routed experts of moe collapsed into one: in 2 of 2 seeds" in text) == collapsed
+
+
+def test_the_pictures_of_a_mixture_say_their_figures_in_words(experiments):
+    moe = with_mixture(experiments[0], "moe", (60, 70))
+    absorbed = {"c-0": {"before_correct": 3, "after_correct": 9, "test_examples": 10}}
+    logs = [row | {"absorbed": absorbed} for row in moe.first.rounds]
+    moe = report.Experiment("moe", {seed: replace(run, rounds=logs) for seed, run in moe.runs.items()})
+    alts = {picture.title: picture.alt for picture in figures.draw([moe])}
+    assert alts["Accuracy of the server over rounds"].endswith("moe from 65.0 to 65.0 %.")
+    assert "first choice for 60 %" in alts["Which expert serves which class: moe"]
+    assert "is 0.70 on average, of 3 experts" in alts["Clients' shares of the experts: moe"]
+    assert alts["Clients before and after their blend: moe"].endswith("before it 30, after it 90.")
+    assert alts["How much a client has of one expert"].endswith("moe 0.7.")
+    assert alts["What the routed experts weigh"].endswith("moe 0.75.")
+
+
+@pytest.fixture(scope="session")
+def fedmoe(tmp_path_factory):
+    """Real runs of Fed-MoE and of FedAvg on a few digits."""
+    path = tmp_path_factory.mktemp("fedmoe")
+    small = ["data.clients=4", "start.epochs=1", "learning.rate=0.01", "run.rounds=2", "run.evaluate_every=1"]
+    for name in ("fedmoe-letter", "fedavg"):
+        once(load(f"configs/demo/fedmoe-digits/{name}.toml", small), path / name)
+    return path
+
+
+def test_the_page_shows_a_mixture_beside_runs_without_one(fedmoe, study, tmp_path):
+    report.write_html(report.collect([fedmoe, study / "mixture"]), tmp_path / "report.html")
+    reader = Reader((tmp_path / "report.html").read_text())
+    text = " ".join(reader.text)
+    for title in (
+        "Accuracy of the server over rounds",
+        "Which expert serves which class: fedmoe-letter",
+        "Clients' shares of the experts: fedmoe-letter",
+        "Clients before and after their blend: fedmoe-letter",
+        "How much a client has of one expert",
+        "What the routed experts weigh",
+        "How undecided the gate is",
+        "How far apart the routed experts are",
+        "How images weigh the experts: mixture",
+    ):
+        assert title in text
+    assert "serves which class: fedavg" not in text
+    assert "serves which class: mixture" not in text
+    for image in reader.images():
+        assert ElementTree.fromstring(svg(image)).tag.endswith("svg")
+
+
+def test_a_run_of_the_version_before_servers_had_a_log_is_shown_as_ever(study, tmp_path):
+    shutil.copytree(study / "mixture" / "seed-0", tmp_path / "run")
+    before = cells(report.tables(report.collect([tmp_path]))[0], 0)
+    (tmp_path / "run" / "server.jsonl").unlink()
+    config = tmp_path / "run" / "config.toml"
+    text = config.read_text()
+    assert "[start]\nepochs = 0\n" in text
+    config.write_text(text.replace('judged_by = "clients"\n', "").replace("[start]\nepochs = 0\n", "[start]\n"))
+    for path in (tmp_path / "run" / "checkpoints").glob("*/manifest.json"):
+        manifest = json.loads(path.read_bytes())
+        del manifest["logs"]["server.jsonl"], manifest["check"]
+        path.write_text(json.dumps(manifest | {"check": rundir._check(manifest)}))
+    assert "judged_by" not in config.read_text()
+    found = report.collect([tmp_path])
+    assert cells(report.tables(found)[0], 0) == before
+    assert not claims.different(found[0], report.collect([study / "mixture"])[0])

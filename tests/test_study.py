@@ -48,6 +48,30 @@ def test_the_winning_trial_and_the_run_of_its_seed_are_one(finished):
     assert seed_1 not in (one, two)
 
 
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    """A mixture at the server, judged by the server."""
+    path = tmp_path_factory.mktemp("mixture") / "run"
+    config = load("configs/demo/fedmoe-digits/fedmoe-letter.toml", [*SMALL[:2], "start.epochs=1", "learning.rate=0.01"])
+    study.once(config, path)
+    return study.Unit(config, path)
+
+
+@pytest.mark.parametrize("judged_by", ["clients", "server"])
+def test_a_trial_is_scored_on_the_validation_data_of_whom_the_experiment_says(mixture, judged_by):
+    unit = study.Unit(mixture.config.having({"run.judged_by": judged_by}, "test"), mixture.folder)
+    (server,) = (row for row in RunDir(mixture.folder).rows("server.jsonl") if row["round"] == 2)
+    servers = 100 * server["valid_correct"] / server["valid_examples"]
+    assert servers != validation(mixture.folder)
+    assert study.trial_score(unit) == (servers if judged_by == "server" else validation(mixture.folder))
+
+
+def test_the_score_of_a_run_has_the_servers_accuracy(mixture):
+    (server,) = (row for row in RunDir(mixture.folder).rows("server.jsonl") if row["round"] == 2)
+    score = study.once(mixture.config, mixture.folder)
+    assert score.server == 100 * server["test_correct"] / server["test_examples"] != score.mean
+
+
 def test_a_finished_study_has_nothing_left_to_do(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.jsonl")}
     study.advance(finished)

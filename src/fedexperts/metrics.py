@@ -1,7 +1,7 @@
 """Numbers about a run, from its log alone: what tables and reports show.
 
-A run logs one row a round and one row a client and evaluated round; everything else is computed here, so a figure in a
-table is never kept twice. This room reads rows, not files, and knows no method.
+A run logs one row a round and, for every evaluated round, one row a client and one of the server's; everything else is
+computed here, so a figure in a table is never kept twice. This room reads rows, not files, and knows no method.
 """
 
 import math
@@ -16,37 +16,48 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Score:
-    """Top-1 accuracies in percent over all clients, each on its own test part, after one round.
+    """Top-1 accuracies in percent on the test parts of all clients, after one round.
 
-    `mean`, `spread` (standard deviation over clients) and `worst` are local: each client with its own predictor.
-    `pooled` is the global model on the test examples of all clients together.
+    `mean`, `spread` (standard deviation over clients) and `worst` are local: each client with its own predictor on its
+    own part. `server` is the server's predictor, or the global model where it has none of its own, on all parts in one.
     """
 
     round: int
     mean: float
     spread: float
     worst: float
-    pooled: float
+    server: float
     clients: dict[str, float]
 
 
 def accuracy(row: Row, part: str) -> float:
-    """Percent right in a client's row, of its part "valid", "test", or of the global model on its test part."""
-    return 100 * float(row[f"{part}_correct"]) / float(row[f"{part.removesuffix('_global')}_examples"])
+    """Percent right in a row, of its part "valid" or "test"."""
+    return 100 * float(row[f"{part}_correct"]) / float(row[f"{part}_examples"])
 
 
-def score(rows: Sequence[Row]) -> Score:
-    """The score of one evaluated round from its client rows."""
+def served(rows: Sequence[Row], server: Row, part: str) -> float:
+    """Percent right of the server's own predictor or, where it has none, of the global model at all clients in one."""
+    if f"{part}_correct" in server:
+        return accuracy(server, part)
+    right, examples = (sum(int(row[f"{part}_{what}"]) for row in rows) for what in ("global_correct", "examples"))
+    return 100 * right / examples
+
+
+def score(rows: Sequence[Row], server: Row | None = None) -> Score:
+    """The score of one evaluated round from its client rows and, if there is one, the server's."""
     clients = {row["client"]: accuracy(row, "test") for row in rows}
     values = list(clients.values())
-    pooled = sum(row["test_global_correct"] for row in rows) / sum(row["test_examples"] for row in rows)
-    return Score(
-        rows[0]["round"], statistics.fmean(values), statistics.pstdev(values), min(values), 100 * pooled, clients
-    )
+    spread, worst = statistics.pstdev(values), min(values)
+    return Score(rows[0]["round"], statistics.fmean(values), spread, worst, served(rows, server or {}, "test"), clients)
 
 
-def valid(rows: Sequence[Row]) -> float:
-    """Mean over clients of validation accuracy in percent: what rates and rounds are chosen by, never the test part."""
+def valid(rows: Sequence[Row], server: Row | None = None, judged_by: str = "clients") -> float:
+    """Validation accuracy in percent, by which rates and rounds are chosen, never by the test part.
+
+    Judged by the clients it is the mean of their own; judged by the server, the server's.
+    """
+    if judged_by == "server":
+        return served(rows, server or {}, "valid")
     return statistics.fmean(accuracy(row, "valid") for row in rows)
 
 
@@ -58,16 +69,28 @@ def by_round(client_rows: Sequence[Row]) -> dict[int, list[Row]]:
     return dict(sorted(rounds.items()))
 
 
-def last(client_rows: Sequence[Row]) -> Score:
+def evaluated(client_rows: Sequence[Row], server_rows: Sequence[Row]) -> dict[int, tuple[list[Row], Row]]:
+    """Client rows and the server's row of each evaluated round, in order; an empty one where it logged none."""
+    server = {row["round"]: row for row in server_rows}
+    return {round: (rows, server.get(round, {})) for round, rows in by_round(client_rows).items()}
+
+
+def last(client_rows: Sequence[Row], server_rows: Sequence[Row] = ()) -> Score:
     """The score after the last round."""
-    rounds = by_round(client_rows)
-    return score(rounds[max(rounds)])
+    rounds = evaluated(client_rows, server_rows)
+    return score(*rounds[max(rounds)])
 
 
-def best_valid(client_rows: Sequence[Row]) -> Score:
+def last_valid(client_rows: Sequence[Row], server_rows: Sequence[Row], judged_by: str) -> float:
+    """Validation accuracy after the last round."""
+    rounds = evaluated(client_rows, server_rows)
+    return valid(*rounds[max(rounds)], judged_by)
+
+
+def best_valid(client_rows: Sequence[Row], server_rows: Sequence[Row] = (), judged_by: str = "clients") -> Score:
     """The score after the round that is best on validation data (the earliest of equals)."""
-    rounds = by_round(client_rows)
-    return score(rounds[max(rounds, key=lambda r: (valid(rounds[r]), -r))])
+    rounds = evaluated(client_rows, server_rows)
+    return score(*rounds[max(rounds, key=lambda r: (valid(*rounds[r], judged_by), -r))])
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
@@ -121,9 +144,93 @@ def _differences(these: Sequence[Row], those: Sequence[Row]) -> list[float]:
     return [first[client] - second[client] for client in sorted(set(first) & set(second))]
 
 
-def validated(client_rows: Sequence[Row]) -> bool:
-    """Whether every client has validation examples, so that a round can be chosen by them."""
-    return all(row["valid_examples"] for row in client_rows)
+@dataclass(frozen=True)
+class Lead:
+    """Differences of the server's accuracy in points, one a seed, after the last round (`over_seeds` NaN: one seed)."""
+
+    mean: float
+    over_seeds: float
+    seeds: int
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean over seeds; NaN for one."""
+        return self.over_seeds / math.sqrt(self.seeds)
+
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether the mean is further from zero than two standard errors: never for one seed."""
+        return self.mean != 0 and abs(self.mean) >= 2 * self.error
+
+
+def lead(these: Mapping[int, float], those: Mapping[int, float]) -> Lead | None:
+    """What the first have over the second, each an accuracy by seed; None if they share no seed."""
+    found = [these[seed] - those[seed] for seed in sorted(set(these) & set(those))]
+    return Lead(*mean_sd(found), len(found)) if found else None
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The server's mixture after its last round: what it gets right in percent, whole and without its parts.
+
+    `top` is what it predicts with; `main` and `alpha` are NaN without main experts. `use` has a row an expert: how
+    many test inputs of each class it is the first choice for.
+    """
+
+    top: float
+    dense: float
+    uniform: float
+    routed: float
+    main: float
+    experts: list[float]
+    apart: float
+    entropy: float
+    alpha: float
+    use: list[list[float]]
+    shares: dict[str, list[float]]  # each client's shares of the experts, the main ones first
+
+    @property
+    def busiest(self) -> float:
+        """Share of the test inputs whose first choice is the most chosen expert."""
+        return max(map(sum, self.use)) / sum(map(sum, self.use))
+
+
+def routing(server_rows: Sequence[Row]) -> Routing | None:
+    """None if the server has no mixture."""
+    row = server_rows[-1] if server_rows else {}
+    if "dense_correct" not in row:
+        return None
+    experts, use = row["experts_correct"], row["use"]
+    classes = len(use) // len(experts)
+
+    def percent(part: str) -> float:
+        return 100 * float(row.get(f"{part}_correct", math.nan)) / float(row["test_examples"])
+
+    return Routing(
+        top=percent("test"),
+        dense=percent("dense"),
+        uniform=percent("uniform"),
+        routed=percent("routed"),
+        main=percent("main"),
+        experts=[100 * right / row["test_examples"] for right in experts],
+        apart=row["apart"],
+        entropy=row["entropy"],
+        alpha=row.get("alpha", math.nan),
+        use=[use[k * classes : (k + 1) * classes] for k in range(len(experts))],
+        shares=shares(row),
+    )
+
+
+def shares(server_row: Row) -> dict[str, list[float]]:
+    """Each client's shares of the experts."""
+    prefix = "relevance."
+    return {key.removeprefix(prefix): value for key, value in server_row.items() if key.startswith(prefix)}
+
+
+def validated(client_rows: Sequence[Row], judged_by: str = "clients") -> bool:
+    """Whether there are validation examples to choose a round by: every client's own, or any for the server."""
+    enough = any if judged_by == "server" else all
+    return enough(row["valid_examples"] for row in client_rows)
 
 
 def silent(client_rows: Sequence[Row]) -> list[str]:
@@ -135,6 +242,32 @@ def silent(client_rows: Sequence[Row]) -> list[str]:
 def curve(client_rows: Sequence[Row]) -> dict[int, float]:
     """Mean local accuracy after each evaluated round."""
     return {round: score(rows).mean for round, rows in by_round(client_rows).items()}
+
+
+def server_curve(client_rows: Sequence[Row], server_rows: Sequence[Row]) -> dict[int, float]:
+    """The server's accuracy after each evaluated round."""
+    return {round: score(*rows).server for round, rows in evaluated(client_rows, server_rows).items()}
+
+
+def logged(server_rows: Sequence[Row], key: str) -> dict[int, float]:
+    """A number of the server's after each evaluated round that has it."""
+    return {row["round"]: float(row[key]) for row in server_rows if key in row}
+
+
+def largest_share(server_rows: Sequence[Row]) -> dict[int, float]:
+    """The largest share that a client has in one expert, mean over clients."""
+    found = {row["round"]: [max(share) for share in shares(row).values()] for row in server_rows}
+    return {round: statistics.fmean(values) for round, values in found.items() if values}
+
+
+def blended(round_rows: Sequence[Row], when: str) -> dict[int, float]:
+    """Accuracy of a round's clients, mean over them, "before" or "after" they took what the server gave back."""
+    found = {row["round"]: list(row.get("absorbed", {}).values()) for row in round_rows}
+    return {
+        round: statistics.fmean(100 * facts[f"{when}_correct"] / facts["test_examples"] for facts in clients)
+        for round, clients in found.items()
+        if clients
+    }
 
 
 def apart(client_rows: Sequence[Row]) -> dict[int, float]:

@@ -5,7 +5,7 @@
     OUT/EXPERIMENT/seed-0/         a run for each seed, with the values that were best on validation data
 
 What is left to do is read off the folder, so running a study and resuming one are the same function. Test data are not
-looked at here: a trial's score is its mean validation accuracy after its last round.
+looked at here: a trial's score is its validation accuracy after its last round, the clients' or the server's.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from typing import Any
 from . import config as door
 from .config import Config, ConfigError
 from .loop import NobodyLeftError, run
-from .metrics import Score, by_round, last, valid
+from .metrics import Row, Score, last, last_valid
 from .rundir import RunDir, taken
 from .tensors import write
 
@@ -160,11 +160,10 @@ def repeats(path: Path, config: Config, seeds: Sequence[int]) -> list[Unit]:
 
 
 def trial_score(unit: Unit) -> float | None:
-    """Mean validation accuracy in percent after the last round; None for a trial that never got there."""
+    """Validation accuracy in percent after the last round, whose `run.judged_by` says; None if it never got there."""
     if unit.done() < unit.rounds:
         return None
-    rounds = by_round(RunDir(unit.folder).rows("clients.jsonl"))
-    return valid(rounds[max(rounds)])
+    return last_valid(*_logs(unit), unit.config.values["run"]["judged_by"])
 
 
 def once(config: Config, folder: Path | str) -> Score:
@@ -172,7 +171,13 @@ def once(config: Config, folder: Path | str) -> Score:
     unit = Unit(config, Path(folder))
     if why := work(unit):
         raise NobodyLeftError(why)
-    return last(RunDir(unit.folder).rows("clients.jsonl"))
+    return last(*_logs(unit))
+
+
+def _logs(unit: Unit) -> tuple[list[Row], list[Row]]:
+    """The client rows and the server's."""
+    folder = RunDir(unit.folder)
+    return folder.rows("clients.jsonl"), folder.rows("server.jsonl")
 
 
 def work(unit: Unit, beat: Callable[[], None] = lambda: None) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..metrics import Gain, gain, last, refusals, silent
-from .collect import Experiment
+from ..metrics import Gain, Lead, gain, lead, refusals, silent
+from .collect import Experiment, judged_by_server
 
 ALONE = "gate alone"
 _UNUSED = {ALONE: {"method.experts", "method.select"}, "random experts": {"method.select"}}  # free to differ
@@ -26,17 +26,29 @@ class Claim:
     gain: Gain
 
     def sentence(self) -> str:
-        differ = [key for key in different(self.experiment, self.control) if key.startswith("run.")]
-        beside = f"; {', '.join(differ)} differ too" if differ else ""
-        return (
-            f"{shown(self.experiment.name)} against {shown(self.control.name)} ({self.what}): "
-            f"{verdict(self.gain)}{beside}."
-        )
+        return against(self.experiment, self.control, self.what, verdict(self.gain))
+
+
+def against(experiment: Experiment, control: Experiment, what: str, says: str) -> str:
+    """A sentence on two experiments, and the settings of the run in which they should not differ, yet do."""
+    differ = [key for key in different(experiment, control) if key.startswith("run.")]
+    beside = f"; {', '.join(differ)} differ too" if differ else ""
+    return f"{shown(experiment.name)} against {shown(control.name)} ({what}): {says}{beside}."
 
 
 def local(experiment: Experiment) -> float:
     """Mean over seeds of the mean over clients, after the last round."""
-    return statistics.fmean(last(rows).mean for rows in experiment.rows.values())
+    return statistics.fmean(score.mean for score in experiment.last.values())
+
+
+def server(experiment: Experiment) -> float:
+    """Mean over seeds of the server's accuracy, after the last round."""
+    return statistics.fmean(score.server for score in experiment.last.values())
+
+
+def served(experiment: Experiment) -> dict[int, float]:
+    """The server's accuracy after the last round, by seed; none where there is no global model."""
+    return {seed: score.server for seed, score in experiment.last.items() if experiment.has_global}
 
 
 def verdict(found: Gain) -> str:
@@ -47,12 +59,26 @@ def verdict(found: Gain) -> str:
         return f"{signed(found.mean)} points in a single pair, which says nothing about the noise"
     if not (found.better or found.worse):
         return f"no difference at all, every client scores the same ({of})"
-    says = "no difference beyond the noise"
-    if found.beyond_noise:
-        says = "better beyond the noise" if found.mean > 0 else "worse beyond the noise"
+    says = _noise(found)
     if found.seeds == 1:
         says += " between clients, which one seed alone does not settle"
     return f"{signed(found.mean)} points, {says} (two standard errors: {2 * found.error:.1f}; {of})"
+
+
+def leads(found: Lead) -> str:
+    """What a difference of the server's accuracy says, in words and numbers."""
+    if found.seeds == 1:
+        return f"{signed(found.mean)} points of the server's accuracy, which one seed does not settle"
+    if found.mean == found.over_seeds == 0:
+        return f"no difference at all in the server's accuracy ({plural(found.seeds, 'seed')})"
+    of = f"two standard errors: {2 * found.error:.1f}; {plural(found.seeds, 'seed')}"
+    return f"{signed(found.mean)} points of the server's accuracy, {_noise(found)} ({of})"
+
+
+def _noise(found: Gain | Lead) -> str:
+    if not found.beyond_noise:
+        return "no difference beyond the noise"
+    return "better beyond the noise" if found.mean > 0 else "worse beyond the noise"
 
 
 def claims(experiments: Sequence[Experiment]) -> list[Claim]:
@@ -88,11 +114,13 @@ def has_experts(experiment: Experiment) -> bool:
 
 
 def different(one: Experiment, other: Experiment) -> list[str]:
-    """Settings in which two experiments differ; what either of them tuned is free to."""
+    """Settings in which two experiments differ; what either of them tuned is free to.
+
+    What is off, 0 or empty does not differ from what an earlier version did not have.
+    """
     first, second = one.first.settings, other.first.settings
     free = one.first.tuned | other.first.tuned
-    missing = object()
-    return [key for key in first | second if first.get(key, missing) != second.get(key, missing) and key not in free]
+    return [key for key in first | second if (first.get(key) or None) != (second.get(key) or None) and key not in free]
 
 
 def same_data(experiments: Sequence[Experiment]) -> bool:
@@ -101,26 +129,40 @@ def same_data(experiments: Sequence[Experiment]) -> bool:
 
 def headline(experiments: Sequence[Experiment]) -> list[str]:
     """The result in words and numbers, a sentence or two a line."""
-    ranked = sorted((e for e in experiments if e.finished), key=local, reverse=True)
+    by_server = judged_by_server(experiments)
+    value, whose = (server, "server") if by_server else (local, "local")
+    counted = [e for e in experiments if e.finished and (e.has_global or not by_server)]
+    ranked = sorted(counted, key=value, reverse=True)
     if not ranked:
         return ["No run is finished yet, so there is no result."]
     if not same_data(ranked):
         return ["These experiments have different data, so they are listed and not ranked."]
     best = ranked[0]
     chance = f", where guessing gives {best.chance:.0f} %" if best.chance else ""
+    over = "" if by_server else f"{plural(len(best.clients), 'client')} and "
     text = [
-        f"{'Highest local accuracy: ' if ranked[1:] else ''}{shown(best.name)}, {local(best):.1f} % on average over "
-        f"{plural(len(best.clients), 'client')} and {plural(len(best.finished), 'seed')}{chance}."
+        f"{f'Highest {whose} accuracy: ' if ranked[1:] else ''}{shown(best.name)}, {value(best):.1f} % on average over "
+        f"{over}{plural(len(best.finished), 'seed')}{chance}."
     ]
     if ranked[1:]:
         second = ranked[1]
-        found = gain(best.rows, second.rows)
-        against = verdict(found) if found else "no seed in common, so the two cannot be compared"
-        text.append(f"Next: {shown(second.name)}, {local(second):.1f} %. The first against the next: {against}.")
+        between = _leads(best, second) if by_server else _gains(best, second)
+        says = between or "no seed in common, so the two cannot be compared"
+        text.append(f"Next: {shown(second.name)}, {value(second):.1f} %. The first against the next: {says}.")
     about = [c for c in claims(experiments) if c.what == ALONE]
-    seen = {id(e) for e in ranked[:2]}  # said already
+    seen = {id(e) for e in ranked[:2]} if not by_server else set()  # said already
     text += [f"What experts add: {c.sentence()}" for c in about if {id(c.experiment), id(c.control)} != seen]
     return text
+
+
+def _gains(one: Experiment, other: Experiment) -> str:
+    found = gain(one.rows, other.rows)
+    return verdict(found) if found else ""
+
+
+def _leads(one: Experiment, other: Experiment) -> str:
+    found = lead(served(one), served(other))
+    return leads(found) if found else ""
 
 
 def unknown(experiments: Sequence[Experiment]) -> list[str]:

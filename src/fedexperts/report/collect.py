@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..metrics import Row, by_round
+from ..metrics import Routing, Row, Score, best_valid, by_round, last, routing, validated
 from ..rundir import RunDir
 
 Values = dict[str, dict[str, Any]]
@@ -23,7 +23,7 @@ _HARMLESS = {"run.seed", "run.threads"}  # beside the engine: where and how fast
 
 @dataclass(frozen=True)
 class Run:
-    """One run as it lies in its folder: `rounds` and `clients` are its logs, `done` its last finished round."""
+    """One run as it lies in its folder: `rounds`, `clients` and `server` are its logs, `done` its last whole round."""
 
     path: Path
     name: str
@@ -34,6 +34,7 @@ class Run:
     done: int | None
     rounds: list[Row]
     clients: list[Row]
+    server: list[Row]
 
     @property
     def seed(self) -> int:
@@ -86,6 +87,23 @@ class Experiment:
         return {seed: run.clients for seed, run in self.finished.items()}
 
     @cached_property
+    def last(self) -> dict[int, Score]:
+        """After the last round of the runs that count, by seed."""
+        return {seed: last(run.clients, run.server) for seed, run in self.finished.items()}
+
+    @cached_property
+    def best(self) -> dict[int, Score]:
+        """After the round that is best on validation data, as `run.judged_by` says; none without such data."""
+        if not all(validated(rows, self.judged_by) for rows in self.rows.values()):
+            return {}
+        return {seed: best_valid(run.clients, run.server, self.judged_by) for seed, run in self.finished.items()}
+
+    @cached_property
+    def routing(self) -> dict[int, Routing]:
+        """What the server's mixture and its parts do after the last round, by seed; none without a mixture."""
+        return {seed: found for seed, run in self.finished.items() if (found := routing(run.server))}
+
+    @cached_property
     def clients(self) -> list[str]:
         return sorted({row["client"] for rows in self.rows.values() for row in rows})
 
@@ -95,11 +113,25 @@ class Experiment:
         return bool(self.values["method"]["name"] != "alone")
 
     @property
+    def judged_by(self) -> str:
+        """Whose validation accuracy chooses: "clients" or "server"."""
+        return str(self.values["run"]["judged_by"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes; numbers if its runs only say how many there are."""
+        classes = self.first.environment.get("classes") or ()
+        return [str(name) for name in (range(classes) if isinstance(classes, int) else classes)]
+
+    @property
     def chance(self) -> float | None:
         """Accuracy of guessing among all classes, in percent; None if its runs do not say how many there are."""
-        classes = self.first.environment.get("classes")
-        count = classes if isinstance(classes, int) else len(classes or ())
-        return 100 / count if count else None
+        return 100 / len(self.classes) if self.classes else None
+
+
+def judged_by_server(experiments: Sequence[Experiment]) -> bool:
+    """Whether the server's accuracy is what they are about."""
+    return any(experiment.judged_by == "server" for experiment in experiments)
 
 
 def dotted(values: Values) -> dict[str, Any]:
@@ -162,6 +194,7 @@ def _read(path: Path) -> Run:
         name, tune = str(values.pop("name")), values.pop("tune", {})
         _ = values["method"]["name"], values["model"]["name"], values["data"]["name"]
         _ = int(values["run"]["seed"]), int(values["run"]["rounds"])
+        values["run"].setdefault("judged_by", "clients")  # there was nothing else when runs did not say
         environment = json.loads((path / "environment.json").read_bytes())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
@@ -169,8 +202,8 @@ def _read(path: Path) -> Run:
             f"right would be the files that `fedexperts run` wrote"
         ) from None
     folder = RunDir(path)
-    rounds, clients = (folder.rows(log) for log in ("rounds.jsonl", "clients.jsonl"))
-    return Run(path, name, text, values, frozenset(tune), environment, folder.done(), rounds, clients)
+    rounds, clients, server = (folder.rows(f"{log}.jsonl") for log in ("rounds", "clients", "server"))
+    return Run(path, name, text, values, frozenset(tune), environment, folder.done(), rounds, clients, server)
 
 
 def _grouped(runs: Sequence[Run]) -> list[Experiment]:

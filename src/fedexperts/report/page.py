@@ -14,11 +14,12 @@ from typing import Any
 from rich.table import Table
 
 from .. import __version__
-from ..metrics import last, mean_sd, refusals
+from ..metrics import mean_sd, refusals
 from ..tensors import write as write_whole
 from .claims import headline, shown
 from .collect import Experiment
-from .figures import Picture, draw
+from .figures import draw
+from .ink import Picture
 from .tables import tables
 
 _PAGE = """<!doctype html>
@@ -109,7 +110,7 @@ def _grid(head: Sequence[object], rows: Iterable[Sequence[object]], kind: str = 
 def _clients(experiments: Sequence[Experiment]) -> list[str]:
     """Each client's accuracy, the mean over seeds."""
     counted = [e for e in experiments if e.finished]
-    scores = [[last(rows).clients for rows in e.rows.values()] for e in counted]
+    scores = [[score.clients for score in e.last.values()] for e in counted]
     rows = []
     for client in sorted({client for e in counted for client in e.clients}):
         found = [[s[client] for s in seeds if client in s] for seeds in scores]

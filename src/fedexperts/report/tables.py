@@ -12,28 +12,40 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..metrics import best_valid, last, mean_sd, traffic, validated
+from ..metrics import Score, mean_sd, traffic
 from .claims import claims, has_experts, notes, shown, signed, unknown
-from .collect import Experiment
+from .collect import Experiment, judged_by_server
+from .routing import ROUTING, columns, has_routing, sentences
 
 _NONE = "-"
-_COLUMNS = (
-    "local", "sd\nseeds", "sd\nclients", "worst\nclient", "best\nvalid", "at\nround", "global",
+_BY_CLIENTS = (
+    "local", "sd\nseeds", "sd\nclients", "worst\nclient", "best\nvalid", "at\nround", "server",
     "kB\ndown", "kB\nup", "sec-\nonds",
+)  # fmt: skip
+_BY_SERVER = (
+    "server", "sd\nseeds", "local", "worst\nclient", "best\nvalid", "at\nround",
+    "kB\ndown", "kB\nup", "client\nsize", "server\nsize", "sec-\nonds",
 )  # fmt: skip
 
 
 def tables(experiments: Sequence[Experiment]) -> list[Table]:
-    """The comparison; and, where an experiment has experts, what they add."""
-    return [comparison(experiments), *([added(experiments)] if any(map(has_experts, experiments)) else [])]
+    """The comparison; and, where experiments have experts, what they and routing between them add."""
+    return [
+        comparison(experiments),
+        *([added(experiments)] if any(map(has_experts, experiments)) else []),
+        *([routed(experiments)] if any(map(has_routing, experiments)) else []),
+    ]
 
 
 def comparison(experiments: Sequence[Experiment]) -> Table:
-    """One row an experiment, in the order given."""
-    table = _table("Accuracy in percent", ("experiment", *_COLUMNS))
+    """One row an experiment, in the order given; the server's accuracy leads where it is what they are judged by."""
+    by_server = judged_by_server(experiments)
+    columns = _BY_SERVER if by_server else _BY_CLIENTS
+    table = _table("Accuracy in percent", ("experiment", *columns))
     for experiment in experiments:
-        table.add_row(Text(shown(experiment.name)), *_cells(experiment))
-    table.caption = Text("\n".join([_legend(experiments), *notes(experiments)]))
+        cells = _cells(experiment, by_server)
+        table.add_row(Text(shown(experiment.name)), *(cells.get(column, _NONE) for column in columns))
+    table.caption = Text("\n".join([_legend(experiments, by_server), *notes(experiments)]))
     return table
 
 
@@ -56,6 +68,21 @@ def added(experiments: Sequence[Experiment]) -> Table:
     return table
 
 
+def routed(experiments: Sequence[Experiment]) -> Table:
+    """What every server's mixture does, whole and without its parts."""
+    table = _table("What does routing add?", ("experiment", *ROUTING))
+    for experiment in filter(has_routing, experiments):
+        table.add_row(Text(shown(experiment.name)), *columns(experiment))
+    legend = (
+        "Test accuracy in percent of the server's mixture after the last round, means over seeds. server: as it "
+        "predicts, with its few best experts. dense: all experts, weighed by the gate. uniform gate: all alike. best, "
+        "worst: single routed experts. apart: distance of the routed experts from their mean, as a share of the mean's "
+        "norm. entropy: of the gate's weights, in nats. alpha: weight of the routed experts against the main ones."
+    )
+    table.caption = Text("\n".join([legend, *sentences(experiments)]))
+    return table
+
+
 def _table(title: str, columns: Sequence[str], words: int = 1) -> Table:
     """The first `words` columns may be folded, the others hold numbers."""
     table = Table(
@@ -69,21 +96,27 @@ def _table(title: str, columns: Sequence[str], words: int = 1) -> Table:
     return table
 
 
-def _cells(experiment: Experiment) -> list[str]:
+def _cells(experiment: Experiment, by_server: bool) -> dict[str, str]:
+    """By column; one that is missing has nothing to show."""
     count, asked = len(experiment.finished), len(experiment.runs)
-    if not count:
-        return [_NONE, f"(0/{asked})", *[_NONE] * (len(_COLUMNS) - 2)]
-    scores = [last(rows) for rows in experiment.rows.values()]
-    mean, sd = mean_sd([score.mean for score in scores])
-    return [
-        f"{mean:.1f}",
-        _over_seeds(sd, count, asked),
-        f"{statistics.fmean(score.spread for score in scores):.1f}",
-        f"{statistics.fmean(score.worst for score in scores):.1f}",
-        *_by_validation(experiment),
-        f"{statistics.fmean(score.pooled for score in scores):.1f}" if experiment.has_global else _NONE,
-        *_cost(experiment),
-    ]
+    scores = list(experiment.last.values())
+    if not scores:
+        return {"sd\nseeds": f"(0/{asked})"}
+    cells = {
+        "local": _mean([score.mean for score in scores]),
+        "sd\nclients": _mean([score.spread for score in scores]),
+        "worst\nclient": _mean([score.worst for score in scores]),
+    } | _cost(experiment)
+    if experiment.has_global:
+        cells["server"] = _mean([score.server for score in scores])
+    if experiment.has_global or not by_server:
+        sd = mean_sd([_leading(score, by_server) for score in scores])[1]
+        cells |= {"sd\nseeds": _over_seeds(sd, count, asked)} | _by_validation(experiment, by_server)
+    return cells
+
+
+def _leading(score: Score, by_server: bool) -> float:
+    return score.server if by_server else score.mean
 
 
 def _over_seeds(sd: float, count: int, asked: int) -> str:
@@ -93,32 +126,55 @@ def _over_seeds(sd: float, count: int, asked: int) -> str:
     return f"{sd:.1f} ({of})"
 
 
-def _by_validation(experiment: Experiment) -> tuple[str, str]:
-    """Local accuracy after the round that is best on validation data, and which round that is for each seed."""
-    if not all(map(validated, experiment.rows.values())):
-        return _NONE, _NONE
-    scores = [best_valid(rows) for rows in experiment.rows.values()]
+def _by_validation(experiment: Experiment, by_server: bool) -> dict[str, str]:
+    """The leading accuracy after the round that is best on validation data, and which round that is for each seed."""
+    scores = list(experiment.best.values())
+    if not scores:
+        return {}
     rounds = sorted({score.round for score in scores})
     which = str(rounds[0]) if len(rounds) == 1 else f"{rounds[0]}-{rounds[-1]}"
-    return f"{statistics.fmean(score.mean for score in scores):.1f}", which
+    return {"best\nvalid": _mean([_leading(score, by_server) for score in scores]), "at\nround": which}
 
 
-def _cost(experiment: Experiment) -> tuple[str, str, str]:
-    """Kilobytes down and up of a client and round, and seconds of training of a run."""
-    logs = [run.rounds for run in experiment.finished.values()]
-    down, up = (statistics.fmean(way) / 1000 for way in zip(*map(traffic, logs), strict=True))
-    seconds = statistics.fmean(sum(row["seconds"] for row in rows) for rows in logs)
-    return f"{down:.1f}", f"{up:.1f}", f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
+def _cost(experiment: Experiment) -> dict[str, str]:
+    """Kilobytes down and up of a client and round, what a client and the server hold, seconds of training of a run."""
+    runs = list(experiment.finished.values())
+    down, up = (statistics.fmean(way) / 1000 for way in zip(*(traffic(run.rounds) for run in runs), strict=True))
+    seconds = statistics.fmean(sum(row["seconds"] for row in run.rounds) for run in runs)
+    held = [run.server[-1] for run in runs if run.server]
+    sizes = {f"{who}\nsize": _size(row[f"{who}_bytes"]) for row in held for who in ("client", "server")}
+    return sizes | {
+        "kB\ndown": f"{down:.1f}",
+        "kB\nup": f"{up:.1f}",
+        "sec-\nonds": f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}",
+    }
 
 
-def _legend(experiments: Sequence[Experiment]) -> str:
+def _size(count: float) -> str:
+    """Bytes, three digits of them."""
+    for unit in ("kB", "MB"):
+        count /= 1000
+        if count < 999.5:
+            return f"{count:.3g}{unit}"
+    return f"{count / 1000:.3g}GB"
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.1f}"
+
+
+def _legend(experiments: Sequence[Experiment], by_server: bool) -> str:
     levels = sorted({e.chance for e in experiments if e.chance})
     chance = " or ".join(f"{level:.3g} %" for level in levels) if levels else "not known from these runs"
     clients = max((len(e.clients) for e in experiments), default=0)
+    best = "the server's accuracy" if by_server else "the same"
+    chosen = " (the server's or the clients', as run.judged_by says)" if by_server else ""
+    sizes = " size: of the tensors that a client sends and that the server holds." if by_server else ""
     return (
         "local: top-1 accuracy on a client's own test part by its own predictor after the last round, mean over "
-        f"all clients, sampled or not ({clients}). worst client: the lowest. best valid: the same after the round (at "
-        "round) that is best on validation data. global: the global model on all test parts together. kB: 1000 bytes "
-        "of one client in one round of training. seconds: training of a run. Means over seeds; sd: standard deviation "
-        f"(number of seeds). The chance level is {chance}. Nothing here is from the round that is best on test data."
+        f"all clients, sampled or not ({clients}). worst client: the lowest. best valid: {best} after the round (at "
+        f"round) that is best on validation data{chosen}. server: the server's own predictor, or the global model "
+        f"where it has none, on all test parts together. kB: 1000 bytes of one client in one round of training.{sizes} "
+        "seconds: training of a run. Means over seeds; sd: standard deviation (number of seeds). The chance level is "
+        f"{chance}. Nothing here is from the round that is best on test data."
     )

@@ -1,0 +1,147 @@
+"""How every picture is drawn: paper, lines over rounds, names along a side.
+
+Drawn with matplotlib's objects alone, so that nothing is kept between two pictures and no window is needed. Colours are
+those of Okabe and Ito, which colour-blind readers can tell apart; lines also differ in stroke and marks in shape. This
+room does not know what is drawn.
+"""
+
+import io
+import math
+import re
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from .claims import shown
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+STROKES = ("-", "--", "-.", ":")
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
+WIDTH = 5.6  # inches: letters of 10 points stay readable on a phone
+Series = list[tuple[str, list[dict[int, float]]]]  # an experiment's name; for each seed, a value by round
+CROWD = 40  # more clients than this are not named along a picture
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawing, what to call it, what it shows in one sentence, and how to read it."""
+
+    title: str
+    alt: str
+    caption: str
+    svg: bytes
+
+
+# ---- over rounds
+
+
+def over_rounds(series: Series, title: str, unit: str, caption: str) -> Picture | None:
+    """A line an experiment; those that have nothing in a seed are left out."""
+    series = [(name, s if all(s) else []) for name, s in series]
+    if not any(s for _, s in series):
+        return None
+    figure, axes = paper(3.0)
+    lines(axes, series)
+    above(axes, unit)
+    axes.set_ylim(bottom=0)
+    ends = ", ".join(f"{shown(name)} {end(s, max):.3g}" for name, s in series if s)
+    return printed(figure, axes, title, f"{title} ({unit}), in the last round: {ends}.", caption)
+
+
+def lines(axes: Axes, series: Series) -> None:
+    """Mean over seeds, and a band of one standard deviation. The place in `series` decides the colour."""
+    for i, (name, seeds) in enumerate(series):
+        if not seeds:
+            continue
+        rounds = sorted(set.intersection(*(set(s) for s in seeds)))
+        means = [statistics.fmean(s[r] for s in seeds) for r in rounds]
+        colour, stroke = COLOURS[i % len(COLOURS)], STROKES[i % len(STROKES)]
+        mark = MARKS[i % len(MARKS)] if len(rounds) < 2 else None
+        axes.plot(rounds, means, stroke, color=colour, linewidth=1.8, label=plain(name), marker=mark)
+        if len(seeds) > 1:
+            sds = [statistics.stdev(s[r] for s in seeds) for r in rounds]
+            low, high = zip(*((m - sd, m + sd) for m, sd in zip(means, sds, strict=True)), strict=True)
+            axes.fill_between(rounds, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def end(seeds: Sequence[dict[int, float]], which: Callable[[dict[int, float]], int]) -> float:
+    return statistics.fmean(s[which(s)] for s in seeds)
+
+
+# ---- names
+
+
+def name_clients(axes: Axes, names: Sequence[str], side: str) -> None:
+    """Names along a side, those of domains where there are too many clients; lines between domains."""
+    axis, line = (axes.xaxis, axes.axvline) if side == "x" else (axes.yaxis, axes.axhline)
+    turn: dict[str, Any] = {"rotation": 90} if side == "x" else {}
+    if len(names) <= CROWD:
+        axis.set_ticks(range(len(names)), [short(name) for name in names], fontsize=7.5, **turn)
+    else:
+        places: dict[str, list[int]] = {}
+        for i, name in enumerate(names):
+            places.setdefault(domain(name), []).append(i)
+        axis.set_ticks([statistics.fmean(p) for p in places.values()], [short(name) for name in places], **turn)
+    for i in range(1, len(names)):
+        if domain(names[i]) != domain(names[i - 1]):
+            line(i - 0.5, color="0.35", linewidth=0.8)
+
+
+def domain(client: str) -> str:
+    """A client's name without its number."""
+    return re.sub(r"-\d+$", "", client)
+
+
+def order(client: str) -> tuple[str, int, str]:
+    number = re.search(r"\d+$", client)
+    return domain(client), int(number[0]) if number else -1, client
+
+
+# ---- paper and ink
+
+
+def paper(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def above(axes: Axes, text: str) -> None:
+    """What is upwards, written above: beside the axis a long unit would not fit."""
+    axes.set_title(text, loc="left", fontsize=10)
+
+
+def printed(figure: Figure, axes: Axes, title: str, alt: str, caption: str) -> Picture:
+    """With a legend below where lines or marks have names."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(handles) > 1:
+        longest = max(map(len, labels))
+        columns = 2 if longest > 16 else 3 if longest > 11 else 4
+        figure.set_figheight(figure.get_figheight() + 0.22 * (math.ceil(len(handles) / columns) - 1))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9.5)
+    out = io.BytesIO()
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "fedexperts"}):  # equal runs, equal bytes
+        warnings.filterwarnings("ignore", message="Glyph")  # a letter that the font lacks is drawn as a box
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return Picture(title, alt, caption, out.getvalue())
+
+
+def plain(name: str) -> str:
+    """A name as matplotlib shows it unchanged: no formulas, and not left out for a leading underscore."""
+    text = shown(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def short(name: str) -> str:
+    """For a tick: at most 18 letters, both ends kept, since names differ in either."""
+    return plain(name if len(name) <= 18 else f"{name[:8]}…{name[-9:]}")
