@@ -170,7 +170,7 @@ CASES = {
     "alone-probe": Case({"name": "alone"}, "probe", secret=True),
     "nearest": Case(GATE, secret=True, own=True),
     "random": Case(GATE | {"select": "random", "pooling": "random"}, secret=True, own=True),
-    "averaged": Case(GATE | {"gates": "averaged"}, own=True),
+    "averaged": Case(GATE | {"gates": "averaged"}, secret=True, own=True),
     "clipped": Case(GATE | {"upload_clip": 0.5, "upload_noise": 0.1}, secret=True, own=True),
     "linear": Case(GATE | {"gate": "linear", "pooling": "mean"}, secret=True, own=True),
     "gate-alone": Case(GATE | {"experts": 0, "normalised": True}, secret=True),

@@ -120,8 +120,8 @@ def test_what_moves_by_itself_has_no_gradient_and_no_decay() -> None:
 
     def moved(local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
         own = local.trained
-        next = {"steps": own["steps"] + 1, "mean": own["mean"] + own["gain"]}
-        return logits(local, x) + own["mean"], next
+        after = {"steps": own["steps"] + 1, "mean": own["mean"] + own["gain"]}
+        return logits(local, x) + own["mean"], after
 
     names, moving = ("a", "b"), frozenset({"steps", "mean"})
     begun = {"steps": torch.tensor(3), "mean": torch.tensor(2.0)}
