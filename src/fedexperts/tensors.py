@@ -32,7 +32,7 @@ _KINDS = {  # safetensors' words, in the order of its files: what is wide comes 
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_CHUNK = 2**19  # numbers that `combine` holds at once: in fp32 2 MB, about a core's cache
+_CHUNK = 2**18  # numbers that `combine` holds at once: in fp32 1 MB, which a core has in its cache
 
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:

@@ -1,0 +1,150 @@
+"""How fast are client models fused into experts, and with how much memory: GPT-2 medium, random weights.
+
+    python benchmarks/fuse.py               6 of its 24 layers: 7 GB of disk, 6 GB of memory, about two minutes
+    python benchmarks/fuse.py --layers 24   all of it, 0.36 B parameters: 20 GB of disk, 16 GB of memory
+
+A round's two sums: 3 client models and the 4 experts before into 4 experts, then all seven back into 3 client models.
+Rates are bytes read and written in a second, the better of two, and each is a share of what a plain copy reaches in
+the same run, from files to files (flushed to the disk) and from memory to new memory. What is held is memory beside
+the mapped files, the items and the sums, in units of the largest tensor, the embedding.
+"""
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from fedexperts.tensors import Mapped, combine, combine_files, pack, write
+
+CLIENTS, EXPERTS, LAMBDA = 3, 4, 0.5
+WIDTH, WORDS, BLOCK = 1024, 50257, 2**20
+FORK = multiprocessing.get_context("fork")
+
+
+def shapes(layers):
+    """GPT-2 medium's tensors, by name."""
+    block = {"ln_1": (WIDTH,), "attn.c_attn": (WIDTH, 3 * WIDTH), "attn.c_proj": (WIDTH, WIDTH), "ln_2": (WIDTH,)}
+    block |= {"mlp.c_fc": (WIDTH, 4 * WIDTH), "mlp.c_proj": (4 * WIDTH, WIDTH)}
+    found = {"wte.weight": (WORDS, WIDTH), "wpe.weight": (1024, WIDTH), "ln_f.weight": (WIDTH,), "ln_f.bias": (WIDTH,)}
+    for layer in range(layers):
+        for name, shape in block.items():
+            found |= {f"h.{layer}.{name}.weight": shape, f"h.{layer}.{name}.bias": shape[-1:]}
+    return found
+
+
+def drawn(layers, kind, seed):
+    torch.manual_seed(seed)
+    return {name: torch.empty(shape, dtype=kind).uniform_(-1, 1) for name, shape in shapes(layers).items()}
+
+
+def into_experts():
+    """[experts, clients + experts]: a mean of the clients, moving from the expert before."""
+    routed = torch.softmax(torch.randn(EXPERTS, CLIENTS), dim=1)
+    return torch.cat([LAMBDA * routed, (1 - LAMBDA) * torch.eye(EXPERTS)], dim=1)
+
+
+def into_clients():
+    """[clients, clients + experts]"""
+    blend = torch.softmax(torch.randn(CLIENTS, EXPERTS), dim=1)
+    return torch.cat([LAMBDA * torch.eye(CLIENTS), (1 - LAMBDA) * blend], dim=1)
+
+
+def private_bytes():
+    """Memory of this process that is no file's."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+
+def measured(act, *arguments):
+    """Seconds, and the most memory held at once, of an act in processes of its own, where all memory is new."""
+    found = FORK.SimpleQueue()
+    for _ in range(2):
+        child = FORK.Process(target=watched, args=(found, act, arguments))
+        child.start()
+        child.join()
+        if child.exitcode:
+            raise SystemExit(child.exitcode)
+    return min(found.get(), found.get())
+
+
+def watched(found, act, arguments):
+    held, over, before = [0], threading.Event(), private_bytes()
+
+    def watch():
+        while not over.wait(0.002):
+            held.append(private_bytes() - before)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    began = time.perf_counter()
+    act(*arguments)
+    seconds = time.perf_counter() - began
+    over.set()
+    watching.join()
+    found.put((seconds, max(held)))
+
+
+def copy_files(sources, folder):
+    """Plain reads and writes."""
+    block = bytearray(BLOCK)
+    for place, source in enumerate(sources):
+        with open(source, "rb", buffering=0) as read, open(folder / f"copy-{place}", "wb", buffering=0) as written:
+            while count := read.readinto(block):
+                written.write(memoryview(block)[:count])
+            os.fsync(written.fileno())
+
+
+def fuse_files(weights, sources, paths):
+    combine_files(weights, [Mapped(path) for path in sources], paths)
+
+
+def copies(items):
+    return [{name: value.clone() for name, value in item.items()} for item in items]
+
+
+def tell(what, rate, copied, held):
+    print(f"{what:32}{rate / 1e9:8.2f}{rate / copied:16.2f}{held:12.2f}", flush=True)
+
+
+def measure(layers, kind, folder):
+    files = [folder / str(place) for place in range(CLIENTS + EXPERTS)]
+    for seed, path in enumerate(files):
+        write(path, pack(drawn(layers, kind, seed)))
+    model, largest = files[0].stat().st_size, WORDS * WIDTH * kind.itemsize
+    sums = {"clients to experts": (into_experts(), files[CLIENTS:]), "and back": (into_clients(), files[:CLIENTS])}
+
+    seconds, held = measured(copy_files, files[:EXPERTS], folder)
+    copied = 2 * EXPERTS * model / seconds
+    tell("files: plain copy", copied, copied, held / largest)
+    for path in folder.glob("copy-*"):
+        path.unlink()
+    for what, (weights, paths) in sums.items():
+        seconds, held = measured(fuse_files, weights, files, paths)
+        tell(f"files: {what}", (len(files) + len(paths)) * model / seconds, copied, held / largest)
+
+    items = copies([Mapped(path) for path in files])
+    seconds, held = measured(copies, items[:EXPERTS])
+    copied = 2 * EXPERTS * model / seconds
+    tell("memory: plain copy", copied, copied, (held - EXPERTS * model) / largest)
+    for what, (weights, paths) in sums.items():
+        seconds, held = measured(combine, weights, items)
+        rate = (len(files) + len(paths)) * model / seconds
+        tell(f"memory: {what}", rate, copied, (held - len(paths) * model) / largest)
+
+
+if __name__ == "__main__":
+    asked = argparse.ArgumentParser()
+    asked.add_argument("--layers", type=int, default=6, help="of GPT-2 medium's 24")
+    layers = asked.parse_args().layers
+    torch.set_num_threads(1)
+    count = sum(torch.Size(shape).numel() for shape in shapes(layers).values())
+    print(f"{CLIENTS} clients, {EXPERTS} experts, {layers} of 24 layers, {count / 1e6:.0f} M parameters; one thread")
+    for kind in (torch.float32, torch.bfloat16):
+        print(f"{kind!s:32}{'GB/s':>8}{'share of copy':>16}{'held':>12}")
+        with tempfile.TemporaryDirectory() as place:
+            measure(layers, kind, Path(place))
