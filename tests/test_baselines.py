@@ -93,6 +93,12 @@ def test_a_tuned_average_is_published_and_kept_or_not(keep):
     assert same_bits(method.publish(start), FedAvg().publish(start))
 
 
+def test_every_round_is_tuned_with_batches_of_its_own():
+    small = replace(what(linear()), learning=replace(WHOLE, batch=5))
+    one, two = (FineTuned(tune_rate=0.2).merge(small, {}, UPLOADS, round) for round in (1, 2))
+    assert not same_bits(one, two)
+
+
 @pytest.mark.parametrize("method", ["central", "fedavg-tuned"])
 def test_without_a_reserve_set_it_is_said_what_to_type(method):
     without = tiny(replace(CASES[method], reserve=0))
@@ -134,6 +140,17 @@ def test_a_client_of_which_nothing_is_known_draws_its_experts():
     drawn = {tuple(held(JETS.send(SERVER, "c", round, seed)["c"])) for round in range(1, 9) for seed in (0, 1)}
     assert drawn == {(i, j) for i in range(3) for j in range(3) if i != j}
     assert held(JETS.send(SERVER, "c", 5, 0)["c"]) == held(JETS.send(SERVER, "c", 5, 0)["c"])
+
+
+def test_the_server_remembers_what_newcomers_drew():
+    """Each its own, by round and seed: what is merged as expert k is what was sent as expert k."""
+    drawn = JETS.send(SERVER, "cdefgh", 5, 3)
+    assert len({tuple(held(sent)) for sent in drawn.values()}) > 1
+    for client, sent in drawn.items():
+        first, second = held(sent)
+        merged = JETS.merge(replace(given(MIXTURE), seed=3), SERVER, [jets_upload(client, 1, 10.0, 20.0)], 5)
+        assert merged[f"global.expert.{first}.bias"][0] == 10
+        assert merged[f"global.expert.{second}.bias"][0] == 20
 
 
 def test_an_anchor_has_its_own_expert_in_every_round_and_fills_up_by_its_gate():
