@@ -33,4 +33,4 @@ if __name__ == "__main__":
         settings = ["model.name=__main__:Perceptron", "run.rounds=5", *sys.argv[1:]]
         config = fx.load(f"configs/demo/fedmoe-digits/{method}.toml", settings)
         score = fx.once(config, tempfile.mkdtemp() + "/run")
-        print(f"{method}: the server {score.pooled:.1f} %, its clients {score.mean:.1f} % on average")
+        print(f"{method}: the server {score.server:.1f} %, its clients {score.mean:.1f} % on average")
