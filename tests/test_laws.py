@@ -280,6 +280,7 @@ FIELDS: dict[type, dict[str, Other]] = {
         "gate_rate": moe(0.01),
         "alpha_rate": moe(0.0, 0.1),
         "beta": moe(0.0, 0.1),
+        "mu": moe(1.0),
         "warmup": moe(3),
         "tune_epochs": moe(1),
         "tune_rate": moe(0.01, tune_epochs=1),

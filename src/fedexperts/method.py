@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .learn import Examples, Learning, Local, fit
-from .tensors import Tensors, named, under
+from .tensors import Tensors, named, sum_in_order, under
 
 Fact = float | int | str | list[float] | list[str]
 Facts = dict[str, Fact]  # plain values beside the tensors: what a round's log says
@@ -117,6 +117,17 @@ def step(model: Model, local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
 def moving(model: Model) -> frozenset[str]:
     """Names of the tensors that have no gradient and move by themselves: none for most models."""
     return model.moving if isinstance(model, MovingModel) else frozenset()
+
+
+def held(model: Model, start: Tensors) -> Tensors:
+    """What a proximal term holds a client near to: where it starts, but for the tensors that move by themselves."""
+    return {name: value for name, value in start.items() if name not in moving(model)}
+
+
+def proximal(mu: float, local: Local) -> Tensor | float:
+    """mu / 2 times the squared distance to what is held (FedProx, arXiv:1812.06127, eq. 2)."""
+    apart = [(local.trained[name] - local.fixed[name]).square().sum() for name in sorted(local.fixed)]
+    return mu / 2 * sum_in_order(apart) if apart else 0.0
 
 
 def taught(

@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..learn import Local
-from ..method import Finished, Given, Method, Model, Sent, Upload, moving
-from ..tensors import Tensors, mean, named, sum_in_order, under
+from ..method import Finished, Given, Method, Model, Sent, Upload, held, proximal
+from ..tensors import Tensors, mean, named, under
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,10 @@ class FedAvg(Method):
 
     def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:
         shared = under(sent, "global")
-        held = {name: value for name, value in shared.items() if self.mu and name not in moving(model)}
-        return Local(shared, held)
+        return Local(shared, held(model, shared) if self.mu else {})
 
     def penalty(self, local: Local) -> Tensor | float:
-        apart = [(local.trained[name] - local.fixed[name]).square().sum() for name in sorted(local.fixed)]
-        return self.mu / 2 * sum_in_order(apart) if apart else 0.0
+        return proximal(self.mu, local)
 
     def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
         return Finished(stays={}, leaves=local.trained)

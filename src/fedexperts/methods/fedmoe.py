@@ -19,7 +19,21 @@ from torch import Tensor
 from torch.nn.functional import nll_loss
 
 from ..learn import Examples, Learning, Local
-from ..method import Facts, Finished, Given, Method, MixtureModel, Model, Sent, Upload, moving, step, taught
+from ..method import (
+    Facts,
+    Finished,
+    Given,
+    Method,
+    MixtureModel,
+    Model,
+    Sent,
+    Upload,
+    held,
+    moving,
+    proximal,
+    step,
+    taught,
+)
 from ..tensors import Tensors, combine, mean, named, rng, under
 
 NEVER = 1e-6  # a spread below it is rounding, a weight below it is none
@@ -46,6 +60,9 @@ class FedMoE(Method):
     weights: Annotated[
         Literal["equal", "examples"], Field(description="every client counts the same (paper), or by its examples")
     ] = "equal"
+    mu: Annotated[
+        float, Field(ge=0, description="FedProx: weight of half the squared distance to what a client starts from")
+    ] = 0.0
     blend: Annotated[
         Literal["same-round", "next-order", "none"],
         Field(description="when a client gets its blend: at once (paper), fresh with its next order, or never"),
@@ -250,11 +267,12 @@ class FedMoE(Method):
 
         Who has neither begins with the common start.
         """
-        kept = Local.of(own).trained if own else under(sent, "global")
-        blend = under(sent, "blend")
-        if not blend:
-            return Local(kept or _mixture(model).expert.initial)
-        return Local(mean([kept, blend], [self.lam_client, 1 - self.lam_client]) if kept else blend)
+        begun = Local.of(own).trained if own else under(sent, "global")
+        if blend := under(sent, "blend"):
+            begun = mean([begun, blend], [self.lam_client, 1 - self.lam_client]) if begun else blend
+        expert = _mixture(model).expert
+        begun = begun or expert.initial
+        return Local(begun, held(expert, begun) if self.mu else {})
 
     def logits(self, model: Model, local: Local, x: Tensor) -> Tensor:
         return _mixture(model).expert.logits(local.trained, x)
@@ -265,8 +283,11 @@ class FedMoE(Method):
     def step(self, model: Model, local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
         return step(_mixture(model).expert, local, x)
 
+    def penalty(self, local: Local) -> Tensor | float:
+        return proximal(self.mu, local)
+
     def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
-        return Finished(stays=local.kept(), leaves=local.trained)
+        return Finished(stays=Local(local.trained).kept(), leaves=local.trained)
 
     def absorb(self, sent: Tensors, own: Tensors | None) -> Tensors:
         return Local(under(sent, "blend")).kept()
