@@ -1,4 +1,4 @@
-"""Variants of one experiment as a study, and what came out; experts.py and defaults.py use it. No benchmark itself."""
+"""Variants of one experiment as a study, and what came out; other benchmarks use it. No benchmark itself."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from fedexperts import config as door
 from fedexperts import study
 from fedexperts.config import Config
-from fedexperts.metrics import Row, by_round
+from fedexperts.metrics import Row, by_round, last, last_valid
 from fedexperts.rundir import RunDir
 
 
@@ -36,3 +36,10 @@ def rows(out: Path, name: str, seeds: Sequence[int]) -> list[list[Row]]:
     """The last client rows of an experiment, a list a seed."""
     runs = [RunDir(out / name / f"seed-{seed}").rows("clients.jsonl") for seed in seeds]
     return [(rounds := by_round(run))[max(rounds)] for run in runs]
+
+
+def served(out: Path, name: str, seeds: Sequence[int]) -> list[tuple[float, float]]:
+    """The server's accuracy in percent after the last round, on validation and on test examples, a pair a seed."""
+    folders = [RunDir(out / name / f"seed-{seed}") for seed in seeds]
+    logs = [(folder.rows("clients.jsonl"), folder.rows("server.jsonl")) for folder in folders]
+    return [(last_valid(*log, "server"), last(*log).server) for log in logs]
