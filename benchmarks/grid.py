@@ -1,6 +1,7 @@
 """Variants of one experiment as a study, and what came out; other benchmarks use it. No benchmark itself."""
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ def variant(base: Config, name: str, changes: Mapping[str, Any]) -> Config:
     return door.resolve([(plain, str(base.name))]).having(changes, "benchmark")
 
 
+def _tell(beat: study.Beat) -> None:
+    print(f"\rround {beat.done} of {beat.total}", end="", file=sys.stderr)
+
+
 def run(experiments: Sequence[Config], seeds: Sequence[int], about: str, out: Path) -> Path:
     """Run what is left of the experiments, unless only the table is asked for; the study's folder."""
     reader = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -27,8 +32,7 @@ def run(experiments: Sequence[Config], seeds: Sequence[int], about: str, out: Pa
     if not asked.print:
         if not asked.out.exists():
             study.create(asked.out, experiments, seeds)
-        study.advance(asked.out, door.cores(), lambda beat: print(f"round {beat.done} of {beat.total}", end="\r"))
-        print()
+        study.advance(asked.out, door.cores(), _tell)
     return Path(asked.out)
 
 

@@ -584,7 +584,7 @@ def test_where_the_server_judges_the_table_leads_with_it_and_says_what_it_holds(
     x = with_server(experiments[0], "x", {s: [row_of_server(0, right)] for s, right in enumerate((40, 42))})
     line = cells(report.tables([x])[0], 0)
     assert (line["server"], line["sd seeds"], line["local"]) == ("41.0", "1.4 (2)", "10.0")
-    assert (line["client size"], line["server size"]) == ("2.98kB", "16.7kB")
+    assert (line["client bytes"], line["server bytes"]) == ("2.98k", "16.7k")
     assert claims.headline([x])[0].startswith("x, 41.0 % on average over 2 seeds")
 
 
@@ -613,7 +613,7 @@ def test_every_column_of_the_servers_table_fits_a_terminal_too(experiments):
 def test_the_parts_of_a_mixture_stand_beside_the_whole(experiments):
     table = report.tables([with_mixture(experiments[0], "moe", (60, 70)), experiments[1]])[-1]
     assert cells(table, 0) == {
-        "experiment": "moe", "server": "65.0", "dense": "55.0", "uniform gate": "40.0", "without main": "50.0",
+        "experiment": "moe", "server": "65.0", "dense": "55.0", "flat gate": "40.0", "no main": "50.0",
         "main alone": "45.0", "best expert": "30.0", "worst expert": "20.0", "apart": "0.250", "entropy": "0.50",
         "alpha": "0.75",
     }  # fmt: skip

@@ -13,7 +13,7 @@ from .claims import against, different, leads, plural, served, shown
 from .collect import Experiment
 
 ROUTING = (
-    "server", "dense", "uniform\ngate", "without\nmain", "main\nalone", "best\nexpert", "worst\nexpert", "apart",
+    "server", "dense", "flat\ngate", "no\nmain", "main\nalone", "best\nexpert", "worst\nexpert", "apart",
     "entropy", "alpha",
 )  # fmt: skip
 AVERAGED = "one averaged model"
@@ -38,7 +38,8 @@ def columns(experiment: Experiment) -> list[str]:
 
 def sentences(experiments: Sequence[Experiment]) -> list[str]:
     """What can be said of every experiment with a mixture, and what cannot."""
-    return [line for e in experiments if has_routing(e) for line in (*_own(e), *_others(e, experiments), *_collapse(e))]
+    routing = [e for e in experiments if has_routing(e) and not _is_control(e)]
+    return [line for e in routing for line in (*_own(e), *_others(e, experiments), *_collapse(e))]
 
 
 def controls(experiment: Experiment, experiments: Sequence[Experiment]) -> Iterator[tuple[Experiment, str, Lead]]:
@@ -58,7 +59,7 @@ def _own(experiment: Experiment) -> list[str]:
     """The gate against none, with the same experts."""
     routing = experiment.routing.items()
     found = lead({seed: r.top for seed, r in routing}, {seed: r.uniform for seed, r in routing})
-    if not _gated(experiment) or not found:
+    if not found:
         return []
     return [f"{shown(experiment.name)} against its own experts under a uniform gate: {leads(found)}."]
 
@@ -79,7 +80,7 @@ def _collapse(experiment: Experiment) -> list[str]:
     found = [
         (r.apart, r.busiest)
         for r in experiment.routing.values()
-        if len(r.experts) > 1 and (r.apart < CLOSE or (r.busiest > CROWDED and _gated(experiment)))
+        if len(r.experts) > 1 and (r.apart < CLOSE or r.busiest > CROWDED)
     ]
     if not found:
         return []
@@ -91,5 +92,6 @@ def _collapse(experiment: Experiment) -> list[str]:
     ]
 
 
-def _gated(experiment: Experiment) -> bool:
-    return bool(experiment.values["method"].get("gate") != "uniform")
+def _is_control(experiment: Experiment) -> bool:
+    """Whether its gate or its relevance is switched off on purpose: it routes nothing, and nothing is said of it."""
+    return "uniform" in (experiment.values["method"].get("gate"), experiment.values["method"].get("relevance"))

@@ -23,8 +23,8 @@ _BY_CLIENTS = (
     "kB\ndown", "kB\nup", "sec-\nonds",
 )  # fmt: skip
 _BY_SERVER = (
-    "server", "sd\nseeds", "local", "worst\nclient", "best\nvalid", "at\nround",
-    "kB\ndown", "kB\nup", "client\nsize", "server\nsize", "sec-\nonds",
+    "server", "sd\nseeds", "local", "worst\nclient", "best\nvalid",
+    "kB\ndown", "kB\nup", "client\nbytes", "server\nbytes", "sec-\nonds",
 )  # fmt: skip
 
 
@@ -75,9 +75,10 @@ def routed(experiments: Sequence[Experiment]) -> Table:
         table.add_row(Text(shown(experiment.name)), *columns(experiment))
     legend = (
         "Test accuracy in percent of the server's mixture after the last round, means over seeds. server: as it "
-        "predicts, with its few best experts. dense: all experts, weighed by the gate. uniform gate: all alike. best, "
-        "worst: single routed experts. apart: distance of the routed experts from their mean, as a share of the mean's "
-        "norm. entropy: of the gate's weights, in nats. alpha: weight of the routed experts against the main ones."
+        "predicts, with its few best experts. dense: all experts, weighed by the gate. flat gate: all alike. no main: "
+        "without the main experts. main: they alone. best, worst: single routed experts. apart: distance of the routed "
+        "experts from their mean, as a share of the mean's norm. entropy: of the gate's weights, in nats. alpha: "
+        "weight of the routed experts against the main ones."
     )
     table.caption = Text("\n".join([legend, *sentences(experiments)]))
     return table
@@ -142,7 +143,7 @@ def _cost(experiment: Experiment) -> dict[str, str]:
     down, up = (statistics.fmean(way) / 1000 for way in zip(*(traffic(run.rounds) for run in runs), strict=True))
     seconds = statistics.fmean(sum(row["seconds"] for row in run.rounds) for run in runs)
     held = [run.server[-1] for run in runs if run.server]
-    sizes = {f"{who}\nsize": _size(row[f"{who}_bytes"]) for row in held for who in ("client", "server")}
+    sizes = {f"{who}\nbytes": _size(row[f"{who}_bytes"]) for row in held for who in ("client", "server")}
     return sizes | {
         "kB\ndown": f"{down:.1f}",
         "kB\nup": f"{up:.1f}",
@@ -152,11 +153,11 @@ def _cost(experiment: Experiment) -> dict[str, str]:
 
 def _size(count: float) -> str:
     """Bytes, three digits of them."""
-    for unit in ("kB", "MB"):
+    for unit in ("k", "M"):
         count /= 1000
         if count < 999.5:
             return f"{count:.3g}{unit}"
-    return f"{count / 1000:.3g}GB"
+    return f"{count / 1000:.3g}G"
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -169,7 +170,7 @@ def _legend(experiments: Sequence[Experiment], by_server: bool) -> str:
     clients = max((len(e.clients) for e in experiments), default=0)
     best = "the server's accuracy" if by_server else "the same"
     chosen = " (the server's or the clients', as run.judged_by says)" if by_server else ""
-    sizes = " size: of the tensors that a client sends and that the server holds." if by_server else ""
+    sizes = " bytes: what a client sends, and the server holds." if by_server else ""
     return (
         "local: top-1 accuracy on a client's own test part by its own predictor after the last round, mean over "
         f"all clients, sampled or not ({clients}). worst client: the lowest. best valid: {best} after the round (at "
