@@ -25,6 +25,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from . import study
     from .config import Config
+    from .data import Federation
 
 app = typer.Typer(
     help="Federated mixtures of experts: sites learn together and exchange experts, never data.",
@@ -157,21 +158,38 @@ def check(config: OneConfig, settings: Settings = None) -> None:
 
     with _errors():
         found = door.load(config, settings or [])
-        federation, built, method = door.parts(found)
-        table = Table("client", "domain", "train", "valid", "test", *federation.classes, box=None, pad_edge=False)
-        for client, counts in federation.counts().items():
-            by_class = [sum(column) for column in zip(*counts.values(), strict=True)]
-            totals = [sum(counts[part]) for part in ("train", "valid", "test")]
-            table.add_row(client, federation.domains[client], *map(str, [*totals, *by_class]))
-        out.print(table)
-        trained = sum(value.numel() for value in built.model.initial.values())
+        federation, _, model, method = door.parts(found)
+        out.print(_split(federation))
+        kept = dict(getattr(model, "expert", model).initial) | model.initial
+        leaving = method.uploads(model)
+        trained = sum(value.numel() for name, value in kept.items() if name in (leaving or model.initial))
         out.print(
             f"\n{found.name}: {len(federation.parts)} clients, {len(federation.inputs)} examples of "
             f"{len(federation.classes)} classes; no example stands in two parts or at two clients.\n"
-            f"The model trains {trained:,} numbers a client; what may leave a client: "
-            f"{', '.join(sorted(method.uploads(built.model))) or 'nothing'}.\n"
+            f"A client trains {trained:,} numbers; what may leave it: {_listed(sorted(leaving))}.\n"
             f"Next: {' '.join(['fedexperts run', str(config), *(f'--set {text}' for text in settings or [])])}"
         )
+
+
+def _listed(names: list[str]) -> str:
+    """Names of tensors; of a network's many, the first few."""
+    more = len(names) - 4
+    return ", ".join(names[:4]) + (f" and {more} more" if more > 0 else "") if names else "nothing"
+
+
+def _split(federation: "Federation") -> Table:
+    """Who holds how many examples of which class, the server's reserve set last."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("client", no_wrap=True)
+    for name in ("train", "valid", "test", *federation.classes):
+        table.add_column(name, justify="right")
+    for client, counts in federation.counts().items():
+        by_class = [sum(column) for column in zip(*counts.values(), strict=True)]
+        totals = [sum(counts[part]) for part in ("train", "valid", "test")]
+        table.add_row(client, *map(str, [*totals, *by_class]))
+    if len(federation.reserve):
+        table.add_row("(the server)", str(len(federation.reserve)), "", "", *map(str, federation.reserve_counts()))
+    return table
 
 
 def main() -> None:

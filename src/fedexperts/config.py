@@ -186,16 +186,17 @@ def resolve(layers: Iterable[Layer]) -> Config:
     return Config(name, resolved, tune, origins)
 
 
-def parts(config: Config) -> tuple[Federation, Built, Method]:
-    """An experiment's data, its model with the frozen encoder, and its method; ValueError if they do not fit."""
+def parts(config: Config) -> tuple[Federation, Built, Model, Method]:
+    """An experiment's data, its model and encoder, the model as its method sees it, the method; ValueError if unfit."""
     seed: int = config.values["run"]["seed"]
     federation: Federation = config.section("data").load(seed)
     built: Built = config.section("model").build(federation.classes, seed)
     method: Method = config.section("method")
     if config.values["start"]["epochs"] and not len(federation.reserve):
         raise ValueError("start.epochs trains on the reserve set, and there is none; right would be data.reserve = 10")
-    method.fits(_mixed(config, built.model), len(federation.reserve))
-    return federation, built, method
+    model = _mixed(config, built.model)
+    method.fits(model, len(federation.reserve))
+    return federation, built, model, method
 
 
 def build(config: Config, private: Path) -> tuple[Job, Engine]:
@@ -203,7 +204,7 @@ def build(config: Config, private: Path) -> tuple[Job, Engine]:
     run: RunSettings = config.section("run")
     learning: Learning = config.section("learning")
     torch.set_num_threads(run.threads)
-    federation, built, method = parts(config)
+    federation, built, _, method = parts(config)
     inputs = _inputs(federation.inputs, built, learning.views, run.seed)
 
     def examples(*index: Tensor) -> Examples:
