@@ -25,7 +25,7 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/installed-dev
-	for name in text_encoder step round together; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in text_encoder step round together gate fuse; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) runs
