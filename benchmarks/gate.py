@@ -73,9 +73,8 @@ def main():
     x, y = given.reserve.x[:, 0], given.reserve.y
     ours = seconds(lambda: method.merge(given, server, uploads, 1))
     transcribed = seconds(lambda: direct(server, models, x, y))
-    print(
-        f"the server's part of a round{'':4}times\nours{'':28}{1.0:5.1f}\nthe equations, transcribed{'':6}{transcribed / ours:5.1f}"
-    )
+    print(f"{'a round of the server':32}times")
+    print(f"{'ours':32}{1.0:5.1f}\n{'the equations, transcribed':32}{transcribed / ours:5.1f}")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def test_check_prints_the_split_and_trains_nothing(tmp_path, monkeypatch):
     done = call("check", "configs/demo/pfedmoap.toml", "--set", "data.clients=4")
     assert done.exit_code == 0
     assert "as-scanned-0" in done.output
-    assert "what may leave a client: context." in done.output.replace("\n", " ")
+    assert "what may leave it: context." in done.output.replace("\n", " ")
 
 
 def test_show_prints_a_config_that_can_be_run(tmp_path):
