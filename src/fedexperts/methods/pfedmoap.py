@@ -94,7 +94,7 @@ class PFedMoAP(Method):
     def open(self, given: Given) -> Tensors:
         shared = {"context": given.model.initial["context"]}
         if self.gates == "averaged":
-            shared |= named("gate", self._new_gate(rng(given.seed, "gate")))
+            shared |= named("gate", self._new_gate(rng(0, "gate")))
         return named("global", shared)
 
     def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:

@@ -169,12 +169,13 @@ def _legend(experiments: Sequence[Experiment], by_server: bool) -> str:
     chance = " or ".join(f"{level:.3g} %" for level in levels) if levels else "not known from these runs"
     clients = max((len(e.clients) for e in experiments), default=0)
     best = "the server's accuracy" if by_server else "the same"
+    which = "" if by_server else " (at round)"
     chosen = " (the server's or the clients', as run.judged_by says)" if by_server else ""
     sizes = " bytes: what a client sends, and the server holds." if by_server else ""
     return (
         "local: top-1 accuracy on a client's own test part by its own predictor after the last round, mean over "
-        f"all clients, sampled or not ({clients}). worst client: the lowest. best valid: {best} after the round (at "
-        f"round) that is best on validation data{chosen}. server: the server's own predictor, or the global model "
+        f"all clients, sampled or not ({clients}). worst client: the lowest. best valid: {best} after the round "
+        f"that is best on validation data{which}{chosen}. server: the server's own predictor, or the global model "
         f"where it has none, on all test parts together. kB: 1000 bytes of one client in one round of training.{sizes} "
         "seconds: training of a run. Means over seeds; sd: standard deviation (number of seeds). The chance level is "
         f"{chance}. Nothing here is from the round that is best on test data."
