@@ -185,3 +185,24 @@ def test_shipped_configs_are_found_from_any_folder(monkeypatch, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="a folder without config files"):
         door.find(Path("empty"))
+
+
+MIXTURE = Path("configs/demo/fedmoe-digits/fedmoe.toml")
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("gate.name=resnet18", 'gate.name = "resnet18" is shown inputs .* that are not those of the experts'),
+        ("model.name=prompted-clip", "start.epochs: PromptedClip has a start of its own"),
+        ("data.reserve=0", "start.epochs trains on the reserve set, and there is none"),
+    ],
+)
+def test_parts_of_a_mixture_that_do_not_fit_are_refused_before_anything_is_trained(setting, says):
+    with pytest.raises(ValueError, match=says):
+        door.parts(load(MIXTURE, [setting]))
+
+
+def test_a_gate_may_have_another_architecture():
+    gate = door.parts(load(MIXTURE, ["gate.name=compact-cnn", "gate.width=6"]))[2].gate
+    assert gate.initial["0.weight"].shape[0] == 6

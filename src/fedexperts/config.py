@@ -192,9 +192,11 @@ def parts(config: Config) -> tuple[Federation, Built, Model, Method]:
     federation: Federation = config.section("data").load(seed)
     built: Built = config.section("model").build(federation.classes, seed)
     method: Method = config.section("method")
-    if config.values["start"]["epochs"] and not len(federation.reserve):
-        raise ValueError("start.epochs trains on the reserve set, and there is none; right would be data.reserve = 10")
+    if config.values["start"]["epochs"]:
+        _check_start(built.model, federation)
     model = _mixed(config, built.model)
+    if "gate" in config.values:
+        _check_gate(config, built, federation)
     method.fits(model, len(federation.reserve))
     return federation, built, model, method
 
@@ -236,14 +238,31 @@ def _started(config: Config, model: Model, reserve: Examples) -> Model:
     settings: StartSettings = config.section("start")
     if not settings.epochs:
         return model
+    seed: int = config.values["run"]["seed"]
+    learning = Learning(settings.epochs, settings.batch, optimizer="adam", rate=settings.rate)
+    trained = taught(model, model.initial, reserve, learning, rng(seed, "common start"))
+    begun: Model = model.starting(trained)  # type: ignore[attr-defined]  # `_check_start` saw to it
+    return begun
+
+
+def _check_start(model: Model, federation: Federation) -> None:
+    if not len(federation.reserve):
+        raise ValueError("start.epochs trains on the reserve set, and there is none; right would be data.reserve = 10")
     if not hasattr(model, "starting"):
         raise ValueError(
             f"start.epochs: {type(model).__name__} has a start of its own; right would be start.epochs = 0"
         )
-    seed: int = config.values["run"]["seed"]
-    learning = Learning(settings.epochs, settings.batch, optimizer="adam", rate=settings.rate)
-    begun: Model = model.starting(taught(model, model.initial, reserve, learning, rng(seed, "common start")))
-    return begun
+
+
+def _check_gate(config: Config, built: Built, federation: Federation) -> None:
+    """A gate reads what the experts read: inputs are made once."""
+    gate: Built = config.section("gate").build(("one", "two"), 0)
+    one, other = (b.encode(federation.inputs[:1]) for b in (built, gate))
+    if one.shape != other.shape or not one.equal(other):
+        raise ValueError(
+            f'gate.name = "{config.values["gate"]["name"]}" is shown inputs {list(other.shape)} that are not those of '
+            f'the experts, {list(one.shape)}; right would be "{config.values["model"]["name"]}" with the same inputs'
+        )
 
 
 def _mixed(config: Config, model: Model) -> Model:
