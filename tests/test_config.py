@@ -175,7 +175,9 @@ def test_the_experiments_of_fed_moe_differ_in_their_method_alone_and_are_tuned_a
 @pytest.mark.parametrize("folder", ["fedmoe-digits", "fedmoe-reviews"])
 def test_every_experiment_of_fed_moe_is_whole(folder):
     for file in door.find(Path("configs/demo") / folder):
-        door.parts(load(file))
+        federation, _, model, method = door.parts(load(file))
+        assert len(federation.reserve), file
+        assert method.uploads(model) or method.__class__.__name__ in ("Alone", "Central"), file
 
 
 def test_shipped_configs_are_found_from_any_folder(monkeypatch, tmp_path):

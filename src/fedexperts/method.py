@@ -8,7 +8,6 @@ network. This room does not know where a function runs, how a client trains, or 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -107,11 +106,11 @@ class MixtureModel(Model, Protocol):
         ...
 
 
-def step(model: Model, local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
+def step(model: Model, tensors: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
     """Logits of a model in training, and the next values of its tensors that move by themselves."""
     if isinstance(model, MovingModel):
-        return model.step(local.trained, x)
-    return model.logits(local.trained, x), {}
+        return model.step(tensors, x)
+    return model.logits(tensors, x), {}
 
 
 def moving(model: Model) -> frozenset[str]:
@@ -135,8 +134,8 @@ def taught(
 ) -> Tensors:
     """A model's tensors after training on one set of examples: what the server does with its reserve set."""
     (trained,), _ = fit(
-        partial(step, model), lambda _: 0.0, [Local(tensors)], [examples], [generator], learning, {},
-        moving=moving(model),
+        lambda local, x: step(model, local.trained, x), lambda _: 0.0, [Local(tensors)], [examples], [generator],
+        learning, {}, moving=moving(model),
     )  # fmt: skip
     return trained
 
@@ -239,7 +238,7 @@ class Method(ABC):
 
     def step(self, model: Model, local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
         """Logits in training, and the next values of those tensors that move by themselves."""
-        return step(model, local, x) if moving(model) else (self.logits(model, local, x), {})
+        return step(model, local.trained, x) if moving(model) else (self.logits(model, local, x), {})
 
     def penalty(self, local: Local) -> Tensor | float:
         """Added to the cross-entropy."""

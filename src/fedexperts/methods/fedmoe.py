@@ -151,14 +151,17 @@ class FedMoE(Method):
 
     def serve(self, model: Model, server: Tensors, x: Tensor) -> Tensor:
         """The main experts and the top-L routed ones, renormalised; all of them alike without routing."""
+        mixture = _mixture(model)
         if self.gate == "trained":
-            return _mixture(model).predict(server, x)
-        return _dense(_mixture(model), server, x, uniform=True)
+            return mixture.predict(server, x)
+        mains_MBC, routed_KBC = (mixture.answers(server, prefix, x) for prefix in ("main", "expert"))
+        return mixture.mix(server, mains_MBC, routed_KBC, self._weigh(mixture, server, x))
 
     def shows(self, model: Model, server: Tensors, x: Tensor, y: Tensor) -> Facts:
         """How well the mixture does without its parts, how its experts are used, and how far they are apart."""
         mixture = _mixture(model)
-        routed_KBC, weights_BK = mixture.answers(server, "expert", x), self._weigh(mixture, server, x)
+        mains_MBC, routed_KBC = (mixture.answers(server, prefix, x) for prefix in ("main", "expert"))
+        weights_BK = self._weigh(mixture, server, x)
         use_KC = torch.zeros(mixture.experts, len(mixture.classes)).index_put_(
             (weights_BK.argmax(-1), y), torch.ones(len(y)), accumulate=True
         )
@@ -167,9 +170,9 @@ class FedMoE(Method):
             return int((answer_BC.argmax(-1) == y).sum())
 
         facts: Facts = {
-            "dense_correct": right(_dense(mixture, server, x, uniform=False)),
-            "uniform_correct": right(_dense(mixture, server, x, uniform=True)),
-            "routed_correct": right(mixture.predict(server | {"alpha": torch.tensor(1.0)}, x)),
+            "dense_correct": right(mixture.mix(server, mains_MBC, routed_KBC, weights_BK)),
+            "uniform_correct": right(mixture.mix(server, mains_MBC, routed_KBC, _uniform(weights_BK))),
+            "routed_correct": right(self.serve(model, server | {"alpha": torch.tensor(1.0)}, x)),
             "experts_correct": [float(right(answer_BC)) for answer_BC in routed_KBC],
             "use": use_KC.flatten().tolist(),
             "entropy": float(_entropy(weights_BK)),
@@ -177,7 +180,7 @@ class FedMoE(Method):
         }
         if mixture.mains:
             facts |= {
-                "main_correct": right(mixture.answers(server, "main", x).mean(0)),
+                "main_correct": right(mains_MBC.mean(0)),
                 "alpha": float(server["alpha"]),
             }
         return facts | {f"relevance.{c}": value.tolist() for c, value in under(server, "relevance").items()}
@@ -243,8 +246,8 @@ class FedMoE(Method):
         )
         for _ in range(self.gate_epochs):
             for rows in torch.randperm(len(y), generator=generator).split(given.learning.batch):
-                logits, moved = step(mixture.gate, Local(gate), x[rows])
-                weights_BK = logits.softmax(-1) if self.gate == "trained" else _uniform(logits)
+                logits, moved = step(mixture.gate, gate, x[rows])
+                weights_BK = self._weights(logits)
                 answer_BC = mixture.mix(alpha, mains_MRC[:, rows], routed_KRC[:, rows], weights_BK)
                 loss = nll_loss(answer_BC, y[rows]) + self.beta * _entropy(weights_BK)
                 optimizer.zero_grad()
@@ -257,7 +260,9 @@ class FedMoE(Method):
 
     def _weigh(self, mixture: MixtureModel, server: Tensors, x: Tensor) -> Tensor:
         """[B, K]: the gate's weights, or the same for all."""
-        logits = mixture.gate.logits(under(server, "gate"), x)
+        return self._weights(mixture.gate.logits(under(server, "gate"), x))
+
+    def _weights(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1) if self.gate == "trained" else _uniform(logits)
 
     # ---- client
@@ -281,7 +286,7 @@ class FedMoE(Method):
         return moving(_mixture(model).expert)
 
     def step(self, model: Model, local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
-        return step(_mixture(model).expert, local, x)
+        return step(_mixture(model).expert, local.trained, x)
 
     def penalty(self, local: Local) -> Tensor | float:
         return proximal(self.mu, local)
@@ -350,13 +355,6 @@ def _right(expert: Model, clients: Sequence[Tensors], reserve: Examples) -> Tens
         return torch.stack([
             expert.logits(client, reserve.x[:, 0]).softmax(-1).gather(1, reserve.y[:, None])[:, 0] for client in clients
         ])  # fmt: skip
-
-
-def _dense(mixture: MixtureModel, server: Tensors, x: Tensor, uniform: bool) -> Tensor:
-    """log y(x) of all experts, weighed by the gate or all alike."""
-    logits = mixture.gate.logits(under(server, "gate"), x)
-    weights_BK = _uniform(logits) if uniform else logits.softmax(-1)
-    return mixture.mix(server, mixture.answers(server, "main", x), mixture.answers(server, "expert", x), weights_BK)
 
 
 def _uniform(logits: Tensor) -> Tensor:

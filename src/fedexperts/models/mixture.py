@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ..method import Model, MovingModel, moving
+from ..method import Model, moving, step
 from ..tensors import Tensors, named, stack, under
 
 LEAST = 1e-9  # probability whose logarithm is still taken
@@ -104,6 +104,5 @@ class Mixture:
 
 def _step(model: Model, tensors: Tensors, prefix: str, x: Tensor) -> tuple[Tensor, Tensors]:
     """Probabilities of a part in training, and what moved in it."""
-    own = under(tensors, prefix)
-    logits, moved = model.step(own, x) if isinstance(model, MovingModel) else (model.logits(own, x), {})
+    logits, moved = step(model, under(tensors, prefix), x)
     return logits.softmax(-1), named(prefix, moved)
