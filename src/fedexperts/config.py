@@ -8,10 +8,11 @@ import difflib
 import importlib
 import os
 import platform
+import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -280,7 +281,7 @@ def _about(config: Config, private: Path) -> dict[str, str]:
     return {"config": config.toml(), "private": str(private.absolute())}
 
 
-def simulated(about: Mapping[str, str], client: str) -> tuple[Job, Client]:
+def simulated(about: Mapping[str, str], client: str, here: object) -> tuple[Job, Client]:
     """In a process of a simulation: the job, and the client of this name; built once for as many orders as come."""
     job, sites = _built_once(about["config"], about["private"])
     return job, sites[client]
@@ -291,13 +292,58 @@ def _built_once(text: str, private: str) -> tuple[Job, Sites]:
     return build(parse(text, "an order"), Path(private))
 
 
+def served(config: Config, data: Mapping[str, Any]) -> Job:
+    """The job of a federation's server: of the data, laid over by its own, it has class names and the reserve set."""
+    job, _ = build(_with_data(config, data), Path())
+    return replace(job, exam={})
+
+
+def site(text: str, name: str, data: Mapping[str, Any], private: Path) -> tuple[Job, Client]:
+    """The job of an experiment, and the site `name` with its own data; ValueError if they hold no such client.
+
+    The common start is the server's, and comes with its first order.
+    """
+    config = _with_data(parse(text, "the run"), data)
+    job, sites = build(config.having({"start.epochs": 0}, "a site"), private)
+    if name not in sites:
+        raise ValueError(f"the data hold {', '.join(sites) or 'no client'}, and not {name}")
+    return job, sites[name]
+
+
+def _with_data(config: Config, data: Mapping[str, Any]) -> Config:
+    return resolve([(config.nested(), "the run"), ({"data": dict(data)}, "here")]) if data else config
+
+
+_SILENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's default from its next version on
+}
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """What Flower's programs are started with: their files in `home`, nothing installed, nobody called, short waits."""
+    own = {"FLWR_HOME": str(home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
+    own |= {"FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, **_SILENT, **own, "PATH": programs}
+
+
 def flower_room() -> ModuleType:
     """The room that knows Flower, silent towards the outside; ConfigError, with what to type, if Flower is missing."""
-    os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # Ray's default from its next version on
+    return _needing_flower("fedexperts.flower")
 
+
+def deploy_room() -> ModuleType:
+    """The room that starts Flower's programs, likewise."""
+    return _needing_flower("fedexperts.deploy.processes")
+
+
+def _needing_flower(room: str) -> ModuleType:
+    os.environ |= _SILENT
     try:
-        return importlib.import_module("fedexperts.flower")
+        return importlib.import_module(room)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"[engine] needs Flower ({error}); type: pip install 'fedexperts[flower]', or take the engine inprocess"

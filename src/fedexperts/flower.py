@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from queue import Queue
 from typing import NamedTuple
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
@@ -22,7 +22,8 @@ from .client import Client, Job, answer
 from .message import Order, Reply, decode_order, decode_reply, encode
 
 About = Mapping[str, str]  # what another process must know to build the same job
-Site = Callable[[About, str], tuple[Job, Client]]  # the job, and the client of this name, if it is here
+Here = UserConfig  # what a node was told when it was started
+Site = Callable[[About, str, Here], tuple[Job, Client]]  # the job, and the client of this name, if it is here
 _WORD = "fedexperts"  # the record's name and the array's in each message
 
 
@@ -69,9 +70,8 @@ def client_app(site: Site) -> ClientApp:
     def ask(message: Message, context: Context) -> Message:
         order = decode_order(_bytes(message))
         try:
-            job, client = site(
-                {key: str(value) for key, value in message.content.config_records["about"].items()}, order.client
-            )
+            about = {key: str(value) for key, value in message.content.config_records["about"].items()}
+            job, client = site(about, order.client, context.node_config)
             (reply,) = answer(job, [client], [order])
         except (ValueError, OSError, RuntimeError) as error:  # what is wrong here is the server's to know, by name
             logging.getLogger(__name__).exception("order %s of round %d", order.task, order.round)

@@ -135,13 +135,13 @@ def _check_names(federation: Federation) -> None:
     if not federation.parts:
         raise ValueError("a federation has 0 clients: it must have at least 1")
     for client in federation.parts:
-        _check_name(client)
+        check_name(client)
     if federation.domains.keys() != federation.parts.keys():
         odd = sorted(federation.domains.keys() ^ federation.parts.keys())
         raise ValueError(f"clients {odd} are in only one of parts and domains: every client must be in both")
 
 
-def _check_name(client: str) -> None:
+def check_name(client: str) -> None:
     """A client's name becomes part of a tensor's name and the name of a folder."""
     bad = [mark for mark in client if mark in "./\\" or mark.isspace() or unicodedata.category(mark) in ("Cc", "Cs")]
     if not client or client.startswith("-") or bad:
