@@ -266,7 +266,7 @@ def deploy_run(folder: Folder, config: OneConfig, settings: Settings = None) -> 
         fitted = runs.fitted(asked, deployment)
         if asked.tune:
             _say(f"{asked.name}: the values in [tune] are not tried here; those in the file are taken.")
-        processes.nodes(deployment)  # before anything is written: is the server there?
+        processes.connected(deployment)  # before anything is written: is the server there?
         run = runs.Run.create(deployment, fitted, free(folder / "runs" / asked.name).name)
         processes.submit(deployment, run)
         _watch(folder, deployment, run)
@@ -311,7 +311,7 @@ def deploy_sites(folder: Folder) -> None:
     """List the sites, and which of them are connected."""
     with _flower() as (processes, place):
         deployment = place.Deployment.at(folder)
-        there = {node["name"]: node["status"] for node in processes.nodes(deployment)}
+        there = processes.connected(deployment)
         for name in deployment.sites:
             out.print(f"{escape(name)}  [dim]{there.get(name, 'not known to the server yet')}[/]", soft_wrap=True)
 

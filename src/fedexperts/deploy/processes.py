@@ -19,6 +19,7 @@ from typing import Any
 import uvicorn
 
 from .. import config as door
+from ..tensors import write
 from .folder import Deployment, SiteFolder
 from .gateway import gateway
 from .runs import Run
@@ -26,7 +27,7 @@ from .runs import Run
 Tell = Callable[[str], None]
 
 
-class FlowerError(RuntimeError):
+class FlowerError(ChildProcessError):
     """What one of Flower's programs said when it failed."""
 
 
@@ -78,19 +79,41 @@ def _keep_registered(
 
 def register(deployment: Deployment) -> None:
     """Tell Flower whose keys are whose, and whose are not welcome any more."""
-    there = {node["name"]: node for node in nodes(deployment)}
-    for name in there.keys() - deployment.sites.keys():
-        _flwr(deployment, "supernode", "unregister", str(there[name]["node-id"]), "here")
-    for name, key in deployment.sites.items():
+    there, wanted = _registered(deployment), deployment.sites
+    for name, (node, key) in list(there.items()):
+        if wanted.get(name) != key:
+            _flwr(deployment, "supernode", "unregister", node, "here")
+            del there[name]
+    for name, key in wanted.items():
         if name not in there:
             file = deployment.path / "flower" / f"{name}.pub"
             file.write_text(key)
-            _flwr(deployment, "supernode", "register", str(file), "here", "--name", name)
+            said = _flwr(deployment, "supernode", "register", str(file), "here", "--name", name)
+            there[name] = (str(said["node-id"]), key)
+    write(_register_file(deployment), json.dumps(there).encode())
 
 
-def nodes(deployment: Deployment) -> list[dict[str, Any]]:
-    """What Flower knows of the registered sites."""
-    return list(_flwr(deployment, "supernode", "list", "here")["nodes"])
+def connected(deployment: Deployment) -> dict[str, str]:
+    """How each registered site stands: "registered", "online", "offline"."""
+    status = _status(deployment)
+    return {name: status[node] for name, (node, _) in _registered(deployment).items()}
+
+
+def _registered(deployment: Deployment) -> dict[str, tuple[str, str]]:
+    """Flower's number and the key of each site that the server knows by name: what we noted, if Flower noted it too."""
+    file, status = _register_file(deployment), _status(deployment)
+    noted: dict[str, tuple[str, str]] = json.loads(file.read_bytes()) if file.exists() else {}
+    return {
+        name: (node, key) for name, (node, key) in noted.items() if status.get(node, "unregistered") != "unregistered"
+    }
+
+
+def _status(deployment: Deployment) -> dict[str, str]:
+    return {node["node-id"]: node["status"] for node in _flwr(deployment, "supernode", "list", "here")["nodes"]}
+
+
+def _register_file(deployment: Deployment) -> Path:
+    return deployment.path / "flower" / "nodes.json"
 
 
 def join(site: SiteFolder, tell: Tell) -> None:
@@ -138,8 +161,8 @@ def _flwr(deployment: Deployment, *arguments: str) -> dict[str, Any]:
         said = {"success": False, "error-message": (done.stderr or done.stdout).strip()[-500:]}
     if done.returncode or not said.get("success"):
         raise FlowerError(
-            f"flwr {arguments[0]}: {said.get('error-message', 'failed')}. Is the server running? "
-            f"fedexperts deploy server {deployment.path}"
+            f"flwr {arguments[0]}: {str(said.get('error-message', 'failed')).strip()}\n"
+            f"Is the server running? It is started by: fedexperts deploy server {deployment.path}"
         )
     return said
 
