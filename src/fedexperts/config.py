@@ -281,7 +281,7 @@ def _about(config: Config, private: Path) -> dict[str, str]:
     return {"config": config.toml(), "private": str(private.absolute())}
 
 
-def simulated(about: Mapping[str, str], client: str, here: object) -> tuple[Job, Client]:
+def simulated(about: Mapping[str, str], client: str) -> tuple[Job, Client]:
     """In a process of a simulation: the job, and the client of this name; built once for as many orders as come."""
     job, sites = _built_once(about["config"], about["private"])
     return job, sites[client]

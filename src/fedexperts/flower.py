@@ -14,17 +14,15 @@ from dataclasses import dataclass
 from queue import Queue
 from typing import NamedTuple
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict, UserConfig
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from .client import Client, Job, answer
 from .message import Order, Reply, decode_order, decode_reply, encode
+from .post import About, about_in, bytes_in, question, reply
 
-About = Mapping[str, str]  # what another process must know to build the same job
-Here = UserConfig  # what a node was told when it was started
-Site = Callable[[About, str, Here], tuple[Job, Client]]  # the job, and the client of this name, if it is here
-_WORD = "fedexperts"  # the record's name and the array's in each message
+Site = Callable[[About, str], tuple[Job, Client]]  # the job, and the client of this name, if it is here
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Flower:
     def exchange(self, orders: Sequence[Order]) -> list[Reply]:
         online = self.nodes()
         replies = [_failed(order, "it is not connected") for order in orders if order.client not in online]
-        asked = [(order, self._message(order, online[order.client])) for order in orders if order.client in online]
+        asked = [(order, self._question(order, online[order.client])) for order in orders if order.client in online]
         self.grid.push_messages([message for _, message in asked])
         waiting = {message.metadata.message_id: order for order, message in asked}
         until = time.monotonic() + self.deadline
@@ -57,26 +55,30 @@ class Flower:
                 time.sleep(self.poll)
         return replies + [_failed(order, f"no reply within {self.deadline:g} s") for order in waiting.values()]
 
-    def _message(self, order: Order, node: int) -> Message:
-        content = RecordDict({_WORD: _carried(encode(order)), "about": ConfigRecord(dict(self.about))})
-        return Message(content, node, "query", ttl=self.deadline, group_id=str(order.round))
+    def _question(self, order: Order, node: int) -> Message:
+        return question(encode(order), self.about, node, self.deadline, str(order.round))
+
+
+def answered(here: Callable[[str], tuple[Job, Client]], data: bytes) -> tuple[bytes, str]:
+    """The reply to the order in `data`, and what to say of it here; what is wrong here is the server's to know."""
+    order = decode_order(data)
+    try:
+        job, client = here(order.client)
+        (done,) = answer(job, [client], [order])
+    except (ValueError, OSError, RuntimeError) as error:
+        done = _failed(order, str(error) or type(error).__name__)
+    return encode(done), f"round {order.round}: {order.task}{f' failed: {done.error}' if done.error else ''}"
 
 
 def client_app(site: Site) -> ClientApp:
-    """What runs at a node: it answers the order in a message for the client that is here."""
+    """What a node of a simulation runs: it answers for the client that the order names."""
     app = ClientApp()
 
     @app.query()
     def ask(message: Message, context: Context) -> Message:
-        order = decode_order(_bytes(message))
-        try:
-            about = {key: str(value) for key, value in message.content.config_records["about"].items()}
-            job, client = site(about, order.client, context.node_config)
-            (reply,) = answer(job, [client], [order])
-        except (ValueError, OSError, RuntimeError) as error:  # what is wrong here is the server's to know, by name
-            logging.getLogger(__name__).exception("order %s of round %d", order.task, order.round)
-            reply = _failed(order, str(error))
-        return Message(RecordDict({_WORD: _carried(encode(reply))}), reply_to=message)
+        about = about_in(message)
+        data, _ = answered(lambda name: site(about, name), bytes_in(message))
+        return reply(data, message)
 
     return app
 
@@ -141,30 +143,17 @@ def simulation(site: Site, names: Sequence[str], workers: int, cpus: int, gpus: 
         thread.join()
 
 
-def _carried(data: bytes) -> ArrayRecord:
-    """Bytes as Flower carries them in pieces: an array that nobody but us opens."""
-    return ArrayRecord({_WORD: Array("uint8", (len(data),), _WORD, data)})
-
-
-def _bytes(message: Message) -> bytes:
-    """Our bytes in a message; ValueError if it holds something else."""
-    try:
-        return message.content.array_records[_WORD][_WORD].data
-    except KeyError:
-        raise ValueError("a message without an order or reply of ours") from None
-
-
 def _read(message: Message, order: Order) -> Reply:
     """The reply to an order; whatever is wrong with it is an error that the client made."""
     if message.has_error():
         return _failed(order, f"Flower says: {message.error.reason}")
     try:
-        reply = decode_reply(_bytes(message), order.most)
+        said = decode_reply(bytes_in(message), order.most)
     except ValueError as error:
         return _failed(order, f"its reply was refused: {error}")
-    if reply.client != order.client:
-        return _failed(order, f"its reply was refused: it says that it is {reply.client[:100]!r}")
-    return reply
+    if said.client != order.client:
+        return _failed(order, f"its reply was refused: it says that it is {said.client[:100]!r}")
+    return said
 
 
 def _failed(order: Order, why: str) -> Reply:

@@ -61,8 +61,8 @@ folder = ""
 run = ""
 """,
     "fedexperts_app/__init__.py": '"""What Flower carries: two names of the installed library."""\n',
-    "fedexperts_app/server.py": "from fedexperts.deploy.app import server_app\n\napp = server_app\n",
-    "fedexperts_app/site.py": "from fedexperts.deploy.app import site_app\n\napp = site_app\n",
+    "fedexperts_app/server.py": "from fedexperts.deploy import app as room\n\napp = room.app\n",
+    "fedexperts_app/site.py": "from fedexperts.deploy import courier as room\n\napp = room.app\n",
 }
 _SITE = """\
 # The site {name}. Carry this folder to the site's machine, keep it there, and delete it here.

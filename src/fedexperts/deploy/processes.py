@@ -23,6 +23,7 @@ from ..tensors import write
 from .folder import Deployment, SiteFolder
 from .gateway import gateway
 from .runs import Run
+from .site import answering
 
 Tell = Callable[[str], None]
 
@@ -119,15 +120,16 @@ def _register_file(deployment: Deployment) -> Path:
 def join(site: SiteFolder, tell: Tell) -> None:
     """Run a site until it is stopped. FlowerError if the server does not let it in."""
     home = site.path / "flower"
-    command = [
-        "flower-supernode", "--superlink", site.server, "--root-certificates", str(site.path / "ca.crt"),
-        "--auth-supernode-private-key", str(site.path / "node.key"), "--host", "127.0.0.1", "--port", str(free_port()),
-        "--ssl-certfile", str(site.path / "tls.crt"), "--ssl-keyfile", str(site.path / "tls.key"),
-        "--ssl-ca-certfile", str(site.path / "ca.crt"), "--node-config", f'site="{site.path}"',
-    ]  # fmt: skip
-    with _program(command, home, "supernode.log") as program:
-        tell(f"The site {site.name} looks for {site.server}; what it does stands in {home / 'supernode.log'}.")
-        program.wait()
+    with answering(site, tell) as orders:
+        command = [
+            "flower-supernode", "--superlink", site.server, "--root-certificates", str(site.path / "ca.crt"),
+            "--auth-supernode-private-key", str(site.path / "node.key"),
+            "--host", "127.0.0.1", "--port", str(free_port()), "--ssl-certfile", str(site.path / "tls.crt"), "--ssl-keyfile", str(site.path / "tls.key"),
+            "--ssl-ca-certfile", str(site.path / "ca.crt"), "--node-config", f'socket="{orders}"',
+        ]  # fmt: skip
+        with _program(command, home, "supernode.log") as program:
+            tell(f"The site {site.name} looks for {site.server}; Flower's words stand in {home / 'supernode.log'}.")
+            program.wait()
     raise FlowerError(f"the site {site.name} ended: {_last(home / 'supernode.log')}")
 
 
