@@ -243,13 +243,14 @@ def deploy_site(
     folder: Annotated[Path, typer.Argument(help="The site's folder, or the deployment's.", show_default=False)],
     name: Annotated[str, typer.Option(help="The site's name.")],
     data: Annotated[Path | None, typer.Option(help="Where its data lie; remembered in site.toml.")] = None,
+    patience: Annotated[float, typer.Option(min=0, help="Seconds to go on trying if the server refuses.")] = 180,
 ) -> None:
     """Run a site until it is stopped."""
     with _flower() as (processes, place), _stopped("The site is stopped; what it keeps lies in its folder."):
         site = place.SiteFolder.at(folder, name)
         if data:
             site.point_at(data)
-        processes.join(site, _say)
+        processes.join(site, patience, _say)
 
 
 @deploy.command("run")

@@ -5,6 +5,7 @@ telemetry stays off, and it installs nothing.
 """
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from .runs import Run
 from .site import answering
 
 Tell = Callable[[str], None]
+_REFUSED = "[code: 2004]"  # Flower's number for a key that it does not know, or that is in use
 
 
 class FlowerError(ChildProcessError):
@@ -35,17 +37,17 @@ class FlowerError(ChildProcessError):
 def serve(deployment: Deployment, tell: Tell) -> None:
     """Run the server until it is stopped: Flower's on this machine alone, and the gateway before it."""
     host, port = deployment.address
-    inside, home = free_port(), deployment.path / "flower"
+    inside, log = free_port(), deployment.path / "flower" / "superlink.log"
     _free(port)
     _write_connection(deployment, inside)
     command = [
-        "flower-superlink", "--host", "127.0.0.1", "--port", str(inside), "--database", str(home / "state.db"),
+        "flower-superlink", "--host", "127.0.0.1", "--port", str(inside), "--database", str(log.with_name("state.db")),
         "--ssl-ca-certfile", str(deployment.path / "ca.crt"), "--ssl-certfile", str(deployment.path / "server.crt"),
         "--ssl-keyfile", str(deployment.secret / "server.key"), "--enable-supernode-auth",
         "--disable-runtime-dependency-installation",
     ]  # fmt: skip
-    with _program(command, home, "superlink.log") as server:
-        _until_there(server, inside, home / "superlink.log")
+    with _program(command, log) as server:
+        _until_there(server, inside, log)
         register(deployment)
         tell(
             f"The server is up: sites reach it at {host}:{port}. Known sites: {', '.join(deployment.sites) or 'none'}."
@@ -58,7 +60,7 @@ def serve(deployment: Deployment, tell: Tell) -> None:
         threading.Thread(target=_keep_registered, args=(deployment, server, outside, tell), daemon=True).start()
         outside.run()
     if server.returncode not in (0, -signal.SIGTERM, -signal.SIGKILL):
-        raise FlowerError(f"Flower's server ended; its log is {home / 'superlink.log'}")
+        raise FlowerError(f"Flower's server ended: {_last(log)}")
 
 
 def _keep_registered(
@@ -117,20 +119,39 @@ def _register_file(deployment: Deployment) -> Path:
     return deployment.path / "flower" / "nodes.json"
 
 
-def join(site: SiteFolder, tell: Tell) -> None:
-    """Run a site until it is stopped. FlowerError if the server does not let it in."""
-    home = site.path / "flower"
+def join(site: SiteFolder, patience: float, tell: Tell) -> None:
+    """Run a site until it is stopped; FlowerError if the server does not let it in for `patience` seconds.
+
+    After a crash the server holds the last session for a while, and lets nobody else in under the same key.
+    """
+    log = site.path / "flower" / "supernode.log"
+    until = time.monotonic() + patience
     with answering(site, tell) as orders:
-        command = [
-            "flower-supernode", "--superlink", site.server, "--root-certificates", str(site.path / "ca.crt"),
-            "--auth-supernode-private-key", str(site.path / "node.key"),
-            "--host", "127.0.0.1", "--port", str(free_port()), "--ssl-certfile", str(site.path / "tls.crt"), "--ssl-keyfile", str(site.path / "tls.key"),
-            "--ssl-ca-certfile", str(site.path / "ca.crt"), "--node-config", f'socket="{orders}"',
-        ]  # fmt: skip
-        with _program(command, home, "supernode.log") as program:
-            tell(f"The site {site.name} looks for {site.server}; Flower's words stand in {home / 'supernode.log'}.")
-            program.wait()
-    raise FlowerError(f"the site {site.name} ended: {_last(home / 'supernode.log')}")
+        tell(f"The site {site.name} looks for {site.server}; Flower's words stand in {log}.")
+        while True:
+            with _program(_supernode(site, orders), log) as program:
+                program.wait()
+            words = _last(log)
+            if _REFUSED not in words:
+                raise FlowerError(f"the site {site.name} ended: {words}")
+            if time.monotonic() > until:
+                raise FlowerError(
+                    f"the server does not let the site {site.name} in: its key is not the one in deploy.toml there "
+                    f"(`fedexperts deploy add` made it), or the site runs elsewhere"
+                )
+            tell(
+                f"The server does not let {site.name} in: an unknown key, or its last session is open still. Trying on."
+            )
+            time.sleep(5)
+
+
+def _supernode(site: SiteFolder, orders: str) -> list[str]:
+    return [
+        "flower-supernode", "--superlink", site.server, "--root-certificates", str(site.path / "ca.crt"),
+        "--auth-supernode-private-key", str(site.path / "node.key"), "--host", "127.0.0.1", "--port", str(free_port()),
+        "--ssl-certfile", str(site.path / "tls.crt"), "--ssl-keyfile", str(site.path / "tls.key"),
+        "--ssl-ca-certfile", str(site.path / "ca.crt"), "--node-config", f'socket="{orders}"',
+    ]  # fmt: skip
 
 
 def submit(deployment: Deployment, run: Run) -> None:
@@ -170,12 +191,12 @@ def _flwr(deployment: Deployment, *arguments: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _program(command: Sequence[str], home: Path, log: str) -> "Iterator[subprocess.Popen[bytes]]":
-    """A program that ends with us, its words in a log file."""
-    home.mkdir(parents=True, exist_ok=True)
-    with open(home / log, "ab") as words:
+def _program(command: Sequence[str], log: Path) -> "Iterator[subprocess.Popen[bytes]]":
+    """A program that ends with us, its words in a log, its files beside it."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "wb") as words:
         program = subprocess.Popen(
-            command, env=door.flower_environment(home), stdout=words, stderr=words, preexec_fn=_end_with_parent
+            command, env=door.flower_environment(log.parent), stdout=words, stderr=words, preexec_fn=_end_with_parent
         )
     try:
         yield program
@@ -235,7 +256,8 @@ def _free(port: int) -> None:
 
 
 def _last(log: Path) -> str:
-    """The last words of a log that are an error, or its last words."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    wrong = [line for line in lines[-40:] if "ERROR" in line or "Error" in line]
-    return (wrong or lines or ["it said nothing"])[-1][-300:]
+    """What a log says was wrong, without colours; or its last words."""
+    text = re.sub("\x1b\\[[0-9;]*m", "", log.read_text(errors="replace"))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    wrong = [place for place, line in enumerate(lines) if line.startswith("ERROR")]
+    return " ".join(lines[wrong[-1] + 1 : wrong[-1] + 3] if wrong else lines[-1:])[:300] or "it said nothing"
