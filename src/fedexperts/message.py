@@ -72,9 +72,8 @@ def decode_reply(data: bytes, most: int) -> Reply:
 
 def _decode(data: bytes, kinds: dict[str, type]) -> dict[str, Any]:
     end = data.find(b"\n", 0, PLAIN)
-    line = data[:end]
     try:
-        plain = json.loads(line) if end >= 0 else None
+        plain = json.loads(data[: max(end, 0)])
     except (ValueError, RecursionError) as error:
         raise ValueError(f"a message begins with a line of JSON; this one does not: {error}") from None
     if not isinstance(plain, dict) or {name: type(value) for name, value in plain.items()} != kinds:
