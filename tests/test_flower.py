@@ -30,6 +30,10 @@ NAMES = list("abcde")
 
 # ---- the simulation
 
+ray = pytest.mark.filterwarnings(  # Ray leaves a null device and sockets to the garbage collector
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning", "ignore::FutureWarning"
+)
+
 
 @pytest.fixture(scope="module")
 def simulated() -> Iterator[Callable[[Config, Path], RunDir]]:
@@ -49,6 +53,7 @@ def simulated() -> Iterator[Callable[[Config, Path], RunDir]]:
         yield carry_out
 
 
+@ray
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_simulation_ends_at_the_bits_of_one_process(
@@ -58,6 +63,7 @@ def test_a_simulation_ends_at_the_bits_of_one_process(
     assert left_behind(simulated(tiny(case), tmp_path / "there")) == left_behind(remembered(tiny(case)))
 
 
+@ray
 @pytest.mark.slow
 def test_a_simulation_of_real_digits_ends_at_the_bits_of_one_process(
     tmp_path: Path, remembered: Remembered, simulated: Callable[[Config, Path], RunDir]
@@ -66,6 +72,7 @@ def test_a_simulation_of_real_digits_ends_at_the_bits_of_one_process(
     assert left_behind(simulated(config, tmp_path / "there")) == left_behind(remembered(config))
 
 
+@ray
 @pytest.mark.slow
 def test_one_word_in_the_config_moves_a_run_to_flower(tmp_path: Path, remembered: Remembered) -> None:
     """From the command line, in a process of its own, as a user starts it."""
