@@ -1,0 +1,348 @@
+"""A real federation on loopback: TLS, keys, processes that are killed, sites that send garbage."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("flwr")
+from fedexperts import config as door
+from fedexperts.config import ConfigError
+from fedexperts.deploy import runs
+from fedexperts.deploy.folder import Deployment, SiteFolder
+from fedexperts.deploy.processes import free_port
+from fedexperts.rundir import RunDir
+from fedexperts.tensors import unpack
+
+HERE = Path(__file__).parent
+SITES = ("as-scanned-0", "faint-2", "inverted-1")  # what digits-scanners calls its clients
+KEPT = "gate."  # what must never leave a site
+
+
+# ---- the folder
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Deployment:
+    return Deployment.create(tmp_path / "dep", "localhost", 9443, ["a", "b"])
+
+
+def test_private_keys_are_readable_by_their_owner_alone(made: Deployment) -> None:
+    keys = sorted(made.path.rglob("*.key"))
+    assert [key.name for key in keys] == ["ca.key", "server.key", *["node.key", "tls.key"] * 2]
+    assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
+
+
+def test_every_site_has_a_key_of_its_own_and_the_list_names_it(made: Deployment) -> None:
+    assert set(made.sites) == {"a", "b"}
+    assert made.sites["a"] != made.sites["b"]
+    site = SiteFolder.at(made.path, "a")
+    assert (site.name, site.server) == ("a", "localhost:9443")
+    assert not list((made.path / "sites" / "a").rglob("ca.key"))
+
+
+def test_a_certificate_is_trusted_by_what_sites_carry_and_by_nobody_elses(made: Deployment, tmp_path: Path) -> None:
+    other = Deployment.create(tmp_path / "other", "localhost", 9443, ["a"])
+
+    def trusts(authority: Path) -> bool:
+        command = ["openssl", "verify", "-CAfile", str(authority), str(made.path / "server.crt")]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    assert trusts(made.path / "sites" / "a" / "ca.crt")
+    assert not trusts(other.path / "sites" / "a" / "ca.crt")
+    before = (made.path / "server.crt").read_bytes()
+    made.renew()
+    assert (made.path / "server.crt").read_bytes() != before
+    assert trusts(made.path / "sites" / "a" / "ca.crt")
+
+
+def test_a_site_is_added_and_removed(made: Deployment) -> None:
+    before = made.sites
+    made.add("c")
+    assert made.sites.keys() == {"a", "b", "c"}
+    made.remove("c")
+    assert made.sites == before
+    assert not (made.path / "sites" / "c").exists()
+    with pytest.raises(ValueError, match="a site a is there already"):
+        made.add("a")
+    with pytest.raises(ValueError, match="no site x; there are a, b"):
+        made.remove("x")
+    with pytest.raises(ValueError, match=r"client name 'x/y' cannot name"):
+        made.add("x/y")
+
+
+def test_a_folder_is_never_written_over_or_left_half_made(tmp_path: Path, made: Deployment) -> None:
+    with pytest.raises(ValueError, match="is there already"):
+        Deployment.create(made.path, "localhost", 1, ["a"])
+    with pytest.raises(ValueError, match="cannot name a tensor and a folder"):
+        Deployment.create(tmp_path / "new", "localhost", 1, ["a", "b c"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dep"]
+
+
+def test_where_the_data_lie_is_remembered_at_the_site(made: Deployment, tmp_path: Path) -> None:
+    site = SiteFolder.at(made.path / "sites" / "a", "a")
+    assert site.data == {}
+    site.point_at(tmp_path)
+    assert SiteFolder.at(made.path, "a").data == {"path": str(tmp_path)}
+    assert "Where this site's data lie" in (site.path / "site.toml").read_text()
+    with pytest.raises(ValueError, match="nothing is there"):
+        site.point_at(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="is the site a, not b"):
+        SiteFolder.at(site.path, "b")
+
+
+@pytest.mark.parametrize("text", ["server = 3", "[", 'server = "x"\nport = "y"\n[sites]'])
+def test_a_damaged_list_is_an_error_and_not_an_empty_one(made: Deployment, text: str) -> None:
+    (made.path / "deploy.toml").write_text(text)
+    with pytest.raises(ValueError, match=r"deploy.toml"):
+        _ = made.sites
+
+
+def experiment(**sections: Any) -> dict[str, Any]:
+    """pFedMoAP on digits, one scanner a site."""
+    return {
+        "name": "digits",
+        "data": {"name": "digits-scanners", "clients": 3, "scanners": 3, "shots": 2},
+        "model": {"name": "prompted-clip", "context": 2},
+        "method": {"name": "pfedmoap", "experts": 2, "width": 8, "heads": 2},
+        "learning": {"epochs": 1, "batch": 8, "rate": 0.1},
+    } | sections
+
+
+def test_a_run_knows_who_may_take_part(made: Deployment) -> None:
+    asked = door.resolve([(experiment(tune={"learning.rate": [0.1, 0.2]}), "test")])
+    fitted = runs.fitted(asked, made)
+    assert fitted.values["engine"]["sites"] == ["a", "b"]
+    assert fitted.tune == {}
+    strange = door.resolve([(experiment(engine={"name": "flower", "sites": ["a", "z"]}), "test")])
+    with pytest.raises(ConfigError, match=r"z may not take part here; known are a, b, and `fedexperts deploy add"):
+        runs.fitted(strange, made)
+
+
+# ---- processes
+
+
+class Federation:
+    """A server and sites on loopback, each a group of processes that can be killed at once, as a machine is."""
+
+    def __init__(self, path: Path, cache: Path) -> None:
+        self.path, self.folder = path, path / "dep"
+        self.environment = dict(os.environ) | {"FEDEXPERTS_CACHE": str(cache)}
+        self.groups: dict[str, subprocess.Popen[bytes]] = {}
+        Deployment.create(self.folder, "localhost", free_port(), list(SITES))
+        for site in SITES:
+            os.replace(self.folder / "sites" / site, path / site)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "fedexperts", "deploy", *arguments]
+
+    def start(self, name: str, *command: str) -> None:
+        """Start a program under a name, in a group of its own, its words in NAME.log."""
+        with open(self.path / f"{name}.log", "ab") as log:
+            self.groups[name] = subprocess.Popen(
+                command, env=self.environment, stdout=log, stderr=log, start_new_session=True, cwd=HERE
+            )
+
+    def serve(self) -> None:
+        self.start("server", *self.command("server", str(self.folder)))
+        self.until(lambda: "The server is up" in self.said("server"), "the server")
+
+    def join(self, site: str) -> None:
+        self.start(site, *self.command("site", str(self.path / site), "--name", site))
+
+    def kill(self, name: str) -> None:
+        os.killpg(self.groups.pop(name).pid, signal.SIGKILL)
+
+    def said(self, name: str) -> str:
+        return (self.path / f"{name}.log").read_text()
+
+    def until(self, true: Callable[[], bool], what: str, seconds: float = 300) -> None:
+        end = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < end, f"{what} did not come: {self.words()}"
+            time.sleep(0.1)
+
+    def words(self) -> str:
+        return "\n".join(f"{log.name}: {log.read_text()[-600:]}" for log in self.path.glob("*.log"))
+
+    def submit(self, name: str, **sections: Any) -> runs.Run:
+        """Start a run of the experiment, watched by a terminal of its own."""
+        engine = {"name": "flower", "deadline": 120.0, "wait": 120.0} | sections.pop("engine", {})
+        config = door.resolve([(experiment(**sections) | {"name": name, "engine": engine}, "test")])
+        (self.path / f"{name}.toml").write_text(config.toml())
+        self.start(name, *self.command("run", str(self.folder), str(self.path / f"{name}.toml")))
+        run = runs.Run(self.folder / "runs" / name)
+        self.until(lambda: (run.path / "status.json").exists(), f"run {name}")
+        return run
+
+    def finished(self, name: str) -> int:
+        """The exit code of the terminal that watches."""
+        return self.groups.pop(name).wait(400)
+
+    def close(self) -> None:
+        for name in list(self.groups):
+            self.kill(name)
+
+
+def checkpoint(run: runs.Run) -> bytes:
+    folder = RunDir(run.path)
+    return (run.path / "checkpoints" / f"round-{folder.done():06d}" / "server.safetensors").read_bytes()
+
+
+def private(federation: Federation, run: runs.Run) -> dict[str, bytes]:
+    """The newest private state of every site."""
+    found = {site: sorted((federation.path / site / "private" / run.id).rglob("*.private")) for site in SITES}
+    return {site: files[-1].read_bytes() for site, files in found.items()}
+
+
+def logged(run: runs.Run) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in RunDir(run.path).rows("rounds.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    made = Federation(tmp_path_factory.mktemp("federation"), Path(os.environ["FEDEXPERTS_CACHE"]))
+    try:
+        made.serve()
+        for site in SITES:
+            made.join(site)
+        yield made
+    finally:
+        made.close()
+
+
+ROUNDS = {"rounds": 3, "evaluate_every": 3}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(federation: Federation) -> runs.Run:
+    """A run in which nothing happened."""
+    run = federation.submit("undisturbed", run=ROUNDS)
+    assert federation.finished("undisturbed") == 0, federation.words()
+    return run
+
+
+@pytest.mark.slow
+def test_a_federation_ends_where_one_process_does(
+    federation: Federation, undisturbed: runs.Run, tmp_path: Path
+) -> None:
+    config = door.resolve([(experiment(run=ROUNDS), "test")])
+    from conftest import carry_out
+
+    alone = carry_out(config, tmp_path / "alone")
+    here = alone.path / "checkpoints" / "round-000003" / "server.safetensors"
+    assert checkpoint(undisturbed) == here.read_bytes()
+    for site, state in private(federation, undisturbed).items():
+        assert state == sorted((alone.path / "private" / site).glob("*.private"))[-1].read_bytes()
+    assert alone.rows("clients.jsonl") == RunDir(undisturbed.path).rows("clients.jsonl")
+
+
+@pytest.mark.slow
+def test_the_gate_is_in_no_message(federation: Federation, undisturbed: runs.Run) -> None:
+    """Every byte that the server ever stored of messages, searched for the private tensors' names and values."""
+    stored = b"".join(path.read_bytes() for path in (federation.folder / "flower").glob("state.db*"))
+    stored += b"".join(path.read_bytes() for path in undisturbed.path.rglob("*.safetensors"))
+    for state in private(federation, undisturbed).values():
+        gate = {name: value for name, value in unpack(state[32:]).items() if KEPT in name and value.numel() > 8}
+        assert gate
+        for name, value in gate.items():
+            assert name.encode() not in stored
+            assert value.numpy().tobytes()[:64] not in stored
+
+
+@pytest.mark.slow
+def test_a_site_that_is_killed_comes_back_with_what_it_kept(federation: Federation) -> None:
+    run = federation.submit("killed-site", run={"rounds": 6, "evaluate_every": 6}, engine={"deadline": 15.0})
+    federation.until(lambda: len(run.rows()) >= 1, "round 1")
+    federation.kill("faint-2")
+    federation.until(lambda: any(row["refused"] for row in run.rows()), "a round without the site")
+    federation.join("faint-2")
+    assert federation.finished("killed-site") == 0, federation.words()
+    rows = run.rows()
+    lost = [row["round"] for row in rows if "faint-2" in row["refused"]]
+    assert lost
+    assert all(row["refused"].keys() <= {"faint-2"} for row in rows)
+    back = [row for row in rows if row["round"] > max(lost)]
+    if not back:
+        pytest.fail(f"the site was not back in time: {[row['refused'] for row in rows]}")
+    assert len(back[0]["trained"]["faint-2"]["received"]) == 2  # experts, as the server has its prompt of round 1
+    kept = sorted((federation.path / "faint-2" / "private" / run.id).rglob("*.private"))
+    assert kept[-1].stem == "round-000006"
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_goes_on_to_the_same_bits(federation: Federation, undisturbed: runs.Run) -> None:
+    run = federation.submit("killed-server", run=ROUNDS)
+    federation.until(lambda: len(run.rows()) >= 1, "round 1")
+    time.sleep(1)  # in the midst of round 2
+    federation.kill("server")
+    assert federation.finished("killed-server") == 1
+    assert "deploy resume" in federation.said("killed-server")
+    assert RunDir(run.path).done() in (1, 2)
+    federation.serve()
+    command = federation.command("resume", str(federation.folder), "killed-server")
+    subprocess.run(command, env=federation.environment, check=True, timeout=400, capture_output=True)
+    assert checkpoint(run) == checkpoint(undisturbed)
+    assert private(federation, run) == private(federation, undisturbed)
+    assert logged(run) == logged(undisturbed)
+
+
+@pytest.mark.slow
+def test_an_unknown_key_is_refused(federation: Federation, tmp_path: Path) -> None:
+    other = Deployment.create(tmp_path / "other", "localhost", federation_port(federation), ["stranger"])
+    site = other.path / "sites" / "stranger"
+    (site / "ca.crt").write_bytes((federation.folder / "ca.crt").read_bytes())
+    command = federation.command("site", str(site), "--name", "stranger", "--patience", "0")
+    done = subprocess.run(command, env=federation.environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "does not let the site stranger in" in " ".join(done.stderr.split())
+
+
+@pytest.mark.slow
+def test_the_outside_reaches_nothing_but_what_sites_need(federation: Federation) -> None:
+    """Whoever could submit a run could run code on the server: Flower asks operators for no password."""
+    import httpx
+
+    trusted = str(federation.folder / "ca.crt")
+    import ssl
+
+    context = ssl.create_default_context(cafile=trusted)
+    address = f"https://localhost:{federation_port(federation)}"
+    with httpx.Client(base_url=address, verify=context) as outside:
+        assert outside.post("/v1/control/list-runs").status_code == 404
+        assert outside.post("/v1/runtime/get-nodes").status_code == 404
+        assert outside.post("/v1/fleet/register-node", content=b"\x00").status_code not in (404, 503)
+        assert outside.post("/v1/fleet/push-object", content=bytes(2**26 + 1)).status_code == 413
+
+
+def federation_port(federation: Federation) -> int:
+    return int(tomllib.loads((federation.folder / "deploy.toml").read_text())["port"])
+
+
+@pytest.mark.slow
+def test_garbage_and_slowness_cost_a_site_its_round_and_nobody_elses(federation: Federation) -> None:
+    """The site answers, round by round: a wrong shape, NaN, too much, noise, too late; and at last as it should."""
+    federation.kill("faint-2")
+    rogue = [sys.executable, str(HERE / "rogue.py"), str(federation.path / "faint-2"), "faint-2"]
+    federation.start("faint-2", *rogue)
+    try:
+        federation.until(lambda: "looks for" in federation.said("faint-2"), "the rogue")
+        run = federation.submit("rogue", run={"rounds": 6, "evaluate_every": 6}, engine={"deadline": 15.0})
+        assert federation.finished("rogue") == 0, federation.words()
+    finally:
+        federation.kill("faint-2")
+        federation.join("faint-2")
+    rows = run.rows()
+    assert all(set(row["trained"]) >= {"as-scanned-0", "inverted-1"} for row in rows)
+    why = [row["refused"].get("faint-2", "") for row in rows]
+    wanted = ["expected is", "NaN or infinite", "at most", "begins with a line of JSON", "no reply within 15 s", ""]
+    assert [want in reason for want, reason in zip(wanted, why, strict=True)] == [True] * 6, why
+    assert why[-1] == ""
