@@ -22,6 +22,8 @@ from .client import Client, Job, answer
 from .message import Order, Reply, decode_order, decode_reply, encode
 from .post import About, about_in, bytes_in, question, reply
 
+_NEVER_CAME = (3, 4)  # Flower's codes for a message, or its reply, that was not there before its time was up
+
 Site = Callable[[About, str], tuple[Job, Client]]  # the job, and the client of this name, if it is here
 
 
@@ -50,13 +52,29 @@ class Flower:
         while waiting and time.monotonic() < until:
             self.alive()
             for message in self.grid.pull_messages(list(waiting)):
-                replies.append(_read(message, waiting.pop(message.metadata.reply_to_message_id)))
+                replies.append(self._read(message, waiting.pop(message.metadata.reply_to_message_id)))
             if waiting:
                 time.sleep(self.poll)
-        return replies + [_failed(order, f"no reply within {self.deadline:g} s") for order in waiting.values()]
+        return replies + [self._late(order) for order in waiting.values()]
 
     def _question(self, order: Order, node: int) -> Message:
         return question(encode(order), self.about, node, self.deadline, str(order.round))
+
+    def _read(self, message: Message, order: Order) -> Reply:
+        """The reply to an order; whatever is wrong with it is an error that the client made."""
+        if message.has_error():
+            late = message.error.code in _NEVER_CAME
+            return self._late(order) if late else _failed(order, f"Flower says: {message.error.reason}")
+        try:
+            said = decode_reply(bytes_in(message), order.most)
+        except ValueError as error:
+            return _failed(order, f"its reply was refused: {error}")
+        if said.client != order.client:
+            return _failed(order, f"its reply was refused: it says that it is {said.client[:100]!r}")
+        return said
+
+    def _late(self, order: Order) -> Reply:
+        return _failed(order, f"no reply within {self.deadline:g} s")
 
 
 def answered(here: Callable[[str], tuple[Job, Client]], data: bytes) -> tuple[bytes, str]:
@@ -141,19 +159,6 @@ def simulation(site: Site, names: Sequence[str], workers: int, cpus: int, gpus: 
     finally:
         over.set()
         thread.join()
-
-
-def _read(message: Message, order: Order) -> Reply:
-    """The reply to an order; whatever is wrong with it is an error that the client made."""
-    if message.has_error():
-        return _failed(order, f"Flower says: {message.error.reason}")
-    try:
-        said = decode_reply(bytes_in(message), order.most)
-    except ValueError as error:
-        return _failed(order, f"its reply was refused: {error}")
-    if said.client != order.client:
-        return _failed(order, f"its reply was refused: it says that it is {said.client[:100]!r}")
-    return said
 
 
 def _failed(order: Order, why: str) -> Reply:
