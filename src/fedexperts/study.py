@@ -189,7 +189,8 @@ def work(unit: Unit, beat: Callable[[], None] = lambda: None) -> str:
             raise ValueError(f"{unit.folder} holds a run of another config; right would be another folder")
     else:
         about = door.environment() | {"classes": list(job.model.classes)}
-        folder = RunDir.create(unit.folder, unit.config.toml(), about)
+        split = unit.config.section("data").load(job.seed).manifest()  # images that were read are not read again
+        folder = RunDir.create(unit.folder, unit.config.toml(), about, split)
     try:
         run(job, engine, unit.config.section("run"), folder, lambda _: beat())
     except NobodyLeftError as error:

@@ -68,6 +68,11 @@ class Federation:
             for client, parts in self.parts.items()
         }
 
+    def by_class(self) -> dict[str, list[int]]:
+        """Client -> number of examples of each class, all parts together; the server's, if any, is named ""."""
+        found = {c: [sum(parts) for parts in zip(*own.values(), strict=True)] for c, own in self.counts().items()}
+        return found | ({"": self.reserve_counts()} if len(self.reserve) else {})
+
     def reserve_counts(self) -> list[int]:
         """Number of examples of each class in the reserve, in the order of `classes`."""
         return self._count(self.reserve)

@@ -115,7 +115,7 @@ def _csv(file: Path) -> tuple[list[str], list[Row]]:
             f"{file} is not in UTF-8 ({error.reason}); right would be to save it as CSV in UTF-8"
         ) from None
     except csv.Error as error:
-        raise ValueError(f"{file}, line {reader.line_num}: {error}; right would be a table in CSV") from None
+        raise ValueError(f"{file}, after line {reader.line_num}: {error}; right would be a table in CSV") from None
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise ValueError(
