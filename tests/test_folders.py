@@ -115,6 +115,22 @@ def test_shots_bound_what_is_trained_on_and_the_reserve_is_the_servers(sites: Pa
     assert max(skewed.reserve_counts()) > 3
 
 
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ({}, {"shots": 1}),
+        ({}, {"valid": 0.4}),
+        ({}, {"test": 0.1}),
+        ({}, {"reserve": 1}),
+        ({"reserve": 3}, {"reserve_alpha": 0.05}),
+        ({}, {"side": 9}),
+        ({}, {"classes": ("guide dog", "cat")}),
+    ],
+)
+def test_every_option_matters(sites: Path, options: dict[str, object], changed: dict[str, object]) -> None:
+    assert load(sites, **options).manifest() != load(sites, **(options | changed)).manifest()
+
+
 def test_the_reserve_is_never_of_what_a_site_gives_to_test_on(tmp_path: Path) -> None:
     fill(tmp_path / "site" / "train", {"cat": 6, "dog": 6})
     fill(tmp_path / "site" / "test", {"cat": 9, "dog": 9}, 1000)
@@ -219,6 +235,12 @@ def test_a_class_without_an_example_anywhere_is_refused_unless_it_is_listed(site
 def test_classes_other_than_those_listed_and_listed_ones_without_a_folder_are_named(sites: Path) -> None:
     refused("'guide dog': not among data.classes, .* Did you mean 'guide dogs'", sites, classes=("cat", "guide dogs"))
     refused("'eel': among data.classes, but there is no such folder", sites, classes=("cat", "guide dog", "eel"))
+
+
+def test_classes_that_differ_in_capitals_alone_are_refused_unless_they_are_listed(sites: Path) -> None:
+    fill(sites / "south", {"Cat": 3}, 5000)
+    refused("classes 'Cat'; 'cat' differ in capitals alone", sites)
+    assert load(sites, classes=("Cat", "cat", "guide dog")).by_class()["south"] == [3, 6, 14]
 
 
 def test_a_site_of_several_must_list_the_classes_and_is_told_those_that_it_has(sites: Path) -> None:

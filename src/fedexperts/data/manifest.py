@@ -73,8 +73,7 @@ def check_same(
         raise _other(f"its classes are {', '.join(split.classes)}, and here they are {', '.join(classes)}")
     for place, (then, now) in enumerate(zip_longest(split.files, files)):
         if then != now:
-            names = [f"{name}" if name else "none" for name in (then, now)]
-            raise _other(f"its file number {place} is {names[0]}, and here it is {names[1]}")
+            raise _other(f"its file number {place} is {then or 'none'}, and here it is {now or 'none'}")
         if split.files[then] != files[now]:
             raise _other(f"{now} has changed since")
     if not files and sha256(inputs) != split.inputs:

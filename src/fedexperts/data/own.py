@@ -10,7 +10,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
@@ -80,7 +80,8 @@ class Own:
         """Found examples with their parts, given or drawn; ValueError, with what to do, if that cannot be."""
         _check_sites({example.site for example in found.examples})
         classes = self._classes(found)
-        labels = torch.tensor([classes.index(example.label) for example in found.examples], dtype=torch.int64)
+        place = {name: label for label, name in enumerate(classes)}
+        labels = torch.tensor([place[example.label] for example in found.examples], dtype=torch.int64)
         whats = [example.what for example in found.examples]
         if self.split:
             given = manifest.load(Path(self.split).expanduser())
@@ -184,7 +185,7 @@ def _quoted(names: Iterable[str]) -> str:
     return images.several(map(repr, names))
 
 
-def _check_found(site: str, seen: Iterable[str], used: set[str]) -> None:
+def _check_found(site: str, seen: Set[str], used: Set[str]) -> None:
     """ValueError if classes cannot be taken as they are found."""
     if site:
         there = ", ".join(f'"{name}"' for name in sorted(seen))
@@ -192,7 +193,13 @@ def _check_found(site: str, seen: Iterable[str], used: set[str]) -> None:
             f"{site!r} is one of several sites, which must number their classes alike: right would be the same "
             f"data.classes at each of them, for example data.classes = [{there}]"
         )
-    if empty := sorted({*seen} - used):
+    folded = Counter(name.casefold() for name in seen)
+    if alike := sorted(name for name in seen if folded[name.casefold()] > 1):
+        raise ValueError(
+            f"classes {_quoted(alike)} differ in capitals alone: right would be one spelling at every site, or "
+            "to list them all in data.classes"
+        )
+    if empty := sorted(seen - used):
         raise ValueError(
             f"class {_quoted(empty)} has no example anywhere: right would be to remove it, or to list all classes in "
             "data.classes if there will be some"
