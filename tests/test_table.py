@@ -1,5 +1,6 @@
 """A table of one's own images or texts becomes a federation; rows and columns that do not fit are named."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -175,6 +176,14 @@ def test_another_encoding_is_said(tmp_path: Path) -> None:
 def test_a_missing_image_is_named(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "images" / "5.png").unlink()
     refused(r"cannot be read: images/5.png \(no such file\)", pictures, site="a", classes=("cat", "dog"))
+
+
+def test_a_split_of_texts_is_taken_up_and_that_of_other_texts_refused(texts: Path, tmp_path: Path) -> None:
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps(load(texts, seed=1).manifest()))
+    assert load(texts, seed=2, split=str(split)).manifest() == load(texts, seed=1).manifest()
+    texts.write_text(texts.read_text().replace("cold", "icy"))
+    refused("data.split is a split of other examples: its inputs have another hash", texts, split=str(split))
 
 
 def test_equal_texts_in_two_parts_are_found(tmp_path: Path) -> None:
