@@ -59,7 +59,7 @@ class Echo:
         order = decode_order(encode(order)) if self.wire else order
         context = order.tensors["global.context"] + int(order.client[-3:]) / 1000
         reply = Reply(order.client, order.round, "train", {"context": context}, 1, {"loss": 0.0})
-        return decode_reply(encode(reply)) if self.wire else reply
+        return decode_reply(encode(reply), order.most) if self.wire else reply
 
 
 def microseconds(method, wire):

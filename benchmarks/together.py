@@ -20,8 +20,8 @@ GROUPS, ROUNDS, CLIENTS = (1, 2, 5, 10), 3, 10
 def seconds(method: str, together: int) -> float:
     """Processor time of the third round's training."""
     config = door.load(f"configs/demo/{method}.toml", ["learning.rate=0.1"])
-    job, engine = door.build(config, Path(tempfile.mkdtemp()))
-    engine = InProcess(job, engine.sites, together)
+    job, sites = door.build(config, Path(tempfile.mkdtemp()))
+    engine = InProcess(job, sites, together)
     names = engine.clients()[::2][:CLIENTS]
     server, spent = job.method.open(job.given), 0.0
     for round in range(1, ROUNDS + 1):

@@ -11,9 +11,9 @@ from fedexperts.client import answer
 from fedexperts.message import Order
 
 config = fx.load("configs/demo/pfedmoap.toml", ["learning.rate=0.3", "method.experts=3"])
-job, engine = fx.build(config, private=Path(tempfile.mkdtemp()))
+job, sites = fx.build(config, private=Path(tempfile.mkdtemp()))
 server = job.method.open(job.given)  # named tensors: the global prompt, and soon a pool of prompts
-clients = list(engine.sites.values())[:5]
+clients = list(sites.values())[:5]
 
 for round in (1, 2):
     # the server writes an order to every client: the global prompt and, from the second round on, three experts

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from fedexperts.client import Job
-from fedexperts.config import Config, build, resolve
+from fedexperts.config import Config, build, opened, resolve
 from fedexperts.data import Federation, Parts
 from fedexperts.engine import Engine, InProcess
 from fedexperts.learn import Examples, Learning
@@ -230,7 +230,9 @@ class Wire:
 
     def exchange(self, orders: Sequence[Order]) -> list[Reply]:
         arrived = [decode_order(encode(order)) for order in reversed(orders)]
-        return [decode_reply(encode(reply)) for reply in reversed(self.inner.exchange(arrived))]
+        most = {order.client: order.most for order in orders}
+        replies = reversed(self.inner.exchange(arrived))
+        return [decode_reply(encode(reply), most[reply.client]) for reply in replies]
 
 
 @dataclass(frozen=True)
@@ -276,16 +278,16 @@ def open_run(config: Config, path: Path) -> RunDir:
 def carry_out(config: Config, path: Path, wrap: Wrap = lambda engine: engine, tell: Any = lambda _: None) -> RunDir:
     """Run an experiment, or go on with it, to its end."""
     folder = open_run(config, path)
-    job, engine = build(config, path / "private")
-    run(job, wrap(engine), config.section("run"), folder, tell)
+    with opened(config, path / "private") as (job, engine):
+        run(job, wrap(engine), config.section("run"), folder, tell)
     return folder
 
 
 def job_and_engine(config: Config, path: Path) -> tuple[Job, InProcess]:
     """For tests that ask clients themselves."""
-    job, engine = build(config, path)
-    assert isinstance(engine, InProcess)
-    return job, engine
+    job, sites = build(config, path)
+    settings = config.section("engine")
+    return job, InProcess(job, sites, settings.together, settings.workers)
 
 
 def left_behind(folder: RunDir) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def sites(tmp_path):
 
 
 def own(sites):
-    settings = (f"data.folder={sites}", "data.side=32", "model.clip=tinyclip", "model.context=4", "run.rounds=1")
+    settings = (f"data.path={sites}", "data.side=32", "model.clip=tinyclip", "model.context=4", "run.rounds=1")
     return ["configs/own/images.toml", *(f"--set={text}" for text in settings)]
 
 
@@ -108,7 +108,7 @@ def test_own_images_are_checked_with_what_a_person_should_know(sites):
     assert "Note: 1 example equal to one at another client or in another part" in done.output
     assert "north/cat/0.png (north, " in done.output
     assert " = south/cat/0.png (south, " in done.output
-    assert f"Next: fedexperts run configs/own/images.toml --set=data.folder={sites}" in done.output
+    assert f"Next: fedexperts run configs/own/images.toml --set=data.path={sites}" in done.output
     assert """'--set=data.classes=["guide dog", "cat"]'""" in done.output
 
 
@@ -124,7 +124,7 @@ def test_check_draws_the_split_as_its_file_is_named(tmp_path, name, begins):
 def test_of_many_classes_check_prints_the_extremes(tmp_path):
     rows = [f"{i % 40}-{i},{i % 40},{'ab'[i > 160]}" for i in range(210)]
     (tmp_path / "t.csv").write_text("text,label,site\n" + "\n".join(rows))
-    words = ["--set=data.name=table", f"--set=data.file={tmp_path / 't.csv'}", "--set=start.epochs=0"]
+    words = ["--set=data.name=table", f"--set=data.path={tmp_path / 't.csv'}", "--set=start.epochs=0"]
     done = call("check", "configs/demo/fedmoe-reviews/fedavg.toml", *words, "--picture", tmp_path / "s.svg")
     assert done.exit_code == 0, done.output
     lines = {line.split()[0]: line.split()[1:] for line in done.output.splitlines() if line[:2] in ("cl", "a ", "b ")}
@@ -166,11 +166,11 @@ def test_show_prints_a_config_that_can_be_run(tmp_path):
         (["check", "configs/demo"], 2, "a folder with 8 configs"),
         (["check", PROBE, "--picture", "split.gif"], 1, "one that ends in .svg or .png"),
         (
-            ["check", "configs/own/images.toml", "--set", "data.folder=nowhere"],
+            ["check", "configs/own/images.toml", "--set", "data.path=nowhere"],
             1,
-            "data.folder = 'nowhere': no such folder",
+            "data.path = 'nowhere': no such folder",
         ),
-        (["check", PROBE, "--set", "data.name=image-folders"], 2, "data.folder is missing (the folder of sites"),
+        (["check", PROBE, "--set", "data.name=image-folders"], 2, "data.path is missing (the folder of sites"),
         (["ls", "everything"], 1, "right would be one of configs, methods, models, data"),
     ],
 )

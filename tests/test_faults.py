@@ -41,7 +41,7 @@ from conftest import (
 )
 from torch import Tensor
 
-from fedexperts.config import ConfigError, build
+from fedexperts.config import ConfigError
 from fedexperts.engine import Engine
 from fedexperts.loop import NobodyLeftError, evaluate
 from fedexperts.message import Order, Reply
@@ -461,7 +461,7 @@ def test_a_client_never_speaks_for_another(tmp_path):
             forged = {"client": "somebody else", "round": 99}
             return [replace(reply, facts=reply.facts | forged) for reply in self.inner.exchange(orders)]
 
-    job, engine = build(tiny(CASES["fedavg"]), tmp_path / "private")
+    job, engine = job_and_engine(tiny(CASES["fedavg"]), tmp_path / "private")
     rows = evaluate(job, Forger(engine), job.method.open(job.given), 0)
     assert [row["client"] for row in rows] == engine.clients()
     assert {row["round"] for row in rows} == {0}

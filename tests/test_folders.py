@@ -40,7 +40,7 @@ def sites(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, seed: int = 0, **options: object) -> Federation:
-    return ImageFolders(folder=str(folder), **({"side": 8} | options)).load(seed)  # type: ignore[arg-type]
+    return ImageFolders(path=str(folder), **({"side": 8} | options)).load(seed)  # type: ignore[arg-type]
 
 
 def names(federation: Federation, client: str, part: str) -> set[str]:
@@ -342,6 +342,6 @@ def test_a_file_that_is_no_split_is_refused(tmp_path: Path, text: str, says: str
 
 def test_a_split_beside_options_that_draw_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing is drawn: leave out shots, reserve"):
-        ImageFolders(folder="x", split="split.json", shots=3, reserve=1)
+        ImageFolders(path="x", split="split.json", shots=3, reserve=1)
     with pytest.raises(ValueError, match="valid=0.5 and test=0.6"):
-        replace(ImageFolders(folder="x"), valid=0.5, test=0.6)
+        replace(ImageFolders(path="x"), valid=0.5, test=0.6)

@@ -17,13 +17,14 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("method",),
     ("metrics",),
     ("methods", "models", "data"),
-    ("message", "private"),
+    ("message", "private", "post"),
     ("client",),
-    ("engine", "flower"),
+    ("engine",),
+    ("flower",),
     ("rundir",),
     ("loop",),
     ("report", "config"),
-    ("study",),
+    ("study", "deploy"),
     ("cli",),
     ("", "__main__"),  # the package's front page, which names what users need; who imports it gets the version alone
 ]
@@ -31,7 +32,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CLOSED = {"methods": {"tensors", "learn", "method"}, "models": {"tensors", "method"}, "data": {"tensors", "method"}}
 ONLY_IN: dict[str, tuple[str, ...]] = {  # outside packages, and the rooms or files that may know them
     "transformers": ("models/huggingface.py", "models/transformer.py"),
-    "flwr": ("flower.py",),
+    "flwr": ("flower.py", "post.py", "deploy/app.py", "deploy/courier.py"),
     "typer": ("cli.py",),
     "rich": ("cli.py", "report"),
     "matplotlib": ("report",),

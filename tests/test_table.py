@@ -40,7 +40,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def load(file: Path, seed: int = 0, **options: object) -> Federation:
-    return Table(file=str(file), **({"side": 8} | options)).load(seed)  # type: ignore[arg-type]
+    return Table(path=str(file), **({"side": 8} | options)).load(seed)  # type: ignore[arg-type]
 
 
 def refused(says: str, file: Path, **options: object) -> None:
@@ -121,14 +121,14 @@ def test_columns_have_any_names_and_others_are_named_in_a_note(texts: Path, tmp_
         ({"site": "a", "classes": ("good", "so so")}, "right would be either one of sites, .*or data.site = 'NAME'"),
         ({"site_column": ""}, "right would be either one of sites"),
         ({"classes": ("good", "bad")}, "'so so': not among data.classes, which are good, bad"),
-        ({"root": "", "file": "nowhere.csv"}, "data.file = 'nowhere.csv': no such file, seen from"),
+        ({"root": "", "path": "nowhere.csv"}, "data.path = 'nowhere.csv': no such file, seen from"),
     ],
 )
 def test_columns_that_do_not_fit_are_said_with_those_that_are_there(
     texts: Path, options: dict[str, object], says: str
 ) -> None:
     with pytest.raises(ValueError, match=says):
-        Table(**({"file": str(texts)} | options)).load(0)  # type: ignore[arg-type]
+        Table(**({"path": str(texts)} | options)).load(0)  # type: ignore[arg-type]
 
 
 def test_all_rows_that_cannot_be_used_are_named_at_once(pictures: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from fedexperts.tensors import (
     mean,
     named,
     pack,
+    packed_size,
     parts,
     rng,
     size,
@@ -266,33 +267,33 @@ def test_a_generator_depends_on_each_of_its_four_arguments_and_on_nothing_else()
 
 # Messages
 
-ORDER = Order("a", 3, "train", {"global.context": TWO})
+ORDER = Order("a", 3, "train", {"global.context": TWO}, 1000)
 REPLY = Reply("a", 3, "train", {"context": TWO}, 7, {"loss": 0.1, "weights": [0.5, 1 / 3]}, "")
 
 
 def test_a_message_comes_back_as_it_was() -> None:
-    for message, decode in ((ORDER, decode_order), (REPLY, decode_reply)):
-        back = decode(encode(message))
-        assert type(back) is type(message)
-        assert replace(back, tensors={}) == replace(message, tensors={})
-        assert same_bits(back.tensors, message.tensors)
+    order, reply = decode_order(encode(ORDER)), decode_reply(encode(REPLY), packed_size(REPLY.tensors))
+    assert replace(order, tensors={}) == replace(ORDER, tensors={})
+    assert replace(reply, tensors={}) == replace(REPLY, tensors={})
+    assert same_bits(order.tensors, ORDER.tensors)
+    assert same_bits(reply.tensors, REPLY.tensors)
 
 
 def test_messages_are_not_taken_for_each_other() -> None:
-    with pytest.raises(ValueError, match="plain fields client: str, round: int, task: str;"):
+    with pytest.raises(ValueError, match="plain fields client: str, round: int, task: str, most: int;"):
         decode_order(encode(REPLY))
     with pytest.raises(ValueError, match="plain fields"):
-        decode_reply(encode(ORDER))
+        decode_reply(encode(ORDER), 0)
 
 
-PLAIN = {"client": "a", "round": 3, "task": "train"}
+PLAIN = {"client": "a", "round": 3, "task": "train", "most": 0}
 
 
 @pytest.mark.parametrize(
     "plain",
     [
         PLAIN | {"__class__": "os.system"},
-        {"client": "a", "round": 3},
+        {"client": "a", "round": 3, "most": 0},
         PLAIN | {"round": "3"},
         PLAIN | {"round": True},
         PLAIN | {"client": None},
@@ -315,4 +316,4 @@ def test_noise_is_no_message(data: bytes) -> None:
 @pytest.mark.parametrize("fact", [{"nested": 1}, None, True, [[1.0]], [None]])
 def test_facts_are_plain_numbers_and_words_or_no_reply_at_all(fact):
     with pytest.raises(ValueError, match="its hits is"):
-        decode_reply(encode(Reply("a", 1, "train", facts={"hits": fact})))
+        decode_reply(encode(Reply("a", 1, "train", facts={"hits": fact})), 0)

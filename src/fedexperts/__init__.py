@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .config import Config, ConfigError, build, load
+    from .config import Config, ConfigError, build, load, opened
     from .learn import Local
     from .loop import NobodyLeftError
     from .method import Finished, Given, Method, Model, Sent, Upload
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .study import once
 
 _ROOMS = {
-    "config": ("Config", "ConfigError", "build", "load"),
+    "config": ("Config", "ConfigError", "build", "load", "opened"),
     "loop": ("NobodyLeftError",),
     "learn": ("Local",),
     "method": ("Finished", "Given", "Method", "Model", "Sent", "Upload"),
@@ -47,7 +47,7 @@ __all__ = [
     "Sent",
     "Upload",
 ]
-__all__ += ["build", "load", "once", "seeded"]
+__all__ += ["build", "load", "once", "opened", "seeded"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,11 +8,14 @@ import difflib
 import importlib
 import os
 import platform
+import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from functools import cache, lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal, get_type_hints
 
 import tomlkit
@@ -33,6 +36,7 @@ from .models import MODELS, Built, Mixture
 from .private import Private
 from .tensors import rng
 
+Sites = Mapping[str, Client]
 Layer = tuple[dict[str, Any], str]  # nested values, and where they came from
 Schema = Mapping[str, FieldInfo]
 
@@ -88,15 +92,57 @@ class InProcessSettings:
     ] = 1
     workers: Annotated[int, Field(ge=1, description="computations at a time, each in a thread")] = 1
 
-    def build(self, job: Job, sites: Mapping[str, Client]) -> Engine:
-        return InProcess(job, sites, self.together, self.workers)
+    @contextmanager
+    def open(self, job: Job, sites: Sites, about: Mapping[str, str]) -> Iterator[Engine]:
+        yield InProcess(job, sites, self.together, self.workers)
+
+
+Deadline = Annotated[float, Field(gt=0, description="seconds for an answer; who is later failed this round")]
+
+
+@dataclass(frozen=True)
+class FlowerSimulationSettings:
+    """Every client a node of Flower's simulation on this machine (Ray)."""
+
+    workers: Annotated[int, Field(ge=1, description="processes that answer at a time")] = 2
+    cpus: Annotated[int, Field(ge=1, description="CPUs that each of them takes")] = 1
+    gpus: Annotated[float, Field(ge=0, description="share of a GPU that each of them takes")] = 0.0
+    deadline: Deadline = 3600.0
+
+    @contextmanager
+    def open(self, job: Job, sites: Sites, about: Mapping[str, str]) -> Iterator[Engine]:
+        flower, names = flower_room(), sorted(sites)
+        with flower.simulation(simulated, names, self.workers, self.cpus, self.gpus) as (grid, nodes, alive):
+            yield flower.Flower(grid, names, lambda: nodes, about, self.deadline, alive)
+
+
+@dataclass(frozen=True)
+class FlowerSettings:
+    """Clients that are sites on machines of their own, connected by Flower: `fedexperts deploy`."""
+
+    sites: Annotated[
+        list[str], Field(description="names of the sites that take part; none: all that are registered")
+    ] = field(default_factory=list)
+    minimum: Annotated[int, Field(ge=1, description="sites without which the run does not begin")] = 1
+    wait: Annotated[float, Field(ge=0, description="seconds that the server waits for all sites at the start")] = 120.0
+    deadline: Deadline = 600.0
+
+    def open(self, job: Job, sites: Sites, about: Mapping[str, str]) -> Any:
+        raise ConfigError(
+            'engine.name = "flower" is a federation of several machines; right would be `fedexperts deploy run FOLDER '
+            'CONFIG`, or engine.name = "flower-simulation" on this one'
+        )
 
 
 NAMED: dict[str, Mapping[str, type]] = {
     "data": DATA,
     "model": MODELS,
     "method": METHODS,
-    "engine": {"inprocess": InProcessSettings},
+    "engine": {
+        "inprocess": InProcessSettings,
+        "flower-simulation": FlowerSimulationSettings,
+        "flower": FlowerSettings,
+    },
     "gate": MODELS,
 }
 PLAIN: dict[str, type] = {
@@ -201,8 +247,8 @@ def parts(config: Config) -> tuple[Federation, Built, Model, Method]:
     return federation, built, model, method
 
 
-def build(config: Config, private: Path) -> tuple[Job, Engine]:
-    """The job and the engine of an experiment; clients' private states lie in the folder `private`."""
+def build(config: Config, private: Path) -> tuple[Job, Sites]:
+    """The job and the clients of an experiment; their private states lie in the folder `private`."""
     run: RunSettings = config.section("run")
     learning: Learning = config.section("learning")
     torch.set_num_threads(run.threads)
@@ -219,9 +265,89 @@ def build(config: Config, private: Path) -> tuple[Job, Engine]:
     exam = {part: examples(*(getattr(own, part) for own in federation.parts.values())) for part in ("valid", "test")}
     reserve = examples(federation.reserve)
     model = _mixed(config, _started(config, built.model, reserve))
-    job = Job(method, model, learning, run.rounds, run.seed, reserve, exam)
-    engine: Engine = config.section("engine").build(job, sites)
-    return job, engine
+    return Job(method, model, learning, run.rounds, run.seed, reserve, exam), sites
+
+
+@contextmanager
+def opened(config: Config, private: Path) -> Iterator[tuple[Job, Engine]]:
+    """The job of an experiment and the engine that its [engine] names, as long as it is needed."""
+    job, sites = build(config, private)
+    with config.section("engine").open(job, sites, _about(config, private)) as engine:
+        yield job, engine
+
+
+def _about(config: Config, private: Path) -> dict[str, str]:
+    """What another process needs to build the same job and clients: `simulated` reads it."""
+    return {"config": config.toml(), "private": str(private.absolute())}
+
+
+def simulated(about: Mapping[str, str], client: str) -> tuple[Job, Client]:
+    """In a process of a simulation: the job, and the client of this name; built once for as many orders as come."""
+    job, sites = _built_once(about["config"], about["private"])
+    return job, sites[client]
+
+
+@lru_cache(maxsize=2)
+def _built_once(text: str, private: str) -> tuple[Job, Sites]:
+    return build(parse(text, "an order"), Path(private))
+
+
+def served(config: Config, data: Mapping[str, Any]) -> Job:
+    """The job of a federation's server: of the data, laid over by its own, it has class names and the reserve set."""
+    job, _ = build(_with_data(config, data), Path())
+    return replace(job, exam={})
+
+
+def site(text: str, name: str, data: Mapping[str, Any], private: Path) -> tuple[Job, Client]:
+    """The job of an experiment, and the site `name` with its own data; ValueError if they hold no such client.
+
+    The common start is the server's, and comes with its first order.
+    """
+    config = _with_data(parse(text, "the run"), data)
+    job, sites = build(config.having({"start.epochs": 0}, "a site"), private)
+    if name not in sites:
+        raise ValueError(f"the data hold {', '.join(sites) or 'no client'}, and not {name}")
+    return job, sites[name]
+
+
+def _with_data(config: Config, data: Mapping[str, Any]) -> Config:
+    return resolve([(config.nested(), "the run"), ({"data": dict(data)}, "here")]) if data else config
+
+
+_SILENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's default from its next version on
+}
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """What Flower's programs are started with: their files in `home`, nothing installed, nobody called, short waits."""
+    own = {"FLWR_HOME": str(home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
+    own |= {"FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, **_SILENT, **own, "PATH": programs}
+
+
+def flower_room() -> ModuleType:
+    """The room that knows Flower, silent towards the outside; ConfigError, with what to type, if Flower is missing."""
+    return _needing_flower("fedexperts.flower")
+
+
+def deploy_room() -> ModuleType:
+    """The room that starts Flower's programs, likewise."""
+    return _needing_flower("fedexperts.deploy.processes")
+
+
+def _needing_flower(room: str) -> ModuleType:
+    os.environ |= _SILENT
+    try:
+        return importlib.import_module(room)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"[engine] needs Flower ({error}); type: pip install 'fedexperts[flower]', or take the engine inprocess"
+        ) from None
 
 
 def _inputs(given: Any, built: Built, views: int, seed: int) -> Tensor:
@@ -485,7 +611,7 @@ def _imported(section: str, name: str) -> type:
         raise ConfigError(
             f"{section}.name = {name!r}: {error}; right would be module:Class on the Python path"
         ) from None
-    does = {"method": "merge", "model": "build", "data": "load", "engine": "build", "gate": "build"}[section]
+    does = {"method": "merge", "model": "build", "data": "load", "engine": "open", "gate": "build"}[section]
     if not (isinstance(found, type) and is_dataclass(found) and hasattr(found, does)):
         raise ConfigError(f"{section}.name = {name!r} is {found!r}; right would be a dataclass with {does}()")
     return found
@@ -503,5 +629,12 @@ def _schema(section: str, values: Mapping[str, Any]) -> Schema:
 def _model(kind: type) -> type[BaseModel]:
     """A pydantic model of a dataclass's fields: strict, and nothing beside them."""
     hints = get_type_hints(kind, include_extras=True)
-    keys: dict[str, Any] = {f.name: (hints[f.name], ... if f.default is MISSING else f.default) for f in fields(kind)}
+    keys: dict[str, Any] = {f.name: (hints[f.name], _default(f)) for f in fields(kind)}
     return create_model(kind.__name__, __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False), **keys)
+
+
+def _default(key: Any) -> Any:
+    """A dataclass field's default as pydantic has it."""
+    if key.default_factory is not MISSING:
+        return Field(default_factory=key.default_factory)
+    return ... if key.default is MISSING else key.default

@@ -19,7 +19,7 @@ from .message import Order, Reply, Task, admit
 from .method import Facts, Sent, Upload
 from .metrics import Row
 from .rundir import RunDir
-from .tensors import Tensors, rng, size
+from .tensors import Tensors, packed_size, rng, size
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,9 @@ def train(job: Job, engine: Engine, schedule: Schedule, folder: RunDir, server: 
     began = time.monotonic()
     chosen = sample(engine.clients(), schedule.participation, job.seed, round)
     sent = job.method.send(server, chosen, round, job.seed)
-    replies = exchange(engine, {client: s.tensors for client, s in sent.items()}, round, "train")
     expected = job.method.expects(server, job.model)
+    most = packed_size(expected)
+    replies = exchange(engine, {client: s.tensors for client, s in sent.items()}, round, "train", most)
     refused = {client: why for client in chosen if (why := _refusal(replies.get(client), expected))}
     uploads = [Upload(c, replies[c].tensors, replies[c].examples) for c in chosen if c not in refused]
     if not uploads:
@@ -110,9 +111,9 @@ def examine(job: Job, server: Tensors, round: int) -> Row:
     return row
 
 
-def exchange(engine: Engine, payloads: dict[str, Tensors], round: int, task: Task) -> dict[str, Reply]:
+def exchange(engine: Engine, payloads: dict[str, Tensors], round: int, task: Task, most: int = 0) -> dict[str, Reply]:
     """Replies by client, whatever the order in which they came; an answer to another order is none."""
-    orders = [Order(client, round, task, tensors) for client, tensors in payloads.items()]
+    orders = [Order(client, round, task, tensors, most) for client, tensors in payloads.items()]
     replies = {r.client: r for r in engine.exchange(orders) if (r.round, r.task) == (round, task)}
     return {client: replies[client] for client in sorted(payloads) if client in replies}
 

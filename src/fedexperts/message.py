@@ -16,6 +16,8 @@ from .method import Facts
 from .tensors import Tensors, pack, shapes, unpack
 
 Task = Literal["train", "absorb", "predict"]
+PLAIN = 2**20  # bytes that a message's line of JSON may have
+_COUNT = 2**53  # whole numbers below this are the same as floats
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Order:
     round: int
     task: Task
     tensors: Tensors
+    most: int = 0  # bytes of tensors, packed, that the reply may bring
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,17 @@ def encode(message: Order | Reply) -> bytes:
 
 def decode_order(data: bytes) -> Order:
     """The order in `data`; ValueError if it is not one."""
-    return Order(**_decode(data, {"client": str, "round": int, "task": str}))
+    return Order(**_decode(data, {"client": str, "round": int, "task": str, "most": int}))
 
 
-def decode_reply(data: bytes) -> Reply:
-    """The reply in `data`; ValueError if it is not one."""
+def decode_reply(data: bytes, most: int) -> Reply:
+    """The reply in `data`, whose packed tensors have at most `most` bytes; ValueError if it is not one."""
+    if len(data) > most + PLAIN:
+        raise ValueError(f"it is {len(data):,} bytes long; at most {most + PLAIN:,} are taken of it")
     kinds = {"client": str, "round": int, "task": str, "examples": int, "facts": dict, "error": str}
     reply = Reply(**_decode(data, kinds))
+    if not 0 <= reply.examples < _COUNT:
+        raise ValueError(f"it trained on {reply.examples!s:.20} examples; right would be how many it has")
     for name, fact in reply.facts.items():
         values = fact if isinstance(fact, list) else [fact]
         if not all(type(value) in (int, float, str) for value in values):
@@ -64,15 +71,15 @@ def decode_reply(data: bytes) -> Reply:
 
 
 def _decode(data: bytes, kinds: dict[str, type]) -> dict[str, Any]:
-    line, _, rest = data.partition(b"\n")
+    end = data.find(b"\n", 0, PLAIN)
     try:
-        plain = json.loads(line)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        plain = json.loads(data[: max(end, 0)])
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"a message begins with a line of JSON; this one does not: {error}") from None
     if not isinstance(plain, dict) or {name: type(value) for name, value in plain.items()} != kinds:
         wanted = ", ".join(f"{name}: {kind.__name__}" for name, kind in kinds.items())
-        raise ValueError(f"a message has the plain fields {wanted}; this one begins {line[:200]!r}")
-    return {**plain, "tensors": unpack(rest)}
+        raise ValueError(f"a message begins with a line of the plain fields {wanted}; this one begins {data[:200]!r}")
+    return {**plain, "tensors": unpack(data[end + 1 :])}
 
 
 def admit(tensors: Tensors, expected: Tensors) -> str:

@@ -182,20 +182,24 @@ def _logs(unit: Unit) -> tuple[list[Row], list[Row]]:
 
 def work(unit: Unit, beat: Callable[[], None] = lambda: None) -> str:
     """Run a unit from wherever it stands, `beat` after each round; why it cannot go on, or ""."""
-    job, engine = door.build(unit.config, unit.folder / "private")
-    if unit.folder.exists():
-        folder = RunDir(unit.folder)
-        if door.parse((unit.folder / "config.toml").read_text(), str(unit.folder)).values != unit.config.values:
-            raise ValueError(f"{unit.folder} holds a run of another config; right would be another folder")
-    else:
-        about = door.environment() | {"classes": list(job.model.classes)}
-        split = unit.config.section("data").load(job.seed).manifest()  # images that were read are not read again
-        folder = RunDir.create(unit.folder, unit.config.toml(), about, split)
-    try:
-        run(job, engine, unit.config.section("run"), folder, lambda _: beat())
-    except NobodyLeftError as error:
-        return str(error)
+    with door.opened(unit.config, unit.folder / "private") as (job, engine):
+        folder = _folder(unit, job.model.classes)
+        try:
+            run(job, engine, unit.config.section("run"), folder, lambda _: beat())
+        except NobodyLeftError as error:
+            return str(error)
     return ""
+
+
+def _folder(unit: Unit, classes: Sequence[str]) -> RunDir:
+    """The unit's folder, new or as it stands; ValueError if it holds a run of another config."""
+    if not unit.folder.exists():
+        split = unit.config.section("data").load(unit.config.values["run"]["seed"]).manifest()  # images: read already
+        about = door.environment() | {"classes": list(classes)}
+        return RunDir.create(unit.folder, unit.config.toml(), about, split)
+    if door.parse((unit.folder / "config.toml").read_text(), str(unit.folder)).values != unit.config.values:
+        raise ValueError(f"{unit.folder} holds a run of another config; right would be another folder")
+    return RunDir(unit.folder)
 
 
 def _run_all(units: Sequence[Unit], jobs: int, tell: Progress, what: str) -> list[tuple[Unit, str]]:

@@ -217,6 +217,11 @@ def size(tensors: Mapping[str, Tensor]) -> int:
     return sum(value.numel() * value.element_size() for value in tensors.values())
 
 
+def packed_size(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of `pack`, known without packing."""
+    return len(_head(_ordered(tensors))) + size(tensors)
+
+
 def rng(seed: int, use: str, round: int = 0, client: str = "") -> torch.Generator:
     """A generator for one use: a pure function of its four arguments, so no generator state is ever saved."""
     digest = hashlib.sha256(f"{seed}/{use}/{round}/{client}".encode()).digest()

@@ -24,13 +24,13 @@ LAYOUT = "right would be FOLDER/site/class/image.jpg or, if data.site names whos
 class ImageFolders(Own):
     """Your own images in folders: site/class/image.jpg, every site a client; or one site's own, class/image.jpg."""
 
-    folder: Annotated[str, Field(description="the folder of sites or, if data.site names the one client, of classes")]
+    path: Annotated[str, Field(description="the folder of sites or, if data.site names the one client, of classes")]
 
     def load(self, seed: int) -> Federation:
         """ValueError, with what to do, for whatever does not fit the layout."""
-        root = Path(self.folder).expanduser()
+        root = Path(self.path).expanduser()
         if not root.is_dir():
-            raise ValueError(f"data.folder = {self.folder!r}: no such folder, seen from {Path.cwd()}; {LAYOUT}")
+            raise ValueError(f"data.path = {self.path!r}: no such folder, seen from {Path.cwd()}; {LAYOUT}")
         walk = _Walk(root)
         homes = {self.site: root} if self.site else {composed(home.name): home for home in walk.folders(root)}
         examples = [example for site, home in homes.items() for example in walk.site(site, home)]

@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 class Table(Own):
     """Your own images or texts in a table, CSV or parquet: columns path or text, label, and maybe site and split."""
 
-    file: Annotated[str, Field(description="a .csv, .tsv or .parquet file")]
+    path: Annotated[str, Field(description="a .csv, .tsv or .parquet file")]
     root: Annotated[str, Field(description="the folder that paths are seen from; empty: that of the table")] = ""
     path_column: Annotated[str, Field(description="column of image files")] = "path"
     text_column: Annotated[str, Field(description="column of texts")] = "text"
@@ -36,9 +36,9 @@ class Table(Own):
 
     def load(self, seed: int) -> Federation:
         """ValueError, with what to do, for a table or rows that do not fit."""
-        file = Path(self.file).expanduser()
+        file = Path(self.path).expanduser()
         if not file.is_file():
-            raise ValueError(f"data.file = {self.file!r}: no such file, seen from {Path.cwd()}; right would be a table")
+            raise ValueError(f"data.path = {self.path!r}: no such file, seen from {Path.cwd()}; right would be a table")
         columns, rows = _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
         if not rows:
             raise ValueError(f"{file} has no rows; right would be a row an example")

@@ -1,0 +1,17 @@
+"""What Flower starts at a site for each message: it carries the order to the process that answers, and the reply back.
+
+That process has the model loaded and lives as long as the site, so that this one need not import what is heavy.
+"""
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from ..post import about_in, ask, bytes_in, reply
+
+app = ClientApp()
+
+
+@app.query()
+def carry(message: Message, context: Context) -> Message:
+    """The reply to an order."""
+    return reply(ask(str(context.node_config["socket"]), about_in(message), bytes_in(message)), message)

@@ -1,0 +1,263 @@
+"""Flower's programs, started and asked: the server, a site, and a run.
+
+What they are told lies in folders; they are watched until they end. Flower's own files go into a folder of ours, its
+telemetry stays off, and it installs nothing.
+"""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from .. import config as door
+from ..tensors import write
+from .folder import Deployment, SiteFolder
+from .gateway import gateway
+from .runs import Run
+from .site import answering
+
+Tell = Callable[[str], None]
+_REFUSED = "[code: 2004]"  # Flower's number for a key that it does not know, or that is in use
+
+
+class FlowerError(ChildProcessError):
+    """What one of Flower's programs said when it failed."""
+
+
+def serve(deployment: Deployment, tell: Tell) -> None:
+    """Run the server until it is stopped: Flower's on this machine alone, and the gateway before it."""
+    host, port = deployment.address
+    inside, log = free_port(), deployment.path / "flower" / "superlink.log"
+    _free(port)
+    _write_connection(deployment, inside)
+    command = [
+        "flower-superlink", "--host", "127.0.0.1", "--port", str(inside), "--database", str(log.with_name("state.db")),
+        "--ssl-ca-certfile", str(deployment.path / "ca.crt"), "--ssl-certfile", str(deployment.path / "server.crt"),
+        "--ssl-keyfile", str(deployment.secret / "server.key"), "--enable-supernode-auth",
+        "--disable-runtime-dependency-installation",
+    ]  # fmt: skip
+    with _program(command, log) as server:
+        _until_there(server, inside, log)
+        register(deployment)
+        tell(
+            f"The server is up: sites reach it at {host}:{port}. Known sites: {', '.join(deployment.sites) or 'none'}."
+        )
+        settings = uvicorn.Config(
+            gateway(f"127.0.0.1:{inside}", deployment.path / "ca.crt"), "", port, log_level="error", access_log=False,
+            ssl_certfile=str(deployment.path / "server.crt"), ssl_keyfile=str(deployment.secret / "server.key"),
+        )  # fmt: skip
+        outside = uvicorn.Server(settings)
+        threading.Thread(target=_keep_registered, args=(deployment, server, outside, tell), daemon=True).start()
+        outside.run()
+    if server.returncode not in (0, -signal.SIGTERM, -signal.SIGKILL):
+        raise FlowerError(f"Flower's server ended: {_last(log)}")
+
+
+def _keep_registered(
+    deployment: Deployment, server: "subprocess.Popen[bytes]", outside: uvicorn.Server, tell: Tell
+) -> None:
+    """Follow the list of sites while the server runs; without Flower's server, there is nothing to pass on to."""
+    known = deployment.sites
+    while server.poll() is None:
+        time.sleep(1)
+        try:
+            if deployment.sites != known:
+                known = deployment.sites
+                register(deployment)
+                tell(f"Known sites: {', '.join(known) or 'none'}.")
+        except (ValueError, OSError, FlowerError) as error:
+            tell(f"The list of sites: {error}")
+    outside.should_exit = True
+
+
+def register(deployment: Deployment) -> None:
+    """Tell Flower whose keys are whose, and whose are not welcome any more."""
+    there, wanted = _registered(deployment), deployment.sites
+    for name, (node, key) in list(there.items()):
+        if wanted.get(name) != key:
+            _flwr(deployment, "supernode", "unregister", node, "here")
+            del there[name]
+    for name, key in wanted.items():
+        if name not in there:
+            file = deployment.path / "flower" / f"{name}.pub"
+            file.write_text(key)
+            said = _flwr(deployment, "supernode", "register", str(file), "here", "--name", name)
+            there[name] = (str(said["node-id"]), key)
+    write(_register_file(deployment), json.dumps(there).encode())
+
+
+def connected(deployment: Deployment) -> dict[str, str]:
+    """How each registered site stands: "registered", "online", "offline"."""
+    status = _status(deployment)
+    return {name: status[node] for name, (node, _) in _registered(deployment).items()}
+
+
+def _registered(deployment: Deployment) -> dict[str, tuple[str, str]]:
+    """Flower's number and the key of each site that the server knows by name: what we noted, if Flower noted it too."""
+    file, status = _register_file(deployment), _status(deployment)
+    noted: dict[str, tuple[str, str]] = json.loads(file.read_bytes()) if file.exists() else {}
+    return {
+        name: (node, key) for name, (node, key) in noted.items() if status.get(node, "unregistered") != "unregistered"
+    }
+
+
+def _status(deployment: Deployment) -> dict[str, str]:
+    return {node["node-id"]: node["status"] for node in _flwr(deployment, "supernode", "list", "here")["nodes"]}
+
+
+def _register_file(deployment: Deployment) -> Path:
+    return deployment.path / "flower" / "nodes.json"
+
+
+def join(site: SiteFolder, patience: float, tell: Tell) -> None:
+    """Run a site until it is stopped; FlowerError if the server does not let it in for `patience` seconds.
+
+    After a crash the server holds the last session for a while, and lets nobody else in under the same key.
+    """
+    log = site.path / "flower" / "supernode.log"
+    until = time.monotonic() + patience
+    with answering(site, tell) as orders:
+        tell(f"The site {site.name} looks for {site.server}; Flower's words stand in {log}.")
+        while True:
+            with _program(_supernode(site, orders), log) as program:
+                program.wait()
+            words = _last(log)
+            if _REFUSED not in words:
+                raise FlowerError(f"the site {site.name} ended: {words}")
+            if time.monotonic() > until:
+                raise FlowerError(
+                    f"the server does not let the site {site.name} in: its key is not the one in deploy.toml there "
+                    f"(`fedexperts deploy add` made it), or the site runs elsewhere"
+                )
+            tell(
+                f"The server does not let {site.name} in: an unknown key, or its last session is open still. Trying on."
+            )
+            time.sleep(5)
+
+
+def _supernode(site: SiteFolder, orders: str) -> list[str]:
+    return [
+        "flower-supernode", "--superlink", site.server, "--root-certificates", str(site.path / "ca.crt"),
+        "--auth-supernode-private-key", str(site.path / "node.key"), "--host", "127.0.0.1", "--port", str(free_port()),
+        "--ssl-certfile", str(site.path / "tls.crt"), "--ssl-keyfile", str(site.path / "tls.key"),
+        "--ssl-ca-certfile", str(site.path / "ca.crt"), "--node-config", f'socket="{orders}"',
+    ]  # fmt: skip
+
+
+def submit(deployment: Deployment, run: Run) -> None:
+    """Give a run to Flower, which carries it out whether anybody watches or not."""
+    about = f'folder="{deployment.path}" run="{run.path.name}"'
+    said = _flwr(deployment, "run", str(deployment.path / "app"), "here", "-c", about)
+    run.numbered(int(said["run-id"]))
+
+
+def stop(deployment: Deployment, run: Run) -> None:
+    """End a run; its finished rounds are kept."""
+    _flwr(deployment, "stop", str(run.number), "here")
+
+
+def carried_out(deployment: Deployment, run: Run) -> bool:
+    """Whether Flower is still at it; FlowerError if the server is not there."""
+    found = _flwr(deployment, "list", "--run-id", str(run.number), "here")["runs"]
+    return bool(found) and not str(found[0]["status"]).startswith("finished")
+
+
+def _flwr(deployment: Deployment, *arguments: str) -> dict[str, Any]:
+    """What Flower's command line answers."""
+    command = ["flwr", *arguments, "--format", "json"]
+    environment = door.flower_environment(deployment.path / "flower")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    text = done.stdout[done.stdout.find("{") :]
+    try:
+        said: dict[str, Any] = json.loads(text)
+    except ValueError:
+        said = {"success": False, "error-message": (done.stderr or done.stdout).strip()[-500:]}
+    if done.returncode or not said.get("success"):
+        raise FlowerError(
+            f"flwr {arguments[0]}: {str(said.get('error-message', 'failed')).strip()}\n"
+            f"Is the server running? It is started by: fedexperts deploy server {deployment.path}"
+        )
+    return said
+
+
+@contextmanager
+def _program(command: Sequence[str], log: Path) -> "Iterator[subprocess.Popen[bytes]]":
+    """A program that ends with us, its words in a log, its files beside it."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "wb") as words:
+        program = subprocess.Popen(
+            command, env=door.flower_environment(log.parent), stdout=words, stderr=words, preexec_fn=_end_with_parent
+        )
+    try:
+        yield program
+    finally:
+        program.terminate()
+        try:
+            program.wait(10)
+        except subprocess.TimeoutExpired:
+            program.kill()
+            program.wait()
+
+
+def _end_with_parent() -> None:
+    """On Linux, a child of a killed parent ends too: its port is free when the parent is started again."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _until_there(program: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+    for _ in range(600):
+        if program.poll() is not None:
+            raise FlowerError(f"Flower's server did not start: {_last(log)}")
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise FlowerError(f"Flower's server did not answer within a minute; its log is {log}")
+
+
+def _write_connection(deployment: Deployment, port: int) -> None:
+    """Where Flower's command line finds the server."""
+    file = deployment.path / "flower" / "config.toml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(
+        f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{port}"\n'
+        f'root-certificates = "{deployment.path / "ca.crt"}"\n'
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise ValueError(
+                f"port {port}: {error.strerror}; another server may be running, or choose another port"
+            ) from None
+
+
+def _last(log: Path) -> str:
+    """What a log says was wrong, without colours; or its last words."""
+    text = re.sub("\x1b\\[[0-9;]*m", "", log.read_text(errors="replace"))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    wrong = [place for place, line in enumerate(lines) if line.startswith("ERROR")]
+    return " ".join(lines[wrong[-1] + 1 : wrong[-1] + 3] if wrong else lines[-1:])[:300] or "it said nothing"

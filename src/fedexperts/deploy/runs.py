@@ -1,0 +1,154 @@
+"""A run of a deployment, on the server's machine: what it was asked, how it stands, and its rounds.
+
+    RUN/flower.json    the run's own name for its sites, and Flower's number of it
+    RUN/status.json    how it stands: waiting, running, finished, failed; who is connected
+    (and what every run's folder holds)
+
+The operator's terminal and the process that carries the run out share nothing but this folder.
+"""
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import config as door
+from ..config import Config, FlowerSettings
+from ..engine import Engine
+from ..loop import run
+from ..rundir import RunDir
+from ..tensors import write
+from .folder import Deployment
+
+Nodes = Callable[[], Mapping[str, int]]
+MakeEngine = Callable[[Sequence[str], Nodes, Mapping[str, str], float], Engine]
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run stands."""
+
+    state: str = "submitted"  # then waiting, running, and at last finished or failed
+    rounds: int = 0
+    online: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    why: str = ""
+
+    @property
+    def over(self) -> bool:
+        return self.state in ("finished", "failed")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder in a deployment."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, deployment: Deployment, config: Config, name: str) -> "Run":
+        """A new run, checked as far as it can be without its sites. ValueError if something is unfit."""
+        job = door.served(config, deployment.data)
+        about = door.environment() | {"classes": list(job.model.classes)}
+        found = cls(RunDir.create(deployment.path / "runs" / name, config.toml(), about).path)
+        write(found.path / "flower.json", json.dumps({"id": f"{name}-{secrets.token_hex(4)}", "run": 0}).encode())
+        found.stands(Status(rounds=job.rounds))
+        return found
+
+    @classmethod
+    def at(cls, deployment: Deployment, name: str) -> "Run":
+        """The run of this name; ValueError if there is none."""
+        found = cls(deployment.path / "runs" / name)
+        if not (found.path / "flower.json").exists():
+            known = sorted(path.parent.name for path in found.path.parent.glob("*/flower.json"))
+            raise ValueError(f"no run {name} in {deployment.path}; there are {', '.join(known) or 'none yet'}")
+        return found
+
+    @property
+    def config(self) -> Config:
+        file = self.path / "config.toml"
+        return door.parse(file.read_text(), str(file))
+
+    @property
+    def id(self) -> str:
+        return str(json.loads((self.path / "flower.json").read_bytes())["id"])
+
+    @property
+    def number(self) -> int:
+        """Flower's number of the run, by which it is watched and stopped."""
+        return int(json.loads((self.path / "flower.json").read_bytes())["run"])
+
+    def numbered(self, number: int) -> None:
+        write(self.path / "flower.json", json.dumps({"id": self.id, "run": number}).encode())
+
+    @property
+    def status(self) -> Status:
+        return Status(**json.loads((self.path / "status.json").read_bytes()))
+
+    def stands(self, status: Status) -> None:
+        write(self.path / "status.json", json.dumps(asdict(status)).encode())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of finished rounds, the newest perhaps not checkpointed yet."""
+        log = self.path / "rounds.jsonl"
+        lines = log.read_text().split("\n")[:-1] if log.exists() else []
+        return [json.loads(line) for line in lines]
+
+
+def fitted(config: Config, deployment: Deployment) -> Config:
+    """The experiment as it is run here: by sites that are named, with nothing to search for. Raises ConfigError."""
+    engine = config.values["engine"]
+    given = {key: value for key, value in engine.items() if engine["name"] == "flower"} | {"name": "flower"}
+    known = list(deployment.sites)
+    asked = given.get("sites") or known
+    if strange := sorted(set(asked) - set(known)):
+        raise door.ConfigError(
+            f"engine.sites: {', '.join(strange)} may not take part here; known are {', '.join(known) or 'none'}, and "
+            f"`fedexperts deploy add {deployment.path} {strange[0]}` adds one"
+        )
+    if not asked:
+        raise door.ConfigError(f"no site may take part yet: type `fedexperts deploy add {deployment.path} NAME`")
+    return door.resolve([(config.nested() | {"engine": given | {"sites": sorted(asked)}, "tune": {}}, config.name)])
+
+
+def carry_out(deployment: Deployment, name: str, nodes: Nodes, make: MakeEngine) -> None:
+    """The run's rounds, from wherever it stands, with the sites that are there."""
+    found = Run(deployment.path / "runs" / name)
+    config = found.config
+    settings: FlowerSettings = config.section("engine")
+    rounds = config.values["run"]["rounds"]
+
+    def stands(state: str, why: str = "") -> None:
+        online = sorted(nodes().keys() & set(settings.sites))
+        found.stands(Status(state, rounds, online, sorted(set(settings.sites) - set(online)), why))
+
+    try:
+        job = door.served(config, deployment.data)
+        engine = make(settings.sites, nodes, {"config": config.toml(), "run": found.id}, settings.deadline)
+        _wait(settings, nodes, stands)
+        stands("running")
+        run(job, engine, config.section("run"), RunDir(found.path), lambda _: stands("running"))
+        stands("finished")
+    except BaseException as error:
+        found.stands(Status("failed", rounds, why=str(error) or type(error).__name__))
+        raise
+
+
+def _wait(settings: FlowerSettings, nodes: Nodes, stands: Callable[[str], None]) -> None:
+    """Until all sites are there, or the time is up and enough of them are; RuntimeError otherwise."""
+    until = time.monotonic() + settings.wait
+    while True:
+        missing = sorted(set(settings.sites) - nodes().keys())
+        there = len(settings.sites) - len(missing)
+        if not missing or (time.monotonic() > until and there >= settings.minimum):
+            return
+        if time.monotonic() > until:
+            raise RuntimeError(
+                f"{there} of {len(settings.sites)} sites came within {settings.wait:g} s, and engine.minimum is "
+                f"{settings.minimum}; missing: {', '.join(missing)}. Start them, then go on with the run."
+            )
+        stands("waiting")
+        time.sleep(1)

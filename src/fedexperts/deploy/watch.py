@@ -1,0 +1,58 @@
+"""What to say of a run while it goes on, read off its folder; nothing here changes anything."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from .folder import Deployment
+from .processes import FlowerError, carried_out
+from .runs import Run, Status
+
+_LOOK = 0.5  # seconds between looks at the folder
+_ASK = 10.0  # seconds between questions to the server whether the run is still carried out
+
+
+def lines(deployment: Deployment, run: Run) -> Iterator[str]:
+    """A line for every change of who is there and for every finished round, until the run is over."""
+    said, rows, asked = Status(), len(run.rows()), time.monotonic()
+    while True:
+        status = run.status
+        if (status.state, status.missing) != (said.state, said.missing) and not status.over:
+            yield _standing(status)
+            said = status
+        finished = run.rows()
+        for row in finished[rows:]:
+            yield _round(row, status.rounds)
+        rows = len(finished)
+        if status.over:
+            return
+        if time.monotonic() > asked + _ASK:
+            asked = time.monotonic()
+            _look_after(deployment, run)
+        time.sleep(_LOOK)
+
+
+def _look_after(deployment: Deployment, run: Run) -> None:
+    """Write down that a run has failed if nobody carries it out any more."""
+    try:
+        gone = "" if carried_out(deployment, run) else "it was stopped, or Flower's process ended"
+    except FlowerError as error:
+        gone = f"the server is gone: {error}"
+    if gone and not run.status.over:
+        run.stands(Status("failed", run.status.rounds, why=gone))
+
+
+def _standing(status: Status) -> str:
+    there = f"{', '.join(status.online) or 'nobody'} connected"
+    missing = f"; missing: {', '.join(status.missing)}" if status.missing else ""
+    return f"{status.state}: {there}{missing}"
+
+
+def _round(row: dict[str, Any], rounds: int) -> str:
+    trained, refused = row["trained"], row["refused"]
+    late = "".join(f"; {client}: {why}" for client, why in refused.items())
+    return (
+        f"round {row['round']} of {rounds}: {len(trained)} of {len(trained) + len(refused)} sites, "
+        f"{row['seconds']:.1f} s, {row['bytes_down'] / 1000:.1f} kB down and {row['bytes_up'] / 1000:.1f} kB up a site"
+        f"{late}"
+    )

@@ -1,0 +1,160 @@
+"""Flower as the place where `answer` runs: an order is a message to one node, the bytes in it are ours.
+
+In a simulation (Ray, on this machine) any node can be any client, and the order says which. In a federation the
+operator registered each site's key under the site's name, so a node's name is not its own claim. This room does not
+know what an order means, how a job is built, or what a round is.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import Queue
+from typing import NamedTuple
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from .client import Client, Job, answer
+from .message import Order, Reply, decode_order, decode_reply, encode
+from .post import About, about_in, bytes_in, question, reply
+
+Site = Callable[[About, str], tuple[Job, Client]]  # the job, and the client of this name, if it is here
+
+
+@dataclass(frozen=True)
+class Flower:
+    """Clients that are nodes of a Flower run: `nodes` says which of them are connected, by name, right now."""
+
+    grid: Grid
+    names: Sequence[str]  # of all that are expected, connected or not
+    nodes: Callable[[], Mapping[str, int]]
+    about: About
+    deadline: float  # seconds; who has not answered by then failed this round
+    alive: Callable[[], None] = lambda: None  # raises if nobody can answer any more
+    poll: float = 0.1  # seconds between looks at what came
+
+    def clients(self) -> list[str]:
+        return sorted(self.names)
+
+    def exchange(self, orders: Sequence[Order]) -> list[Reply]:
+        online = self.nodes()
+        replies = [_failed(order, "it is not connected") for order in orders if order.client not in online]
+        asked = [(order, self._question(order, online[order.client])) for order in orders if order.client in online]
+        self.grid.push_messages([message for _, message in asked])
+        waiting = {message.metadata.message_id: order for order, message in asked}
+        until = time.monotonic() + self.deadline
+        while waiting and time.monotonic() < until:
+            self.alive()
+            for message in self.grid.pull_messages(list(waiting)):
+                replies.append(_read(message, waiting.pop(message.metadata.reply_to_message_id)))
+            if waiting:
+                time.sleep(self.poll)
+        return replies + [_failed(order, f"no reply within {self.deadline:g} s") for order in waiting.values()]
+
+    def _question(self, order: Order, node: int) -> Message:
+        return question(encode(order), self.about, node, self.deadline, str(order.round))
+
+
+def answered(here: Callable[[str], tuple[Job, Client]], data: bytes) -> tuple[bytes, str]:
+    """The reply to the order in `data`, and what to say of it here; what is wrong here is the server's to know."""
+    order = decode_order(data)
+    try:
+        job, client = here(order.client)
+        (done,) = answer(job, [client], [order])
+    except (ValueError, OSError, RuntimeError) as error:
+        done = _failed(order, str(error) or type(error).__name__)
+    return encode(done), f"round {order.round}: {order.task}{f' failed: {done.error}' if done.error else ''}"
+
+
+def client_app(site: Site) -> ClientApp:
+    """What a node of a simulation runs: it answers for the client that the order names."""
+    app = ClientApp()
+
+    @app.query()
+    def ask(message: Message, context: Context) -> Message:
+        about = about_in(message)
+        data, _ = answered(lambda name: site(about, name), bytes_in(message))
+        return reply(data, message)
+
+    return app
+
+
+class Simulated(NamedTuple):
+    """A simulation that is there: its grid, its nodes by name, and a function that raises once it is not."""
+
+    grid: Grid
+    nodes: Mapping[str, int]
+    alive: Callable[[], None]
+
+
+@contextmanager
+def simulation(site: Site, names: Sequence[str], workers: int, cpus: int, gpus: float) -> Iterator[Simulated]:
+    """A Flower simulation on this machine with a node for each name, as long as it is needed.
+
+    It runs in a thread of its own, so that the caller's loop is the caller's to interrupt.
+    """
+    from flwr.server.superlink.fleet.vce.backend import BackendConfig
+    from flwr.simulation import run_simulation
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    grids, over, broken = Queue[Grid](), threading.Event(), Queue[BaseException]()
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        grids.put(grid)
+        over.wait()
+
+    def live() -> None:
+        ray: BackendConfig = {
+            "init_args": {
+                "num_cpus": workers * cpus,
+                "include_dashboard": False,
+                "_node_ip_address": "127.0.0.1",
+                "logging_level": logging.ERROR,
+                "log_to_driver": False,
+            },
+            "client_resources": {"num_cpus": cpus, "num_gpus": gpus},
+        }
+        try:
+            run_simulation(server, client_app(site), len(names), backend_config=ray)
+        except BaseException as error:
+            broken.put(error)
+
+    def alive() -> None:
+        if not thread.is_alive():
+            raise RuntimeError(
+                f"Flower's simulation ended: {broken.get() if broken.qsize() else 'it does not say why'}"
+            )
+
+    thread = threading.Thread(target=live, daemon=True)
+    thread.start()
+    try:
+        while grids.empty() or len(nodes := sorted(grids.queue[0].get_node_ids())) < len(names):
+            alive()
+            time.sleep(0.05)
+        yield Simulated(grids.get(), dict(zip(names, nodes, strict=True)), alive)
+    finally:
+        over.set()
+        thread.join()
+
+
+def _read(message: Message, order: Order) -> Reply:
+    """The reply to an order; whatever is wrong with it is an error that the client made."""
+    if message.has_error():
+        return _failed(order, f"Flower says: {message.error.reason}")
+    try:
+        said = decode_reply(bytes_in(message), order.most)
+    except ValueError as error:
+        return _failed(order, f"its reply was refused: {error}")
+    if said.client != order.client:
+        return _failed(order, f"its reply was refused: it says that it is {said.client[:100]!r}")
+    return said
+
+
+def _failed(order: Order, why: str) -> Reply:
+    return Reply(order.client, order.round, order.task, error=why)
