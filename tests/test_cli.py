@@ -1,5 +1,7 @@
 """The command line as a person meets it: what it prints, what it refuses and how, what its exit codes say."""
 
+import itertools
+import json
 import os
 import signal
 import subprocess
@@ -7,6 +9,7 @@ import sys
 import time
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from fedexperts.cli import app
@@ -80,6 +83,69 @@ def test_check_prints_the_split_and_trains_nothing(tmp_path, monkeypatch):
     assert "what may leave it: context." in done.output.replace("\n", " ")
 
 
+@pytest.fixture
+def sites(tmp_path):
+    """A folder of two sites with images of two classes, one image at both, and a file that is no image."""
+    for place, (site, name, i) in enumerate(itertools.product(("north", "south"), ("cat", "guide_dog"), range(8))):
+        path = tmp_path / "sites" / site / name / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (place if (name, i) != ("cat", 0) else 99, 0, 0)).save(path)
+    (tmp_path / "sites" / "north" / "cat" / "about [b].txt").write_text("cats")
+    return tmp_path / "sites"
+
+
+def own(sites):
+    settings = (f"data.path={sites}", "data.side=32", "model.clip=tinyclip", "model.context=4", "run.rounds=1")
+    return ["configs/own/images.toml", *(f"--set={text}" for text in settings)]
+
+
+def test_own_images_are_checked_with_what_a_person_should_know(sites):
+    done = call("check", *own(sites), "--set", 'data.classes=["guide dog", "cat"]')
+    assert done.exit_code == 0, done.output
+    north = next(line for line in done.output.splitlines() if line.startswith("north"))
+    assert north.split() == ["north", "8", "3", "5", "8", "8"]
+    assert "Note: Passed over, as no images: north/cat/about [b].txt." in done.output
+    assert "Note: 1 example equal to one at another client or in another part" in done.output
+    assert "north/cat/0.png (north, " in done.output
+    assert " = south/cat/0.png (south, " in done.output
+    assert f"Next: fedexperts run configs/own/images.toml --set=data.path={sites}" in done.output
+    assert """'--set=data.classes=["guide dog", "cat"]'""" in done.output
+
+
+@pytest.mark.parametrize(("name", "begins"), [("s.svg", b"<?xml"), ("s.PNG", b"\x89PNG")])
+def test_check_draws_the_split_as_its_file_is_named(tmp_path, name, begins):
+    done = call("check", PROBE, "--set=data.reserve=2", "--picture", tmp_path / name)
+    assert done.exit_code == 0
+    assert f"Wrote {tmp_path / name}" in done.output
+    assert "(the server)" in done.output
+    assert (tmp_path / name).read_bytes().startswith(begins)
+
+
+def test_of_many_classes_check_prints_the_extremes(tmp_path):
+    rows = [f"{i % 40}-{i},{i % 40},{'ab'[i > 160]}" for i in range(210)]
+    (tmp_path / "t.csv").write_text("text,label,site\n" + "\n".join(rows))
+    words = ["--set=data.name=table", f"--set=data.path={tmp_path / 't.csv'}", "--set=start.epochs=0"]
+    done = call("check", "configs/demo/fedmoe-reviews/fedavg.toml", *words, "--picture", tmp_path / "s.svg")
+    assert done.exit_code == 0, done.output
+    lines = {line.split()[0]: line.split()[1:] for line in done.output.splitlines() if line[:2] in ("cl", "a ", "b ")}
+    assert lines["client"][3:] == ["classes", "fewest", "most"]
+    assert lines["a"][3:] == ["40", "4", "5"]
+    assert lines["b"][3:] == ["40", "1", "2"]
+
+
+def test_a_run_on_own_images_writes_its_split_and_another_takes_it_up(sites, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    options = ["--set=learning.rate=0.1", "--set=method.gate_rate=0.1", "--jobs=1"]
+    assert call("run", *own(sites), *options, "--out", first).exit_code == 0
+    split = first / "own-images" / "seed-0" / "split.json"
+    files = list(json.loads(split.read_text())["files"])
+    assert len(files) == 32
+    assert files[0] == "north/cat/0.png"
+    again = call("run", *own(sites), *options, "--out", second, f"--set=data.split={split}", "--set=run.seed=5")
+    assert again.exit_code == 0, again.output
+    assert (second / "own-images" / "seed-5" / "split.json").read_bytes() == split.read_bytes()
+
+
 def test_show_prints_a_config_that_can_be_run(tmp_path):
     text = call("show", "configs/demo/pfedmoap.toml").output
     (tmp_path / "again.toml").write_text('name = "again"\n' + text)
@@ -98,6 +164,13 @@ def test_show_prints_a_config_that_can_be_run(tmp_path):
         (["compare", "docs"], 1, "docs"),
         (["resume", "docs"], 1, "holds no study and no run"),
         (["check", "configs/demo"], 2, "a folder with 8 configs"),
+        (["check", PROBE, "--picture", "split.gif"], 1, "one that ends in .svg or .png"),
+        (
+            ["check", "configs/own/images.toml", "--set", "data.path=nowhere"],
+            1,
+            "data.path = 'nowhere': no such folder",
+        ),
+        (["check", PROBE, "--set", "data.name=image-folders"], 2, "data.path is missing (the folder of sites"),
         (["ls", "everything"], 1, "right would be one of configs, methods, models, data"),
     ],
 )

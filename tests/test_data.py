@@ -483,7 +483,7 @@ def test_pathological_sites_share_no_class_and_train_on_their_shots() -> None:
     assert set(made.domains.values()) == {"as-scanned"}
 
 
-@pytest.mark.parametrize("name", sorted(DATA))
+@pytest.mark.parametrize("name", ["digits-pathological", "digits-scanners", "reviews"])
 def test_equal_seeds_give_equal_federations_and_other_seeds_others(name: str) -> None:
     one, same, other = (DATA[name]().load(seed).manifest() for seed in (1, 1, 2))
     assert one == same
@@ -582,7 +582,7 @@ def test_shots_change_what_is_trained_on_and_nothing_else() -> None:
         assert set(two[client].train.tolist()) < set(four[client].train.tolist())
 
 
-@pytest.mark.parametrize("name", sorted(DATA))
+@pytest.mark.parametrize("name", ["digits-pathological", "digits-scanners", "reviews"])
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -36,6 +36,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {  # outside packages, and the rooms or fi
     "typer": ("cli.py",),
     "rich": ("cli.py", "report"),
     "matplotlib": ("report",),
+    "PIL": ("data/images.py",),
+    "pyarrow": ("data/table.py",),
     "pickle": (),
     "dill": (),
     "joblib": (),

@@ -3,6 +3,7 @@
 Heavy rooms are imported inside the commands, so that help and typing errors answer at once.
 """
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,10 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="section.key=value", help="Another value for a key; repeatable.")
 ]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Runs at a time, each a process.", show_default="one a core")]
+
+SERVER = "(the server)"
+FEW = 12  # classes that have a column each
+MANY = ("classes", "fewest", "most")
 
 START = """[bold]fedexperts[/]: sites learn together and exchange experts, never data.
 
@@ -152,7 +157,13 @@ def show(config: OneConfig, settings: Settings = None) -> None:
 
 
 @app.command()
-def check(config: OneConfig, settings: Settings = None) -> None:
+def check(
+    config: OneConfig,
+    settings: Settings = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw the split: a name in .svg or .png.")
+    ] = None,
+) -> None:
     """Load data and model, print the split; nothing is trained."""
     from . import config as door
 
@@ -163,33 +174,63 @@ def check(config: OneConfig, settings: Settings = None) -> None:
         kept = dict(getattr(model, "expert", model).initial) | model.initial
         leaving = method.uploads(model)
         trained = sum(value.numel() for name, value in kept.items() if name in (leaving or model.initial))
+        again = shlex.join(["fedexperts", "run", str(config), *(f"--set={text}" for text in settings or [])])
         out.print(
             f"\n{found.name}: {len(federation.parts)} clients, {len(federation.inputs)} examples of "
             f"{len(federation.classes)} classes; no example stands in two parts or at two clients.\n"
-            f"A client trains {trained:,} numbers; what may leave it: {_listed(sorted(leaving))}.\n"
-            f"Next: {' '.join(['fedexperts run', str(config), *(f'--set {text}' for text in settings or [])])}"
+            f"A client trains {trained:,} numbers; what may leave it: {_listed(sorted(leaving))}."
         )
+        for remark in (*federation.notes, *_twins(federation)):
+            out.print(f"[yellow]Note:[/] {escape(remark)}", soft_wrap=True)
+        if picture:
+            _draw(federation, picture)
+        out.print(f"Next: {escape(again)}", soft_wrap=True)
 
 
 def _listed(names: list[str]) -> str:
-    """Names of tensors; of a network's many, the first few."""
+    """The first few of many names."""
     more = len(names) - 4
     return ", ".join(names[:4]) + (f" and {more} more" if more > 0 else "") if names else "nothing"
 
 
 def _split(federation: "Federation") -> Table:
-    """Who holds how many examples of which class, the server's reserve set last."""
+    """Who holds how many examples of which class, the server's reserve set last; of many classes, the extremes."""
+    few = len(federation.classes) <= FEW
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("client", no_wrap=True)
-    for name in ("train", "valid", "test", *federation.classes):
+    for name in ("train", "valid", "test", *(map(escape, federation.classes) if few else MANY)):
         table.add_column(name, justify="right")
-    for client, counts in federation.counts().items():
-        by_class = [sum(column) for column in zip(*counts.values(), strict=True)]
-        totals = [sum(counts[part]) for part in ("train", "valid", "test")]
-        table.add_row(client, *map(str, [*totals, *by_class]))
-    if len(federation.reserve):
-        table.add_row("(the server)", str(len(federation.reserve)), "", "", *map(str, federation.reserve_counts()))
+    by_part = {client: [str(sum(own)) for own in parts.values()] for client, parts in federation.counts().items()}
+    by_part[""] = [str(len(federation.reserve)), "", ""]
+    for client, counts in federation.by_class().items():
+        there = [count for count in counts if count]
+        shown = counts if few else [len(there), min(there), max(there)]
+        table.add_row(escape(client) or SERVER, *by_part[client], *map(str, shown))
     return table
+
+
+def _draw(federation: "Federation", path: Path) -> None:
+    from .report import write_split
+
+    write_split({name or SERVER: own for name, own in federation.by_class().items()}, federation.classes, path)
+    out.print(f"Wrote {escape(str(path))}", soft_wrap=True)
+
+
+def _twins(federation: "Federation") -> Iterator[str]:
+    """What to know of equal examples in two places."""
+    from .report.claims import plural
+
+    holders, files = federation.holders(), list(federation.files)
+
+    def named(example: int) -> str:
+        client, part = holders[example]
+        return f"{files[example] if files else f'example {example}'} ({client or SERVER}, {part})"
+
+    if pairs := [f"{named(one)} = {named(other)}" for one, other in federation.twins()]:
+        yield (
+            f"{plural(len(pairs), 'example')} equal to one at another client or in another part; what is tested on "
+            f"should not have been trained on: {_listed(pairs)}."
+        )
 
 
 deploy = typer.Typer(help="A real federation: a server, and sites on machines of their own.", no_args_is_help=True)

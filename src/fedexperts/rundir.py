@@ -2,6 +2,7 @@
 
     config.toml        the resolved experiment
     environment.json   versions and machine
+    split.json         who has which example, where one process knew it: another run can take it up (data.split)
     rounds.jsonl       a line a round: who trained, who was refused, bytes, seconds
     clients.jsonl      a line a client and evaluated round
     server.jsonl       a line an evaluated round: what the server holds, and how well it does
@@ -40,13 +41,17 @@ class RunDir:
     path: Path
 
     @classmethod
-    def create(cls, path: Path, config: str, environment: dict[str, Any]) -> "RunDir":
+    def create(
+        cls, path: Path, config: str, environment: dict[str, Any], split: dict[str, Any] | None = None
+    ) -> "RunDir":
         """A new run's folder; ValueError if something is there already."""
         if path.exists():
             raise taken(path)
         aside = path.with_name(f".{path.name}.{os.getpid()}.part")
         write(aside / "environment.json", (json.dumps(environment, indent=1) + "\n").encode())
         write(aside / "config.toml", config.encode())
+        if split is not None:
+            write(aside / "split.json", json.dumps(split, separators=(",", ":")).encode())
         os.replace(aside, path)  # a folder that is there is whole
         return cls(path)
 

@@ -194,7 +194,9 @@ def work(unit: Unit, beat: Callable[[], None] = lambda: None) -> str:
 def _folder(unit: Unit, classes: Sequence[str]) -> RunDir:
     """The unit's folder, new or as it stands; ValueError if it holds a run of another config."""
     if not unit.folder.exists():
-        return RunDir.create(unit.folder, unit.config.toml(), door.environment() | {"classes": list(classes)})
+        split = unit.config.section("data").load(unit.config.values["run"]["seed"]).manifest()  # images: read already
+        about = door.environment() | {"classes": list(classes)}
+        return RunDir.create(unit.folder, unit.config.toml(), about, split)
     if door.parse((unit.folder / "config.toml").read_text(), str(unit.folder)).values != unit.config.values:
         raise ValueError(f"{unit.folder} holds a run of another config; right would be another folder")
     return RunDir(unit.folder)

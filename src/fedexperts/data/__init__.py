@@ -6,12 +6,27 @@ To add a source: a frozen dataclass whose fields are its options, with `load(see
 from .digits import DigitsPathological, DigitsScanners
 from .features import features
 from .federation import Federation, Parts, Source
+from .folders import ImageFolders
 from .reviews import Reviews
+from .table import Table
 
 DATA: dict[str, type[Source]] = {
     "digits-scanners": DigitsScanners,
     "digits-pathological": DigitsPathological,
     "reviews": Reviews,
+    "image-folders": ImageFolders,
+    "table": Table,
 }
 
-__all__ = ["DATA", "DigitsPathological", "DigitsScanners", "Federation", "Parts", "Reviews", "Source", "features"]
+__all__ = [
+    "DATA",
+    "DigitsPathological",
+    "DigitsScanners",
+    "Federation",
+    "ImageFolders",
+    "Parts",
+    "Reviews",
+    "Source",
+    "Table",
+    "features",
+]

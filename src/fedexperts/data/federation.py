@@ -5,7 +5,6 @@ does not know where the examples come from, how they were split, or what a model
 """
 
 import hashlib
-import json
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from .manifest import sha256
 
 PARTS = ("train", "valid", "test")
 
@@ -42,6 +43,8 @@ class Federation:
     reserve: Tensor = field(
         default_factory=lambda: torch.empty(0, dtype=torch.int64)
     )  # the server's own, positions [n]
+    files: dict[str, str] = field(default_factory=dict)  # where inputs are files: name -> sha256, in their order
+    notes: tuple[str, ...] = ()  # what the source would have a person know, a line each
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", dict(sorted(self.parts.items())))
@@ -55,6 +58,8 @@ class Federation:
         _check_names(self)
         _check_indices(self)
         _check_reserve(self)
+        if self.files and len(self.files) != len(self.inputs):
+            raise ValueError(f"{len(self.files)} files of {len(self.inputs)} inputs: it must be one each, or none")
 
     def counts(self) -> dict[str, dict[str, list[int]]]:
         """Client -> part -> number of examples of each class, in the order of `classes`."""
@@ -63,16 +68,21 @@ class Federation:
             for client, parts in self.parts.items()
         }
 
+    def by_class(self) -> dict[str, list[int]]:
+        """Client -> number of examples of each class, all parts together; the server's, if any, is named ""."""
+        found = {c: [sum(parts) for parts in zip(*own.values(), strict=True)] for c, own in self.counts().items()}
+        return found | ({"": self.reserve_counts()} if len(self.reserve) else {})
+
     def reserve_counts(self) -> list[int]:
         """Number of examples of each class in the reserve, in the order of `classes`."""
         return self._count(self.reserve)
 
     def manifest(self) -> dict[str, Any]:
-        """Plain values: two runs with equal manifests had the same examples in the same parts."""
-        return {
+        """Plain values: two runs with equal manifests had the same examples in the same parts (see manifest.py)."""
+        found: dict[str, Any] = {
             "classes": list(self.classes),
-            "inputs": _sha256(self.inputs),
-            "labels": _sha256(self.labels),
+            "inputs": sha256(self.inputs),
+            "labels": sha256(self.labels),
             "reserve": self.reserve.tolist(),
             "clients": {
                 client: {"domain": self.domains[client]}
@@ -80,6 +90,21 @@ class Federation:
                 for client, parts in self.parts.items()
             },
         }
+        return found | ({"files": self.files} if self.files else {})
+
+    def holders(self) -> dict[int, tuple[str, str]]:
+        """Example -> the client that has it, and in which part; the server's few are ("", "reserve")."""
+        found = dict.fromkeys(self.reserve.tolist(), ("", "reserve"))
+        return found | {example: (client, part) for client, part, index in _held(self) for example in index.tolist()}
+
+    def twins(self) -> list[tuple[int, int]]:
+        """Pairs of equal examples at two clients or in two parts: what is tested on may have been trained on."""
+        holders, first, found = self.holders(), dict[str, int](), []
+        for example, holder in sorted(holders.items()):
+            other = first.setdefault(_key(self.inputs[example]), example)
+            if holders[other] != holder:
+                found.append((other, example))
+        return found
 
     def _count(self, index: Tensor) -> list[int]:
         counts: list[int] = self.labels[index].bincount(minlength=len(self.classes)).tolist()
@@ -94,13 +119,9 @@ class Source(Protocol):
         ...
 
 
-def _sha256(values: Tensor | tuple[str, ...]) -> str:
-    """Hash of type, shape and values, or of texts."""
-    if not isinstance(values, Tensor):
-        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
-    digest = hashlib.sha256(f"{values.dtype}{list(values.shape)}".encode())
-    digest.update(values.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _key(example: Tensor | str) -> str:
+    """Equal for equal examples."""
+    return example if isinstance(example, str) else hashlib.sha256(example.contiguous().numpy().data).hexdigest()
 
 
 def _check_inputs(inputs: Tensor | tuple[str, ...]) -> None:
@@ -142,7 +163,7 @@ def _check_names(federation: Federation) -> None:
 
 
 def check_name(client: str) -> None:
-    """A client's name becomes part of a tensor's name and the name of a folder."""
+    """ValueError for what cannot be a client's name: it becomes part of a tensor's name and the name of a folder."""
     bad = [mark for mark in client if mark in "./\\" or mark.isspace() or unicodedata.category(mark) in ("Cc", "Cs")]
     if not client or client.startswith("-") or bad:
         raise ValueError(

@@ -4,20 +4,21 @@
     tables(experiments)        what `fedexperts compare` prints
     write_html(experiments)    what `fedexperts report` writes
     write_pictures(...)        its pictures alone, an SVG each
+    write_split(counts, ...)   who has how many examples of which class
 
 Every figure is computed by metrics.py from the rows that a run logged. This room prints nothing, trains nothing, and
 does not know what a client, a model or an engine is.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..tensors import write
 from .collect import Experiment, Run, collect
 from .tables import tables
 
-__all__ = ["Experiment", "Run", "collect", "tables", "write_html", "write_pictures"]
+__all__ = ["Experiment", "Run", "collect", "tables", "write_html", "write_pictures", "write_split"]
 
 
 def write_html(experiments: Sequence[Experiment], path: Path) -> None:
@@ -35,3 +36,10 @@ def write_pictures(experiments: Sequence[Experiment], folder: Path) -> list[Path
     for path, data in files.items():
         write(path, data)
     return list(files)
+
+
+def write_split(counts: Mapping[str, Sequence[int]], classes: Sequence[str], path: Path) -> None:
+    """Examples by client and class as a picture, SVG or PNG by the name's end. Raises ValueError for another end."""
+    from .split import write as write_picture
+
+    write_picture(counts, classes, path)

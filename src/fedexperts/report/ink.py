@@ -129,11 +129,16 @@ def printed(figure: Figure, axes: Axes, title: str, alt: str, caption: str) -> P
         columns = 2 if longest > 16 else 3 if longest > 11 else 4
         figure.set_figheight(figure.get_figheight() + 0.22 * (math.ceil(len(handles) / columns) - 1))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9.5)
+    return Picture(title, alt, caption, inked(figure, "svg"))
+
+
+def inked(figure: Figure, kind: str) -> bytes:
+    """A drawing as a file, "svg" or "png"."""
     out = io.BytesIO()
     with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "fedexperts"}):  # equal runs, equal bytes
         warnings.filterwarnings("ignore", message="Glyph")  # a letter that the font lacks is drawn as a box
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return Picture(title, alt, caption, out.getvalue())
+        figure.savefig(out, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return out.getvalue()
 
 
 def plain(name: str) -> str:

@@ -1,0 +1,107 @@
+"""Your own images in folders: a folder of sites, site/class/image.jpg, or one site's own, class/image.jpg.
+
+In a site, train/class/image.jpg, valid/... and test/... give the parts. Hidden files are passed over, other files that
+are no images are named in a note, and what else does not fit is refused by name. This room reads names, not images.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+from unicodedata import category
+
+from pydantic import Field
+
+from .federation import Federation
+from .images import SUFFIXES, several
+from .own import PART, Example, Found, Own, below, composed, words
+
+JUNK = ("thumbs.db", "desktop.ini")  # what Windows leaves behind; other systems' begins with a dot
+LAYOUT = "right would be FOLDER/site/class/image.jpg or, if data.site names whose folder it is, FOLDER/class/image.jpg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolders(Own):
+    """Your own images in folders: site/class/image.jpg, every site a client; or one site's own, class/image.jpg."""
+
+    path: Annotated[str, Field(description="the folder of sites or, if data.site names the one client, of classes")]
+
+    def load(self, seed: int) -> Federation:
+        """ValueError, with what to do, for whatever does not fit the layout."""
+        root = Path(self.path).expanduser()
+        if not root.is_dir():
+            raise ValueError(f"data.path = {self.path!r}: no such folder, seen from {Path.cwd()}; {LAYOUT}")
+        walk = _Walk(root)
+        homes = {self.site: root} if self.site else {composed(home.name): home for home in walk.folders(root)}
+        examples = [example for site, home in homes.items() for example in walk.site(site, home)]
+        if bare := sorted(homes.keys() - {example.site for example in examples}):
+            raise ValueError(f"no image in {several(bare)}, in {root}: right would be some, or no such folder")
+        if not examples:
+            raise ValueError(f"{root} holds no folder; {LAYOUT}")
+        return self.federation(Found(examples, frozenset(walk.classes), root, walk.notes()), seed)
+
+
+@dataclass
+class _Walk:
+    """On the way through a folder: what was seen, and what was passed by."""
+
+    root: Path
+    classes: set[str] = field(default_factory=set)
+    passed: dict[str, None] = field(default_factory=dict)  # a set that keeps its order
+
+    def site(self, site: str, home: Path) -> Iterator[Example]:
+        """The images of one site."""
+        for part, place in self._parts(home):
+            for folder in self.folders(place):
+                self.classes.add(words(folder.name))
+                for file in self._images(folder):
+                    yield Example(below(self.root, file), words(folder.name), site, part)
+
+    def folders(self, place: Path) -> list[Path]:
+        """The folders in `place`, where no image may lie: it would be without a site or a class."""
+        folders, images = self._entries(place)
+        if images:
+            names = several((file.name for file in images), 3)
+            raise ValueError(f"{place} holds images of no class ({names}); {LAYOUT}")
+        return folders
+
+    def notes(self) -> tuple[str, ...]:
+        return (f"Passed over, as no images: {several(self.passed)}.",) if self.passed else ()
+
+    def _images(self, place: Path) -> list[Path]:
+        folders, images = self._entries(place)
+        if folders:
+            raise ValueError(f"{folders[0]}: a folder where images should be; {LAYOUT}")
+        return images
+
+    def _parts(self, home: Path) -> list[tuple[str, Path]]:
+        """The parts that a site gives, if its folders are named so, or all of it as one to train on."""
+        folders = self.folders(home)
+        parts = [(PART[name], folder) for folder in folders if (name := folder.name.lower()) in PART]
+        whole = len(parts) == len(folders)
+        if whole and "train" in dict(parts):
+            return parts
+        if len(parts) > 1 or (whole and parts):
+            names = ", ".join(folder.name for folder in folders)
+            raise ValueError(
+                f"{home} holds {names}: right would be train, valid and test, or train alone, or classes alone"
+            )
+        return [("train", home)]
+
+    def _entries(self, place: Path) -> tuple[list[Path], list[Path]]:
+        """The folders and the images in `place`, by name; other files are noted, hidden ones not."""
+        folders, images = [], []
+        for entry in sorted(place.iterdir(), key=lambda entry: composed(entry.name)):
+            if entry.name.startswith(".") or entry.name.lower() in JUNK:
+                continue
+            if any(category(mark) in ("Cc", "Cs") for mark in entry.name):
+                raise ValueError(f"{entry.name!a} in {place}: a name that cannot be written; right would be another")
+            if entry.is_symlink():
+                below(self.root, entry)
+            if entry.is_dir():
+                folders.append(entry)
+            elif entry.suffix.lower() in SUFFIXES:
+                images.append(entry)
+            else:
+                self.passed[below(self.root, entry)] = None
+        return folders, images

@@ -1,0 +1,88 @@
+"""Who has which example, in plain values: what a run writes down as split.json, and what another run can take up.
+
+A manifest names its examples by their place, and says by hashes which examples those were. This room does not know
+where examples come from.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from torch import Tensor
+
+_CLOSED = ConfigDict(strict=True, extra="forbid")  # what a file must be, if it is to be read as one of these
+
+
+@dataclass(frozen=True)
+class Held:
+    """One client's examples, by their places."""
+
+    __pydantic_config__ = _CLOSED
+    domain: str
+    train: list[int]
+    valid: list[int]
+    test: list[int]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A split, and what it is a split of."""
+
+    __pydantic_config__ = _CLOSED
+    classes: list[str]
+    inputs: str  # sha256 of all inputs, as a model's encoder is shown them
+    labels: str  # sha256 of all labels
+    reserve: list[int]
+    clients: dict[str, Held]
+    files: dict[str, str] = field(default_factory=dict)  # each file's sha256, in the order of the inputs
+
+
+def sha256(values: Tensor | Sequence[str]) -> str:
+    """Hash of type, shape and values, or of texts."""
+    if not isinstance(values, Tensor):
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    digest = hashlib.sha256(f"{values.dtype}{list(values.shape)}".encode())
+    digest.update(values.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def load(path: Path) -> Manifest:
+    """The manifest in a file; ValueError if there is none."""
+    try:
+        return TypeAdapter(Manifest).validate_json(path.read_bytes())
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(f"data.split = {str(path)!r}: no such file; right would be the split.json of a run") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its content"
+        raise ValueError(f"{path} is not a split that a run wrote: {where}: {first['msg']}") from None
+
+
+def check_same(
+    split: Manifest, inputs: Tensor | tuple[str, ...], labels: Tensor, classes: Sequence[str], files: dict[str, str]
+) -> None:
+    """ValueError with the first thing in which these examples are not those that the split is of.
+
+    Files are compared as they are, not as they were decoded, so that a split outlives pillow and the size of pixels.
+    """
+    if list(classes) != split.classes:
+        raise _other(f"its classes are {', '.join(split.classes)}, and here they are {', '.join(classes)}")
+    for place, (then, now) in enumerate(zip_longest(split.files, files)):
+        if then != now:
+            raise _other(f"its file number {place} is {then or 'none'}, and here it is {now or 'none'}")
+        if split.files[then] != files[now]:
+            raise _other(f"{now} has changed since")
+    if not files and sha256(inputs) != split.inputs:
+        raise _other("its inputs have another hash")
+    if sha256(labels) != split.labels:
+        raise _other("its labels have another hash")
+
+
+def _other(why: str) -> ValueError:
+    return ValueError(
+        f"data.split is a split of other examples: {why}. Right would be the data that it was made of, or another split"
+    )

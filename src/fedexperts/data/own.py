@@ -1,0 +1,229 @@
+"""Your own data: examples that are listed one by one, each with its class and client, become a federation.
+
+What is common to folders.py and table.py: the options, the classes, and who gets which example. A part that is given
+stays as it is; a part that is not given is drawn from the examples to train on. Everything that can be wrong is found
+before the first image is read. This room does not know how examples were found.
+"""
+
+import difflib
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..tensors import rng
+from . import images, manifest, split
+from .federation import PARTS, Federation, Parts, check_name
+from .options import Reserve, ReserveAlpha, Shots, Test, Valid
+
+PART = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}  # as it is written
+
+Classes = Annotated[
+    tuple[str, ...],
+    Field(description="all classes, in their order; [] takes those that are there, sorted", strict=False),
+]
+Site = Annotated[str, Field(description="the name of the one client whose own data these are; empty: several clients")]
+Side = Annotated[int, Field(description="pixels of a side to which images are brought", ge=8, le=1024)]
+Split = Annotated[str, Field(description="a run's split.json, whose parts are taken; empty: parts given or drawn")]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A file's path below the source's folder, or a text; its class in words; its client; its part, if given."""
+
+    what: str
+    label: str
+    site: str
+    part: str = "train"  # not given: parts are drawn from those to train on
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source found: its examples, where their files lie (None: texts), and what a person should know of it."""
+
+    examples: list[Example]
+    classes: frozenset[str] | None = None  # all that are there, also those without an example; None: cannot be seen
+    root: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """What is asked of every source of your own data."""
+
+    site: Site = ""
+    classes: Classes = ()
+    side: Side = 224
+    shots: Shots = 0
+    valid: Valid = 0.2
+    test: Test = 0.3
+    reserve: Reserve = 0
+    reserve_alpha: ReserveAlpha = 0.0
+    split: Split = ""
+
+    def __post_init__(self) -> None:
+        split.shares(self.valid, self.test)
+        draws = {f.name: f.default for f in fields(Own) if f.name in ("shots", "valid", "test", "reserve")}
+        odd = [name for name, default in draws.items() if getattr(self, name) != default]
+        if self.split and odd:
+            raise ValueError(f"split says who has what, so that nothing is drawn: leave out {', '.join(odd)}")
+
+    def federation(self, found: Found, seed: int) -> Federation:
+        """Found examples with their parts, given or drawn; ValueError, with what to do, if that cannot be."""
+        _check_sites({example.site for example in found.examples})
+        classes = self._classes(found)
+        place = {name: label for label, name in enumerate(classes)}
+        labels = torch.tensor([place[example.label] for example in found.examples], dtype=torch.int64)
+        whats = [example.what for example in found.examples]
+        if self.split:
+            given = manifest.load(Path(self.split).expanduser())
+            inputs, files = self._inputs(whats, found.root)
+            manifest.check_same(given, inputs, labels, classes, files)
+            return Federation(inputs, labels, classes, *_taken_up(given), files, found.notes)
+        reserve = self._reserved(found.examples, labels, classes, seed)
+        parts = self._parts(found.examples, labels, classes, reserve, seed)
+        inputs, files = self._inputs(whats, found.root)
+        return Federation(inputs, labels, classes, parts, {site: site for site in parts}, reserve, files, found.notes)
+
+    def _inputs(self, whats: Sequence[str], root: Path | None) -> tuple[Tensor | tuple[str, ...], dict[str, str]]:
+        return (tuple(whats), {}) if root is None else images.read(root, whats, self.side)
+
+    def _classes(self, found: Found) -> tuple[str, ...]:
+        """All classes: those that the config lists, or else those that are there."""
+        used = {example.label for example in found.examples}
+        seen = used if found.classes is None else found.classes
+        if not self.classes:
+            _check_found(self.site, seen, used)
+            return tuple(sorted(used))
+        listed = tuple(words(name) for name in self.classes)
+        if strange := sorted(seen - {*listed}):
+            near = difflib.get_close_matches(strange[0], listed, 1)
+            raise ValueError(
+                f"{_quoted(strange)}: not among data.classes, which are {', '.join(listed)}. "
+                + (f"Did you mean {near[0]!r}? " if near else "")
+                + "Right would be to rename it in the data, or to add it to data.classes"
+            )
+        if found.classes is not None and (missing := [name for name in listed if name not in seen]):
+            raise ValueError(
+                f"{_quoted(missing)}: among data.classes, but there is no such folder. Right would be a folder of that "
+                "name, empty if there are no images of it, or to take it out of data.classes"
+            )
+        return listed
+
+    def _reserved(self, examples: Sequence[Example], labels: Tensor, classes: Sequence[str], seed: int) -> Tensor:
+        """The server's few, of what is there to train on."""
+        free = _where(example.part == "train" for example in examples)
+        counts = labels[free].bincount(minlength=len(classes)).tolist()
+        if self.reserve and not self.reserve_alpha and min(counts) < self.reserve:
+            name, count = classes[counts.index(min(counts))], min(counts)
+            raise ValueError(
+                f"data.reserve = {self.reserve}: class {name!r} has {count} examples to train on; right would be at "
+                "most that, or a reserve_alpha, which draws some classes more often than others"
+            )
+        return free[split.reserve(labels[free], self.reserve, self.reserve_alpha, rng(seed, "reserve"))]
+
+    def _parts(
+        self, examples: Sequence[Example], labels: Tensor, classes: Sequence[str], reserve: Tensor, seed: int
+    ) -> dict[str, Parts]:
+        own: dict[str, dict[str, list[int]]] = {}
+        for place, example in enumerate(examples):
+            own.setdefault(example.site, {part: [] for part in PARTS})[example.part].append(place)
+        server = {*reserve.tolist()}
+        parts = {}
+        for site, given in own.items():
+            trained = [place for place in given["train"] if place not in server]
+            try:
+                parts[site] = self._cut(site, given | {"train": trained}, labels, seed)
+            except ValueError:
+                counts = Counter(classes[label] for label in labels[trained].tolist())
+                there = ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
+                raise ValueError(
+                    f"client {site!r} has too few examples to train, validate and test on: to train on, and to draw "
+                    f"what is not given from, there are {len(trained)} ({there}). Right would be more of them, or to "
+                    "take the site out"
+                ) from None
+        return parts
+
+    def _cut(self, site: str, given: dict[str, list[int]], labels: Tensor, seed: int) -> Parts:
+        """One site's parts; those that are not given are cut off what is there to train on."""
+        train, valid, test = (torch.tensor(given[part], dtype=torch.int64) for part in PARTS)
+        share = {"valid": 0 if len(valid) else self.valid, "test": 0 if len(test) else self.test}
+        sizes = split.apportion(len(train), [1 - sum(share.values()), *share.values()], least=1)
+        kept, validated, tested = (
+            train[piece] for piece in split.deal(labels[train], sizes, rng(seed, "parts", client=site))
+        )
+        few = split.few(labels[kept], self.shots, rng(seed, "shots", client=site))
+        return Parts(kept[few], torch.cat([valid, validated]), torch.cat([test, tested]))
+
+
+def words(name: str) -> str:
+    """A class as a text encoder reads it: "golden_retriever" is "golden retriever", in whatever spelling of é."""
+    return " ".join(re.sub("[_-]", " ", composed(name)).split())
+
+
+def composed(name: str) -> str:
+    """A name with each letter and its accents as one character: disks keep both spellings."""
+    return unicodedata.normalize("NFC", name)
+
+
+def below(root: Path, path: Path) -> str:
+    """The name of `path` below `root`; ValueError if it, or what it links to, lies elsewhere."""
+    if not (real := path.resolve()).is_relative_to(root.resolve()):
+        raise ValueError(f"{path} leads out of {root}, to {real}: right would be a copy of it in there")
+    return Path(os.path.relpath(path, root)).as_posix()
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return images.several(map(repr, names))
+
+
+def _check_found(site: str, seen: Set[str], used: Set[str]) -> None:
+    """ValueError if classes cannot be taken as they are found."""
+    if site:
+        there = ", ".join(f'"{name}"' for name in sorted(seen))
+        raise ValueError(
+            f"{site!r} is one of several sites, which must number their classes alike: right would be the same "
+            f"data.classes at each of them, for example data.classes = [{there}]"
+        )
+    folded = Counter(name.casefold() for name in seen)
+    if alike := sorted(name for name in seen if folded[name.casefold()] > 1):
+        raise ValueError(
+            f"classes {_quoted(alike)} differ in capitals alone: right would be one spelling at every site, or "
+            "to list them all in data.classes"
+        )
+    if empty := sorted(seen - used):
+        raise ValueError(
+            f"class {_quoted(empty)} has no example anywhere: right would be to remove it, or to list all classes in "
+            "data.classes if there will be some"
+        )
+
+
+def _check_sites(sites: Iterable[str]) -> None:
+    for site in sorted(sites):
+        try:
+            check_name(site)
+        except ValueError as error:
+            better = re.sub(r"[\s./\\]+", "-", site).strip("-") or "site-1"
+            raise ValueError(f"{error}. Right would be to rename it, for example to {better!r}") from None
+
+
+def _taken_up(given: manifest.Manifest) -> tuple[dict[str, Parts], dict[str, str], Tensor]:
+    """Parts, domains and reserve of a split."""
+
+    def places(of: list[int]) -> Tensor:
+        return torch.tensor(of, dtype=torch.int64)
+
+    parts = {name: Parts(places(own.train), places(own.valid), places(own.test)) for name, own in given.clients.items()}
+    return parts, {name: own.domain for name, own in given.clients.items()}, places(given.reserve)
+
+
+def _where(marks: Iterable[bool]) -> Tensor:
+    return torch.tensor(list(marks), dtype=torch.bool).nonzero().flatten()

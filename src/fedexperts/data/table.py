@@ -1,0 +1,137 @@
+"""Your own images or texts in a table, CSV or parquet: a row an example, with its class and, if known, site and part.
+
+This room reads rows, not images.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from .federation import Federation
+from .images import several
+from .own import PART, Example, Found, Own, below, words
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Own):
+    """Your own images or texts in a table, CSV or parquet: columns path or text, label, and maybe site and split."""
+
+    path: Annotated[str, Field(description="a .csv, .tsv or .parquet file")]
+    root: Annotated[str, Field(description="the folder that paths are seen from; empty: that of the table")] = ""
+    path_column: Annotated[str, Field(description="column of image files")] = "path"
+    text_column: Annotated[str, Field(description="column of texts")] = "text"
+    label_column: Annotated[str, Field(description="column of classes, in words")] = "label"
+    site_column: Annotated[str, Field(description="column of clients; without it, data.site names the one client")] = (
+        "site"
+    )
+    part_column: Annotated[str, Field(description="column of train, valid or test; without it, parts are drawn")] = (
+        "split"
+    )
+
+    def load(self, seed: int) -> Federation:
+        """ValueError, with what to do, for a table or rows that do not fit."""
+        file = Path(self.path).expanduser()
+        if not file.is_file():
+            raise ValueError(f"data.path = {self.path!r}: no such file, seen from {Path.cwd()}; right would be a table")
+        columns, rows = _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
+        if not rows:
+            raise ValueError(f"{file} has no rows; right would be a row an example")
+        what = self._checked(file, columns)
+        root = (Path(self.root).expanduser() if self.root else file.parent) if what == self.path_column else None
+        examples = self._examples(file, columns, rows, what, root)
+        used = {what, self.label_column, self.site_column, self.part_column}
+        others = [column for column in columns if column not in used]
+        notes = (f"Columns of {file.name} that are not used: {', '.join(others)}.",) if others else ()
+        return self.federation(Found(examples, root=root, notes=notes), seed)
+
+    def _checked(self, file: Path, columns: Sequence[str]) -> str:
+        """The column of what is shown to a model; ValueError if it, or a column that was asked for, is not there."""
+        asked = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_column")}
+        defaults = {f.name: f.default for f in fields(self)}
+        there = f"{file} has the columns {', '.join(columns)}"
+        for option, column in asked.items():
+            needed = option == "label_column" or column not in ("", defaults[option])
+            if needed and column not in columns:
+                raise ValueError(f"{there}, and none is {column!r}; right would be data.{option} = one of them")
+        whats = [column for column in (self.path_column, self.text_column) if column in columns]
+        if len(whats) != 1:
+            raise ValueError(
+                f"{there}: it must have one of files, {self.path_column!r}, or one of texts, {self.text_column!r}; "
+                'right would be data.path_column or data.text_column = one of them, and the other ""'
+            )
+        if bool(self.site) == (self.site_column in columns):
+            raise ValueError(
+                f"{there}: right would be either one of sites, data.site_column = one of them, or data.site = 'NAME' "
+                '(and data.site_column = "") for a table of one site'
+            )
+        return whats[0]
+
+    def _examples(
+        self, file: Path, columns: Sequence[str], rows: Sequence[Row], what: str, root: Path | None
+    ) -> list[Example]:
+        """Every row as an example; ValueError with all rows that cannot be one."""
+        needed = [name for name in (what, self.label_column, self.site_column, self.part_column) if name in columns]
+        found: dict[str, Example] = {}  # an image by its file, a text by its row
+        wrong = []
+        for number, row in enumerate(rows, start=1):
+            cells = {name: "" if row[name] is None else str(row[name]).strip() for name in needed}
+            try:
+                example = self._example(cells, what, root)
+                if root and example.what in found:
+                    raise ValueError(f"{example.what} is in another row already")
+                found[example.what if root else str(number)] = example
+            except ValueError as error:
+                wrong.append(f"row {number}: {error}")
+        if wrong:
+            raise ValueError(f"{len(wrong)} of {len(rows)} rows of {file} cannot be used. {several(wrong)}")
+        return list(found.values())
+
+    def _example(self, cells: Mapping[str, str], what: str, root: Path | None) -> Example:
+        if empty := [name for name, cell in cells.items() if not cell]:
+            raise ValueError(f"{empty[0]} is empty")
+        if (part := cells.get(self.part_column, "train").lower()) not in PART:
+            raise ValueError(f"{self.part_column} is {part!r}, right would be train, valid or test")
+        shown = cells[what] if root is None else below(root, root / cells[what])
+        return Example(shown, words(cells[self.label_column]), cells.get(self.site_column, self.site), PART[part])
+
+
+def _csv(file: Path) -> tuple[list[str], list[Row]]:
+    """Columns and rows; commas, semicolons or tabs, whichever the first line has most of."""
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as lines:
+            comma = max(",;\t", key=lines.readline().count)
+            lines.seek(0)
+            reader = csv.DictReader(lines, delimiter=comma, strict=True)
+            rows: list[Row] = list(reader)
+            columns = list(reader.fieldnames or ())
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file} is not in UTF-8 ({error.reason}); right would be to save it as CSV in UTF-8"
+        ) from None
+    except csv.Error as error:
+        raise ValueError(f"{file}, after line {reader.line_num}: {error}; right would be a table in CSV") from None
+    for number, row in enumerate(rows, start=1):
+        if None in row or None in row.values():
+            raise ValueError(
+                f"{file}: row {number} has not as many cells as there are columns ({len(columns)}); right would be "
+                'quotes around a text with a comma in it: "so, so"'
+            )
+    return columns, rows
+
+
+def _parquet(file: Path) -> tuple[list[str], list[Row]]:
+    try:
+        from pyarrow import ArrowException, parquet  # not for a table in CSV
+    except ImportError:
+        raise ValueError(f"{file}: parquet needs pyarrow; right would be: pip install pyarrow") from None
+    try:
+        table = parquet.read_table(file)
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{file} is not a readable parquet file: {error}") from None
+    return table.column_names, table.to_pylist()

@@ -1,0 +1,347 @@
+"""Folders of one's own images become a federation, or the first thing that does not fit is said with what to do."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fedexperts.data import Federation, ImageFolders
+from fedexperts.data.manifest import load as manifest
+from fedexperts.data.own import words
+
+SITES = {"north": {"cat": 10, "guide_dog": 10}, "south": {"cat": 6, "guide_dog": 14}}
+
+
+def picture(path: Path, number: int = 0) -> None:
+    """A small image; other numbers, other images."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (9, 9), (number % 256, 7, number // 256)).save(path)
+
+
+def fill(folder: Path, counts: Mapping[str, int], first: int = 0) -> Path:
+    """Folders of classes, with so many images each."""
+    for place, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            picture(folder / name / f"{i:02}.png", first + 100 * place + i)
+    return folder
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Path:
+    """Two sites, two classes."""
+    for place, (site, counts) in enumerate(SITES.items()):
+        fill(tmp_path / "sites" / site, counts, 1000 * place)
+    return tmp_path / "sites"
+
+
+def load(folder: Path, seed: int = 0, **options: object) -> Federation:
+    return ImageFolders(path=str(folder), **({"side": 8} | options)).load(seed)  # type: ignore[arg-type]
+
+
+def names(federation: Federation, client: str, part: str) -> set[str]:
+    files = list(federation.files)
+    return {files[i] for i in getattr(federation.parts[client], part).tolist()}
+
+
+# Layouts
+
+
+def test_sites_are_clients_folders_are_classes_in_words_and_every_image_keeps_its_label(sites: Path) -> None:
+    made = load(sites)
+    assert made.classes == ("cat", "guide dog")
+    assert list(made.parts) == ["north", "south"]
+    assert {client: sum(map(sum, own.values())) for client, own in made.counts().items()} == {"north": 20, "south": 20}
+    for place, (file, label) in enumerate(zip(made.files, made.labels.tolist(), strict=True)):
+        client, folder, _ = file.split("/")
+        assert words(folder) == made.classes[label]
+        assert made.holders()[place][0] == client
+        assert isinstance(made.inputs, torch.Tensor)
+        red, _, blue = Image.open(sites / file).getpixel((0, 0))  # type: ignore[misc]
+        assert made.inputs[place, :, 4, 4].tolist() == [red, 7, blue]
+
+
+def test_parts_are_drawn_with_the_classes_of_the_client_from_the_seed(sites: Path) -> None:
+    counts = load(sites).counts()
+    assert counts["north"] == {"train": [5, 5], "valid": [2, 2], "test": [3, 3]}
+    assert [sum(own) for own in counts["south"].values()] == [10, 4, 6]
+    assert load(sites).manifest() == load(sites).manifest() != load(sites, seed=1).manifest()
+
+
+def test_one_sites_own_folder_is_one_client_whose_classes_are_those_of_the_federation(sites: Path) -> None:
+    (sites / "north" / "eel").mkdir()  # this site has none
+    made = load(sites / "north", site="clinic-9", classes=("guide-dog", "eel", "cat"))
+    assert list(made.parts) == ["clinic-9"]
+    assert made.classes == ("guide dog", "eel", "cat")
+    assert made.by_class() == {"clinic-9": [10, 0, 10]}
+    assert all(file.startswith(made.classes[made.labels[i]].split()[0]) for i, file in enumerate(made.files))
+
+
+def test_a_class_may_be_known_at_one_site_alone(sites: Path) -> None:
+    fill(sites / "south", {"auk": 5}, 5000)
+    assert load(sites).by_class() == {"north": [0, 10, 10], "south": [5, 6, 14]}
+
+
+def test_parts_that_are_given_stay_and_those_that_are_not_are_drawn_from_train(tmp_path: Path) -> None:
+    for place, (part, count) in enumerate({"train": 10, "val": 3, "test": 4}.items()):
+        fill(tmp_path / "all" / part, {"cat": count, "dog": count}, 1000 * place)
+        if part != "val":
+            fill(tmp_path / "some" / part, {"cat": count, "dog": count}, 5000 + 1000 * place)
+    fill(tmp_path / "none", {"cat": 10, "dog": 10}, 9000)
+    made = load(tmp_path)
+    sizes = {client: [sum(own) for own in parts.values()] for client, parts in made.counts().items()}
+    assert sizes == {"all": [20, 6, 8], "some": [16, 4, 8], "none": [10, 4, 6]}
+    for part, folder in {"train": "train", "valid": "val", "test": "test"}.items():
+        assert {file.split("/")[1] for file in names(made, "all", part)} == {folder}
+    assert {file.split("/")[1] for file in names(made, "some", "valid")} == {"train"}
+
+
+def test_a_class_named_like_a_part_is_a_class_among_others(tmp_path: Path) -> None:
+    fill(tmp_path / "toys", {"train": 5, "plane": 5})
+    assert load(tmp_path).classes == ("plane", "train")
+
+
+def test_shots_bound_what_is_trained_on_and_the_reserve_is_the_servers(sites: Path) -> None:
+    made = load(sites, shots=2, reserve=3)
+    assert all(own["train"] == [2, 2] for own in made.counts().values())
+    assert made.reserve_counts() == [3, 3]
+    assert made.by_class()[""] == [3, 3]
+    skewed = load(sites, reserve=3, reserve_alpha=0.05, seed=3)
+    assert sum(skewed.reserve_counts()) == 6
+    assert max(skewed.reserve_counts()) > 3
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ({}, {"shots": 1}),
+        ({}, {"valid": 0.4}),
+        ({}, {"test": 0.1}),
+        ({}, {"reserve": 1}),
+        ({"reserve": 3}, {"reserve_alpha": 0.05}),
+        ({}, {"side": 9}),
+        ({}, {"classes": ("guide dog", "cat")}),
+    ],
+)
+def test_every_option_matters(sites: Path, options: dict[str, object], changed: dict[str, object]) -> None:
+    assert load(sites, **options).manifest() != load(sites, **(options | changed)).manifest()
+
+
+def test_the_reserve_is_never_of_what_a_site_gives_to_test_on(tmp_path: Path) -> None:
+    fill(tmp_path / "site" / "train", {"cat": 6, "dog": 6})
+    fill(tmp_path / "site" / "test", {"cat": 9, "dog": 9}, 1000)
+    made = load(tmp_path, reserve=2)
+    files = list(made.files)
+    assert all("train" in files[i] for i in made.reserve.tolist())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("golden_retriever", "golden retriever"),
+        ("T-shirt__large ", "T shirt large"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("犬", "犬"),
+        ("_", ""),
+    ],
+)
+def test_a_class_is_words(name: str, said: str) -> None:
+    assert words(name) == said
+
+
+def test_names_are_in_any_script(tmp_path: Path) -> None:
+    fill(tmp_path / "Kraków", {"собака": 4, "قط": 4})
+    picture(tmp_path / "Kraków" / "собака" / "写真 №1\u200c.PNG", 77)
+    made = load(tmp_path)
+    assert made.by_class() == {"Kraków": [5, 4]}
+    assert json.loads(json.dumps(made.manifest()))["files"] == made.files
+
+
+def test_two_spellings_of_a_letter_are_one_class_and_one_client(tmp_path: Path) -> None:
+    fill(tmp_path / "Zu\u0308rich", {"cafe\u0301": 4})  # as some disks keep it
+    fill(tmp_path / "B\u00e2le", {"caf\u00e9": 4}, 50)
+    made = load(tmp_path)
+    assert made.classes == ("caf\u00e9",)
+    assert list(made.parts) == ["B\u00e2le", "Z\u00fcrich"]
+
+
+# What lies beside images
+
+
+def test_hidden_files_are_passed_over_and_other_files_are_named_in_a_note(sites: Path) -> None:
+    assert load(sites).notes == ()
+    for junk in (".DS_Store", "north/.hidden.png", "south/cat/Thumbs.db", ".git/x.png"):
+        (sites / junk).parent.mkdir(exist_ok=True)
+        (sites / junk).write_text("junk")
+    assert load(sites).notes == ()
+    (sites / "south" / "cat" / "phone.heic").write_text("?")
+    (sites / "README.txt").write_text("what these are")
+    made = load(sites)
+    assert made.notes == ("Passed over, as no images: README.txt; south/cat/phone.heic.",)
+    assert len(made.files) == 40
+
+
+def test_equal_images_at_two_clients_or_in_two_parts_are_found(sites: Path) -> None:
+    assert load(sites).twins() == []
+    (sites / "south" / "cat" / "copy.png").write_bytes((sites / "north" / "cat" / "03.png").read_bytes())
+    made = load(sites)
+    files = list(made.files)
+    assert [(files[one], files[other]) for one, other in made.twins()] == [("north/cat/03.png", "south/cat/copy.png")]
+    for i in range(4):
+        (sites / "north" / "cat" / f"copy-{i}.png").write_bytes((sites / "north" / "cat" / "03.png").read_bytes())
+    made = load(sites)
+    assert all(made.holders()[one] != made.holders()[other] for one, other in made.twins())
+    assert len(made.twins()) > 1
+
+
+# What does not fit
+
+
+def refused(says: str, folder: Path, **options: object) -> None:
+    with pytest.raises(ValueError, match=says):
+        load(folder, **options)
+
+
+def test_a_folder_that_is_not_there_or_empty_is_said_with_the_layout(tmp_path: Path) -> None:
+    refused("no such folder, seen from .*; right would be FOLDER/site/class/image.jpg", tmp_path / "nowhere")
+    refused("holds no folder; right would be", tmp_path)
+
+
+def test_one_sites_folder_is_not_taken_for_a_folder_of_sites_nor_the_other_way_round(sites: Path) -> None:
+    refused("north/cat holds images of no class .00.png; .*if data.site names whose folder", sites / "north")
+    refused("north/cat: a folder where images should be", sites, site="north", classes=("north", "south"))
+
+
+def test_an_image_outside_of_every_class_is_named(sites: Path) -> None:
+    picture(sites / "south" / "stray.png")
+    refused(r"south holds images of no class \(stray.png\)", sites)
+
+
+def test_a_site_without_images_is_named(sites: Path) -> None:
+    (sites / "west" / "cat").mkdir(parents=True)
+    refused("no image in west, in .*sites: right would be some, or no such folder", sites)
+
+
+def test_a_class_without_an_example_anywhere_is_refused_unless_it_is_listed(sites: Path) -> None:
+    (sites / "south" / "eel").mkdir()
+    refused("class 'eel' has no example anywhere: right would be to remove it, or to list", sites)
+    assert load(sites, classes=("cat", "eel", "guide dog")).classes == ("cat", "eel", "guide dog")
+
+
+def test_classes_other_than_those_listed_and_listed_ones_without_a_folder_are_named(sites: Path) -> None:
+    refused("'guide dog': not among data.classes, .* Did you mean 'guide dogs'", sites, classes=("cat", "guide dogs"))
+    refused("'eel': among data.classes, but there is no such folder", sites, classes=("cat", "guide dog", "eel"))
+
+
+def test_classes_that_differ_in_capitals_alone_are_refused_unless_they_are_listed(sites: Path) -> None:
+    fill(sites / "south", {"Cat": 3}, 5000)
+    refused("classes 'Cat'; 'cat' differ in capitals alone", sites)
+    assert load(sites, classes=("Cat", "cat", "guide dog")).by_class()["south"] == [3, 6, 14]
+
+
+def test_a_site_of_several_must_list_the_classes_and_is_told_those_that_it_has(sites: Path) -> None:
+    refused(r'for example data.classes = \["cat", "guide dog"\]', sites / "north", site="north")
+
+
+def test_a_site_whose_name_cannot_name_a_folder_is_told_a_better_one(sites: Path) -> None:
+    fill(sites / "St. Gallen", {"cat": 5}, 3000)
+    refused("client name 'St. Gallen' cannot .* rename it, for example to 'St-Gallen'", sites)
+
+
+@pytest.mark.parametrize("folders", [["train", "test", "cat"], ["valid", "test"], ["test"]])
+def test_parts_among_classes_or_without_train_are_refused(tmp_path: Path, folders: list[str]) -> None:
+    for folder in folders:
+        fill(tmp_path / "site" / folder, {"cat": 3})
+    refused("site holds .*test.*: right would be train, valid and test, or train alone, or classes alone", tmp_path)
+
+
+def test_too_few_images_are_said_with_client_and_classes(sites: Path) -> None:
+    fill(sites / "tiny", {"cat": 2, "guide_dog": 0}, 3000)
+    refused(r"client 'tiny' has too few examples .* there are 2 \(cat 2\). Right would be more", sites)
+    fill(sites / "tiny", {"guide_dog": 1}, 3100)
+    assert [sum(own) for own in load(sites).counts()["tiny"].values()] == [1, 1, 1]
+
+
+def test_a_reserve_of_more_than_there_is_names_the_class(sites: Path) -> None:
+    refused("data.reserve = 17: class 'cat' has 16 examples to train on", sites, reserve=17)
+
+
+def test_links_may_lead_within_the_folder_but_not_out_of_it(sites: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "secret.png", 9)
+    (sites / "north" / "cat" / "in.png").symlink_to(sites / "north" / "cat" / "01.png")
+    assert load(sites).by_class()["north"] == [11, 10]
+    link = sites / "north" / "cat" / "out.png"
+    link.symlink_to(tmp_path / "secret.png")
+    refused("cat/out.png leads out of .*sites, to .*secret.png: right would be a copy", sites)
+    link.unlink()
+    (sites / "west").symlink_to(fill(tmp_path / "elsewhere", {"cat": 5}))
+    refused("sites/west leads out of", sites)
+
+
+def test_a_broken_image_is_named_below_the_folder(sites: Path) -> None:
+    (sites / "south" / "cat" / "05.png").write_text("?")
+    refused(r"1 of 40 images in .* cannot be read: south/cat/05.png \(not an image", sites)
+
+
+def test_a_file_name_that_is_no_text_is_refused(sites: Path) -> None:
+    (sites / "north" / "cat" / "a\udcff.png").write_bytes(b"")
+    refused(r"'a\\udcff.png' in .*: a name that cannot be written", sites)
+
+
+# A split that is taken up again
+
+
+def test_a_split_is_taken_up_by_another_seed_and_another_size_of_pixels(sites: Path, tmp_path: Path) -> None:
+    made, file = load(sites, seed=1, reserve=2), tmp_path / "split.json"
+    file.write_text(json.dumps(made.manifest()))
+    again = load(sites, seed=2, side=9, split=str(file))
+    for key in ("clients", "reserve", "files", "labels"):
+        assert again.manifest()[key] == made.manifest()[key]
+    assert load(sites, seed=2).manifest()["clients"] != made.manifest()["clients"]
+
+
+def test_a_split_of_other_examples_is_refused_with_the_first_difference(sites: Path, tmp_path: Path) -> None:
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps(load(sites).manifest()))
+    again = {"split": str(file)}
+    refused(
+        "its classes are cat, guide dog, and here they are guide dog, cat", sites, classes=("guide dog", "cat"), **again
+    )
+    picture(sites / "north" / "cat" / "03.png", 999)
+    refused("north/cat/03.png has changed since", sites, **again)
+    (sites / "north" / "cat" / "03.png").unlink()
+    refused("its file number 3 is north/cat/03.png, and here it is north/cat/04.png", sites, **again)
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"labels": "0"}))
+    picture(sites / "north" / "cat" / "03.png", 3)
+    refused("its labels have another hash", sites, **again)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "is not a split that a run wrote: its content: Invalid JSON"),
+        ("{}", "is not a split that a run wrote: classes: Field required"),
+        (
+            '{"classes": [], "inputs": "", "labels": "", "reserve": [1.5], "clients": {}}',
+            "reserve.0: Input should be a valid integer",
+        ),
+    ],
+)
+def test_a_file_that_is_no_split_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "split.json").write_text(text)
+    with pytest.raises(ValueError, match=says):
+        manifest(tmp_path / "split.json")
+    with pytest.raises(ValueError, match="no such file; right would be the split.json of a run"):
+        manifest(tmp_path / "nowhere.json")
+
+
+def test_a_split_beside_options_that_draw_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing is drawn: leave out shots, reserve"):
+        ImageFolders(path="x", split="split.json", shots=3, reserve=1)
+    with pytest.raises(ValueError, match="valid=0.5 and test=0.6"):
+        replace(ImageFolders(path="x"), valid=0.5, test=0.6)

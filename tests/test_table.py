@@ -1,0 +1,191 @@
+"""A table of one's own images or texts becomes a federation; rows and columns that do not fit are named."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fedexperts.data import Federation, Table
+
+SHOPS = [
+    (f"{word} soup, {label} in {shop}", label, shop)
+    for shop in ("a", "b")
+    for label in ("good", "so_so")
+    for word in ("hot", "cold", "fine", "thin", "rich")
+]
+
+
+def csv(path: Path, rows: Sequence[Sequence[str]], comma: str = ",") -> Path:
+    path.write_text("".join(comma.join(f'"{cell}"' for cell in row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """Reviews of two shops."""
+    return csv(tmp_path / "texts.csv", [("text", "label", "site"), *SHOPS])
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Images of one site, with their parts, in a folder beside the table."""
+    rows = [("path", "label", "split")]
+    for i in range(12):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9), (i, 0, 0)).save(tmp_path / "images" / f"{i}.png")
+        rows.append((f"images/{i}.png", ("cat", "dog")[i % 2], ("Train", "train", "val", "test")[i // 3]))
+    return csv(tmp_path / "images.csv", rows)
+
+
+def load(file: Path, seed: int = 0, **options: object) -> Federation:
+    return Table(path=str(file), **({"side": 8} | options)).load(seed)  # type: ignore[arg-type]
+
+
+def refused(says: str, file: Path, **options: object) -> None:
+    with pytest.raises(ValueError, match=says):
+        load(file, **options)
+
+
+def test_texts_keep_their_rows_labels_and_sites(texts: Path) -> None:
+    made = load(texts)
+    assert made.inputs == tuple(text for text, _, _ in SHOPS)
+    assert [made.classes[label] for label in made.labels.tolist()] == [label.replace("_", " ") for _, label, _ in SHOPS]
+    assert {client: [sum(own) for own in parts.values()] for client, parts in made.counts().items()} == {
+        "a": [5, 2, 3],
+        "b": [5, 2, 3],
+    }
+    assert all(SHOPS[place][2] == client for place, (client, _) in made.holders().items())
+    assert made.files == {}
+
+
+def test_images_are_read_beside_the_table_with_their_parts(pictures: Path) -> None:
+    made = load(pictures, site="clinic", classes=("dog", "cat", "eel"))
+    assert made.inputs[:, 0, 4, 4].tolist() == list(range(12))  # type: ignore[call-overload, union-attr]
+    assert made.labels.tolist() == [1, 0] * 6
+    assert {part: index.tolist() for part, index in made.parts["clinic"].named().items()} == {
+        "train": [0, 1, 2, 3, 4, 5],
+        "valid": [6, 7, 8],
+        "test": [9, 10, 11],
+    }
+    assert list(made.files)[:2] == ["images/0.png", "images/1.png"]
+
+
+def test_paths_are_seen_from_the_folder_that_is_given_and_may_be_whole(pictures: Path, tmp_path: Path) -> None:
+    rows = [("path", "label"), *((f"{i}.png", ("cat", "dog")[i % 2]) for i in range(11))]
+    (tmp_path / "lists").mkdir()
+    file = csv(tmp_path / "lists" / "x.csv", [*rows, (str(tmp_path / "images" / "11.png"), "dog")])
+    made = load(file, root=str(tmp_path / "images"), site="a", classes=("cat", "dog"))
+    assert list(made.files) == [f"{i}.png" for i in range(12)]
+
+
+@pytest.mark.parametrize("comma", [";", "\t", ","])
+def test_semicolons_and_tabs_part_columns_too_and_a_mark_of_byte_order_is_no_letter(tmp_path: Path, comma: str) -> None:
+    file = csv(tmp_path / "x.csv", [("text", "label", "site"), *SHOPS], comma)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load(file).inputs == load(csv(tmp_path / "y.csv", [("text", "label", "site"), *SHOPS])).inputs
+
+
+def test_parquet_is_read_like_csv(texts: Path, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = dict(zip(("text", "label", "site"), map(list, zip(*SHOPS, strict=True)), strict=True))
+    parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    assert load(tmp_path / "x.parquet").manifest() == load(texts).manifest()
+    parquet.write_table(pyarrow.table(columns | {"site": [None, *columns["site"][1:]]}), tmp_path / "y.parquet")
+    refused("1 of 20 rows of .* cannot be used. row 1: site is empty", tmp_path / "y.parquet")
+    (tmp_path / "z.parquet").write_text("PAR1")
+    refused("z.parquet is not a readable parquet file", tmp_path / "z.parquet")
+
+
+def test_columns_have_any_names_and_others_are_named_in_a_note(texts: Path, tmp_path: Path) -> None:
+    renamed = csv(tmp_path / "x.csv", [("id", "review", "stars", "shop"), *(("7", *row) for row in SHOPS)])
+    made = load(renamed, text_column="review", label_column="stars", site_column="shop")
+    assert made.manifest() == load(texts).manifest()
+    assert made.notes == ("Columns of x.csv that are not used: id.",)
+    assert load(texts).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            {"label_column": "stars"},
+            "has the columns text, label, site, and none is 'stars'; right would be data.label",
+        ),
+        ({"site_column": "shop"}, "none is 'shop'; right would be data.site_column = one of them"),
+        ({"text_column": ""}, "must have one of files, 'path', or one of texts, ''"),
+        ({"path_column": "label"}, "it must have one of files, 'label', or one of texts, 'text'"),
+        ({"site": "a", "classes": ("good", "so so")}, "right would be either one of sites, .*or data.site = 'NAME'"),
+        ({"site_column": ""}, "right would be either one of sites"),
+        ({"classes": ("good", "bad")}, "'so so': not among data.classes, which are good, bad"),
+        ({"root": "", "path": "nowhere.csv"}, "data.path = 'nowhere.csv': no such file, seen from"),
+    ],
+)
+def test_columns_that_do_not_fit_are_said_with_those_that_are_there(
+    texts: Path, options: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        Table(**({"path": str(texts)} | options)).load(0)  # type: ignore[arg-type]
+
+
+def test_all_rows_that_cannot_be_used_are_named_at_once(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path.parent / "out.png").write_bytes(b"")
+    with open(pictures, "a", encoding="utf-8") as file:
+        file.write("images/1.png,dog,train\nimages/./2.png,dog,train\n../out.png,dog,test\n,dog,train\n")
+        file.write("images/3.png,,train\nimages/3.png,dog,later\n")
+    with pytest.raises(ValueError, match="6 of 18 rows of .* cannot be used") as caught:
+        load(pictures, site="a", classes=("cat", "dog"))
+    said = str(caught.value)
+    for part in (
+        "row 13: images/1.png is in another row already",
+        "row 14: images/2.png is in another row already",
+        "out.png leads out of",
+        "row 16: path is empty",
+        "row 17: label is empty",
+        "row 18: split is 'later', right would be train, valid or test",
+    ):
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "text,label,site\nso, so,good,a\n",
+            "row 1 has not as many cells as there are columns .3.; right would be quotes",
+        ),
+        ("text,label,site\nfine,good\n", "row 1 has not as many cells"),
+        ('text,label,site\n"fine"ly,good,a\n', "after line 1: .* right would be a table in CSV"),
+        ("text,label,site\n", "has no rows; right would be a row an example"),
+        ("", "has no rows"),
+    ],
+)
+def test_a_file_that_is_no_table_is_explained(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "x.csv").write_text(text)
+    refused(says, tmp_path / "x.csv")
+
+
+def test_another_encoding_is_said(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes("text,label,site\nschön,gut,a\n".encode("latin-1"))
+    refused("not in UTF-8 .*; right would be", tmp_path / "x.csv")
+
+
+def test_a_missing_image_is_named(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "images" / "5.png").unlink()
+    refused(r"cannot be read: images/5.png \(no such file\)", pictures, site="a", classes=("cat", "dog"))
+
+
+def test_a_split_of_texts_is_taken_up_and_that_of_other_texts_refused(texts: Path, tmp_path: Path) -> None:
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps(load(texts, seed=1).manifest()))
+    assert load(texts, seed=2, split=str(split)).manifest() == load(texts, seed=1).manifest()
+    texts.write_text(texts.read_text().replace("cold", "icy"))
+    refused("data.split is a split of other examples: its inputs have another hash", texts, split=str(split))
+
+
+def test_equal_texts_in_two_parts_are_found(tmp_path: Path) -> None:
+    file = csv(tmp_path / "x.csv", [("text", "label", "site"), *SHOPS, ("hot soup, good in a", "good", "b")])
+    assert load(file).twins() == [(0, 20)]
