@@ -234,29 +234,37 @@ def resolve(layers: Iterable[Layer]) -> Config:
 
 def parts(config: Config) -> tuple[Federation, Built, Model, Method]:
     """An experiment's data, its model and encoder, the model as its method sees it, the method; ValueError if unfit."""
-    seed: int = config.values["run"]["seed"]
-    federation: Federation = config.section("data").load(seed)
-    built: Built = config.section("model").build(federation.classes, seed)
+    federation: Federation = config.section("data").load(config.values["run"]["seed"])
+    return federation, *_fitted(config, federation)
+
+
+def _fitted(config: Config, federation: Federation) -> tuple[Built, Model, Method]:
+    built: Built = config.section("model").build(federation.classes, config.values["run"]["seed"])
     method: Method = config.section("method")
     if config.values["start"]["epochs"]:
         _check_start(built.model, federation)
     model = _mixed(config, built.model)
-    if "gate" in config.values:
+    if "gate" in config.values and len(federation.inputs):
         _check_gate(config, built, federation)
     method.fits(model, len(federation.reserve))
-    return federation, built, model, method
+    return built, model, method
 
 
 def build(config: Config, private: Path) -> tuple[Job, Sites]:
     """The job and the clients of an experiment; their private states lie in the folder `private`."""
+    return _build(config, config.section("data").load(config.values["run"]["seed"]), private)
+
+
+def _build(config: Config, federation: Federation, private: Path) -> tuple[Job, Sites]:
     run: RunSettings = config.section("run")
     learning: Learning = config.section("learning")
     torch.set_num_threads(run.threads)
-    federation, built, _, method = parts(config)
+    built, _, method = _fitted(config, federation)
     inputs = _inputs(federation.inputs, built, learning.views, run.seed)
 
     def examples(*index: Tensor) -> Examples:
-        return Examples(inputs[torch.cat(index)], federation.labels[torch.cat(index)])
+        places = torch.cat(index) if index else torch.empty(0, dtype=torch.int64)
+        return Examples(inputs[places], federation.labels[places])
 
     sites = {
         name: Client(name, examples(own.train), examples(own.valid), examples(own.test), Private(private))
@@ -293,17 +301,22 @@ def _built_once(text: str, private: str) -> tuple[Job, Sites]:
 
 
 def served(config: Config, data: Mapping[str, Any]) -> Job:
-    """The job of a federation's server: of the data, laid over by its own, it has class names and the reserve set."""
-    job, _ = build(_with_data(config, data), Path())
-    return replace(job, exam={})
+    """The job of a federation's server: of data, it has the classes and its own reserve set, where `data` says."""
+    own = config.section("data")
+    if not hasattr(own, "server"):
+        return replace(build(_with_data(config, data), Path())[0], exam={})
+    config = _with_data(config, {"path": ""} | dict(data))
+    return replace(_build(config, config.section("data").server(), Path())[0], exam={})
 
 
 def site(text: str, name: str, data: Mapping[str, Any], private: Path) -> tuple[Job, Client]:
     """The job of an experiment, and the site `name` with its own data; ValueError if they hold no such client.
 
-    The common start is the server's, and comes with its first order.
+    The common start is the server's, and comes with its first order; the reserve set is the server's, too.
     """
-    config = _with_data(parse(text, "the run"), data)
+    config = parse(text, "the run")
+    own = {"site": name, "reserve": 0} if hasattr(config.section("data"), "server") else {}
+    config = _with_data(config, {"path": ""} | own | dict(data) if own else data)
     job, sites = build(config.having({"start.epochs": 0}, "a site"), private)
     if name not in sites:
         raise ValueError(f"the data hold {', '.join(sites) or 'no client'}, and not {name}")
@@ -352,6 +365,8 @@ def _needing_flower(room: str) -> ModuleType:
 
 def _inputs(given: Any, built: Built, views: int, seed: int) -> Tensor:
     """What a model is shown of images or texts, [N, V, ...]; an encoder without a key is cheap, and nothing is kept."""
+    if not len(given):  # a server without a reserve set
+        return torch.empty(0, 1)
     if built.key:
         return features(given, built.encode, built.key, cache_folder(), views, seed)
     if views > 1:

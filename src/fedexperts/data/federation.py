@@ -153,7 +153,7 @@ def _check_labels(labels: Tensor, classes: tuple[str, ...], count: int) -> None:
 
 
 def _check_names(federation: Federation) -> None:
-    if not federation.parts:
+    if not federation.parts and len(federation.reserve) < len(federation.inputs):  # else it is a server's
         raise ValueError("a federation has 0 clients: it must have at least 1")
     for client in federation.parts:
         check_name(client)

@@ -12,7 +12,6 @@ from unicodedata import category
 
 from pydantic import Field
 
-from .federation import Federation
 from .images import SUFFIXES, several
 from .own import PART, Example, Found, Own, below, composed, words
 
@@ -24,10 +23,11 @@ LAYOUT = "right would be FOLDER/site/class/image.jpg or, if data.site names whos
 class ImageFolders(Own):
     """Your own images in folders: site/class/image.jpg, every site a client; or one site's own, class/image.jpg."""
 
-    path: Annotated[str, Field(description="the folder of sites or, if data.site names the one client, of classes")]
+    path: Annotated[str, Field(description="the folder of sites or, if data.site names the one client, of classes")] = (
+        ""
+    )
 
-    def load(self, seed: int) -> Federation:
-        """ValueError, with what to do, for whatever does not fit the layout."""
+    def found(self) -> Found:
         root = Path(self.path).expanduser()
         if not root.is_dir():
             raise ValueError(f"data.path = {self.path!r}: no such folder, seen from {Path.cwd()}; {LAYOUT}")
@@ -38,7 +38,7 @@ class ImageFolders(Own):
             raise ValueError(f"no image in {several(bare)}, in {root}: right would be some, or no such folder")
         if not examples:
             raise ValueError(f"{root} holds no folder; {LAYOUT}")
-        return self.federation(Found(examples, frozenset(walk.classes), root, walk.notes()), seed)
+        return Found(examples, frozenset(walk.classes), root, walk.notes())
 
 
 @dataclass

@@ -9,9 +9,10 @@ import difflib
 import os
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -56,9 +57,10 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Own:
+class Own(ABC):
     """What is asked of every source of your own data."""
 
+    path: str = ""
     site: Site = ""
     classes: Classes = ()
     side: Side = 224
@@ -76,8 +78,15 @@ class Own:
         if self.split and odd:
             raise ValueError(f"split says who has what, so that nothing is drawn: leave out {', '.join(odd)}")
 
-    def federation(self, found: Found, seed: int) -> Federation:
+    @abstractmethod
+    def found(self) -> Found:
+        """What lies at `path`; ValueError, with what to do, for whatever does not fit."""
+
+    def load(self, seed: int) -> Federation:
         """Found examples with their parts, given or drawn; ValueError, with what to do, if that cannot be."""
+        if not self.path:
+            raise ValueError("data.path is missing: right would be where the data lie")
+        found = self.found()
         _check_sites({example.site for example in found.examples})
         classes = self._classes(found)
         place = {name: label for label, name in enumerate(classes)}
@@ -92,6 +101,20 @@ class Own:
         parts = self._parts(found.examples, labels, classes, reserve, seed)
         inputs, files = self._inputs(whats, found.root)
         return Federation(inputs, labels, classes, parts, {site: site for site in parts}, reserve, files, found.notes)
+
+    def server(self) -> Federation:
+        """What a server holds whose sites hold the data: the classes and, if a path is set there, its own reserve."""
+        if not self.classes:
+            raise ValueError(
+                "data.classes is missing: sites and server must number them alike, and the server sees no site's data"
+            )
+        if not self.path:
+            return Federation((), torch.empty(0, dtype=torch.int64), tuple(map(words, self.classes)), {}, {})
+        found = replace(self, site="server").found()
+        classes = self._classes(found)
+        labels = torch.tensor([classes.index(example.label) for example in found.examples], dtype=torch.int64)
+        inputs, files = self._inputs([example.what for example in found.examples], found.root)
+        return Federation(inputs, labels, classes, {}, {}, torch.arange(len(labels)), files, found.notes)
 
     def _inputs(self, whats: Sequence[str], root: Path | None) -> tuple[Tensor | tuple[str, ...], dict[str, str]]:
         return (tuple(whats), {}) if root is None else images.read(root, whats, self.side)

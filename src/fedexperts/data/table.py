@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from .federation import Federation
 from .images import several
 from .own import PART, Example, Found, Own, below, words
 
@@ -22,7 +21,7 @@ Row = Mapping[str, Any]
 class Table(Own):
     """Your own images or texts in a table, CSV or parquet: columns path or text, label, and maybe site and split."""
 
-    path: Annotated[str, Field(description="a .csv, .tsv or .parquet file")]
+    path: Annotated[str, Field(description="a .csv, .tsv or .parquet file")] = ""
     root: Annotated[str, Field(description="the folder that paths are seen from; empty: that of the table")] = ""
     path_column: Annotated[str, Field(description="column of image files")] = "path"
     text_column: Annotated[str, Field(description="column of texts")] = "text"
@@ -34,8 +33,7 @@ class Table(Own):
         "split"
     )
 
-    def load(self, seed: int) -> Federation:
-        """ValueError, with what to do, for a table or rows that do not fit."""
+    def found(self) -> Found:
         file = Path(self.path).expanduser()
         if not file.is_file():
             raise ValueError(f"data.path = {self.path!r}: no such file, seen from {Path.cwd()}; right would be a table")
@@ -48,7 +46,7 @@ class Table(Own):
         used = {what, self.label_column, self.site_column, self.part_column}
         others = [column for column in columns if column not in used]
         notes = (f"Columns of {file.name} that are not used: {', '.join(others)}.",) if others else ()
-        return self.federation(Found(examples, root=root, notes=notes), seed)
+        return Found(examples, root=root, notes=notes)
 
     def _checked(self, file: Path, columns: Sequence[str]) -> str:
         """The column of what is shown to a model; ValueError if it, or a column that was asked for, is not there."""

@@ -2,6 +2,7 @@
 
     RUN/flower.json    the run's own name for its sites, and Flower's number of it
     RUN/status.json    how it stands: waiting, running, finished, failed; who is connected
+    RUN/alive          touched every second by the process that carries it out
     (and what every run's folder holds)
 
 The operator's terminal and the process that carries the run out share nothing but this folder.
@@ -9,6 +10,7 @@ The operator's terminal and the process that carries the run out share nothing b
 
 import json
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -91,6 +93,15 @@ class Run:
     def stands(self, status: Status) -> None:
         write(self.path / "status.json", json.dumps(asdict(status)).encode())
 
+    def lives(self) -> None:
+        """A sign of life of the process that carries the run out."""
+        (self.path / "alive").touch()
+
+    def quiet(self) -> float:
+        """Seconds since the last one; infinite before the first."""
+        sign = self.path / "alive"
+        return time.time() - sign.stat().st_mtime if sign.exists() else float("inf")
+
     def rows(self) -> list[dict[str, Any]]:
         """The rows of finished rounds, the newest perhaps not checkpointed yet."""
         log = self.path / "rounds.jsonl"
@@ -125,6 +136,8 @@ def carry_out(deployment: Deployment, name: str, nodes: Nodes, make: MakeEngine)
         online = sorted(nodes().keys() & set(settings.sites))
         found.stands(Status(state, rounds, online, sorted(set(settings.sites) - set(online)), why))
 
+    over = threading.Event()
+    threading.Thread(target=_beat, args=(found, over), daemon=True).start()
     try:
         job = door.served(config, deployment.data)
         engine = make(settings.sites, nodes, {"config": config.toml(), "run": found.id}, settings.deadline)
@@ -135,6 +148,13 @@ def carry_out(deployment: Deployment, name: str, nodes: Nodes, make: MakeEngine)
     except BaseException as error:
         found.stands(Status("failed", rounds, why=str(error) or type(error).__name__))
         raise
+    finally:
+        over.set()
+
+
+def _beat(run: Run, over: threading.Event) -> None:
+    while not over.wait(1):
+        run.lives()
 
 
 def _wait(settings: FlowerSettings, nodes: Nodes, stands: Callable[[str], None]) -> None:

@@ -9,7 +9,7 @@ from .processes import FlowerError, carried_out
 from .runs import Run, Status
 
 _LOOK = 0.5  # seconds between looks at the folder
-_ASK = 10.0  # seconds between questions to the server whether the run is still carried out
+_QUIET = 15.0  # seconds without a sign of life after which the server is asked whether the run is carried out
 
 
 def lines(deployment: Deployment, run: Run) -> Iterator[str]:
@@ -26,9 +26,9 @@ def lines(deployment: Deployment, run: Run) -> Iterator[str]:
         rows = len(finished)
         if status.over:
             return
-        if time.monotonic() > asked + _ASK:
-            asked = time.monotonic()
+        if run.quiet() > _QUIET and time.monotonic() > asked + _QUIET:
             _look_after(deployment, run)
+            asked = time.monotonic()
         time.sleep(_LOOK)
 
 
