@@ -146,7 +146,7 @@ class Federation:
 
     def start(self, name: str, *command: str) -> None:
         """Start a program under a name, in a group of its own, its words in NAME.log."""
-        with open(self.path / f"{name}.log", "ab") as log:
+        with open(self.path / f"{name}.log", "wb") as log:
             self.groups[name] = subprocess.Popen(
                 command, env=self.environment, stdout=log, stderr=log, start_new_session=True, cwd=HERE
             )
@@ -159,7 +159,9 @@ class Federation:
         self.start(site, *self.command("site", str(self.path / site), "--name", site))
 
     def kill(self, name: str) -> None:
-        os.killpg(self.groups.pop(name).pid, signal.SIGKILL)
+        group = self.groups.pop(name)
+        os.killpg(group.pid, signal.SIGKILL)
+        group.wait()
 
     def said(self, name: str) -> str:
         return (self.path / f"{name}.log").read_text()
@@ -341,8 +343,8 @@ def test_garbage_and_slowness_cost_a_site_its_round_and_nobody_elses(federation:
     rogue = [sys.executable, str(HERE / "rogue.py"), str(federation.path / "faint-2"), "faint-2"]
     federation.start("faint-2", *rogue)
     try:
-        federation.until(lambda: "looks for" in federation.said("faint-2"), "the rogue")
-        run = federation.submit("rogue", run={"rounds": 6, "evaluate_every": 6}, engine={"deadline": 15.0})
+        federation.until(lambda: "is connected" in federation.said("faint-2"), "the rogue")
+        run = federation.submit("rogue", run={"rounds": 6, "evaluate_every": 6}, engine={"deadline": 20.0})
         assert federation.finished("rogue") == 0, federation.words()
     finally:
         federation.kill("faint-2")
@@ -350,6 +352,6 @@ def test_garbage_and_slowness_cost_a_site_its_round_and_nobody_elses(federation:
     rows = run.rows()
     assert all(set(row["trained"]) >= {"as-scanned-0", "inverted-1"} for row in rows)
     why = [row["refused"].get("faint-2", "") for row in rows]
-    wanted = ["expected is", "NaN or infinite", "at most", "begins with a line of JSON", "no reply within 15 s", ""]
+    wanted = ["expected is", "NaN or infinite", "at most", "begins with a line of JSON", "no reply within 20 s", ""]
     assert [want in reason for want, reason in zip(wanted, why, strict=True)] == [True] * 6, why
     assert why[-1] == ""

@@ -62,9 +62,10 @@ class Flower:
 
     def _read(self, message: Message, order: Order) -> Reply:
         """The reply to an order; whatever is wrong with it is an error that the client made."""
+        if message.has_error() and message.error.code in _NEVER_CAME:
+            return self._late(order)
         if message.has_error():
-            late = message.error.code in _NEVER_CAME
-            return self._late(order) if late else _failed(order, f"Flower says: {message.error.reason}")
+            return _failed(order, f"Flower says: {message.error.reason}")
         try:
             said = decode_reply(bytes_in(message), order.most)
         except ValueError as error:

@@ -130,6 +130,9 @@ def join(site: SiteFolder, patience: float, tell: Tell) -> None:
         tell(f"The site {site.name} looks for {site.server}; Flower's words stand in {log}.")
         while True:
             with _program(_supernode(site, orders), log) as program:
+                _until_connected(program, log)
+                if program.poll() is None:
+                    tell(f"The site {site.name} is connected.")
                 program.wait()
             words = _last(log)
             if _REFUSED not in words:
@@ -143,6 +146,12 @@ def join(site: SiteFolder, patience: float, tell: Tell) -> None:
                 f"The server does not let {site.name} in: an unknown key, or its last session is open still. Trying on."
             )
             time.sleep(5)
+
+
+def _until_connected(program: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Until Flower's program has a number from the server, or has ended."""
+    while program.poll() is None and "SuperNode ID" not in log.read_text(errors="replace"):
+        time.sleep(0.2)
 
 
 def _supernode(site: SiteFolder, orders: str) -> list[str]:
