@@ -170,7 +170,11 @@ def test_show_prints_a_config_that_can_be_run(tmp_path):
             1,
             "data.path = 'nowhere': no such folder",
         ),
-        (["check", PROBE, "--set", "data.name=image-folders"], 2, "data.path is missing (the folder of sites"),
+        (
+            ["check", PROBE, "--set", "data.name=image-folders"],
+            1,
+            "data.path is missing: right would be --set data.path",
+        ),
         (["ls", "everything"], 1, "right would be one of configs, methods, models, data"),
     ],
 )

@@ -85,7 +85,7 @@ class Own(ABC):
     def load(self, seed: int) -> Federation:
         """Found examples with their parts, given or drawn; ValueError, with what to do, if that cannot be."""
         if not self.path:
-            raise ValueError("data.path is missing: right would be where the data lie")
+            raise ValueError("data.path is missing: right would be --set data.path=PLACE, or --data PLACE at a site")
         found = self.found()
         _check_sites({example.site for example in found.examples})
         classes = self._classes(found)

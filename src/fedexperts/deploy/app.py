@@ -22,7 +22,7 @@ def main(grid: Grid, context: Context) -> None:
         return {node.name: node.node_id for node in grid.get_nodes()}
 
     def engine(names: Sequence[str], nodes: Nodes, about: Mapping[str, str], deadline: float) -> Engine:
-        return Flower(grid, names, nodes, about, deadline, poll=0.3)
+        return Flower(grid, names, nodes, about, deadline, poll=0.5)
 
     folder = Deployment.at(Path(str(context.run_config["folder"])))
     carry_out(folder, str(context.run_config["run"]), nodes, engine)
