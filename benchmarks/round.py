@@ -46,9 +46,10 @@ class Echo:
     """Clients that answer at once; `wire` sends every message through its bytes."""
 
     wire: bool
+    count: int = CLIENTS
 
     def clients(self):
-        return [f"client-{i:03d}" for i in range(CLIENTS)]
+        return [f"client-{i:05d}" for i in range(self.count)]
 
     def exchange(self, orders):
         return [self.answer(order) for order in orders]
@@ -57,7 +58,7 @@ class Echo:
         if order.task == "predict":
             return Reply(order.client, order.round, "predict", error="not asked here")
         order = decode_order(encode(order)) if self.wire else order
-        context = order.tensors["global.context"] + int(order.client[-3:]) / 1000
+        context = order.tensors["global.context"] + int(order.client[-5:]) / 1000
         reply = Reply(order.client, order.round, "train", {"context": context}, 1, {"loss": 0.0})
         return decode_reply(encode(reply), order.most) if self.wire else reply
 
