@@ -16,7 +16,7 @@ from .learn import Examples, Learning, Local, fit, predict
 from .message import Order, Reply
 from .method import Facts, Given, Method, Model
 from .private import Private
-from .tensors import Tensors, rng, shapes
+from .tensors import Tensors, count, rng, shapes, size
 
 T = TypeVar("T")
 
@@ -104,7 +104,8 @@ def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -
     leaves = seal(finished.leaves | said, job.method.uploads(job.model), client.name)
     if finished.stays:
         client.private.save(client.name, order.round, finished.stays)
-    return Reply(client.name, order.round, "train", leaves, len(client.train), {"loss": loss})
+    facts: Facts = {"loss": loss, "parameters": count(local.trained), "bytes": size(local.trained)}
+    return Reply(client.name, order.round, "train", leaves, len(client.train), facts)
 
 
 def seal(leaves: Tensors, uploads: frozenset[str], client: str) -> Tensors:
@@ -163,12 +164,12 @@ class Right(NamedTuple):
 def _right(job: Job, states: Sequence[Local], clients: Sequence[Client]) -> list[Right]:
     """Of each client, asked with a state of its own; both parts in one pass, as a text encoder costs most."""
 
-    def count(chosen: Sequence[int]) -> list[Right]:
+    def ask(chosen: Sequence[int]) -> list[Right]:
         inputs = [torch.cat([part.x[:, 0] for part in (clients[i].valid, clients[i].test)]) for i in chosen]
         logits = predict(lambda local, x: job.method.logits(job.model, local, x), [states[i] for i in chosen], inputs)
         return [_counted(out.argmax(-1), clients[i]) for out, i in zip(logits, chosen, strict=True)]
 
-    return _together(job, states, count)
+    return _together(job, states, ask)
 
 
 def _counted(answers: Tensor, client: Client) -> Right:
