@@ -197,7 +197,7 @@ MIXTURE = Path("configs/demo/fedmoe-digits/fedmoe.toml")
     [
         ("gate.name=resnet18", 'gate.name = "resnet18" is shown inputs .* that are not those of the experts'),
         ("model.name=prompted-clip", "start.epochs: PromptedClip has a start of its own"),
-        ("data.reserve=0", "start.epochs trains on the reserve set, and there is none"),
+        ("data.reserve=0", "start.epochs needs a reserve set, and there is none"),
     ],
 )
 def test_parts_of_a_mixture_that_do_not_fit_are_refused_before_anything_is_trained(setting, says):

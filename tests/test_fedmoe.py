@@ -519,9 +519,13 @@ def test_the_common_start_is_learnt_from_the_reserve_set_and_everybodys(tmp_path
 
 
 WRONG: dict[str, tuple[Case, dict[str, Any], str]] = {
-    "no reserve": (replace(MOE["fedmoe"], reserve=0), {}, r"reserve set; right would be data.reserve = 10"),
+    "no reserve": (
+        replace(MOE["fedmoe"], reserve=0),
+        {},
+        r"needs a reserve set, and there is none; right would be data.reserve",
+    ),
     "no mixture": (replace(MOE["fedmoe"], mixture=None), {}, r"needs a mixture; right would be a section \[mixture\]"),
-    "no reserve to start from": (CASES["fedavg-norm"], {"start": {"epochs": 1}}, "start.epochs trains on the reserve"),
+    "no reserve to start from": (CASES["fedavg-norm"], {"start": {"epochs": 1}}, "start.epochs needs a reserve set"),
     "no start but its own": (
         replace(CASES["fedavg"], reserve=2),
         {"start": {"epochs": 1}},
@@ -542,5 +546,5 @@ def test_more_experts_cannot_answer_than_there_are() -> None:
 
 
 def test_a_method_is_asked_before_anything_is_computed() -> None:
-    with pytest.raises(ValueError, match="fedmoe needs a mixture"):
+    with pytest.raises(ValueError, match="needs a mixture"):
         parts(tiny(replace(MOE["fedmoe"], mixture=None)))
