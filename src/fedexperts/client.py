@@ -64,9 +64,7 @@ Pair = tuple[Client, Order]
 
 def _train(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
     starts = [_start(job, client, order) for client, order in pairs]
-    return _together(
-        job, starts, lambda chosen: _train_alike(job, [pairs[i] for i in chosen], [starts[i] for i in chosen])
-    )
+    return _together(job, starts, lambda chosen: _attempt(job, [pairs[i] for i in chosen], [starts[i] for i in chosen]))
 
 
 def _start(job: Job, client: Client, order: Order) -> Local:
@@ -74,9 +72,24 @@ def _start(job: Job, client: Client, order: Order) -> Local:
     return job.method.start(job.model, order.tensors, own, rng(job.seed, "start", order.round, client.name))
 
 
-def _train_alike(job: Job, pairs: Sequence[Pair], starts: Sequence[Local]) -> list[Reply]:
+def _attempt(job: Job, pairs: Sequence[Pair], starts: Sequence[Local]) -> list[Reply]:
+    """Train clients together; where that fails, one by one, and who fails alone says why: the others' round goes on."""
+    try:
+        trained, losses = _fit(job, pairs, starts)
+    except (ValueError, RuntimeError) as error:
+        if len(pairs) > 1:
+            return [r for pair, start in zip(pairs, starts, strict=True) for r in _attempt(job, [pair], [start])]
+        ((client, order),) = pairs
+        return [Reply(client.name, order.round, "train", error=f"training failed: {error}")]
+    return [
+        _finish(job, client, order, Local(after, start.fixed), loss)
+        for (client, order), start, after, loss in zip(pairs, starts, trained, losses, strict=True)
+    ]
+
+
+def _fit(job: Job, pairs: Sequence[Pair], starts: Sequence[Local]) -> tuple[list[Tensors], list[float]]:
     method = job.method
-    trained, losses = fit(
+    return fit(
         lambda local, x: method.step(job.model, local, x),
         method.penalty,
         starts,
@@ -87,10 +100,6 @@ def _train_alike(job: Job, pairs: Sequence[Pair], starts: Sequence[Local]) -> li
         job.learning.factor(pairs[0][1].round, job.rounds),
         method.moves(job.model),
     )
-    return [
-        _finish(job, client, order, Local(after, start.fixed), loss)
-        for (client, order), start, after, loss in zip(pairs, starts, trained, losses, strict=True)
-    ]
 
 
 def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -> Reply:

@@ -142,8 +142,11 @@ class FedMoE(Method):
         """Step C: M_j <- lambda M_j + (1 - lambda) sum_k W^c[k, j] E_k, each to its own client."""
         if self.blend != "same-round":
             return {}
-        blends, shares = _blends(server, [u.client for u in uploads]), [self.lam_client, 1 - self.lam_client]
-        return {u.client: Sent(named("blend", mean([u.tensors, blends[u.client]], shares))) for u in uploads}
+        blends = _blends(server, [u.client for u in uploads])
+        return {
+            u.client: Sent(named("blend", mean([u.tensors, blends[u.client]], [self.lam_client, 1 - self.lam_client])))
+            for u in uploads
+        }
 
     def serve(self, model: Model, server: Tensors, x: Tensor) -> Tensor:
         """The main experts and the top-L routed ones, renormalised; all of them alike without routing."""
