@@ -171,6 +171,14 @@ def test_the_experiments_of_fed_moe_differ_in_their_method_alone_and_are_tuned_a
         assert config.values["run"] == shared["run"] | {"judged_by": judge, "rounds": rounds}, name
 
 
+def test_a_shipped_experiment_stands_at_one_of_the_values_that_it_tries():
+    """Benchmarks run it as it stands, untuned."""
+    for path, _ in door.shipped():
+        for key, tried in (config := load(path)).tune.items():
+            section, _, name = key.partition(".")
+            assert config.values[section][name] in tried, f"{path}: {key}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", ["fedmoe-digits", "fedmoe-reviews"])
 def test_every_experiment_of_fed_moe_is_whole(folder):
