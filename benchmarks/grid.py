@@ -20,7 +20,8 @@ def variant(base: Config, name: str, changes: Mapping[str, Any]) -> Config:
 
 
 def _tell(beat: study.Beat) -> None:
-    print(f"\rround {beat.done} of {beat.total}", end="", file=sys.stderr)
+    if sys.stderr.isatty():
+        print(f"\rround {beat.done} of {beat.total}", end="", file=sys.stderr)
 
 
 def run(experiments: Sequence[Config], seeds: Sequence[int], about: str, out: Path) -> Path:
@@ -42,8 +43,12 @@ def rows(out: Path, name: str, seeds: Sequence[int]) -> list[list[Row]]:
     return [(rounds := by_round(run))[max(rounds)] for run in runs]
 
 
+def logs(out: Path, name: str, seeds: Sequence[int]) -> list[tuple[list[Row], list[Row]]]:
+    """The client rows of an experiment and its server's, a pair a seed."""
+    folders = [RunDir(out / name / f"seed-{seed}") for seed in seeds]
+    return [(folder.rows("clients.jsonl"), folder.rows("server.jsonl")) for folder in folders]
+
+
 def served(out: Path, name: str, seeds: Sequence[int]) -> list[tuple[float, float]]:
     """The server's accuracy in percent after the last round, on validation and on test examples, a pair a seed."""
-    folders = [RunDir(out / name / f"seed-{seed}") for seed in seeds]
-    logs = [(folder.rows("clients.jsonl"), folder.rows("server.jsonl")) for folder in folders]
-    return [(last_valid(*log, "server"), last(*log).server) for log in logs]
+    return [(last_valid(*log, "server"), last(*log).server) for log in logs(out, name, seeds)]

@@ -1,51 +1,100 @@
 """Where does a mixture pay? The server's accuracy on plain digits and on scanners, for small and smaller clients.
 
-    python benchmarks/mixtures.py            about 15 minutes on two cores; goes on where it was stopped
-    python benchmarks/mixtures.py --print    the table alone
+    python benchmarks/mixtures.py            about 30 minutes on two cores; goes on where it was stopped
+    python benchmarks/mixtures.py --print    the tables alone
 
-The experiments of configs/demo/fedmoe-digits at the rates that their files name (chosen there, not anew in each row);
-test accuracy after the last round in percent, one seed: read rows together, not one by one. Clients have 1, 4 and 16
-thousand parameters.
+Every experiment of configs/demo/fedmoe-digits at the rates that its file names (chosen there, not anew in each row;
+fedavg-random at fedavg's); test accuracy after the last round in percent, mean over two seeds; of `alone`, where no
+server learns, the clients' own on their own parts. Clients have 1, 4 and 16 thousand parameters. The second table asks
+the two presets how far their routed experts are apart, and how much better their server is than with a flat gate over
+the experts it ends with, and than the control whose gate was uniform all along; ± is the standard deviation over seeds
+of the paired difference.
 """
 
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from grid import run, served, variant
+from grid import logs, run, variant
 
 from fedexperts import config as door
 from fedexperts.config import Config
+from fedexperts.metrics import Routing, last, mean_sd, routing
 
-SEEDS = (0,)
-EXPERIMENTS = ("cent-moe", "fedavg", "fedavg-tuned", "fedprox", "fedmix", "fedjets", "fedmoe-letter", "fedmoe")
+SEEDS = (0, 1)
+EXPERIMENTS = (
+    "alone", "cent-moe", "fedavg-random", "fedavg", "fedavg-tuned", "fedprox", "fedmix", "fedjets", "copies",
+    "uniform-gate", "fedmoe-letter", "fedmoe",
+)  # fmt: skip
+OTHER = {"fedavg-random": ["learning.rate=0.01"]}  # as fedavg: at its own, 0.1, networks of 4 K do not learn
 WIDTHS = {3: "1 K", 8: "4 K", 22: "16 K"}
-SETTINGS = [(scanners, clients, width) for scanners in (1, 4) for clients in (5, 20) for width in WIDTHS]
+Setting = tuple[int, int, int]  # scanners, clients, width
+SETTINGS = [(scanners, clients, width) for scanners in (4, 1) for clients in (5, 20) for width in WIDTHS]
 
 
-def name(experiment: str, setting: tuple[int, int, int]) -> str:
+def name(experiment: str, setting: Setting) -> str:
     scanners, clients, width = setting
     return f"{experiment}-{scanners}-scanners-{clients}-clients-width-{width}"
 
 
 def experiments() -> Iterator[Config]:
-    for experiment in EXPERIMENTS:
-        base = door.load(f"configs/demo/fedmoe-digits/{experiment}.toml")
-        for setting in SETTINGS:
-            scanners, clients, width = setting
-            data = {"data.scanners": scanners, "data.clients": clients, "model.width": width}
-            yield variant(base, name(experiment, setting), data | {"run.evaluate_every": 40})
+    bases = {e: door.load(f"configs/demo/fedmoe-digits/{e}.toml", OTHER.get(e, ())) for e in EXPERIMENTS}
+    for setting in SETTINGS:
+        scanners, clients, width = setting
+        data = {"data.scanners": scanners, "data.clients": clients, "model.width": width, "run.evaluate_every": 40}
+        for experiment, base in bases.items():
+            yield variant(base, name(experiment, setting), data)
+
+
+def accuracy(out: Path, experiment: str, setting: Setting) -> list[float]:
+    """A value a seed."""
+    scores = [last(*log) for log in logs(out, name(experiment, setting), SEEDS)]
+    return [score.mean if experiment == "alone" else score.server for score in scores]
+
+
+def parts(out: Path, experiment: str, setting: Setting) -> list[Routing]:
+    """What the server's mixture does without its parts, a value a seed."""
+    found = [routing(server) for _, server in logs(out, name(experiment, setting), SEEDS)]
+    return [each for each in found if each]
+
+
+def ahead(these: list[float], those: list[float]) -> str:
+    """Difference in points, paired by seed: mean and standard deviation."""
+    mean, sd = mean_sd([a - b for a, b in zip(these, those, strict=True)])
+    return f"{mean:+.1f} ± {sd:.1f}"
+
+
+def routed(out: Path, setting: Setting) -> Iterator[str]:
+    """Of each preset: experts apart, and what routing adds over a flat gate and over the control."""
+    control = accuracy(out, "uniform-gate", setting)
+    for preset in ("fedmoe-letter", "fedmoe"):
+        found = parts(out, preset, setting)
+        yield f"{statistics.fmean(each.apart for each in found):.4f}"
+        yield ahead([each.top for each in found], [each.uniform for each in found])
+        yield ahead(accuracy(out, preset, setting), control)
+
+
+def tables(out: Path) -> Iterator[str]:
+    yield f"| digits | clients | weights | {' | '.join(EXPERIMENTS)} |\n|{'---|' * (3 + len(EXPERIMENTS))}"
+    for setting in SETTINGS:
+        found = (f"{statistics.fmean(accuracy(out, experiment, setting)):.1f}" for experiment in EXPERIMENTS)
+        yield row(setting, found)
+    shown = ("experts apart", "over a flat gate", "over uniform-gate")
+    heads = [f"{preset}: {what}" for preset in ("letter", "strong") for what in shown]
+    yield f"\n| digits | clients | weights | {' | '.join(heads)} |\n|{'---|' * (3 + len(heads))}"
+    for setting in SETTINGS:
+        yield row(setting, routed(out, setting))
+
+
+def row(setting: Setting, cells: Iterator[str]) -> str:
+    scanners, clients, width = setting
+    digits = "plain" if scanners == 1 else f"{scanners} scanners"
+    return f"| {digits} | {clients} | {WIDTHS[width]} | {' | '.join(cells)} |"
 
 
 def main() -> None:
     out = run(list(experiments()), SEEDS, __doc__ or "", Path("runs/mixtures"))
-    print(f"| digits | clients | weights | {' | '.join(EXPERIMENTS)} |\n|{'---|' * (3 + len(EXPERIMENTS))}")
-    for setting in SETTINGS:
-        scanners, clients, width = setting
-        found = [statistics.fmean(test for _, test in served(out, name(e, setting), SEEDS)) for e in EXPERIMENTS]
-        digits = "plain" if scanners == 1 else f"{scanners} scanners"
-        cells = " | ".join(f"{value:.1f}" for value in found)
-        print(f"| {digits} | {clients} | {WIDTHS[width]} | {cells} |")
+    print("\n".join(tables(out)))
 
 
 if __name__ == "__main__":

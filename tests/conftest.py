@@ -201,19 +201,28 @@ def tiny(case: Case, **sections: dict[str, Any]) -> Config:
     return resolve([(base, "tiny"), (sections, "test")])
 
 
+REAL_MODELS = {
+    "prompted": {"name": "prompted-clip", "context": 4},
+    "probe": {"name": "linear-probe"},
+    "network": {"name": "compact-cnn", "width": 2},
+}
+
+
 def digits(case: Case, **sections: dict[str, Any]) -> Config:
-    """A case on real digits behind the tiny CLIP. Data and seed are left alone, so features are computed once."""
-    model = {"name": "prompted-clip", "context": 4} if case.model == "prompted" else {"name": "linear-probe"}
+    """A case on real digits: behind the tiny CLIP, whose features are computed once as data and seed are left alone, or
+    in a network of the demo's kind.
+    """
     base = {
         "name": "digits",
-        "data": {"name": "digits-scanners", "clients": 5, "scanners": 4, "shots": 2},
-        "model": model,
+        "data": {"name": "digits-scanners", "clients": 5, "scanners": 4, "shots": 2, "reserve": case.reserve},
+        "model": REAL_MODELS[case.model],
         "method": case.method,
-        "learning": {"epochs": 1, "batch": 6, "rate": 0.05 if case.model == "prompted" else 0.01} | case.learning,
+        "learning": {"epochs": 1, "batch": 6, "rate": 0.01 if case.model == "probe" else 0.05} | case.learning,
         "run": {"rounds": 2},
-    }
-    wide = {} if "width" not in case.method else {"method": {"width": 64, "heads": 4}}
-    return resolve([(base, "digits"), (wide, "digits"), (sections, "test")])
+    } | ({} if case.mixture is None else {"mixture": case.mixture})
+    wide = {"width": 64, "heads": 4} if "width" in case.method else {}
+    calm = {"gate_rate": 0.001} if "gate_rate" in case.method else {}  # while experts are alike, gradients are rounding
+    return resolve([(base, "digits"), ({"method": wide | calm}, "digits"), (sections, "test")])
 
 
 # ---- engines

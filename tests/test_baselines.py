@@ -100,7 +100,7 @@ def test_every_round_is_tuned_with_batches_of_its_own():
 @pytest.mark.parametrize("method", ["central", "fedavg-tuned"])
 def test_without_a_reserve_set_it_is_said_what_to_type(method):
     without = tiny(replace(CASES[method], reserve=0))
-    with pytest.raises(ValueError, match=r"trains on a reserve set, and there is none; right would be data.reserve"):
+    with pytest.raises(ValueError, match=r"needs a reserve set, and there is none; right would be data.reserve"):
         parts(without)
 
 

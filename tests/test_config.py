@@ -171,6 +171,14 @@ def test_the_experiments_of_fed_moe_differ_in_their_method_alone_and_are_tuned_a
         assert config.values["run"] == shared["run"] | {"judged_by": judge, "rounds": rounds}, name
 
 
+def test_a_shipped_experiment_stands_at_one_of_the_values_that_it_tries():
+    """Benchmarks run it as it stands, untuned."""
+    for path, _ in door.shipped():
+        for key, tried in (config := load(path)).tune.items():
+            section, _, name = key.partition(".")
+            assert config.values[section][name] in tried, f"{path}: {key}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", ["fedmoe-digits", "fedmoe-reviews"])
 def test_every_experiment_of_fed_moe_is_whole(folder):
@@ -197,7 +205,7 @@ MIXTURE = Path("configs/demo/fedmoe-digits/fedmoe.toml")
     [
         ("gate.name=resnet18", 'gate.name = "resnet18" is shown inputs .* that are not those of the experts'),
         ("model.name=prompted-clip", "start.epochs: PromptedClip has a start of its own"),
-        ("data.reserve=0", "start.epochs trains on the reserve set, and there is none"),
+        ("data.reserve=0", "start.epochs needs a reserve set, and there is none"),
     ],
 )
 def test_parts_of_a_mixture_that_do_not_fit_are_refused_before_anything_is_trained(setting, says):

@@ -35,17 +35,22 @@ from conftest import (
     carry_out,
     job_and_engine,
     left_behind,
+    pixels,
     same_bits,
     server,
     tiny,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedexperts.config import ConfigError
 from fedexperts.engine import Engine
+from fedexperts.learn import Local
 from fedexperts.loop import NobodyLeftError, evaluate
 from fedexperts.message import Order, Reply
-from fedexperts.method import Method, Upload
+from fedexperts.method import Method, Model, Sent, Upload
+from fedexperts.methods.fedavg import FedAvg
+from fedexperts.models import Built
+from fedexperts.models.network import Network, seeded
 from fedexperts.private import Private
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import Tensors, pack, under, unpack
@@ -111,6 +116,51 @@ def test_a_refused_client_keeps_its_place_in_the_pool(tmp_path: Path) -> None:
     refused = carry_out(two, tmp_path / "two", spoil_b(with_value(torch.nan)))
     before, after = under(server(one), "pool"), under(server(refused), "pool")
     assert {name for name in before if torch.equal(before[name], after[name])} == {"b"}
+
+
+@dataclass(frozen=True)
+class FlatNorm:
+    """A model with a batch norm over features, of which a batch of one has one value each: it cannot train on that."""
+
+    def build(self, classes: tuple[str, ...], seed: int) -> Built:
+        def make() -> nn.Module:
+            return nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.BatchNorm1d(8), nn.Linear(8, len(classes)))
+
+        return Built(Network(seeded(make, seed), classes), pixels, "")
+
+
+def test_a_client_that_cannot_train_says_why_and_the_round_goes_on(tmp_path: Path) -> None:
+    """Client e has one example, and no batch of five leaves one of another client's."""
+    config = tiny(CASES["fedavg"], run=FULL, learning={"batch": 5}, model={"name": "test_faults:FlatNorm"})
+    folder = carry_out(config, tmp_path / "run")
+    for row in folder.rows("rounds.jsonl"):
+        assert row["trained"].keys() == {*"abcd"}
+        assert row["refused"].keys() == {"e"}
+        assert re.search("training failed: batch norm .* of one .*right would be.*batch", row["refused"]["e"])
+
+
+class Fragile(FedAvg):
+    """FedAvg that sends client b what no client can compute with."""
+
+    def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
+        sent = super().send(server, clients, round, seed)
+        return {c: Sent(s.tensors | {"scale": torch.full((1, 1), -1.0 if c == "b" else 1.0)}) for c, s in sent.items()}
+
+    def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:
+        return Local(under(sent, "global"), {"scale": sent["scale"]})
+
+    def penalty(self, local: Local) -> Tensor:
+        return torch.linalg.cholesky(local.fixed["scale"]).sum()
+
+
+def test_a_client_that_fails_among_others_fails_alone(tmp_path: Path) -> None:
+    """Whoever was computed with it is as if it had trained by itself."""
+    case = Case({"name": "test_faults:Fragile"})
+    many = carry_out(tiny(case, run=FULL, engine={"together": 5}), tmp_path / "many")
+    row = many.rows("rounds.jsonl")[0]
+    assert row["trained"].keys() == {*"acde"}
+    assert row["refused"]["b"].startswith("training failed: linalg.cholesky: ")
+    assert same_bits(server(many), server(carry_out(tiny(case, run=FULL), tmp_path / "one")))
 
 
 def test_a_client_that_is_gone_is_said_to_be(tmp_path: Path) -> None:

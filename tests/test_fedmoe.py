@@ -32,7 +32,7 @@ from fedexperts.method import Given, Model, Upload
 from fedexperts.methods import FedAvg
 from fedexperts.methods.fedmoe import FedMoE, _clusters
 from fedexperts.models import Mixture
-from fedexperts.tensors import Tensors, rng, shapes, size, under
+from fedexperts.tensors import Tensors, count, rng, shapes, size, under
 
 MOE = {name: case for name, case in CASES.items() if case.method["name"] == "fedmoe"}
 every_moe = pytest.mark.parametrize("case", MOE.values(), ids=MOE)
@@ -431,8 +431,11 @@ def test_a_client_gets_one_model_a_round_and_sends_one(case: Case, tmp_path: Pat
     job, _ = job_and_engine(tiny(case), tmp_path / "private")
     model: Model = job.model.expert  # type: ignore[attr-defined]
     one = size(model.initial)
-    for facts in (facts for row in rows for facts in row["trained"].values()):
-        assert facts["bytes_down"] <= one == facts["bytes_up"]
+    for row in rows:
+        for client, facts in row["trained"].items():
+            got = [o.tensors for o in orders if (o.round, o.client) == (row["round"], client) and o.task != "predict"]
+            assert facts["bytes_down"] == sum(map(size, got)) <= one == facts["bytes_up"]
+            assert facts["parameters_down"] == sum(map(count, got))
     for order in orders:
         if order.tensors:
             (prefix,) = {name.split(".")[0] for name in order.tensors}
@@ -465,12 +468,16 @@ def test_absorbing_is_measured_before_and_after(tmp_path: Path) -> None:
 
 @every_moe
 def test_the_server_is_examined_on_everybodys_examples(case: Case, remembered: Remembered, tmp_path: Path) -> None:
-    """Its own predictor, on all clients' test and validation parts in one, and how large it and a client are."""
+    """Its own predictor, on all clients' test and validation parts in one, and how large it and its clients are."""
     folder = remembered(tiny(case))
     job, engine = job_and_engine(tiny(case), tmp_path)
     found, row = folder.load(), folder.rows("server.jsonl")[-1]
     assert found is not None
-    assert (row["server_bytes"], row["client_bytes"]) == (size(found[1]), size(job.model.expert.initial))  # type: ignore
+    assert (row["server_parameters"], row["server_bytes"]) == (count(found[1]), size(found[1]))
+    one = job.model.expert.initial  # type: ignore[attr-defined]
+    for facts in folder.rows("rounds.jsonl")[-1]["trained"].values():
+        assert (facts["parameters"], facts["bytes"]) == (count(one), size(one))
+        assert (facts["parameters_up"], facts["bytes_up"]) == (count(one), size(one))
     for part in ("valid", "test"):
         several = [getattr(site, part) for site in engine.sites.values()]
         answers = [job.model.predict(found[1], each.x[:, 0]).argmax(-1) for each in several]  # type: ignore
@@ -480,8 +487,8 @@ def test_the_server_is_examined_on_everybodys_examples(case: Case, remembered: R
 
 def test_a_server_without_a_predictor_of_its_own_says_how_large_it_is(remembered: Remembered) -> None:
     for row in remembered(tiny(CASES["fedavg"])).rows("server.jsonl"):
-        assert row.keys() == {"round", "server_bytes", "client_bytes"}
-        assert row["server_bytes"] == row["client_bytes"] == 2 * 4 * 4
+        assert row.keys() == {"round", "server_parameters", "server_bytes"}
+        assert (row["server_parameters"], row["server_bytes"]) == (2 * 4, 2 * 4 * 4)
 
 
 def test_a_client_whose_disk_is_lost_begins_afresh(tmp_path: Path) -> None:
@@ -512,9 +519,13 @@ def test_the_common_start_is_learnt_from_the_reserve_set_and_everybodys(tmp_path
 
 
 WRONG: dict[str, tuple[Case, dict[str, Any], str]] = {
-    "no reserve": (replace(MOE["fedmoe"], reserve=0), {}, r"reserve set; right would be data.reserve = 10"),
+    "no reserve": (
+        replace(MOE["fedmoe"], reserve=0),
+        {},
+        r"needs a reserve set, and there is none; right would be data.reserve",
+    ),
     "no mixture": (replace(MOE["fedmoe"], mixture=None), {}, r"needs a mixture; right would be a section \[mixture\]"),
-    "no reserve to start from": (CASES["fedavg-norm"], {"start": {"epochs": 1}}, "start.epochs trains on the reserve"),
+    "no reserve to start from": (CASES["fedavg-norm"], {"start": {"epochs": 1}}, "start.epochs needs a reserve set"),
     "no start but its own": (
         replace(CASES["fedavg"], reserve=2),
         {"start": {"epochs": 1}},
@@ -535,5 +546,5 @@ def test_more_experts_cannot_answer_than_there_are() -> None:
 
 
 def test_a_method_is_asked_before_anything_is_computed() -> None:
-    with pytest.raises(ValueError, match="fedmoe needs a mixture"):
+    with pytest.raises(ValueError, match="needs a mixture"):
         parts(tiny(replace(MOE["fedmoe"], mixture=None)))

@@ -38,7 +38,7 @@ from fedexperts.rundir import RunDir
 from fedexperts.tensors import Tensors, pack, unpack
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-REAL = ("fedavg", "alone-probe", "nearest")  # on real digits too
+REAL = ("fedavg", "alone-probe", "nearest", "fedmoe-next")  # on real digits too
 worlds = [pytest.param(tiny, case, id=name) for name, case in CASES.items()]
 worlds += [pytest.param(digits, CASES[name], id=f"digits-{name}") for name in REAL]
 every_world = pytest.mark.parametrize(("world", "case"), worlds)

@@ -121,7 +121,7 @@ def with_rows(experiment, name, by_seed, **settings):
 def test_the_table_says_what_the_rows_say(study, experiments):
     table = report.tables(experiments)[0]
     for row, name in enumerate(EXPERIMENTS):
-        means, spreads, worst, pooled, down, up = [], [], [], [], [], []
+        means, spreads, worst, pooled = [], [], [], []
         for seed in SEEDS:
             path = study / name / f"seed-{seed}"
             last = [r for r in logged(path, "clients.jsonl") if r["round"] == 2]
@@ -131,8 +131,6 @@ def test_the_table_says_what_the_rows_say(study, experiments):
             spreads.append(statistics.pstdev(local))
             worst.append(min(local))
             pooled.append(100 * sum(r["test_global_correct"] for r in last) / sum(r["test_examples"] for r in last))
-            down.append(statistics.fmean(r["bytes_down"] for r in logged(path, "rounds.jsonl")))
-            up.append(statistics.fmean(r["bytes_up"] for r in logged(path, "rounds.jsonl")))
         found = cells(table, row)
         assert found["experiment"] == name
         assert found["local"] == f"{statistics.fmean(means):.1f}"
@@ -140,8 +138,6 @@ def test_the_table_says_what_the_rows_say(study, experiments):
         assert found["sd clients"] == f"{statistics.fmean(spreads):.1f}"
         assert found["worst client"] == f"{statistics.fmean(worst):.1f}"
         assert found["server"] == ("-" if name == "coop-alone" else f"{statistics.fmean(pooled):.1f}")
-        assert found["kB down"] == f"{statistics.fmean(down) / 1000:.1f}"
-        assert found["kB up"] == f"{statistics.fmean(up) / 1000:.1f}"
 
 
 def test_the_best_round_is_chosen_on_validation_data_and_never_on_test_data(experiments):
@@ -152,20 +148,38 @@ def test_the_best_round_is_chosen_on_validation_data_and_never_on_test_data(expe
     assert line["sd seeds"] == "1 seed"
 
 
-def test_costs_are_a_client_and_round_in_thousands_of_bytes_and_a_run_in_seconds(experiments):
+def test_what_is_held_and_sent_is_a_mean_over_rounds_and_seeds_and_seconds_are_a_runs(experiments):
     logs = ([(10_000, 2_000, 3), (30_000, 2_600, 4)], [(40_000, 4_000, 25)])
     runs = {
         seed: replace(
             experiments[0].runs[seed],
             rounds=[
-                {"bytes_down": down, "bytes_up": up, "seconds": seconds, "round": i, "refused": {}, "trained": {}}
+                {"bytes_down": down, "parameters_down": down // 4, "bytes_up": up, "parameters_up": up // 4,
+                 "seconds": seconds, "round": i, "refused": {}, "trained": {"c": {"bytes": 800 * i, "parameters": 200}}}
                 for i, (down, up, seconds) in enumerate(log, 1)
             ],
+            server=[{"round": 0, "server_bytes": 1}, {"round": 2, "server_bytes": 4e6, "server_parameters": 1e6}],
         )
         for seed, log in enumerate(logs)
-    }
-    line = cells(report.tables([report.Experiment("x", runs)])[0], 0)
-    assert (line["kB down"], line["kB up"], line["sec- onds"]) == ("30.0", "3.1", "16")
+    }  # fmt: skip
+    accuracy, held, *_ = report.tables([report.Experiment("x", runs)])
+    assert cells(accuracy, 0)["sec- onds"] == "16"
+    line = cells(held, 0)
+    assert (line["client params"], line["client bytes"]) == ("200", "1k")
+    assert (line["down params"], line["down bytes"]) == ("7.5k", "30k")
+    assert (line["up params"], line["up bytes"]) == ("788", "3.15k")
+    assert (line["server params"], line["server bytes"]) == ("1M", "4M")
+
+
+def test_what_a_log_does_not_say_has_no_size(experiments):
+    """Runs of before parameters were counted."""
+    old = replace(
+        experiments[0].first,
+        rounds=[{"bytes_down": 8, "bytes_up": 8, "seconds": 1, "round": 1, "refused": {}, "trained": {"c": {}}}],
+        server=[],
+    )
+    line = cells(report.tables([report.Experiment("x", {0: old})])[1], 0)
+    assert [line[who] for who in ("client bytes", "down params", "down bytes", "server params")] == ["-", "-", "8", "-"]
 
 
 def test_without_validation_examples_there_is_no_best_round(experiments):
@@ -182,7 +196,7 @@ def test_the_footer_says_chance_and_that_nothing_is_the_best_test_round(experime
 
 
 def test_every_column_fits_a_terminal_of_80_letters(experiments):
-    lines = printed(report.tables(experiments)[:1], 80).splitlines()
+    lines = printed(report.tables(experiments)[:2], 80).splitlines()
     assert any("sec-" in line for line in lines)
     assert max(map(len, lines)) <= 80
     assert "…" not in "".join(lines)
@@ -192,7 +206,7 @@ def test_a_run_of_zero_rounds_is_a_finished_one(tmp_path):
     make(tmp_path / "run", CASES["alone"], name="zero-shot", run={"rounds": 0})
     found = report.collect([tmp_path])
     line = cells(report.tables(found)[0], 0)
-    assert (line["at round"], line["kB down"], line["sec- onds"]) == ("0", "0.0", "0.0")
+    assert (line["at round"], line["sec- onds"]) == ("0", "0.0")
     report.write_html(found, tmp_path / "report.html")
 
 
@@ -219,7 +233,7 @@ def test_a_difference_is_paired_by_seed_and_client(study, experiments):
             for name in ("mixture", "gate-alone")
         }
         differences.append([last["mixture"][c] - last["gate-alone"][c] for c in sorted(COUNTS)])
-    line = cells(report.tables(experiments)[1], 0)
+    line = cells(report.tables(experiments)[2], 0)
     means = [statistics.fmean(d) for d in differences]
     every = [d for ds in differences for d in ds]
     assert line["experiment"] == "mixture"
@@ -271,18 +285,18 @@ def test_only_the_same_experiment_without_experts_is_its_control(experiments):
     mixture, alone, _ = experiments
     data = {seed: run.clients for seed, run in alone.finished.items()}
     other = with_rows(alone, "other-gate", data, method__lam=2.0)
-    table = report.tables([mixture, other])[1]
+    table = report.tables([mixture, other])[2]
     assert not table.rows
     assert "they do not tell whether the experts add anything" in " ".join(printed([table]).split())
     free = report.Experiment("tuned", {s: replace(r, tuned=frozenset({"method.lam"})) for s, r in other.runs.items()})
-    assert len(report.tables([mixture, free])[1].rows) == 1, "what was tuned for each alike may differ"
+    assert len(report.tables([mixture, free])[2].rows) == 1, "what was tuned for each alike may differ"
 
 
 def test_a_linear_probe_and_experts_by_chance_are_controls_too(experiments):
     mixture, alone, coop = experiments
     probe = with_rows(coop, "probe", coop.rows, model__name="linear-probe")
     chance = with_rows(mixture, "chance", mixture.rows, method__select="random")
-    lines = [cells(report.tables([mixture, alone, probe, chance])[1], i) for i in range(5)]
+    lines = [cells(report.tables([mixture, alone, probe, chance])[2], i) for i in range(5)]
     assert [(line["experiment"], line["against"]) for line in lines] == [
         ("mixture", "gate-alone (gate alone)"),
         ("mixture", "chance (random experts)"),
@@ -292,8 +306,8 @@ def test_a_linear_probe_and_experts_by_chance_are_controls_too(experiments):
     ]
 
 
-def test_without_an_experiment_with_experts_there_is_one_table(experiments):
-    assert len(report.tables(experiments[1:])) == 1
+def test_without_an_experiment_with_experts_there_is_no_table_of_what_they_add(experiments):
+    assert [table.title for table in report.tables(experiments[1:])] == ["Accuracy in percent", "What is held and sent"]
 
 
 def test_the_headline_ranks_and_says_the_noise(experiments):
@@ -309,7 +323,7 @@ def test_experiments_on_different_data_are_not_ranked(experiments):
     other = with_rows(experiments[1], "other", {0: rows([[5]])}, data__name="other-data")
     assert "not ranked" in claims.headline([first, other])[0]
     assert "do not have the same data" in printed(report.tables([first, other]))
-    assert not report.tables([first, other])[1].rows
+    assert not report.tables([first, other])[2].rows
 
 
 # ---- which runs
@@ -551,7 +565,7 @@ AVERAGING = {"method__name": "fedavg"}
 def row_of_server(round, right, **facts):
     """The server has so many of 100 test examples right, and of 100 validation examples."""
     part = {"test_correct": right, "test_examples": 100, "valid_correct": right, "valid_examples": 100}
-    return {"round": round, "server_bytes": 16_700, "client_bytes": 2_984} | part | facts
+    return {"round": round, "server_bytes": 16_700} | part | facts
 
 
 def with_server(experiment, name, by_seed, judged_by="server", **settings):
@@ -580,11 +594,10 @@ def test_a_server_with_a_predictor_of_its_own_is_scored_by_it(experiments):
     assert list(by_server)[1] == "server"
 
 
-def test_where_the_server_judges_the_table_leads_with_it_and_says_what_it_holds(experiments):
+def test_where_the_server_judges_the_table_leads_with_it(experiments):
     x = with_server(experiments[0], "x", {s: [row_of_server(0, right)] for s, right in enumerate((40, 42))})
     line = cells(report.tables([x])[0], 0)
     assert (line["server"], line["sd seeds"], line["local"]) == ("41.0", "1.4 (2)", "10.0")
-    assert (line["client bytes"], line["server bytes"]) == ("2.98k", "16.7k")
     assert claims.headline([x])[0].startswith("x, 41.0 % on average over 2 seeds")
 
 

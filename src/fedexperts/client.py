@@ -16,7 +16,7 @@ from .learn import Examples, Learning, Local, fit, predict
 from .message import Order, Reply
 from .method import Facts, Given, Method, Model
 from .private import Private
-from .tensors import Tensors, rng, shapes
+from .tensors import Tensors, count, rng, shapes, size
 
 T = TypeVar("T")
 
@@ -64,9 +64,7 @@ Pair = tuple[Client, Order]
 
 def _train(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
     starts = [_start(job, client, order) for client, order in pairs]
-    return _together(
-        job, starts, lambda chosen: _train_alike(job, [pairs[i] for i in chosen], [starts[i] for i in chosen])
-    )
+    return _together(job, starts, lambda chosen: _attempt(job, [pairs[i] for i in chosen], [starts[i] for i in chosen]))
 
 
 def _start(job: Job, client: Client, order: Order) -> Local:
@@ -74,9 +72,24 @@ def _start(job: Job, client: Client, order: Order) -> Local:
     return job.method.start(job.model, order.tensors, own, rng(job.seed, "start", order.round, client.name))
 
 
-def _train_alike(job: Job, pairs: Sequence[Pair], starts: Sequence[Local]) -> list[Reply]:
+def _attempt(job: Job, pairs: Sequence[Pair], starts: Sequence[Local]) -> list[Reply]:
+    """Train clients together; where that fails, one by one, and who fails alone says why: the others' round goes on."""
+    try:
+        trained, losses = _fit(job, pairs, starts)
+    except (ValueError, RuntimeError) as error:
+        if len(pairs) > 1:
+            return [r for pair, start in zip(pairs, starts, strict=True) for r in _attempt(job, [pair], [start])]
+        ((client, order),) = pairs
+        return [Reply(client.name, order.round, "train", error=f"training failed: {error}")]
+    return [
+        _finish(job, client, order, Local(after, start.fixed), loss)
+        for (client, order), start, after, loss in zip(pairs, starts, trained, losses, strict=True)
+    ]
+
+
+def _fit(job: Job, pairs: Sequence[Pair], starts: Sequence[Local]) -> tuple[list[Tensors], list[float]]:
     method = job.method
-    trained, losses = fit(
+    return fit(
         lambda local, x: method.step(job.model, local, x),
         method.penalty,
         starts,
@@ -87,10 +100,6 @@ def _train_alike(job: Job, pairs: Sequence[Pair], starts: Sequence[Local]) -> li
         job.learning.factor(pairs[0][1].round, job.rounds),
         method.moves(job.model),
     )
-    return [
-        _finish(job, client, order, Local(after, start.fixed), loss)
-        for (client, order), start, after, loss in zip(pairs, starts, trained, losses, strict=True)
-    ]
 
 
 def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -> Reply:
@@ -104,7 +113,8 @@ def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -
     leaves = seal(finished.leaves | said, job.method.uploads(job.model), client.name)
     if finished.stays:
         client.private.save(client.name, order.round, finished.stays)
-    return Reply(client.name, order.round, "train", leaves, len(client.train), {"loss": loss})
+    facts: Facts = {"loss": loss, "parameters": count(local.trained), "bytes": size(local.trained)}
+    return Reply(client.name, order.round, "train", leaves, len(client.train), facts)
 
 
 def seal(leaves: Tensors, uploads: frozenset[str], client: str) -> Tensors:
@@ -163,12 +173,12 @@ class Right(NamedTuple):
 def _right(job: Job, states: Sequence[Local], clients: Sequence[Client]) -> list[Right]:
     """Of each client, asked with a state of its own; both parts in one pass, as a text encoder costs most."""
 
-    def count(chosen: Sequence[int]) -> list[Right]:
+    def ask(chosen: Sequence[int]) -> list[Right]:
         inputs = [torch.cat([part.x[:, 0] for part in (clients[i].valid, clients[i].test)]) for i in chosen]
         logits = predict(lambda local, x: job.method.logits(job.model, local, x), [states[i] for i in chosen], inputs)
         return [_counted(out.argmax(-1), clients[i]) for out, i in zip(logits, chosen, strict=True)]
 
-    return _together(job, states, count)
+    return _together(job, states, ask)
 
 
 def _counted(answers: Tensor, client: Client) -> Right:

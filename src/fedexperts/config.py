@@ -30,7 +30,7 @@ from .data import DATA, Federation, features
 from .engine import Engine, InProcess
 from .learn import Examples, Learning
 from .loop import Schedule
-from .method import Method, Model, taught
+from .method import Method, Model, needs_reserve, taught
 from .methods import METHODS
 from .models import MODELS, Built, Mixture
 from .private import Private
@@ -387,8 +387,7 @@ def _started(config: Config, model: Model, reserve: Examples) -> Model:
 
 
 def _check_start(model: Model, federation: Federation) -> None:
-    if not len(federation.reserve):
-        raise ValueError("start.epochs trains on the reserve set, and there is none; right would be data.reserve = 10")
+    needs_reserve(len(federation.reserve), "start.epochs")
     if not hasattr(model, "starting"):
         raise ValueError(
             f"start.epochs: {type(model).__name__} has a start of its own; right would be start.epochs = 0"

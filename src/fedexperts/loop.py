@@ -5,7 +5,7 @@ It knows the method's functions and the engine's two, and neither what is learne
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,10 +16,10 @@ from torch.linalg import vector_norm
 from .client import Job
 from .engine import Engine
 from .message import Order, Reply, Task, admit
-from .method import Facts, Sent, Upload
+from .method import Sent, Upload
 from .metrics import Row
 from .rundir import RunDir
-from .tensors import Tensors, packed_size, rng, size
+from .tensors import Tensors, count, packed_size, rng, size
 
 
 @dataclass(frozen=True)
@@ -68,19 +68,20 @@ def train(job: Job, engine: Engine, schedule: Schedule, folder: RunDir, server: 
     server = job.method.merge(job.given, server, uploads, round)
     back = job.method.give_back(server, uploads)
     absorbed = exchange(engine, {client: b.tensors for client, b in back.items()}, round, "absorb") if back else {}
-    down = {
-        client: size(s.tensors) + (size(back[client].tensors) if client in back else 0) for client, s in sent.items()
-    }
+    down = {client: _carried("down", *(each[client] for each in (sent, back) if client in each)) for client in sent}
+    up = {upload.client: _carried("up", upload) for upload in uploads}
     row: Row = {
         "round": round,
         "seconds": time.monotonic() - began,
-        "bytes_down": sum(down.values()) / len(down),
-        "bytes_up": sum(size(u.tensors) for u in uploads) / len(uploads),
+        **_mean(down.values()),
+        **_mean(up.values()),
         "refused": refused,
         "trained": {
-            u.client: _trained(sent[u.client], replies[u.client], u, expected, down[u.client]) for u in uploads
+            u.client: replies[u.client].facts | sent[u.client].facts | down[u.client] | up[u.client]
+            | {"examples": u.examples, "moved": _moved(u, expected)}
+            for u in uploads
         },
-    }
+    }  # fmt: skip
     if back:
         row["absorbed"] = {client: reply.facts for client, reply in absorbed.items() if not reply.error}
     folder.log("rounds.jsonl", [row])
@@ -99,8 +100,7 @@ def evaluate(job: Job, engine: Engine, server: Tensors, round: int) -> list[Row]
 @torch.no_grad()
 def examine(job: Job, server: Tensors, round: int) -> Row:
     """What the server itself holds after `round` and, where a simulation has an exam for it, how well it does."""
-    client = size(job.method.expects(server, job.model))
-    row: Row = {"round": round, "server_bytes": size(server), "client_bytes": client}
+    row: Row = {"round": round, "server_parameters": count(server), "server_bytes": size(server)}
     for part, examples in job.exam.items():
         logits = job.method.serve(job.model, server, examples.x[:, 0])
         if logits is not None:
@@ -146,9 +146,17 @@ def _nobody(round: int, refused: dict[str, str]) -> str:
     return f"round {round}: no client is left ({reasons}). The run stands at round {round - 1} and can be resumed."
 
 
-def _trained(sent: Sent, reply: Reply, upload: Upload, start: Tensors, down: int) -> Facts:
-    """A client's training as logged: its loss, the l2 distance of its upload to the global tensors, what it got."""
+def _carried(way: str, *messages: Sent | Upload) -> dict[str, int]:
+    """How much goes one way between the server and a client in a round."""
+    carried = [message.tensors for message in messages]
+    return {f"parameters_{way}": sum(map(count, carried)), f"bytes_{way}": sum(map(size, carried))}
+
+
+def _mean(found: Collection[dict[str, int]]) -> Row:
+    return {key: sum(each[key] for each in found) / len(found) for key in next(iter(found))}
+
+
+def _moved(upload: Upload, start: Tensors) -> float:
+    """l2 distance of an upload to the global tensors."""
     floating = [name for name in sorted(start) if start[name].is_floating_point()]  # others count steps
-    apart = [float(vector_norm(upload.tensors[name] - start[name], dtype=torch.float64)) for name in floating]
-    traffic: Facts = {"bytes_down": down, "bytes_up": size(upload.tensors)}
-    return reply.facts | sent.facts | traffic | {"examples": upload.examples, "moved": math.hypot(*apart)}
+    return math.hypot(*(float(vector_norm(upload.tensors[n] - start[n], dtype=torch.float64)) for n in floating))

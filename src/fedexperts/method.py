@@ -106,6 +106,19 @@ class MixtureModel(Model, Protocol):
         ...
 
 
+def as_mixture(model: Model) -> MixtureModel:
+    """The same model; ValueError, with what to type, if it is no mixture."""
+    if not isinstance(model, MixtureModel):
+        raise ValueError("this method needs a mixture; right would be a section [mixture] with experts = 4")
+    return model
+
+
+def needs_reserve(reserve: int, who: str = "this method") -> None:
+    """ValueError, with what to type, if the server has no reserve examples."""
+    if not reserve:
+        raise ValueError(f"{who} needs a reserve set, and there is none; right would be data.reserve = 10")
+
+
 def step(model: Model, tensors: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
     """Logits of a model in training, and the next values of its tensors that move by themselves."""
     if isinstance(model, MovingModel):

@@ -300,11 +300,22 @@ def received(round_rows: Sequence[Row]) -> Counter[tuple[str, str]]:
     )
 
 
-def traffic(round_rows: Sequence[Row]) -> tuple[float, float]:
-    """Bytes down and up of one client in one round, on average."""
-    if not round_rows:
-        return 0.0, 0.0
-    return statistics.fmean(r["bytes_down"] for r in round_rows), statistics.fmean(r["bytes_up"] for r in round_rows)
+def sizes(round_rows: Sequence[Row], server_rows: Sequence[Row]) -> dict[tuple[str, str], float]:
+    """Of "client" (what it trains), "down" and "up" (what one client is sent and sends in a round), and "server" (what
+    it holds at last) the "parameters" and "bytes"; means, without those of which the log says nothing.
+    """
+    trained = [facts for row in round_rows for facts in row["trained"].values()]
+    found = {
+        (who, what): [row[key] for row in rows if key in row]
+        for what in ("parameters", "bytes")
+        for who, rows, key in (
+            ("client", trained, what),
+            ("down", round_rows, f"{what}_down"),
+            ("up", round_rows, f"{what}_up"),
+            ("server", server_rows[-1:], f"server_{what}"),
+        )
+    }
+    return {key: statistics.fmean(values) for key, values in found.items() if values}
 
 
 def refusals(round_rows: Sequence[Row]) -> list[tuple[int, str, str]]:

@@ -212,6 +212,11 @@ def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], to
     return {name: (tuple(tensors[name].shape), tensors[name].dtype) for name in sorted(tensors)}
 
 
+def count(tensors: Mapping[str, Tensor]) -> int:
+    """Numbers in all tensors: parameters, and whatever else is among them."""
+    return sum(value.numel() for value in tensors.values())
+
+
 def size(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of the values alone."""
     return sum(value.numel() * value.element_size() for value in tensors.values())

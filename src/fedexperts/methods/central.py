@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from ..learn import Local
-from ..method import Finished, Given, Model, Sent, Upload, taught
+from ..method import Finished, Given, Model, Sent, Upload, needs_reserve, taught
 from ..tensors import Tensors, named, rng, under
 from .fedavg import Alone, FedAvg
 
@@ -27,7 +27,7 @@ class Central(Alone):
     rate: Annotated[float, Field(gt=0, description="learning rate of these passes")] = 0.003
 
     def fits(self, model: Model, reserve: int) -> None:
-        _reserved(reserve)
+        needs_reserve(reserve)
 
     def open(self, given: Given) -> Tensors:
         return named("global", _tuned(given, given.model.initial, self.epochs, self.rate, 0))
@@ -53,7 +53,7 @@ class FineTuned(FedAvg):
     ] = True
 
     def fits(self, model: Model, reserve: int) -> None:
-        _reserved(reserve)
+        needs_reserve(reserve)
 
     def publish(self, server: Tensors) -> Tensors:
         return named("global", under(server, "tuned")) or super().publish(server)
@@ -71,8 +71,3 @@ def _tuned(given: Given, tensors: Tensors, epochs: int, rate: float, round: int)
     """The model after some passes over the reserve set, with the clients' batches and optimiser."""
     learning = replace(given.learning, epochs=epochs, rate=rate)
     return taught(given.model, tensors, given.reserve, learning, rng(given.seed, "reserve", round))
-
-
-def _reserved(reserve: int) -> None:
-    if not reserve:
-        raise ValueError("this method trains on a reserve set, and there is none; right would be data.reserve = 10")

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..learn import Local
-from ..method import Finished, Given, Method, MixtureModel, Model, Sent, Upload, moving
+from ..method import Finished, Given, Method, MixtureModel, Model, Sent, Upload, as_mixture, moving
 from ..tensors import Tensors, mean, named, rng, under
 
 
@@ -32,7 +32,7 @@ class FedJETs(Method):
     experts: Annotated[int, Field(ge=1, description="n, routed experts that a client is sent and trains")] = 2
 
     def fits(self, model: Model, reserve: int) -> None:
-        mixture = _mixture(model)
+        mixture = as_mixture(model)
         if moving(mixture.expert) | moving(mixture.gate):
             raise ValueError('fedjets has no batch norm at its clients; right would be model.norm = "group"')
         if self.experts > (count := mixture.experts):
@@ -86,7 +86,7 @@ class FedJETs(Method):
 
     def logits(self, model: Model, local: Local, x: Tensor) -> Tensor:
         """log y(x) of the experts that are here, the gate's weights renormalised over them."""
-        mixture, tensors = _mixture(model), local.trained
+        mixture, tensors = as_mixture(model), local.trained
         if "chosen" not in local.fixed:
             return mixture.logits(tensors, x)
         routed = [mixture.expert.logits(under(tensors, f"expert.{place}"), x) for place in range(self.experts)]
@@ -95,19 +95,13 @@ class FedJETs(Method):
 
     def observe(self, model: Model, local: Local, x: Tensor) -> Tensors:
         """use [K]: how the gate weighs all experts, on average over what the client trained on."""
-        return {"use": _gate(_mixture(model), local.trained, x).softmax(-1).mean(0)}
+        return {"use": _gate(as_mixture(model), local.trained, x).softmax(-1).mean(0)}
 
     def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
         return Finished(stays={}, leaves=local.trained)
 
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
         return Local(under(sent, "global"))
-
-
-def _mixture(model: Model) -> MixtureModel:
-    if not isinstance(model, MixtureModel):
-        raise ValueError("fedjets needs a mixture; right would be a section [mixture] with experts = 4")
-    return model
 
 
 def _gate(mixture: MixtureModel, tensors: Tensors, x: Tensor) -> Tensor:

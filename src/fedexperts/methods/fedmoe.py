@@ -28,8 +28,10 @@ from ..method import (
     Model,
     Sent,
     Upload,
+    as_mixture,
     held,
     moving,
+    needs_reserve,
     proximal,
     step,
     taught,
@@ -81,18 +83,17 @@ class FedMoE(Method):
     tune_rate: Annotated[float, Field(gt=0, description="learning rate (Adam) of these passes")] = 0.001
 
     def fits(self, model: Model, reserve: int) -> None:
-        _mixture(model)
-        if not reserve:
-            raise ValueError("fedmoe fuses by what clients say of a reserve set; right would be data.reserve = 10, say")
+        as_mixture(model)
+        needs_reserve(reserve)
 
     def uploads(self, model: Model) -> frozenset[str]:
-        return frozenset(_mixture(model).expert.initial)
+        return frozenset(as_mixture(model).expert.initial)
 
     # ---- server
 
     def open(self, given: Given) -> Tensors:
         """The mixture at the common start; its gate random, or warmed up (spec: it must not start symmetric)."""
-        mixture = _mixture(given.model)
+        mixture = as_mixture(given.model)
         server = mixture.initial
         if self.warmup:
             clusters = _clusters(given.reserve.x[:, 0], mixture.experts, given.seed)
@@ -114,17 +115,16 @@ class FedMoE(Method):
         """One model at most a round: nothing to those who hold one or are given theirs after the round; a fresh blend,
         if it travels now; the published model to newcomers.
         """
-        newcomers = {} if self.blend == "same-round" else self.publish(server)
-        sent = dict.fromkeys(clients, Sent(newcomers))
-        for client in clients:
-            if f"relevance.{client}" in server:
-                fresh = named("blend", _blend(server, client)) if self.blend == "next-order" else {}
-                sent[client] = Sent(fresh)
+        sent, known = dict.fromkeys(clients, Sent({})), [c for c in clients if f"relevance.{c}" in server]
+        if self.blend == "next-order":
+            sent |= {client: Sent(named("blend", blend)) for client, blend in _blends(server, known).items()}
+        if self.blend != "same-round" and (newcomers := set(clients) - set(known)):
+            sent |= dict.fromkeys(newcomers, Sent(self.publish(server)))
         return sent
 
     def merge(self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int) -> Tensors:
         """Step B: T times relevance, experts, gate and alpha; then each client's shares of the experts, for step C."""
-        mixture, clients = _mixture(given.model), [upload.tensors for upload in uploads]
+        mixture, clients = as_mixture(given.model), [upload.tensors for upload in uploads]
         examples_m = torch.tensor([float(upload.examples) for upload in uploads])
         answers_mR = _right(mixture.expert, clients, given.reserve)
         for inner in range(self.inner):
@@ -142,16 +142,15 @@ class FedMoE(Method):
         """Step C: M_j <- lambda M_j + (1 - lambda) sum_k W^c[k, j] E_k, each to its own client."""
         if self.blend != "same-round":
             return {}
+        blends = _blends(server, [u.client for u in uploads])
         return {
-            u.client: Sent(
-                named("blend", mean([u.tensors, _blend(server, u.client)], [self.lam_client, 1 - self.lam_client]))
-            )
+            u.client: Sent(named("blend", mean([u.tensors, blends[u.client]], [self.lam_client, 1 - self.lam_client])))
             for u in uploads
         }
 
     def serve(self, model: Model, server: Tensors, x: Tensor) -> Tensor:
         """The main experts and the top-L routed ones, renormalised; all of them alike without routing."""
-        mixture = _mixture(model)
+        mixture = as_mixture(model)
         if self.gate == "trained":
             return mixture.predict(server, x)
         mains_MBC, routed_KBC = (mixture.answers(server, prefix, x) for prefix in ("main", "expert"))
@@ -159,7 +158,7 @@ class FedMoE(Method):
 
     def shows(self, model: Model, server: Tensors, x: Tensor, y: Tensor) -> Facts:
         """How well the mixture does without its parts, how its experts are used, and how far they are apart."""
-        mixture = _mixture(model)
+        mixture = as_mixture(model)
         mains_MBC, routed_KBC = (mixture.answers(server, prefix, x) for prefix in ("main", "expert"))
         weights_BK = self._weigh(mixture, server, x)
         use_KC = torch.zeros(mixture.experts, len(mixture.classes)).index_put_(
@@ -275,18 +274,18 @@ class FedMoE(Method):
         begun = Local.of(own).trained if own else under(sent, "global")
         if blend := under(sent, "blend"):
             begun = mean([begun, blend], [self.lam_client, 1 - self.lam_client]) if begun else blend
-        expert = _mixture(model).expert
+        expert = as_mixture(model).expert
         begun = begun or expert.initial
         return Local(begun, held(expert, begun) if self.mu else {})
 
     def logits(self, model: Model, local: Local, x: Tensor) -> Tensor:
-        return _mixture(model).expert.logits(local.trained, x)
+        return as_mixture(model).expert.logits(local.trained, x)
 
     def moves(self, model: Model) -> frozenset[str]:
-        return moving(_mixture(model).expert)
+        return moving(as_mixture(model).expert)
 
     def step(self, model: Model, local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
-        return step(_mixture(model).expert, local.trained, x)
+        return step(as_mixture(model).expert, local.trained, x)
 
     def penalty(self, local: Local) -> Tensor | float:
         return proximal(self.mu, local)
@@ -325,12 +324,6 @@ FedMoEStrong: type[FedMoE] = make_dataclass(
 )
 
 
-def _mixture(model: Model) -> MixtureModel:
-    if not isinstance(model, MixtureModel):
-        raise ValueError("fedmoe needs a mixture; right would be a section [mixture] with experts = 4")
-    return model
-
-
 def _names(server: Tensors, prefix: str) -> list[str]:
     """ "expert.0", "expert.1" .. as far as there are any."""
     numbers = {int(name.split(".")[1]) for name in server if name.startswith(prefix + ".")}
@@ -341,12 +334,14 @@ def _experts(server: Tensors, prefix: str) -> list[Tensors]:
     return [under(server, name) for name in _names(server, prefix)]
 
 
-def _blend(server: Tensors, client: str) -> Tensors:
-    """sum_k W^c[k, j] E_k, from the experts as they are now."""
+def _blends(server: Tensors, clients: Sequence[str]) -> dict[str, Tensors]:
+    """sum_k W^c[k, j] E_k of every client, from the experts as they are now, which are read once for all."""
+    if not clients:
+        return {}
     mains, routed = _experts(server, "main"), _experts(server, "expert")
     experts = [*([mean(mains, [1] * len(mains))] if mains else []), *routed]
-    (blend,) = combine(server[f"relevance.{client}"][None], experts)
-    return blend
+    shares_mE = torch.stack([server[f"relevance.{client}"] for client in clients])
+    return dict(zip(clients, combine(shares_mE, experts), strict=True))
 
 
 def _right(expert: Model, clients: Sequence[Tensors], reserve: Examples) -> Tensor:

@@ -48,7 +48,15 @@ class Network:
     def step(self, tensors: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
         """[B, C] in training mode, and the new values of the `moving` tensors; those given stay as they are."""
         moved = {name: tensors[name].detach().clone() for name in self.moving}  # these the module writes into
-        return functional_call(self._hollow.training, tensors | moved, (x,)), moved
+        try:
+            return functional_call(self._hollow.training, tensors | moved, (x,)), moved
+        except ValueError as error:
+            if not (self.moving and len(x) == 1):
+                raise
+            raise ValueError(
+                f"batch norm cannot train on a batch of one ({error}); right would be another learning.batch, which "
+                "leaves no batch of one, or group norm"
+            ) from None
 
 
 class _Hollow(local):

@@ -6,6 +6,7 @@ their seeds. What a run may be used for is decided here: one that is not finishe
 
 import json
 import os
+import statistics
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..metrics import Routing, Row, Score, best_valid, by_round, last, routing, validated
+from ..metrics import Routing, Row, Score, best_valid, by_round, last, routing, sizes, validated
 from ..rundir import RunDir
 
 Values = dict[str, dict[str, Any]]
@@ -102,6 +103,12 @@ class Experiment:
     def routing(self) -> dict[int, Routing]:
         """What the server's mixture and its parts do after the last round, by seed; none without a mixture."""
         return {seed: found for seed, run in self.finished.items() if (found := routing(run.server))}
+
+    @cached_property
+    def sizes(self) -> dict[tuple[str, str], float]:
+        """What is held and sent, as `metrics.sizes` names it: means over the runs that count."""
+        found = [sizes(run.rounds, run.server) for run in self.finished.values()]
+        return {key: statistics.fmean(each[key] for each in found if key in each) for key in set().union(*found)}
 
     @cached_property
     def clients(self) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.ticker import MaxNLocator
 
-from ..metrics import apart, curve, moved, received, server_curve, traffic, weights
+from ..metrics import apart, curve, moved, received, server_curve, weights
 from .claims import plural, shown
 from .collect import Experiment, judged_by_server
 from .ink import (
@@ -198,8 +198,7 @@ def _by_chance(names: Sequence[str], share: float) -> str:
 
 def _bytes(experiments: Sequence[Experiment]) -> Picture | None:
     """Kilobytes of a client and round."""
-    ways = [[traffic(run.rounds) for run in e.finished.values()] for e in experiments]
-    means = [[statistics.fmean(way) / 1000 for way in zip(*seeds, strict=True)] for seeds in ways]
+    means = [[e.sizes.get((way, "bytes"), 0.0) / 1000 for way in ("down", "up")] for e in experiments]
     if not any(map(any, means)):
         return None
     figure, axes = paper(0.9 + 0.55 * len(experiments))

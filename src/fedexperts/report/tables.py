@@ -12,26 +12,23 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..metrics import Score, mean_sd, traffic
+from ..metrics import Score, mean_sd
 from .claims import claims, has_experts, notes, shown, signed, unknown
 from .collect import Experiment, judged_by_server
 from .routing import ROUTING, columns, has_routing, sentences
 
 _NONE = "-"
 _BY_CLIENTS = (
-    "local", "sd\nseeds", "sd\nclients", "worst\nclient", "best\nvalid", "at\nround", "server",
-    "kB\ndown", "kB\nup", "sec-\nonds",
+    "local", "sd\nseeds", "sd\nclients", "worst\nclient", "best\nvalid", "at\nround", "server", "sec-\nonds",
 )  # fmt: skip
-_BY_SERVER = (
-    "server", "sd\nseeds", "local", "worst\nclient", "best\nvalid",
-    "kB\ndown", "kB\nup", "client\nbytes", "server\nbytes", "sec-\nonds",
-)  # fmt: skip
+_BY_SERVER = ("server", "sd\nseeds", "local", "worst\nclient", "best\nvalid", "sec-\nonds")
 
 
 def tables(experiments: Sequence[Experiment]) -> list[Table]:
-    """The comparison; and, where experiments have experts, what they and routing between them add."""
+    """The comparison, at what size; and, where experiments have experts, what they and routing between them add."""
     return [
         comparison(experiments),
+        held(experiments),
         *([added(experiments)] if any(map(has_experts, experiments)) else []),
         *([routed(experiments)] if any(map(has_routing, experiments)) else []),
     ]
@@ -46,6 +43,22 @@ def comparison(experiments: Sequence[Experiment]) -> Table:
         cells = _cells(experiment, by_server)
         table.add_row(Text(shown(experiment.name)), *(cells.get(column, _NONE) for column in columns))
     table.caption = Text("\n".join([_legend(experiments, by_server), *notes(experiments)]))
+    return table
+
+
+def held(experiments: Sequence[Experiment]) -> Table:
+    """How large clients, what travels, and the server are."""
+    places = [(who, what) for who in ("client", "down", "up", "server") for what in ("parameters", "bytes")]
+    names = (f"{who}\n{what.replace('parameters', 'params')}" for who, what in places)
+    table = _table("What is held and sent", ("experiment", *names))
+    for experiment in experiments:
+        cells = (_size(experiment.sizes[place]) if place in experiment.sizes else _NONE for place in places)
+        table.add_row(Text(shown(experiment.name)), *cells)
+    table.caption = Text(
+        "params: the numbers in the tensors, parameters and what moves with them; k: 1000. client: what one client "
+        "trains. down, up: what one client is sent and sends in a round. server: what it holds after the last round, "
+        "its notes on clients too. Means over clients, rounds and seeds. What is frozen is nobody's and not counted."
+    )
     return table
 
 
@@ -107,7 +120,8 @@ def _cells(experiment: Experiment, by_server: bool) -> dict[str, str]:
         "local": _mean([score.mean for score in scores]),
         "sd\nclients": _mean([score.spread for score in scores]),
         "worst\nclient": _mean([score.worst for score in scores]),
-    } | _cost(experiment)
+        "sec-\nonds": _seconds(experiment),
+    }
     if experiment.has_global:
         cells["server"] = _mean([score.server for score in scores])
     if experiment.has_global or not by_server:
@@ -137,27 +151,19 @@ def _by_validation(experiment: Experiment, by_server: bool) -> dict[str, str]:
     return {"best\nvalid": _mean([_leading(score, by_server) for score in scores]), "at\nround": which}
 
 
-def _cost(experiment: Experiment) -> dict[str, str]:
-    """Kilobytes down and up of a client and round, what a client and the server hold, seconds of training of a run."""
-    runs = list(experiment.finished.values())
-    down, up = (statistics.fmean(way) / 1000 for way in zip(*(traffic(run.rounds) for run in runs), strict=True))
-    seconds = statistics.fmean(sum(row["seconds"] for row in run.rounds) for run in runs)
-    held = [run.server[-1] for run in runs if run.server]
-    sizes = {f"{who}\nbytes": _size(row[f"{who}_bytes"]) for row in held for who in ("client", "server")}
-    return sizes | {
-        "kB\ndown": f"{down:.1f}",
-        "kB\nup": f"{up:.1f}",
-        "sec-\nonds": f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}",
-    }
+def _seconds(experiment: Experiment) -> str:
+    """Of training, mean over runs."""
+    seconds = statistics.fmean(sum(row["seconds"] for row in run.rounds) for run in experiment.finished.values())
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
 
 
 def _size(count: float) -> str:
-    """Bytes, three digits of them."""
-    for unit in ("k", "M"):
-        count /= 1000
+    """A number of parameters or bytes, three digits of it."""
+    for unit in ("", "k", "M"):
         if count < 999.5:
             return f"{count:.3g}{unit}"
-    return f"{count / 1000:.3g}G"
+        count /= 1000
+    return f"{count:.3g}G"
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -171,12 +177,11 @@ def _legend(experiments: Sequence[Experiment], by_server: bool) -> str:
     best = "the server's accuracy" if by_server else "the same"
     which = "" if by_server else " (at round)"
     chosen = " (the server's or the clients', as run.judged_by says)" if by_server else ""
-    sizes = " bytes: what a client sends, and the server holds." if by_server else ""
     return (
         "local: top-1 accuracy on a client's own test part by its own predictor after the last round, mean over "
         f"all clients, sampled or not ({clients}). worst client: the lowest. best valid: {best} after the round "
         f"that is best on validation data{which}{chosen}. server: the server's own predictor, or the global model "
-        f"where it has none, on all test parts together. kB: 1000 bytes of one client in one round of training.{sizes} "
-        "seconds: training of a run. Means over seeds; sd: standard deviation (number of seeds). The chance level is "
-        f"{chance}. Nothing here is from the round that is best on test data."
+        "where it has none, on all test parts together. seconds: training of a run. Means over seeds; sd: standard "
+        f"deviation (number of seeds). The chance level is {chance}. Nothing here is from the round that is best on "
+        "test data."
     )
