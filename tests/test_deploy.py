@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("flwr")
 from fedexperts import config as door
@@ -355,3 +356,81 @@ def test_garbage_and_slowness_cost_a_site_its_round_and_nobody_elses(federation:
     wanted = ["expected is", "NaN or infinite", "at most", "begins with a line of JSON", "no reply within 30 s", ""]
     assert [want in reason for want, reason in zip(wanted, why, strict=True)] == [True] * 6, why
     assert why[-1] == ""
+
+
+# ---- a site's own images
+
+
+def pictures(folder: Path, counts: dict[str, int]) -> Path:
+    """So many images of each class, all of them different."""
+    for label, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (32, 32), (40 * label, 10 * i, 7)).save(folder / name / f"{i}.png")
+    return folder
+
+
+def own(**data: Any) -> door.Config:
+    """An experiment whose data lie at the sites."""
+    return door.resolve(
+        [
+            (
+                {
+                    "name": "own",
+                    "data": {"name": "image-folders", "side": 32, "classes": ["cat", "dog"]} | data,
+                    "model": {"name": "linear-probe"},
+                    "method": {"name": "fedavg"},
+                },
+                "test",
+            )
+        ]
+    )
+
+
+def test_a_site_trains_on_its_own_folder_under_its_own_name(tmp_path: Path) -> None:
+    place = pictures(tmp_path / "images", {"cat": 6, "dog": 4})
+    job, client = door.site(own().toml(), "clinic-a", {"path": str(place)}, tmp_path / "private")
+    assert client.name == "clinic-a"
+    assert [len(client.train), len(client.valid), len(client.test)] == [5, 2, 3]
+    assert job.model.classes == ("cat", "dog")
+
+
+def test_what_stands_in_the_sites_file_is_laid_over_the_runs_data(tmp_path: Path) -> None:
+    place = pictures(tmp_path / "images", {"cat": 6, "dog": 4})
+    _, client = door.site(own(reserve=3).toml(), "a", {"path": str(place), "valid": 0.0}, tmp_path / "private")
+    assert [len(client.train), len(client.valid), len(client.test)] == [
+        7,
+        0,
+        3,
+    ]  # and no image for the server's reserve
+
+
+@pytest.mark.parametrize(
+    ("counts", "why"),
+    [
+        ({"cat": 4}, "'dog': among data.classes, but there is no such folder"),
+        ({"cat": 4, "dog": 4, "wolf": 4}, "'wolf': not among data.classes"),
+    ],
+)
+def test_a_missing_or_extra_class_is_an_error_of_that_site(tmp_path: Path, counts: dict[str, int], why: str) -> None:
+    place = pictures(tmp_path / "images", counts)
+    with pytest.raises(ValueError, match=why):
+        door.site(own().toml(), "a", {"path": str(place)}, tmp_path / "private")
+
+
+def test_a_site_without_a_path_says_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="data.path is missing: right would be .* --data PLACE at a site"):
+        door.site(own(path="/of/the/operator").toml(), "a", {}, tmp_path / "private")
+
+
+def test_the_server_has_the_classes_and_nobodys_images(tmp_path: Path) -> None:
+    job = door.served(own(path=str(tmp_path / "of-the-operator")), {})
+    assert (job.model.classes, len(job.reserve), job.exam) == (("cat", "dog"), 0, {})
+    with pytest.raises(ValueError, match=r"data\.classes is missing: sites and server must number them alike"):
+        door.served(own(classes=[]), {})
+
+
+def test_the_servers_own_folder_is_its_reserve(tmp_path: Path) -> None:
+    place = pictures(tmp_path / "reserve", {"cat": 2, "dog": 3})
+    job = door.served(own(), {"path": str(place)})
+    assert sorted(job.reserve.y.tolist()) == [0, 0, 1, 1, 1]
