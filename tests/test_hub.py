@@ -238,6 +238,8 @@ def test_a_class_is_kept_by_its_name_or_its_words_in_the_order_asked_for(copies:
     made = load(copies, "domainnet", classes=("wine glass", "axe", "ice_cream", "bird"), per_class=7)
     assert made.classes == ("wine glass", "axe", "ice cream", "bird")
     assert Counter(made.labels.tolist()) == dict.fromkeys(range(4), 7)
+    named = [NAMES["domainnet"][int(file.partition("/")[2]) % 11].replace("_", " ") for file in made.files]
+    assert named == [made.classes[label] for label in made.labels.tolist()]
     assert made.notes == ("Left out, by classes, per_class or least: 192 of 220 examples.",)
     refused("'wineglass' is no class of domainnet; did you mean 'wine", copies, "domainnet", classes=("wineglass",))
 
