@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fedexperts.data.images import _room, read
+from fedexperts.data.images import Folder, _room, read
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
 def one(folder: Path, name: str, side: int = 8) -> Tensor:
     """The pixels [3, side, side] of a file."""
-    return read(folder, [name], side)[0][0]
+    return read(Folder(folder), [name], side)[0][0]
 
 
 def colour(pixels: Tensor) -> tuple[int, ...]:
@@ -119,7 +119,7 @@ def test_all_files_that_cannot_be_read_are_named_at_once_with_their_reasons(tmp_
         "gone.png",
     ]
     with pytest.raises(ValueError, match="8 of 9 images in .* cannot be read") as caught:
-        read(tmp_path, names, 8)
+        read(Folder(tmp_path), names, 8)
     said = str(caught.value)
     assert "whole.jpg" not in said
     assert "half.jpg (image file is truncated" in said
@@ -133,7 +133,7 @@ def test_all_files_that_cannot_be_read_are_named_at_once_with_their_reasons(tmp_
 
 def test_of_many_broken_files_ten_are_named_and_the_others_counted(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="13 of 13 .* 9.png .*; and 3 more. Right would be to mend them") as caught:
-        read(tmp_path, [f"{i}.png" for i in range(13)], 8)
+        read(Folder(tmp_path), [f"{i}.png" for i in range(13)], 8)
     assert "10.png" not in str(caught.value)
 
 
@@ -144,12 +144,12 @@ def test_more_images_than_fit_into_memory_are_refused_with_what_they_take() -> N
 
 def test_files_are_hashed_and_decoded_once_until_one_changes(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9), RED).save(tmp_path / "a.png")
-    pixels, hashes = read(tmp_path, ["a.png"], 8)
-    again, same = read(tmp_path, ["a.png"], 8)
+    pixels, hashes = read(Folder(tmp_path), ["a.png"], 8)
+    again, same = read(Folder(tmp_path), ["a.png"], 8)
     assert again is pixels
     assert same == hashes
     Image.new("RGB", (9, 10), BLUE).save(tmp_path / "a.png")
-    changed, others = read(tmp_path, ["a.png"], 8)
+    changed, others = read(Folder(tmp_path), ["a.png"], 8)
     assert colour(changed[0]) == BLUE
     assert others != hashes
     assert not torch.equal(changed, pixels)

@@ -38,6 +38,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {  # outside packages, and the rooms or fi
     "matplotlib": ("report",),
     "PIL": ("data/images.py",),
     "pyarrow": ("data/table.py",),
+    "datasets": ("data/sets.py",),
     "pickle": (),
     "dill": (),
     "joblib": (),

@@ -7,6 +7,7 @@ from .digits import DigitsPathological, DigitsScanners
 from .features import features
 from .federation import Federation, Parts, Source
 from .folders import ImageFolders
+from .hub import Hub
 from .reviews import Reviews
 from .table import Table
 
@@ -16,6 +17,7 @@ DATA: dict[str, type[Source]] = {
     "reviews": Reviews,
     "image-folders": ImageFolders,
     "table": Table,
+    "hub": Hub,
 }
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "DigitsPathological",
     "DigitsScanners",
     "Federation",
+    "Hub",
     "ImageFolders",
     "Parts",
     "Reviews",

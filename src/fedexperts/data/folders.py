@@ -12,7 +12,7 @@ from unicodedata import category
 
 from pydantic import Field
 
-from .images import SUFFIXES, several
+from .images import SUFFIXES, Folder, several
 from .own import PART, Example, Found, Own, below, composed, words
 
 JUNK = ("thumbs.db", "desktop.ini")  # what Windows leaves behind; other systems' begins with a dot
@@ -38,7 +38,7 @@ class ImageFolders(Own):
             raise ValueError(f"no image in {several(bare)}, in {root}: right would be some, or no such folder")
         if not examples:
             raise ValueError(f"{root} holds no folder; {LAYOUT}")
-        return Found(examples, frozenset(walk.classes), root, walk.notes())
+        return Found(examples, frozenset(walk.classes), Folder(root), walk.notes())
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Image files to pixels: whatever the files are, one tensor of uint8 [N, 3, side, side].
+"""Images as they are kept to pixels: whatever the files are, one tensor of uint8 [N, 3, side, side].
 
 pillow reads them. The middle of each image, as large a square as fits, becomes `side` pixels wide: what CLIP would see
 of it. Turned as its EXIF says, grey in three equal channels, transparency on white, the first picture of several. This
@@ -7,11 +7,13 @@ room does not know classes, clients or folders' meaning.
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,16 +23,48 @@ from torch import Tensor
 SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 KINDS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # pillow's others are rare, or run other programs
 
-Stamp = tuple[int, int]  # a file's size and time of change
+
+class Store(Protocol):
+    """Where images lie, each by a name; `str` says where that is. Equal stores have the same images."""
+
+    def __hash__(self) -> int: ...
+
+    def data(self, name: str) -> bytes:
+        """An image, as JPEG, PNG or the like; OSError or ValueError if there is none."""
+        ...
+
+    def stamp(self, name: str) -> Hashable:
+        """What would change if the image did."""
+        ...
 
 
-def read(root: Path, files: Sequence[str], side: int) -> tuple[Tensor, dict[str, str]]:
-    """Pixels uint8 [N, 3, side, side] of files below `root`, and the sha256 of each file, by its name.
+@dataclass(frozen=True)
+class Folder:
+    """Files below a folder, named by their paths in there."""
+
+    root: Path
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def data(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def stamp(self, name: str) -> Hashable:
+        """A file's size and time of change; None for a file that is not there."""
+        if not (path := self.root / name).is_file():
+            return None
+        found = path.stat()
+        return found.st_size, found.st_mtime_ns
+
+
+def read(store: Store, names: Sequence[str], side: int) -> tuple[Tensor, dict[str, str]]:
+    """Pixels uint8 [N, 3, side, side] of images in a store, and the sha256 of each file, by its name.
 
     All are held in memory, 3 side² bytes each: 150 KB at 224. ValueError with all files that cannot be read, or if
     there is no such memory. The newest answer is kept, so that the runs of a study do not decode the same files again.
     """
-    return _read(root, side, tuple((file, _stamp(root / file)) for file in files))
+    return _read(store, side, tuple((name, store.stamp(name)) for name in names))
 
 
 def several(names: Iterable[str], most: int = 10) -> str:
@@ -41,30 +75,22 @@ def several(names: Iterable[str], most: int = 10) -> str:
 
 
 @lru_cache(maxsize=1)
-def _read(root: Path, side: int, stamped: tuple[tuple[str, Stamp | None], ...]) -> tuple[Tensor, dict[str, str]]:
+def _read(store: Store, side: int, stamped: tuple[tuple[str, Hashable], ...]) -> tuple[Tensor, dict[str, str]]:
     files = [file for file, _ in stamped]
     pixels, hashes, broken = _room(len(files), side), {}, []
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # pillow's remarks on files that it reads all the same
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        filled = [pool.submit(_fill, pixels[place], root / file) for place, file in enumerate(files)]
+        filled = [pool.submit(_fill, pixels[place], store, file) for place, file in enumerate(files)]
         for file, done in zip(files, filled, strict=True):
             if error := done.exception():
                 broken.append(f"{file} ({_reason(error)})")
             else:
                 hashes[file] = done.result()
     if broken:
-        whole = f"{len(broken)} of {len(files)} images in {root} cannot be read: {several(broken)}"
+        whole = f"{len(broken)} of {len(files)} images in {store} cannot be read: {several(broken)}"
         raise ValueError(f"{whole}. Right would be to mend them, or to take them out")
     return pixels, hashes
-
-
-def _stamp(path: Path) -> Stamp | None:
-    """None for a file that is not there."""
-    if not path.is_file():
-        return None
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
 
 
 def _room(count: int, side: int) -> Tensor:
@@ -78,9 +104,9 @@ def _room(count: int, side: int) -> Tensor:
         ) from None
 
 
-def _fill(into: Tensor, path: Path) -> str:
-    """Write a file's pixels into uint8 [3, side, side]; its sha256."""
-    data = path.read_bytes()
+def _fill(into: Tensor, store: Store, name: str) -> str:
+    """Write an image's pixels into uint8 [3, side, side]; its file's sha256."""
+    data = store.data(name)
     with Image.open(BytesIO(data), formats=KINDS) as image:
         into.copy_(torch.from_numpy(np.array(_square(image, into.shape[-1]))).permute(2, 0, 1))
     return hashlib.sha256(data).hexdigest()

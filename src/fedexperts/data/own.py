@@ -1,8 +1,8 @@
 """Your own data: examples that are listed one by one, each with its class and client, become a federation.
 
-What is common to folders.py and table.py: the options, the classes, and who gets which example. A part that is given
-stays as it is; a part that is not given is drawn from the examples to train on. Everything that can be wrong is found
-before the first image is read. This room does not know how examples were found.
+What is common to folders.py, table.py and hub.py: the options, the classes, and who gets which example. A part that is
+given stays as it is; a part that is not given is drawn from the examples to train on. Everything that can be wrong is
+found before the first image is read. This room does not know how examples were found.
 """
 
 import difflib
@@ -38,31 +38,29 @@ Split = Annotated[str, Field(description="a run's split.json, whose parts are ta
 
 @dataclass(frozen=True)
 class Example:
-    """A file's path below the source's folder, or a text; its class in words; its client; its part, if given."""
+    """An image's name in its store, or a text; its class in words; its client; its part and domain, if given."""
 
     what: str
     label: str
     site: str
     part: str = "train"  # not given: parts are drawn from those to train on
+    domain: str = ""  # where the client's examples come from; not given: the client
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a source found: its examples, where their files lie (None: texts), and what a person should know of it."""
+    """What a source found: its examples, where their images lie (None: texts), and what a person should know of it."""
 
     examples: list[Example]
     classes: frozenset[str] | None = None  # all that are there, also those without an example; None: cannot be seen
-    root: Path | None = None
+    store: images.Store | None = None
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Own(ABC):
-    """What is asked of every source of your own data."""
+class Listed:
+    """What is asked of every source that lists its examples one by one."""
 
-    path: str = ""
-    site: Site = ""
-    classes: Classes = ()
     side: Side = 224
     shots: Shots = 0
     valid: Valid = 0.2
@@ -73,73 +71,32 @@ class Own(ABC):
 
     def __post_init__(self) -> None:
         split.shares(self.valid, self.test)
-        draws = {f.name: f.default for f in fields(Own) if f.name in ("shots", "valid", "test", "reserve")}
+        draws = {f.name: f.default for f in fields(Listed) if f.name in ("shots", "valid", "test", "reserve")}
         odd = [name for name, default in draws.items() if getattr(self, name) != default]
         if self.split and odd:
             raise ValueError(f"split says who has what, so that nothing is drawn: leave out {', '.join(odd)}")
 
-    @abstractmethod
-    def found(self) -> Found:
-        """What lies at `path`; ValueError, with what to do, for whatever does not fit."""
-
-    def load(self, seed: int) -> Federation:
+    def build(self, found: Found, classes: tuple[str, ...], seed: int) -> Federation:
         """Found examples with their parts, given or drawn; ValueError, with what to do, if that cannot be."""
-        if not self.path:
-            raise ValueError("data.path is missing: right would be --set data.path=PLACE, or --data PLACE at a site")
-        found = self.found()
         _check_sites({example.site for example in found.examples})
-        classes = self._classes(found)
         place = {name: label for label, name in enumerate(classes)}
         labels = torch.tensor([place[example.label] for example in found.examples], dtype=torch.int64)
         whats = [example.what for example in found.examples]
         if self.split:
             given = manifest.load(Path(self.split).expanduser())
-            inputs, files = self._inputs(whats, found.root)
+            inputs, files = self._inputs(whats, found.store)
             manifest.check_same(given, inputs, labels, classes, files)
             return Federation(inputs, labels, classes, *_taken_up(given), files, found.notes)
         reserve = self._reserved(found.examples, labels, classes, seed)
         parts = self._parts(found.examples, labels, classes, reserve, seed)
-        inputs, files = self._inputs(whats, found.root)
-        return Federation(inputs, labels, classes, parts, {site: site for site in parts}, reserve, files, found.notes)
+        domains = {example.site: example.domain or example.site for example in found.examples}
+        inputs, files = self._inputs(whats, found.store)
+        return Federation(inputs, labels, classes, parts, domains, reserve, files, found.notes)
 
-    def server(self) -> Federation:
-        """What a server holds whose sites hold the data: the classes and, if a path is set there, its own reserve."""
-        if not self.classes:
-            raise ValueError(
-                "data.classes is missing: sites and server must number them alike, and the server sees no site's data"
-            )
-        if not self.path:
-            return Federation((), torch.empty(0, dtype=torch.int64), tuple(map(words, self.classes)), {}, {})
-        found = replace(self, site="server").found()
-        classes = self._classes(found)
-        labels = torch.tensor([classes.index(example.label) for example in found.examples], dtype=torch.int64)
-        inputs, files = self._inputs([example.what for example in found.examples], found.root)
-        return Federation(inputs, labels, classes, {}, {}, torch.arange(len(labels)), files, found.notes)
-
-    def _inputs(self, whats: Sequence[str], root: Path | None) -> tuple[Tensor | tuple[str, ...], dict[str, str]]:
-        return (tuple(whats), {}) if root is None else images.read(root, whats, self.side)
-
-    def _classes(self, found: Found) -> tuple[str, ...]:
-        """All classes: those that the config lists, or else those that are there."""
-        used = {example.label for example in found.examples}
-        seen = used if found.classes is None else found.classes
-        if not self.classes:
-            _check_found(self.site, seen, used)
-            return tuple(sorted(used))
-        listed = tuple(words(name) for name in self.classes)
-        if strange := sorted(seen - {*listed}):
-            near = difflib.get_close_matches(strange[0], listed, 1)
-            raise ValueError(
-                f"{_quoted(strange)}: not among data.classes, which are {', '.join(listed)}. "
-                + (f"Did you mean {near[0]!r}? " if near else "")
-                + "Right would be to rename it in the data, or to add it to data.classes"
-            )
-        if found.classes is not None and (missing := [name for name in listed if name not in seen]):
-            raise ValueError(
-                f"{_quoted(missing)}: among data.classes, but there is no such folder. Right would be a folder of that "
-                "name, empty if there are no images of it, or to take it out of data.classes"
-            )
-        return listed
+    def _inputs(
+        self, whats: Sequence[str], store: images.Store | None
+    ) -> tuple[Tensor | tuple[str, ...], dict[str, str]]:
+        return (tuple(whats), {}) if store is None else images.read(store, whats, self.side)
 
     def _reserved(self, examples: Sequence[Example], labels: Tensor, classes: Sequence[str], seed: int) -> Tensor:
         """The server's few, of what is there to train on."""
@@ -185,6 +142,62 @@ class Own(ABC):
         )
         few = split.few(labels[kept], self.shots, rng(seed, "shots", client=site))
         return Parts(kept[few], torch.cat([valid, validated]), torch.cat([test, tested]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Listed, ABC):
+    """What is asked of every source of your own data."""
+
+    path: str = ""
+    site: Site = ""
+    classes: Classes = ()
+
+    @abstractmethod
+    def found(self) -> Found:
+        """What lies at `path`; ValueError, with what to do, for whatever does not fit."""
+
+    def load(self, seed: int) -> Federation:
+        """What is found as a federation; ValueError, with what to do, if that cannot be."""
+        if not self.path:
+            raise ValueError("data.path is missing: right would be --set data.path=PLACE, or --data PLACE at a site")
+        found = self.found()
+        return self.build(found, self._classes(found), seed)
+
+    def server(self) -> Federation:
+        """What a server holds whose sites hold the data: the classes and, if a path is set there, its own reserve."""
+        if not self.classes:
+            raise ValueError(
+                "data.classes is missing: sites and server must number them alike, and the server sees no site's data"
+            )
+        if not self.path:
+            return Federation((), torch.empty(0, dtype=torch.int64), tuple(map(words, self.classes)), {}, {})
+        found = replace(self, site="server").found()
+        classes = self._classes(found)
+        labels = torch.tensor([classes.index(example.label) for example in found.examples], dtype=torch.int64)
+        inputs, files = self._inputs([example.what for example in found.examples], found.store)
+        return Federation(inputs, labels, classes, {}, {}, torch.arange(len(labels)), files, found.notes)
+
+    def _classes(self, found: Found) -> tuple[str, ...]:
+        """All classes: those that the config lists, or else those that are there."""
+        used = {example.label for example in found.examples}
+        seen = used if found.classes is None else found.classes
+        if not self.classes:
+            _check_found(self.site, seen, used)
+            return tuple(sorted(used))
+        listed = tuple(words(name) for name in self.classes)
+        if strange := sorted(seen - {*listed}):
+            near = difflib.get_close_matches(strange[0], listed, 1)
+            raise ValueError(
+                f"{_quoted(strange)}: not among data.classes, which are {', '.join(listed)}. "
+                + (f"Did you mean {near[0]!r}? " if near else "")
+                + "Right would be to rename it in the data, or to add it to data.classes"
+            )
+        if found.classes is not None and (missing := [name for name in listed if name not in seen]):
+            raise ValueError(
+                f"{_quoted(missing)}: among data.classes, but there is no such folder. Right would be a folder of that "
+                "name, empty if there are no images of it, or to take it out of data.classes"
+            )
+        return listed
 
 
 def words(name: str) -> str:

@@ -93,6 +93,14 @@ def pathological(labels: Tensor, clients: int, generator: Generator) -> list[Ten
     return [torch.isin(labels, own).nonzero().flatten() for own in hands]
 
 
+def natural(groups: Sequence[str]) -> dict[str, Tensor]:
+    """Every group whole, by name: positions of the examples of each domain, writer or user; groups in order."""
+    own: dict[str, list[int]] = {name: [] for name in sorted(set(groups))}
+    for place, name in enumerate(groups):
+        own[name].append(place)
+    return {name: _positions(examples) for name, examples in own.items()}
+
+
 def reserve(labels: Tensor, size: int, alpha: float, generator: Generator) -> Tensor:
     """Positions of the server's examples: `size` of each class in labels [n] or, with alpha above 0, on average.
 

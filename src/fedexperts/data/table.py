@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from .images import several
+from .images import Folder, several
 from .own import PART, Example, Found, Own, below, words
 
 Row = Mapping[str, Any]
@@ -46,7 +46,7 @@ class Table(Own):
         used = {what, self.label_column, self.site_column, self.part_column}
         others = [column for column in columns if column not in used]
         notes = (f"Columns of {file.name} that are not used: {', '.join(others)}.",) if others else ()
-        return Found(examples, root=root, notes=notes)
+        return Found(examples, store=Folder(root) if root else None, notes=notes)
 
     def _checked(self, file: Path, columns: Sequence[str]) -> str:
         """The column of what is shown to a model; ValueError if it, or a column that was asked for, is not there."""

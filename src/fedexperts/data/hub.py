@@ -1,0 +1,171 @@
+"""A data set of the papers as a federation: four ways to make clients of it.
+
+This room does not know how a set is kept or read.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..tensors import rng
+from . import split
+from .federation import Federation
+from .images import several
+from .own import Example, Found, Listed
+from .sets import SETS, Rows, folder
+
+Dataset = Annotated[str, Field(description=f"one of {', '.join(SETS)}")]
+Copy = Annotated[
+    str, Field(description="a copy of the set: a folder of parquet files, or of save_to_disk; empty: hub's")
+]
+Classes = Annotated[
+    tuple[str, ...],
+    Field(description="classes to keep, in their order; [] takes those of the papers, mostly all", strict=False),
+]
+Partition = Literal["pathological", "dirichlet", "dirichlet-in-domains", "natural"]
+Kind = Annotated[
+    Partition,
+    Field(
+        description="what makes a client: classes of its own; shares of classes; the same inside its domain; "
+        "whom its examples are of"
+    ),
+]
+Clients = Annotated[
+    int, Field(description="number of clients; 0, where they are natural: each domain, writer or user is one", ge=0)
+]
+Alpha = Annotated[float, Field(description="Dirichlet over labels; small: skewed", gt=0, allow_inf_nan=False)]
+PerClass = Annotated[int, Field(description="at most so many examples a class, drawn before all else; 0: all", ge=0)]
+Least = Annotated[int, Field(description="writers or users with fewer examples are left out", ge=1)]
+Given = Annotated[
+    bool, Field(description="keep the set's own parts; false: pool them, and draw parts for every client")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub(Listed):
+    """A data set of the papers, from a local copy or the hub's download, split into clients as the papers do."""
+
+    dataset: Dataset
+    path: Copy = ""
+    classes: Classes = ()
+    partition: Kind = "pathological"
+    clients: Clients = 10
+    alpha: Alpha = 0.5
+    per_class: PerClass = 0
+    least: Least = 10
+    given: Given = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataset not in SETS:
+            near = difflib.get_close_matches(self.dataset, SETS, 1) or [", ".join(SETS)]
+            raise ValueError(f"dataset = {self.dataset!r}: no such set; right would be {near[0]}")
+        if not self.clients and self.partition != "natural":
+            raise ValueError(f"clients = 0 with partition = {self.partition!r}; right would be at least 1")
+        if self.partition in ("natural", "dirichlet-in-domains") and not SETS[self.dataset].group:
+            groups = ", ".join(name for name, known in SETS.items() if known.group)
+            raise ValueError(
+                f"partition = {self.partition!r}: {self.dataset} does not say whose an example is; right would be "
+                f'"pathological" or "dirichlet", or one of {groups}'
+            )
+
+    def load(self, seed: int) -> Federation:
+        """ValueError, with what to type, if the set is not there or not what its page says."""
+        known = SETS[self.dataset]
+        rows = Rows.opened(folder(self.dataset, self.path), known)
+        words = self._words(rows.names())
+        whats, labels, groups = rows.listed(list(words))
+        kept = split.few(labels, self.per_class, rng(seed, "per-class"))
+        hands = self._hands(labels[kept], [groups[place] for place in kept.tolist()], seed)
+        own = {site: kept[hand] for site, hand in hands.items()}
+        places = torch.cat(list(own.values())).sort().values.tolist()
+        sites = {place: site for site, index in own.items() for place in index.tolist()}
+        shown = rows.shown([whats[place] for place in places])
+        named = list(words.values())
+        examples = [
+            Example(
+                what,
+                named[int(labels[place])],
+                sites[place],
+                known.parts[whats[place].partition("/")[0]] if self.given else "train",
+                groups[place] if self.partition == "dirichlet-in-domains" else "",
+            )
+            for place, what in zip(places, shown, strict=True)
+        ]
+        note = f"Left out, by classes, per_class or least: {rows.count - len(places)} of {rows.count} examples."
+        notes = (note,) if len(places) < rows.count else ()
+        store = None if rows.texts else rows
+        return self.build(Found(examples, store=store, notes=notes), tuple(named), seed)
+
+    def _words(self, names: Sequence[str]) -> dict[str, str]:
+        """The classes to keep, as the set names them, with the words for each."""
+        known = SETS[self.dataset]
+        words = {name: known.words.get(name, name.replace("_", " ")) for name in names}
+        wanted = self.classes or tuple(known.classes.split()) or tuple(name for name, word in words.items() if word)
+        found = {name: name for name in words} | {word: name for name, word in words.items() if word}
+        for name in wanted:
+            if name not in found:
+                near = difflib.get_close_matches(name, found, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"they are {several(words)}"
+                raise ValueError(f"{name!r} is no class of {self.dataset}; {hint}")
+        return {found[name]: words[found[name]] or found[name].replace("_", " ") for name in wanted}
+
+    def _hands(self, labels: Tensor, groups: Sequence[str], seed: int) -> dict[str, Tensor]:
+        """Client -> its positions in labels [n]."""
+        try:
+            return PARTITIONS[self.partition](self, labels, groups, seed)
+        except ValueError as error:
+            raise ValueError(f"{self.dataset}, partition = {self.partition!r}: {error}") from None
+
+
+def _pathological(hub: Hub, labels: Tensor, groups: Sequence[str], seed: int) -> dict[str, Tensor]:
+    return _numbered("site", split.pathological(labels, hub.clients, rng(seed, "pathological")))
+
+
+def _dirichlet(hub: Hub, labels: Tensor, groups: Sequence[str], seed: int) -> dict[str, Tensor]:
+    return _numbered("site", split.dirichlet(labels, hub.clients, hub.alpha, rng(seed, "dirichlet")))
+
+
+def _in_domains(hub: Hub, labels: Tensor, groups: Sequence[str], seed: int) -> dict[str, Tensor]:
+    """As many clients in one domain as in another, to within one."""
+    domains = split.natural(groups)
+    hands: dict[str, Tensor] = {}
+    for place, (domain, own) in enumerate(domains.items()):
+        if clients := len(range(place, hub.clients, len(domains))):
+            draw = rng(seed, "dirichlet", client=domain)
+            dealt = split.dirichlet(labels[own], clients, hub.alpha, draw)
+            hands |= _numbered(domain, [own[hand] for hand in dealt])
+    return hands
+
+
+def _natural(hub: Hub, labels: Tensor, groups: Sequence[str], seed: int) -> dict[str, Tensor]:
+    """Every domain, writer or user whole: one a client or, with `clients`, dealt out to so many."""
+    whole = {name: own for name, own in split.natural(groups).items() if len(own) >= hub.least}
+    if len(whole) < max(hub.clients, 1):
+        raise ValueError(
+            f"{len(whole)} have {hub.least} examples, for {hub.clients or 'some'} clients: it must be as many or more; "
+            "right would be fewer clients, or a smaller least"
+        )
+    if not hub.clients:
+        return whole
+    names = list(whole)
+    order = torch.randperm(len(names), generator=rng(seed, "natural"))
+    hands = torch.tensor_split(order, hub.clients)
+    return _numbered("site", [torch.cat([whole[names[i]] for i in sorted(hand.tolist())]) for hand in hands])
+
+
+PARTITIONS: dict[str, Callable[[Hub, Tensor, Sequence[str], int], dict[str, Tensor]]] = {
+    "pathological": _pathological,
+    "dirichlet": _dirichlet,
+    "dirichlet-in-domains": _in_domains,
+    "natural": _natural,
+}
+
+
+def _numbered(name: str, hands: Iterable[Tensor]) -> dict[str, Tensor]:
+    return {f"{name}-{i}": hand for i, hand in enumerate(hands)}

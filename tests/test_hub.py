@@ -1,0 +1,429 @@
+"""The papers' sets, on copies of a few rows with the columns of their pages; and our splits beside flwr-datasets'."""
+
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fedexperts import config
+from fedexperts.config import Config, ConfigError, parse
+from fedexperts.data import Federation, Hub, split
+from fedexperts.data.sets import DOMAINNET, OFFICE, SETS
+from fedexperts.tensors import rng
+
+datasets = pytest.importorskip("datasets")
+
+DOCUMENT = Path(__file__).parents[1] / "docs/data.md"
+EACH = 20  # rows of a class
+NAMES: dict[str, list[str]] = {  # classes of the copies, as the sets name them: a few of theirs
+    "flowers102": ["pink primrose", "hard-leaved pocket orchid", "colt's foot", "pink-yellow dahlia?"],
+    "oxford-pets": ["abyssinian", "american_bulldog", "basset_hound", "beagle"],
+    "food101": ["apple_pie", "baby_back_ribs", "baklava", "beef_carpaccio"],
+    "caltech101": ["airplanes", "car_side", "faces", "faces_easy", "leopards", "motorbikes"],
+    "dtd": ["banded", "blotchy", "polka-dotted", "zigzagged"],
+    "cifar10": ["airplane", "automobile", "bird", "cat"],
+    "cifar100": ["apple", "aquarium_fish", "couch", "cra"],
+    "domainnet": ["axe", *DOMAINNET.split()],
+    "office-caltech10": OFFICE.split(),
+    "femnist": ["0", "9", "A", "a"],
+    "sentiment140": ["0", "2", "4"],
+    "yelp": ["1 star", "2 star", "3 stars", "4 stars", "5 stars"],
+}
+WORDS = {  # what CLIP is to read, where it is not the name with spaces for underscores
+    "pink-yellow dahlia?": "pink-yellow dahlia",
+    "airplanes": "airplane",
+    "faces": "face",
+    "leopards": "leopard",
+    "motorbikes": "motorbike",
+    "cra": "crab",
+    "2 star": "2 stars",
+}
+SENTIMENT = {"0": "negative", "4": "positive"}
+OUT = {"faces_easy", "axe", "2"}  # classes that the papers leave out
+ONE = ("caltech101", "office-caltech10", "femnist")  # sets of one split
+SPLITS = dict.fromkeys(ONE, ("train",)) | {
+    "food101": ("train", "validation"),
+    "flowers102": ("train", "validation", "test"),
+}
+GROUPS = {
+    "domainnet": ("domain", ["clipart", "real"]),
+    "office-caltech10": ("domain", ["amazon", "dslr", "webcam"]),
+    "femnist": ("writer_id", [f"f{i:04}_14" for i in range(4)]),
+    "sentiment140": ("user", ["ann", "bob"]),
+}
+OTHERS = {  # columns that are there as well
+    "oxford-pets": ("image_id", "x"),
+    "cifar100": ("coarse_label", 3),
+    "femnist": ("hsf_id", 7),
+    "sentiment140": ("query", "NO_QUERY"),
+}
+COLUMNS = {"cifar10": ("img", "label"), "cifar100": ("img", "fine_label"), "femnist": ("image", "character")} | {
+    "sentiment140": ("text", "sentiment"),
+    "yelp": ("text", "label"),
+}
+every_set = pytest.mark.parametrize("name", SETS)
+
+
+def word(dataset: str, name: str) -> str:
+    return SENTIMENT[name] if dataset == "sentiment140" else WORDS.get(name, name.replace("_", " "))
+
+
+def png(shade: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (12, 9), shade).save(file, "PNG")
+    return file.getvalue()
+
+
+def sight(number: int, row: int) -> int:
+    """The class that a row's image or text is of: its own or, in every fifth row, the one before."""
+    return number - (row % 5 == 0 and number > 0)
+
+
+def written(dataset: str, folder: Path) -> Path:
+    """A copy of a set: every split a parquet file, as on the hub."""
+    names, (shown, label) = NAMES[dataset], COLUMNS.get(dataset, ("image", "label"))
+    rows = [(number, row) for row in range(EACH) for number in range(len(names))]
+    if shown == "text":
+        whats: list[Any] = [f"so {names[sight(n, row)]}, said {row} of {n}" for n, row in rows]
+    else:
+        whats = [{"bytes": png(9 * sight(n, row)), "path": None} for n, row in rows]
+    features = {shown: datasets.Value("string") if shown == "text" else datasets.Image()}
+    columns: dict[str, list[Any]] = {shown: whats, label: [number for number, _ in rows]}
+    features[label] = datasets.ClassLabel(names=names)
+    if dataset == "sentiment140":
+        columns[label], features[label] = [int(names[number]) for number, _ in rows], datasets.Value("int32")
+    if dataset in GROUPS:
+        group, groups = GROUPS[dataset]
+        columns[group] = [groups[row % len(groups)] for _, row in rows]
+        features[group] = datasets.Value("string")
+    if dataset == "domainnet":
+        features["domain"] = datasets.ClassLabel(names=["clipart", "real"])
+    if dataset in OTHERS:
+        other, cell = OTHERS[dataset]
+        columns[other], features[other] = (
+            [cell] * len(rows),
+            datasets.Value("string" if isinstance(cell, str) else "int64"),
+        )
+    whole = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    (folder / "data").mkdir(parents=True)
+    splits = SPLITS.get(dataset, ("train", "test"))
+    for place, part in enumerate(splits):
+        own = whole.select([i for i, (_, row) in enumerate(rows) if row // 2 % len(splits) == place])
+        own.to_parquet(folder / "data" / f"{part}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A copy of every set, each in a folder of its name."""
+    home = tmp_path_factory.mktemp("sets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "cache")
+        datasets.disable_progress_bars()
+        for name in SETS:
+            written(name, home / name)
+        yield home
+
+
+def load(copies: Path, dataset: str, seed: int = 0, **options: Any) -> Federation:
+    return Hub(dataset=dataset, **({"path": str(copies / dataset), "side": 8, "clients": 2} | options)).load(seed)
+
+
+def refused(says: str, copies: Path, dataset: str, **options: Any) -> None:
+    with pytest.raises(ValueError, match=says):
+        load(copies, dataset, **options)
+
+
+def said(dataset: str, example: torch.Tensor | str) -> str:
+    """A zero-shot classifier: the class, in words, that an image or text seems to be of."""
+    if isinstance(example, str):
+        name = example.removeprefix("so ").partition(",")[0]
+    else:
+        name = NAMES[dataset][int(example.float().mean()) // 9]
+    return "" if name in OUT else word(dataset, name)
+
+
+def whole(copies: Path, dataset: str) -> tuple[int, int]:
+    """Hits of the zero-shot classifier, and examples, in all rows of the papers' classes, as they were written."""
+    rows = [(n, row) for n, name in enumerate(NAMES[dataset]) for row in range(EACH) if name not in OUT]
+    return sum(sight(n, row) == n for n, row in rows), len(rows)
+
+
+def ways(dataset: str) -> list[dict[str, Any]]:
+    """Every partition that a set can have, with its own parts and with pooled ones."""
+    partitions = ["pathological", "dirichlet", *(["dirichlet-in-domains", "natural"] if dataset in GROUPS else [])]
+    few = dataset == "sentiment140"  # classes and examples of the copy
+    return [
+        {
+            "partition": way,
+            "given": given,
+            "clients": {"pathological": 2 - few, "dirichlet-in-domains": 6 - 2 * few}.get(way, 2),
+        }
+        for way in partitions
+        for given in (True, False)
+    ]
+
+
+@every_set
+def test_zero_shot_of_a_split_is_that_of_the_whole(copies: Path, name: str) -> None:
+    """Pitfall 1: images keep their own labels, labels their own words, and nobody is lost, whatever the split."""
+    hits, count = whole(copies, name)
+    for way in ways(name):
+        made = load(copies, name, **way)
+        held = [place for own in made.parts.values() for index in own.named().values() for place in index.tolist()]
+        right = [said(name, made.inputs[place]) == made.classes[int(made.labels[place])] for place in held]
+        assert (sum(right), len(held)) == (hits, count), way
+        assert made.classes == tuple(word(name, other) for other in NAMES[name] if other not in OUT)
+
+
+@every_set
+def test_a_seed_is_a_split_and_another_is_another(copies: Path, name: str) -> None:
+    for way in ways(name)[::2]:
+        one, same, other = (load(copies, name, seed, **way).manifest() for seed in (0, 0, 1))
+        assert one == same
+        assert one["clients"] != other["clients"]
+
+
+def test_pathological_clients_share_no_class_and_train_on_k_of_each(copies: Path) -> None:
+    made = load(copies, "oxford-pets", shots=3)
+    classes = [
+        {place for place, n in enumerate(map(sum, zip(*parts.values(), strict=True))) if n}
+        for parts in made.counts().values()
+    ]
+    assert [len(own) for own in classes] == [2, 2]
+    assert not classes[0] & classes[1]
+    assert all(n in (0, 3) for parts in made.counts().values() for n in parts["train"])
+
+
+def test_parts_of_the_set_stay_and_pooled_ones_are_drawn(copies: Path) -> None:
+    """Food-101 calls its test images "validation"."""
+    for given in (True, False):
+        made = load(copies, "food101", given=given)
+        part = {list(made.files)[place]: part for place, (_, part) in made.holders().items()}
+        tested = {name for name, use in part.items() if use == "test"}
+        assert (tested == {name for name in part if name.startswith("validation/")}) == given
+
+
+def test_clients_of_a_domain_have_its_images_alone(copies: Path) -> None:
+    made = load(copies, "office-caltech10", partition="dirichlet-in-domains", clients=7, alpha=0.3)
+    assert Counter(made.domains.values()) == {"amazon": 3, "dslr": 2, "webcam": 2}
+    domains = GROUPS["office-caltech10"][1]
+    for place, (client, _) in made.holders().items():
+        row = int(list(made.files)[place].partition("/")[2]) // 10
+        assert domains[row % 3] == made.domains[client] == client.rpartition("-")[0]
+
+
+def test_a_writer_is_a_client_or_with_others_but_never_in_two(copies: Path) -> None:
+    alone = load(copies, "femnist", partition="natural", clients=0)
+    assert list(alone.parts) == GROUPS["femnist"][1]
+    dealt = load(copies, "femnist", partition="natural", clients=2)
+    homes: dict[int, set[str]] = {}
+    for place, (client, _) in dealt.holders().items():
+        writer = int(list(dealt.files)[place].partition("/")[2]) // 4 % 4
+        homes.setdefault(writer, set()).add(client)
+    assert all(len(own) == 1 for own in homes.values())
+    assert {client for own in homes.values() for client in own} == {"site-0", "site-1"}
+    refused("0 have 99 examples, for 2 clients", copies, "femnist", partition="natural", least=99)
+
+
+def test_a_class_is_kept_by_its_name_or_its_words_in_the_order_asked_for(copies: Path) -> None:
+    made = load(copies, "domainnet", classes=("wine glass", "axe", "ice_cream", "bird"), per_class=7)
+    assert made.classes == ("wine glass", "axe", "ice cream", "bird")
+    assert Counter(made.labels.tolist()) == dict.fromkeys(range(4), 7)
+    named = [NAMES["domainnet"][int(file.partition("/")[2]) % 11].replace("_", " ") for file in made.files]
+    assert named == [made.classes[label] for label in made.labels.tolist()]
+    assert made.notes == ("Left out, by classes, per_class or least: 192 of 220 examples.",)
+    refused("'wineglass' is no class of domainnet; did you mean 'wine", copies, "domainnet", classes=("wineglass",))
+
+
+def test_a_split_is_taken_up_and_another_copy_is_refused(copies: Path, tmp_path: Path) -> None:
+    first = load(copies, "dtd")
+    (tmp_path / "split.json").write_text(json.dumps(first.manifest()))
+    again = load(copies, "dtd", seed=5, split=str(tmp_path / "split.json"), side=16)
+    assert {c: own.train.tolist() for c, own in again.parts.items()} == {
+        c: own.train.tolist() for c, own in first.parts.items()
+    }
+    refused("its classes are", copies, "cifar10", split=str(tmp_path / "split.json"))
+
+
+def test_what_save_to_disk_wrote_is_a_copy_too(copies: Path, tmp_path: Path) -> None:
+    datasets.load_dataset(str(copies / "cifar10")).save_to_disk(tmp_path / "cifar10")
+    assert load(tmp_path, "cifar10").manifest() == load(copies, "cifar10").manifest()
+
+
+def test_a_copy_that_is_not_what_the_page_documents_is_refused(copies: Path, tmp_path: Path) -> None:
+    path = str(copies / "dtd")
+    refused(
+        "uoft-cs/cifar10 documents: train has the columns image, label, not img. Right would be",
+        copies,
+        "cifar10",
+        path=path,
+    )
+    refused("no such folder, seen from .*; right would be a copy of dtd", copies, "dtd", path="nowhere")
+    (tmp_path / "empty").mkdir()
+    refused("cannot be read as a data set", tmp_path, "dtd", path=str(tmp_path / "empty"))
+    plain = datasets.Dataset.from_dict({"image": [png(3)], "label": [0]})
+    (tmp_path / "plain").mkdir()
+    plain.to_parquet(tmp_path / "plain" / "train.parquet")
+    refused("label is a column of numbers without class names", tmp_path, "dtd", path=str(tmp_path / "plain"))
+    plain.to_parquet(tmp_path / "plain" / "extra-0.parquet")
+
+
+def test_a_set_that_is_not_here_says_what_to_type(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, copies: Path
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    refused("Type: hf download --repo-type dataset tanganke/dtd, or give a copy", copies, "dtd", path="")
+    refused("dataset stanfordnlp/sentiment140 --revision refs/pr/6, or", copies, "sentiment140", path="")
+    refused("not on the hub with its domains.*docs/data.md says how", copies, "office-caltech10", path="")
+
+
+def test_office_caltech_is_made_as_the_documents_say(
+    copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = DOCUMENT.read_text().partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    for name in OFFICE.split():
+        for domain in ("amazon", "dslr"):
+            folder = tmp_path / "office_caltech_10" / domain / name
+            folder.mkdir(parents=True)
+            for i in range(6):
+                Image.new("RGB", (9, 9), (i, 9, 9)).save(folder / f"frame_{i}.jpg")
+    exec(recipe, {})
+    made = load(tmp_path, "office-caltech10", path="office", partition="dirichlet-in-domains", clients=4)
+    assert made.classes == tuple(name.replace("_", " ") for name in OFFICE.split())
+    assert Counter(made.domains.values()) == {"amazon": 2, "dslr": 2}
+    assert len(made.inputs) == 120
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("dataset = 'flowers'", "dataset = 'flowers': no such set; right would be flowers102"),
+        ("dataset = 'dtd'\nclients = 0", "clients = 0 with partition = 'pathological'; right would be at least 1"),
+        ("dataset = 'dtd'\npartition = 'natural'", "dtd does not say whose an example is; right would be"),
+        ("dataset = 'dtd'\npartition = 'iid'", "data.partition = 'iid': input should be 'pathological', 'dirichlet'"),
+        ("", "data.dataset is missing .one of flowers102"),
+    ],
+)
+def test_options_that_do_not_fit_are_said_at_the_door(options: str, says: str) -> None:
+    text = (
+        f"name = 'x'\n[data]\nname = 'hub'\n{options}\n[model]\nname = 'prompted-clip'\n[method]\nname = 'pfedmoap'\n"
+    )
+    with pytest.raises(ConfigError, match=says):
+        parse(text, "here")
+
+
+def test_too_many_clients_are_said_with_the_set(copies: Path) -> None:
+    refused("dtd, partition = 'pathological': 4 classes to 3 clients: it must be 1 to 2", copies, "dtd", clients=3)
+
+
+# ---- beside flwr-datasets: why our splits are used (docs/data.md)
+
+LABELS = torch.arange(1000) % 10
+
+
+def partitioned(partitioner: Any, **columns: list[Any]) -> list[list[int]]:
+    """The rows of each of a partitioner's clients."""
+    table = datasets.Dataset.from_dict({"row": list(range(len(next(iter(columns.values()))))), **columns})
+    partitioner.dataset = table
+    return [sorted(partitioner.load_partition(i)["row"]) for i in range(partitioner.num_partitions)]
+
+
+def test_our_natural_split_is_flowers() -> None:
+    flower = pytest.importorskip("flwr_datasets.partitioner")
+    writers = [f"w{i * 7 % 13}" for i in range(100)]
+    theirs = partitioned(flower.NaturalIdPartitioner(partition_by="writer"), writer=writers)
+    assert [own.tolist() for own in split.natural(writers).values()] == theirs
+
+
+def test_flowers_pathological_clients_share_classes_and_ours_do_not() -> None:
+    flower = pytest.importorskip("flwr_datasets.partitioner")
+    with pytest.warns(UserWarning, match=r"Classes: \[6, 7, 8, 9\] will NOT be used"):
+        theirs = partitioned(flower.PathologicalPartitioner(5, "y", 2, "deterministic"), y=LABELS.tolist())
+    ours = split.pathological(LABELS, 5, rng(0, "x"))
+    shared = [Counter(c for own in hands for c in set(LABELS[own].tolist())) for hands in (theirs, ours)]
+    assert max(shared[0].values()) == 2
+    assert set(shared[1].values()) == {1}
+    assert len(shared[1]) == 10
+
+
+def test_flowers_dirichlet_is_as_skewed_as_ours_but_uneven_in_size() -> None:
+    flower = pytest.importorskip("flwr_datasets.partitioner")
+
+    def skew(hands: list[Any]) -> float:
+        """The share of a client's largest class, on average over clients."""
+        return float(np.mean([max(Counter(LABELS[own].tolist()).values()) / len(own) for own in hands]))
+
+    draws = range(20)
+    theirs = [partitioned(flower.DirichletPartitioner(10, "y", 0.5, 1, seed=i), y=LABELS.tolist()) for i in draws]
+    ours = [split.dirichlet(LABELS, 10, 0.5, rng(i, "x")) for i in draws]
+    assert abs(np.mean([*map(skew, theirs)]) - np.mean([*map(skew, ours)])) < 0.05
+    assert all({len(own) for own in hands} == {100} for hands in ours)
+    assert min(max(map(len, hands)) / min(map(len, hands)) for hands in theirs) > 1.5
+
+
+# ---- the published rows of pFedMoAP
+
+NAMES_OF_FIVE, CIFAR = list(SETS)[:5], ("cifar10", "cifar100")
+PUBLISHED = [file for name in SETS for file in sorted(Path("configs/pfedmoap").glob(f"{name}/[!_]*.toml"))]
+
+
+def on_a_copy(file: Path, copies: Path) -> Config:
+    """A published experiment on the copy of its set, with our small CLIP."""
+    here = [f"data.path={copies / file.parent.name}", "data.clients=2", "data.side=32"]
+    return config.load(file, [*here, "model.clip=tinyclip", "model.context=4"])
+
+
+def test_every_published_row_says_its_figure_its_download_and_its_command() -> None:
+    assert Counter(file.parent.name for file in PUBLISHED) == dict.fromkeys(NAMES_OF_FIVE, 5) | dict.fromkeys(CIFAR, 4)
+    for file in PUBLISHED:
+        first, second, *_ = file.read_text().splitlines()
+        assert re.search(r"on [\w-]+: \d\d\.\d\d published \(arXiv:2410.10114", first), file
+        assert f"hf download --repo-type dataset {SETS[file.parent.name].hub} (" in second, file
+        assert second.endswith(f"fedexperts run {file} --seeds 3"), file
+
+
+@pytest.mark.parametrize("file", PUBLISHED, ids=str)
+def test_a_published_row_is_whole(file: Path, copies: Path) -> None:
+    """Its data are its set's, split as the paper does, and its method fits its model."""
+    published = config.load(file)
+    data, run = published.values["data"], published.values["run"]
+    assert data["dataset"] == file.parent.name
+    setting = (data["partition"], data["clients"], data["shots"], run["participation"], published.values["learning"])
+    rates = {"rate": 0.002, "epochs": 5}
+    if data["dataset"] in CIFAR:
+        assert setting[:4] == ("dirichlet", 100, 0, 0.1)
+    else:
+        assert setting[:4] == ("pathological", 10, 16, 1.0)
+    assert setting[4] == setting[4] | rates
+    federation, _, model, method = config.parts(on_a_copy(file, copies))
+    assert len(federation.parts) == 2
+    assert method.uploads(model) or type(method).__name__ == "Alone"
+
+
+@pytest.mark.parametrize("name", ["cifar10", "dtd"])
+def test_a_published_experiment_runs(name: str, copies: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from fedexperts.cli import app
+
+    small = {"data.path": copies / name, "data.clients": 2, "data.side": 32, "model.clip": "tinyclip"}
+    small |= {"model.context": 4, "run.rounds": 2, "run.participation": 1.0, "learning.epochs": 1}
+    options = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    file = f"configs/pfedmoap/{name}/pfedmoap.toml"
+    done = CliRunner().invoke(
+        app, ["run", file, *options, "--out", str(tmp_path / "runs"), "--jobs", "1"], env={"COLUMNS": "200"}
+    )
+    assert done.exit_code == 0, done.output
+    assert list(tmp_path.rglob("split.json"))
