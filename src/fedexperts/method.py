@@ -97,6 +97,10 @@ class MixtureModel(Model, Protocol):
         """[E, B, C]: probabilities from each expert named `prefix.*`; prefix is "main" or "expert"."""
         ...
 
+    def routed(self, tensors: Tensors, x: Tensor) -> Tensor:
+        """[B, K]: the weights of the routed experts that `predict` computes; 0 for all others."""
+        ...
+
     def mix(self, tensors: Tensors, mains_MBC: Tensor, routed_KBC: Tensor, weights_BK: Tensor) -> Tensor:
         """[B, C]: log y(x) from the experts' answers and the routed experts' weights."""
         ...
@@ -216,6 +220,10 @@ class Method(ABC):
         """[B, C] logits of the server's own predictor, where that is another than `publish` lets clients have."""
         return None
 
+    def routes(self, model: Model, server: Tensors, x: Tensor) -> Tensor | None:
+        """[B, E]: each expert's share in what `serve` answers, main experts first; None if there are no experts."""
+        return None
+
     def shows(self, model: Model, server: Tensors, x: Tensor, y: Tensor) -> Facts:
         """What is worth logging of the server's own predictor, examined on inputs x with labels y."""
         return {}
@@ -259,6 +267,10 @@ class Method(ABC):
     @abstractmethod
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
         """What a client predicts with, from `publish`'s payload and its own state; without `own`, the global model."""
+
+    def voices(self, model: Model, local: Local, x: Tensor) -> Tensor | None:
+        """[B, C, E]: each expert's weight in a client's logits, its own first; None if it mixes no experts."""
+        return None
 
     def facts(self, model: Model, local: Local, x: Tensor) -> Facts:
         """What is worth logging of a client's prediction on inputs x; it leaves the client with the reply."""

@@ -157,6 +157,13 @@ class FedMoE(Method):
         mains_MBC, routed_KBC = (mixture.answers(server, prefix, x) for prefix in ("main", "expert"))
         return mixture.mix(server, mains_MBC, routed_KBC, self._weigh(mixture, server, x))
 
+    def routes(self, model: Model, server: Tensors, x: Tensor) -> Tensor:
+        mixture = _mixture(model)
+        weights_BK = mixture.routed(server, x) if self.gate == "trained" else self._weigh(mixture, server, x)
+        alpha = server.get("alpha", torch.tensor(1.0)).clamp(0, 1)
+        mains_BM = ((1 - alpha) / max(mixture.mains, 1)).expand(len(x), mixture.mains)
+        return torch.cat([mains_BM, alpha * weights_BK], dim=1)
+
     def shows(self, model: Model, server: Tensors, x: Tensor, y: Tensor) -> Facts:
         """How well the mixture does without its parts, how its experts are used, and how far they are apart."""
         mixture = _mixture(model)

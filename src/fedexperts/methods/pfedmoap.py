@@ -171,6 +171,12 @@ class PFedMoAP(Method):
         """The client's own prompt, gate and experts; the global prompt alone if it never trained."""
         return Local.of(own) if own else Local({"context": sent["global.context"]})
 
+    def voices(self, model: Model, local: Local, x: Tensor) -> Tensor | None:
+        """The gate's weights, the mean of its heads."""
+        if "experts" not in local.fixed:
+            return None
+        return self._mix(local, _prompted(model).texts(local.trained["context"]), x)[1]
+
     def facts(self, model: Model, local: Local, x: Tensor) -> Facts:
         """Mean weight of each expert (own first) and how far apart the experts' text features are (1 - cosine)."""
         if "experts" not in local.fixed:
