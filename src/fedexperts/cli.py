@@ -293,6 +293,25 @@ def predict(
             raise ValueError(f"{len(broken)} of {len(asked)} images cannot be read:\n{listed}")
 
 
+@app.command()
+def export(
+    run: OneRun,
+    folder: Annotated[Path, typer.Option("--out", help="A new folder.", show_default=False)],
+    client: ClientName = "",
+    private: PrivateFolder = None,
+) -> None:
+    """Write a client's model as a folder that predicts without this package."""
+    from . import export as room
+    from .predict import Predictor
+
+    with _errors():
+        predictor = Predictor.of(run, client, private)
+        room.export(predictor, folder)
+        out.print(
+            f"Wrote {escape(predictor.who)}; {escape(str(folder / 'README.md'))} says how to use it.", soft_wrap=True
+        )
+
+
 def _print_predictions(found: "list[Prediction]", form: Form) -> None:
     if form is Form.json:
         typer.echo(json.dumps([each.plain() for each in found], indent=1, ensure_ascii=False))

@@ -180,6 +180,27 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class Portable:
+    """What predicts without this package."""
+
+    tensors: Tensors
+    numbers: dict[str, float]
+    formula: str  # the logits in words
+    code: str  # lines of plain torch that define logits(x) by the tensors `t` and the numbers `n`
+
+
+def portable(model: Model, tensors: Tensors) -> Portable:
+    """A model with these tensors; ValueError if it has no way to say itself in a few lines of torch."""
+    if not hasattr(model, "portable"):
+        raise ValueError(
+            f"{type(model).__name__} cannot be written down in a few lines of torch; right would be a prompted CLIP, a "
+            "linear probe, or a network that is a torch.nn.Sequential of torch's own layers"
+        )
+    found: Portable = model.portable(tensors)
+    return found
+
+
+@dataclass(frozen=True)
 class Method(ABC):
     """Subclass it with hyperparameters as fields; examples/own_method.py is a whole one in thirty lines."""
 
@@ -267,6 +288,10 @@ class Method(ABC):
     @abstractmethod
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
         """What a client predicts with, from `publish`'s payload and its own state; without `own`, the global model."""
+
+    def portable(self, model: Model, local: Local) -> Portable:
+        """The same as `logits`, without this package; ValueError if that cannot be."""
+        return portable(model, local.trained)
 
     def voices(self, model: Model, local: Local, x: Tensor) -> Tensor | None:
         """[B, C, E]: each expert's weight in a client's logits, its own first; None if it mixes no experts."""

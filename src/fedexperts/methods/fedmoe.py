@@ -26,10 +26,12 @@ from ..method import (
     Method,
     MixtureModel,
     Model,
+    Portable,
     Sent,
     Upload,
     held,
     moving,
+    portable,
     proximal,
     step,
     taught,
@@ -303,6 +305,9 @@ class FedMoE(Method):
 
     def absorb(self, sent: Tensors, own: Tensors | None) -> Tensors:
         return Local(under(sent, "blend")).kept()
+
+    def portable(self, model: Model, local: Local) -> Portable:
+        return portable(_mixture(model).expert, local.trained)
 
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
         """The client's one model; the published one if it never trained."""
