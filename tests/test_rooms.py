@@ -24,7 +24,8 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("rundir",),
     ("loop",),
     ("report", "config"),
-    ("study", "deploy"),
+    ("study", "deploy", "predict"),
+    ("export",),
     ("cli",),
     ("", "__main__"),  # the package's front page, which names what users need; who imports it gets the version alone
 ]

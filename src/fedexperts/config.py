@@ -239,15 +239,23 @@ def parts(config: Config) -> tuple[Federation, Built, Model, Method]:
 
 
 def _fitted(config: Config, federation: Federation) -> tuple[Built, Model, Method]:
-    built: Built = config.section("model").build(federation.classes, config.values["run"]["seed"])
+    built, model = modelled(config, federation.classes)
     method: Method = config.section("method")
     if config.values["start"]["epochs"]:
         _check_start(built.model, federation)
-    model = _mixed(config, built.model)
     if "gate" in config.values and len(federation.inputs):
         _check_gate(config, built, federation)
     method.fits(model, len(federation.reserve))
     return built, model, method
+
+
+def modelled(config: Config, classes: tuple[str, ...]) -> tuple[Built, Model]:
+    """An experiment's model and encoder, and the model as its method sees it; without data, and so with its own start.
+
+    ValueError if the model cannot be built.
+    """
+    built: Built = config.section("model").build(classes, config.values["run"]["seed"])
+    return built, _mixed(config, built.model)
 
 
 def build(config: Config, private: Path) -> tuple[Job, Sites]:
@@ -454,6 +462,13 @@ def cache_folder() -> Path:
     """Where image features are kept: FEDEXPERTS_CACHE, or the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedexperts"
     return Path(os.environ.get("FEDEXPERTS_CACHE") or default)
+
+
+def about(config: Config, data: Mapping[str, Any]) -> tuple[Federation, dict[str, Any]]:
+    """The data of a run, laid over by one's own, and what to write down of it and of the machine."""
+    settings = _with_data(config, data)
+    federation: Federation = settings.section("data").load(settings.values["run"]["seed"])
+    return federation, environment() | {"classes": list(federation.classes), "side": federation.side}
 
 
 def environment() -> dict[str, Any]:

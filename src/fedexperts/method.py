@@ -97,6 +97,10 @@ class MixtureModel(Model, Protocol):
         """[E, B, C]: probabilities from each expert named `prefix.*`; prefix is "main" or "expert"."""
         ...
 
+    def routed(self, tensors: Tensors, x: Tensor) -> Tensor:
+        """[B, K]: the weights of the routed experts that `predict` computes; 0 for all others."""
+        ...
+
     def mix(self, tensors: Tensors, mains_MBC: Tensor, routed_KBC: Tensor, weights_BK: Tensor) -> Tensor:
         """[B, C]: log y(x) from the experts' answers and the routed experts' weights."""
         ...
@@ -189,6 +193,27 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class Portable:
+    """What predicts without this package."""
+
+    tensors: Tensors
+    numbers: dict[str, float]
+    formula: str  # the logits in words
+    code: str  # lines of plain torch that define logits(x) by the tensors `t` and the numbers `n`
+
+
+def portable(model: Model, tensors: Tensors) -> Portable:
+    """A model with these tensors; ValueError if it has no way to say itself in a few lines of torch."""
+    if not hasattr(model, "portable"):
+        raise ValueError(
+            f"{type(model).__name__} cannot be written down in a few lines of torch; right would be a prompted CLIP, a "
+            "linear probe, or a network that is a torch.nn.Sequential of torch's own layers"
+        )
+    found: Portable = model.portable(tensors)
+    return found
+
+
+@dataclass(frozen=True)
 class Method(ABC):
     """Subclass it with hyperparameters as fields; examples/own_method.py is a whole one in thirty lines."""
 
@@ -227,6 +252,10 @@ class Method(ABC):
 
     def serve(self, model: Model, server: Tensors, x: Tensor) -> Tensor | None:
         """[B, C] logits of the server's own predictor, where that is another than `publish` lets clients have."""
+        return None
+
+    def routes(self, model: Model, server: Tensors, x: Tensor) -> Tensor | None:
+        """[B, E]: each expert's share in what `serve` answers, main experts first; None if there are no experts."""
         return None
 
     def shows(self, model: Model, server: Tensors, x: Tensor, y: Tensor) -> Facts:
@@ -272,6 +301,14 @@ class Method(ABC):
     @abstractmethod
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
         """What a client predicts with, from `publish`'s payload and its own state; without `own`, the global model."""
+
+    def portable(self, model: Model, local: Local) -> Portable:
+        """The same as `logits`, without this package; ValueError if that cannot be."""
+        return portable(model, local.trained)
+
+    def voices(self, model: Model, local: Local, x: Tensor) -> Tensor | None:
+        """[B, C, E]: each expert's weight in a client's logits, its own first; None if it mixes no experts."""
+        return None
 
     def facts(self, model: Model, local: Local, x: Tensor) -> Facts:
         """What is worth logging of a client's prediction on inputs x; it leaves the client with the reply."""

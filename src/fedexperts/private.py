@@ -33,10 +33,10 @@ class Private:
 
         Raises ValueError, naming the file, if that state is damaged: it is never taken for a fresh start.
         """
-        rounds = self._rounds(client, before)
-        if not rounds:
+        newest = self.newest(client, before)
+        if newest is None:
             return None
-        path = self._path(client, rounds[-1])
+        path = self._path(client, newest)
         data = path.read_bytes()
         if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
             raise ValueError(
@@ -44,6 +44,11 @@ class Private:
                 f"{path.parent} to let this client, and this client alone, begin afresh."
             )
         return unpack(data[_DIGEST:])
+
+    def newest(self, client: str, before: int) -> int | None:
+        """The round, below `before`, whose state `load` reads."""
+        rounds = self._rounds(client, before)
+        return rounds[-1] if rounds else None
 
     def _path(self, client: str, round: int) -> Path:
         return self.folder / client / f"round-{round:06d}.private"

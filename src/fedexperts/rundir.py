@@ -113,15 +113,19 @@ class RunDir:
 
         Raises ValueError, naming the file, if it is damaged: it is never taken for a fresh start.
         """
-        newest = self._newest()
-        if newest is None:
-            logs, found = dict.fromkeys(LOGS, 0), None
-        else:
-            manifest = self._manifest(newest)
-            logs, found = manifest["logs"], (int(manifest["round"]), self._server(newest, manifest))
+        found, newest = self.look(), self._newest()
+        logs = self._manifest(newest)["logs"] if newest else dict.fromkeys(LOGS, 0)
         for name, length in logs.items():
             self._cut(name, length)
         return found
+
+    def look(self) -> tuple[int, Tensors] | None:
+        """The newest checkpoint, and nothing is changed: for those who do not go on with the run."""
+        newest = self._newest()
+        if newest is None:
+            return None
+        manifest = self._manifest(newest)
+        return int(manifest["round"]), self._server(newest, manifest)
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / "checkpoints").glob("round-*"))

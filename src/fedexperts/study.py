@@ -183,7 +183,7 @@ def _logs(unit: Unit) -> tuple[list[Row], list[Row]]:
 def work(unit: Unit, beat: Callable[[], None] = lambda: None) -> str:
     """Run a unit from wherever it stands, `beat` after each round; why it cannot go on, or ""."""
     with door.opened(unit.config, unit.folder / "private") as (job, engine):
-        folder = _folder(unit, job.model.classes)
+        folder = _folder(unit)
         try:
             run(job, engine, unit.config.section("run"), folder, lambda _: beat())
         except NobodyLeftError as error:
@@ -191,12 +191,11 @@ def work(unit: Unit, beat: Callable[[], None] = lambda: None) -> str:
     return ""
 
 
-def _folder(unit: Unit, classes: Sequence[str]) -> RunDir:
+def _folder(unit: Unit) -> RunDir:
     """The unit's folder, new or as it stands; ValueError if it holds a run of another config."""
     if not unit.folder.exists():
-        split = unit.config.section("data").load(unit.config.values["run"]["seed"]).manifest()  # images: read already
-        about = door.environment() | {"classes": list(classes)}
-        return RunDir.create(unit.folder, unit.config.toml(), about, split)
+        federation, about = door.about(unit.config, {})  # images: read already
+        return RunDir.create(unit.folder, unit.config.toml(), about, federation.manifest())
     if door.parse((unit.folder / "config.toml").read_text(), str(unit.folder)).values != unit.config.values:
         raise ValueError(f"{unit.folder} holds a run of another config; right would be another folder")
     return RunDir(unit.folder)

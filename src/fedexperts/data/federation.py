@@ -61,6 +61,11 @@ class Federation:
         if self.files and len(self.files) != len(self.inputs):
             raise ValueError(f"{len(self.files)} files of {len(self.inputs)} inputs: it must be one each, or none")
 
+    @property
+    def side(self) -> int | None:
+        """Pixels of an image's side; None where inputs are texts."""
+        return self.inputs.shape[-1] if isinstance(self.inputs, Tensor) else None
+
     def counts(self) -> dict[str, dict[str, list[int]]]:
         """Client -> part -> number of examples of each class, in the order of `classes`."""
         return {

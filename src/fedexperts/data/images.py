@@ -7,7 +7,7 @@ room does not know classes, clients or folders' meaning.
 
 import hashlib
 import warnings
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -64,7 +64,23 @@ def read(store: Store, names: Sequence[str], side: int) -> tuple[Tensor, dict[st
     All are held in memory, 3 side² bytes each: 150 KB at 224. ValueError with all files that cannot be read, or if
     there is no such memory. The newest answer is kept, so that the runs of a study do not decode the same files again.
     """
-    return _read(store, side, tuple((name, store.stamp(name)) for name in names))
+    pixels, hashes, broken = _read(store, side, tuple((name, store.stamp(name)) for name in names))
+    if broken:
+        whole = f"{len(broken)} of {len(names)} images in {store} cannot be read: {several(said(broken))}"
+        raise ValueError(f"{whole}. Right would be to mend them, or to take them out")
+    return pixels, hashes
+
+
+def readable(files: Sequence[Path], side: int) -> tuple[Tensor, dict[str, str]]:
+    """Pixels uint8 [n, 3, side, side] of those files that can be read, in their order; of the others, why not."""
+    here = Folder(Path())
+    pixels, hashes, broken = _read(here, side, tuple((str(file), here.stamp(str(file))) for file in files))
+    return pixels[[str(file) in hashes for file in files]], broken
+
+
+def said(broken: Mapping[str, str]) -> list[str]:
+    """Files, each with its reason."""
+    return [f"{file} ({why})" for file, why in broken.items()]
 
 
 def several(names: Iterable[str], most: int = 10) -> str:
@@ -75,22 +91,22 @@ def several(names: Iterable[str], most: int = 10) -> str:
 
 
 @lru_cache(maxsize=1)
-def _read(store: Store, side: int, stamped: tuple[tuple[str, Hashable], ...]) -> tuple[Tensor, dict[str, str]]:
+def _read(
+    store: Store, side: int, stamped: tuple[tuple[str, Hashable], ...]
+) -> tuple[Tensor, dict[str, str], dict[str, str]]:
+    """Pixels, the hashes of the images that could be read, the reasons of those that could not."""
     files = [file for file, _ in stamped]
-    pixels, hashes, broken = _room(len(files), side), {}, []
+    pixels, hashes, broken = _room(len(files), side), {}, {}
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # pillow's remarks on files that it reads all the same
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         filled = [pool.submit(_fill, pixels[place], store, file) for place, file in enumerate(files)]
         for file, done in zip(files, filled, strict=True):
             if error := done.exception():
-                broken.append(f"{file} ({_reason(error)})")
+                broken[file] = _reason(error)
             else:
                 hashes[file] = done.result()
-    if broken:
-        whole = f"{len(broken)} of {len(files)} images in {store} cannot be read: {several(broken)}"
-        raise ValueError(f"{whole}. Right would be to mend them, or to take them out")
-    return pixels, hashes
+    return pixels, hashes, broken
 
 
 def _room(count: int, side: int) -> Tensor:

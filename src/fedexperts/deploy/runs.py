@@ -54,7 +54,7 @@ class Run:
     def create(cls, deployment: Deployment, config: Config, name: str) -> "Run":
         """A new run, checked as far as it can be without its sites. ValueError if something is unfit."""
         job = door.served(config, deployment.data)
-        about = door.environment() | {"classes": list(job.model.classes)}
+        _, about = door.about(config, deployment.data)
         found = cls(RunDir.create(deployment.path / "runs" / name, config.toml(), about).path)
         write(found.path / "flower.json", json.dumps({"id": f"{name}-{secrets.token_hex(4)}", "run": 0}).encode())
         found.stands(Status(rounds=job.rounds))

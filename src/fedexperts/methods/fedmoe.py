@@ -26,12 +26,14 @@ from ..method import (
     Method,
     MixtureModel,
     Model,
+    Portable,
     Sent,
     Upload,
     as_mixture,
     held,
     moving,
     needs_reserve,
+    portable,
     proximal,
     step,
     taught,
@@ -155,6 +157,13 @@ class FedMoE(Method):
             return mixture.predict(server, x)
         mains_MBC, routed_KBC = (mixture.answers(server, prefix, x) for prefix in ("main", "expert"))
         return mixture.mix(server, mains_MBC, routed_KBC, self._weigh(mixture, server, x))
+
+    def routes(self, model: Model, server: Tensors, x: Tensor) -> Tensor:
+        mixture = as_mixture(model)
+        weights_BK = mixture.routed(server, x) if self.gate == "trained" else self._weigh(mixture, server, x)
+        alpha = server.get("alpha", torch.tensor(1.0)).clamp(0, 1)
+        mains_BM = ((1 - alpha) / max(mixture.mains, 1)).expand(len(x), mixture.mains)
+        return torch.cat([mains_BM, alpha * weights_BK], dim=1)
 
     def shows(self, model: Model, server: Tensors, x: Tensor, y: Tensor) -> Facts:
         """How well the mixture does without its parts, how its experts are used, and how far they are apart."""
@@ -295,6 +304,9 @@ class FedMoE(Method):
 
     def absorb(self, sent: Tensors, own: Tensors | None) -> Tensors:
         return Local(under(sent, "blend")).kept()
+
+    def portable(self, model: Model, local: Local) -> Portable:
+        return portable(as_mixture(model).expert, local.trained)
 
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
         """The client's one model; the published one if it never trained."""

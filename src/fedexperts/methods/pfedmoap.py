@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from ..learn import Local
-from ..method import Facts, Finished, Given, Method, Model, PromptModel, Sent, Upload
+from ..method import Facts, Finished, Given, Method, Model, Portable, PromptModel, Sent, Upload
 from ..tensors import Tensors, mean, named, rng, under
 
 
@@ -171,6 +171,27 @@ class PFedMoAP(Method):
         """The client's own prompt, gate and experts; the global prompt alone if it never trained."""
         return Local.of(own) if own else Local({"context": sent["global.context"]})
 
+    def portable(self, model: Model, local: Local) -> Portable:
+        """Text features, gate, and pooling as a matrix: it is a linear map, whichever it is."""
+        if "experts" not in local.fixed:
+            return super().portable(model, local)
+        own_CD = _prompted(model).texts(local.trained["context"])
+        tensors = {"own": own_CD, "experts": local.fixed["experts"], "pool": self._pooled(torch.eye(own_CD.shape[1]))}
+        numbers = {
+            "scale": _prompted(model).scale,
+            "lambda": self.lam,
+            "heads": self.heads,
+            "attention_scale": self.attention_scale or (self.width / self.heads) ** -0.5,
+        }
+        code = _CODE.format(mix=_MIX[self.gate], cosine=_COSINE if self.normalised else "")
+        return Portable(tensors | named("gate", under(local.trained, "gate")), numbers, _FORMULA, code)
+
+    def voices(self, model: Model, local: Local, x: Tensor) -> Tensor | None:
+        """The gate's weights, the mean of its heads."""
+        if "experts" not in local.fixed:
+            return None
+        return self._mix(local, _prompted(model).texts(local.trained["context"]), x)[1]
+
     def facts(self, model: Model, local: Local, x: Tensor) -> Facts:
         """Mean weight of each expert (own first) and how far apart the experts' text features are (1 - cosine)."""
         if "experts" not in local.fixed:
@@ -286,3 +307,35 @@ def _apply(gate: Tensors, name: str, x: Tensor) -> Tensor:
 
 def _cosine(image_BG: Tensor, texts_BCG: Tensor) -> Tensor:
     return (normalize(image_BG, dim=-1)[:, None] * normalize(texts_BCG, dim=-1)).sum(-1)
+
+
+_FORMULA = """`x` is an image's normalised feature; `own` are the classes' texts behind the client's own prompt,
+`experts` those behind the prompts that it received. For each class the gate mixes all of these texts, pooled to fewer
+coordinates by `pool`. logit(c) = scale * (similarity of the pooled image to the mixture + lambda * cosine of the image
+and `own`)."""
+
+_CODE = """def linear(name, x):
+    return torch.nn.functional.linear(x, t[f"gate.{{name}}.weight"], t.get(f"gate.{{name}}.bias"))
+
+
+def heads(x):
+    return x.unflatten(-1, (n["heads"], -1))
+
+
+def logits(x):
+    image, texts = x @ t["pool"], torch.cat([t["own"][None], t["experts"]]) @ t["pool"]
+{mix}{cosine}
+    similarity = torch.einsum("bg,bcg->bc", image, mixed)
+    return n["scale"] * (similarity + n["lambda"] * x @ t["own"].T)"""
+
+_MIX = {
+    "attention": """    query = heads(linear("query", image))
+    key, value = heads(linear("key", texts)), heads(linear("value", texts))
+    weights = (n["attention_scale"] * torch.einsum("bhd,echd->bche", query, key)).softmax(-1)
+    mixed = linear("output", torch.einsum("bche,echd->bchd", weights, value).flatten(-2))""",
+    "linear": """    weights = linear("mix", image)[:, : len(texts)].softmax(-1)
+    mixed = torch.einsum("be,ecg->bcg", weights, texts)""",
+}
+
+_COSINE = """
+    image, mixed = (torch.nn.functional.normalize(y, dim=-1) for y in (image, mixed))"""

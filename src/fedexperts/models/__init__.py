@@ -5,6 +5,7 @@ Importing this room does not import transformers; building a model does.
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -48,7 +49,7 @@ class PromptedClipSettings:
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         """ValueError if the CLIP cannot be loaded, a prompt is too long, or `words` are not `context` tokens."""
         clip = _load(self.clip, self.precision)
-        return _built(PromptedClip(clip, classes, self._start(clip, seed)), clip)
+        return _built(PromptedClip(clip, classes, self._start(clip, seed)), clip, self.clip)
 
     def _start(self, clip: Clip, seed: int) -> Tensor:
         if self.init == "random":
@@ -72,7 +73,7 @@ class LinearProbeSettings:
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         """ValueError if the CLIP cannot be loaded. It starts at zero, whatever the seed."""
         clip = _load(self.clip, self.precision)
-        return _built(LinearProbe(classes, clip.width, clip.scale), clip)
+        return _built(LinearProbe(classes, clip.width, clip.scale), clip, self.clip)
 
 
 def _load(name: str, precision: str) -> Clip:
@@ -81,8 +82,21 @@ def _load(name: str, precision: str) -> Clip:
     return load_clip(name, torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
-def _built(model: Model, clip: Clip) -> Built:
-    return Built(model, partial(encode, clip), clip.key)
+def _built(model: Model, clip: Clip, name: str) -> Built:
+    where = Path(name).name if Path(name).expanduser().is_dir() else name
+    return Built(model, partial(encode, clip), clip.key, recipe=_RECIPE.format(where))
+
+
+_RECIPE = """from transformers import CLIPImageProcessorPil, CLIPModel
+
+CLIP = "{}"  # a hub name, or the folder of this CLIP; "tinyclip" is fedexperts/models/tinyclip in the package
+clip, processor = CLIPModel.from_pretrained(CLIP, dtype=torch.float32), CLIPImageProcessorPil.from_pretrained(CLIP)
+
+
+def inputs(pixels):
+    shown = processor(list(pixels.numpy()), input_data_format="channels_first", return_tensors="pt").pixel_values
+    features = clip.visual_projection(clip.vision_model(pixel_values=shown).pooler_output)
+    return torch.nn.functional.normalize(features, dim=-1)"""
 
 
 MODELS: dict[str, type] = {

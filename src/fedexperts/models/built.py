@@ -1,7 +1,7 @@
 """What every model's settings build: the model, and what stands in front of it. This room knows no model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -15,4 +15,5 @@ class Built:
 
     model: Model
     encode: Callable[[Any], Tensor]  # images uint8 [B, 3, H, W], or texts Sequence[str] of length B -> inputs [B, ...]
+    recipe: str = field(default="", kw_only=True)  # lines of Python that define inputs(pixels) as `encode` does
     key: str  # hash of everything that `encode` depends on; "": quicker to compute again than to keep

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
+from ..method import Portable
 from ..tensors import Tensors
 
 Name = tuple[int, ...]  # the token ids behind the context: class name, full stop, [EOS]
@@ -114,6 +115,12 @@ class PromptedClip:
         """[B, C]: scaled cosines between normalised image features [B, D] and the texts of tensors["context"]."""
         return self.scale * x_BD @ self.texts(tensors["context"]).mT
 
+    def portable(self, tensors: Tensors) -> Portable:
+        """The text features: neither the prompt nor the text encoder is needed any more."""
+        code = 'def logits(x):\n    return n["scale"] * x @ t["texts"].T'
+        formula = "logit(c) = scale * cosine of the image's normalised feature `x` and the text feature of class c."
+        return Portable({"texts": self.texts(tensors["context"])}, {"scale": self.scale}, formula, code)
+
     def texts(self, context: Tensor) -> Tensor:
         """Contexts [..., l, W] to normalised text features [..., C, D] in fp32."""
         tree, trunk = self._tree, self._begin(context)
@@ -179,6 +186,11 @@ class LinearProbe:
     def logits(self, tensors: Tensors, x_BD: Tensor) -> Tensor:
         """[B, C] from normalised image features [B, D]."""
         return self.scale * x_BD @ tensors["weight"].mT + tensors["bias"]
+
+    def portable(self, tensors: Tensors) -> Portable:
+        code = 'def logits(x):\n    return n["scale"] * x @ t["weight"].T + t["bias"]'
+        formula = "A linear map of `x`, the image's normalised feature times scale."
+        return Portable(dict(tensors), {"scale": self.scale}, formula, code)
 
 
 @dataclass(frozen=True)

@@ -66,14 +66,19 @@ class Mixture:
 
     def predict(self, tensors: Tensors, x: Tensor) -> Tensor:
         """[B, C]: log y(x) of the main experts and the `top` routed ones, renormalised; no other one is computed."""
-        weights_BL, chosen_BL = self.weigh(tensors, x).topk(self.top, dim=-1)
-        weights_BL = weights_BL / weights_BL.sum(-1, keepdim=True)
-        routed_BC = weights_BL.new_zeros(len(x), len(self.classes))
-        for k in chosen_BL.unique().tolist():
-            rows, places = (chosen_BL == k).nonzero(as_tuple=True)
+        weights_BK = self.routed(tensors, x)
+        routed_BC = weights_BK.new_zeros(len(x), len(self.classes))
+        for k in weights_BK.any(0).nonzero().flatten().tolist():
+            rows = weights_BK[:, k].nonzero().flatten()
             answer = self.expert.logits(under(tensors, f"expert.{k}"), x[rows]).softmax(-1)
-            routed_BC[rows] += weights_BL[rows, places, None] * answer
+            routed_BC[rows] += weights_BK[rows, k, None] * answer
         return self._with_main(tensors, self.answers(tensors, "main", x), routed_BC)
+
+    def routed(self, tensors: Tensors, x: Tensor) -> Tensor:
+        """[B, K]: the weights of the `top` routed experts, renormalised; 0 for all others."""
+        weights_BL, chosen_BL = self.weigh(tensors, x).topk(self.top, dim=-1)
+        share_BL = weights_BL / weights_BL.sum(-1, keepdim=True)
+        return share_BL.new_zeros(len(x), self.experts).scatter(1, chosen_BL, share_BL)
 
     def weigh(self, tensors: Tensors, x: Tensor) -> Tensor:
         """[B, K]: the gate's softmax."""

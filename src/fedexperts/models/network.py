@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd
 
+from ..method import Portable
 from ..tensors import Tensors, rng
 
 M = TypeVar("M", bound=nn.Module)
@@ -45,6 +46,12 @@ class Network:
         """[B, C] in evaluation mode."""
         return functional_call(self._hollow.evaluating, tensors, (x,))  # type: ignore[no-any-return]
 
+    def portable(self, tensors: Tensors) -> Portable:
+        """ValueError if the module is not made of torch's own layers, one behind the other."""
+        made = written(self._hollow.evaluating)
+        code = f"net = {made}\nnet.load_state_dict(t)\nnet.eval()\n\n\ndef logits(x):\n    return net(x)"
+        return Portable(dict(tensors), {}, "The output of the network below.", code)
+
     def step(self, tensors: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
         """[B, C] in training mode, and the new values of the `moving` tensors; those given stay as they are."""
         moved = {name: tensors[name].detach().clone() for name in self.moving}  # these the module writes into
@@ -57,6 +64,22 @@ class Network:
                 f"batch norm cannot train on a batch of one ({error}); right would be another learning.batch, which "
                 "leaves no batch of one, or group norm"
             ) from None
+
+
+def written(module: nn.Module) -> str:
+    """The expression that makes a module of torch's own layers, one behind the other; ValueError for any other.
+
+    A layer of ours that computes what one of torch's does names it as its `plain`.
+    """
+    if type(module) is nn.Sequential:
+        return "torch.nn.Sequential({})".format("".join(f"\n    {written(part)}," for part in module) + "\n")
+    kind = getattr(module, "plain", type(module))
+    if not kind.__module__.startswith("torch.nn.modules") or any(module.children()):
+        raise ValueError(
+            f"{kind.__name__} is not one of torch's own layers, of which a network must be that is written down in a "
+            "few lines of torch; right would be, say, a run with the model compact-cnn"
+        )
+    return f"torch.nn.{kind.__name__}({module.extra_repr()})"
 
 
 class _Hollow(local):

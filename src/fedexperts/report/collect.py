@@ -153,11 +153,11 @@ def collect(paths: Sequence[Path]) -> list[Experiment]:
     """
     if not paths:
         raise ValueError("no folder was given; right would be a folder that `fedexperts run` made")
-    found = {folder.resolve(): folder for path in paths for folder in _found(path)}
+    found = {folder.resolve(): folder for path in paths for folder in runs(path)}
     return _grouped([_read(folder) for folder in found.values()])
 
 
-def _found(path: Path) -> list[Path]:
+def runs(path: Path) -> list[Path]:
     """Folders of runs in `path`: those of a study in the order in which it names them."""
     right = "right would be a folder that `fedexperts run` made: a study, an experiment in it, or a run"
     if not path.is_dir():

@@ -1,0 +1,140 @@
+"""A predictor as a folder that works without this package: tensors, plain numbers, and a README that says how.
+
+    model.safetensors   text features and gate, or a network's weights
+    config.json         classes and numbers
+    README.md           the formula in words, the same in plain torch, and what the model is
+
+What the README says of the run is read from the run's folder. This room does not know methods or models: they say
+themselves in a few lines of torch, or that they cannot.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .method import Portable
+from .metrics import accuracy
+from .predict import Predictor
+from .tensors import pack, write
+
+PIXELS = """import numpy as np
+from PIL import Image, ImageOps
+
+
+def pixels(path):
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    image = ImageOps.fit(image, ({side}, {side}), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]"""
+
+README = """# {title}
+
+This is {who}, learned by fedexperts, which is not needed to use it. Needed are `torch` and `safetensors`.
+
+## From an input to logits
+{formula}
+`softmax` of the logits gives probabilities; the classes stand in `config.json`, in their order.
+```python
+import json
+
+import torch
+from safetensors.torch import load_file
+
+n, t = json.load(open("config.json", encoding="utf-8")), load_file("model.safetensors")
+torch.set_grad_enabled(False)
+
+
+{code}
+```
+
+## From {kind} to an input
+{recipe}
+
+## What it is
+{card}
+
+## What never left the client
+{privacy}
+"""
+
+
+@torch.no_grad()
+def export(predictor: Predictor, folder: Path) -> None:
+    """Write the folder, whole or not at all; ValueError if it is there, or if the model cannot be written down."""
+    if predictor.serves:
+        raise ValueError("the server's own predictor cannot be exported; right would be one client's, --client NAME")
+    if folder.exists():
+        raise ValueError(f"{folder} is there already; right would be another folder")
+    carried = predictor.method.portable(predictor.model, predictor.local)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    numbers = {"classes": list(predictor.model.classes)} | carried.numbers
+    write(aside / "model.safetensors", pack(carried.tensors))
+    write(aside / "config.json", (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
+    write(aside / "README.md", _readme(predictor, carried).encode())
+    os.replace(aside, folder)
+
+
+def _readme(predictor: Predictor, carried: Portable) -> str:
+    side, recipe = predictor.side, predictor.built.recipe
+    lines = f"```python\n{PIXELS.format(side=side)}\n\n\n{recipe}\n```\n\n`logits(inputs(pixels(path)))` is it all."
+    return README.format(
+        title=f"{predictor.config.name}: {predictor.client or 'what all clients share'}",
+        who=predictor.who,
+        formula=carried.formula,
+        code=carried.code,
+        kind="texts" if side is None else "an image",
+        recipe=lines if recipe and side is not None else "As the model of the run does it: see its settings below.",
+        card=_card(predictor),
+        privacy=_privacy(predictor),
+    )
+
+
+def _card(predictor: Predictor) -> str:
+    """Data, accuracy, settings; no folder of this machine."""
+    config = predictor.config
+    rows = [row for row in predictor.folder.rows("clients.jsonl") if row["round"] == predictor.round]
+    own = [row for row in rows if row["client"] == predictor.client]
+    tested = [
+        f"Accuracy on its own {row['test_examples']} test examples: {accuracy(row, 'test'):.1f} %." for row in own
+    ]
+    facts = [
+        f"Classes: {', '.join(predictor.model.classes)}.",
+        f"Clients of the run: {len(rows)}. Rounds: {predictor.round} of {config.values['run']['rounds']}.",
+        *_counts(predictor),
+        *tested,
+    ]
+    settings = [
+        f"{section}.{key} = {json.dumps(value, ensure_ascii=False)}"
+        for section in ("method", "model", "mixture", "start", "learning", "run")
+        for key, value in config.values.get(section, {}).items()
+        if not (isinstance(value, str) and Path(value).expanduser().is_absolute())
+    ]
+    return "\n".join([*(f"- {fact}" for fact in facts), "", "```", *settings, "```"])
+
+
+def _counts(predictor: Predictor) -> list[str]:
+    """How many examples the client has, if the run wrote its split down."""
+    file = predictor.folder.path / "split.json"
+    held: dict[str, Any] = json.loads(file.read_bytes())["clients"] if file.exists() else {}
+    if predictor.client not in held:
+        return []
+    parts = ", ".join(f"{len(held[predictor.client][part])} {part}" for part in ("train", "valid", "test"))
+    return [f"The client's own examples: {parts}."]
+
+
+def _privacy(predictor: Predictor) -> str:
+    names = sorted(predictor.method.uploads(predictor.model))
+    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    leaves = f"what left a client that trained were the tensors {shown}" if names else "no tensor left any client"
+    kept = (
+        "This folder does hold what the client had kept to itself: who gets it has that model. "
+        if predictor.kept is not None
+        else ""
+    )
+    return (
+        f"Examples and their labels never left a client. In training {leaves}, with plain figures (numbers of "
+        f"examples, losses, hits, experts' mean weights). {kept}A trained model can tell something of the examples "
+        "that it was trained on; nothing here is a proof that it does not."
+    )

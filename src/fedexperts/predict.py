@@ -1,0 +1,214 @@
+"""A run, opened to predict with what it learned: with one client's own model, or with what the server has.
+
+It reads the run's folder and a client's private state, and changes neither: a run that goes on is not disturbed. The
+run's data are not loaded. This room does not know what a method learns, nor how a prediction is shown.
+
+Shapes: B inputs, C classes, E experts.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import config as door
+from .config import Config
+from .data.images import SUFFIXES, readable
+from .learn import Local
+from .method import Method, Model
+from .models import Built
+from .private import Private
+from .report.collect import runs
+from .rundir import RunDir
+from .tensors import Tensors
+
+BATCH = 256  # inputs that are read and computed at once
+TEXTS = ".txt"
+OWN = "own"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is said of one input: its class, with which probability, and each expert's share in saying so."""
+
+    input: str
+    label: str
+    probability: float
+    experts: dict[str, float] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"input": self.input, "class": self.label, "probability": self.probability, "experts": self.experts}
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """One client of a run with what it predicts with; without a name, what the server has."""
+
+    folder: RunDir
+    config: Config
+    built: Built
+    model: Model
+    method: Method
+    server: Tensors
+    round: int  # after which the run stands
+    client: str
+    local: Local
+    kept: int | None  # the round from which the client's own state is; None: it has none
+    side: int | None  # pixels of an image's side; None: inputs are texts
+
+    @classmethod
+    def of(cls, path: Path, client: str, private: Path | None = None) -> "Predictor":
+        """Of the run in `path`, private states in the folder `private` (the run's own); ValueError, with what to do."""
+        folder = _chosen(path)
+        config, about = _asked(folder)
+        found = folder.look()
+        if found is None:
+            raise ValueError(f"{folder.path} has no finished round yet: right would be to wait, or `fedexperts resume`")
+        round, server = found
+        states = Private(private or folder.path / "private")
+        if client:
+            _check_client(folder, states, client)
+        kept = states.newest(client, round + 1) if client else None
+        own = states.load(client, round + 1) if client else None
+        built, model = door.modelled(config, tuple(about["classes"]))
+        method: Method = config.section("method")
+        shared = method.publish(server)
+        if config.values["start"]["epochs"] and not shared and own is None:
+            model = door.build(config, states.folder)[0].model  # all it has is the common start, which data taught it
+        local = method.recall(model, shared, own)
+        return cls(folder, config, built, model, method, server, round, client, local, kept, about["side"])
+
+    @property
+    def serves(self) -> bool:
+        """Whether it is the server's own predictor."""
+        return not self.client and type(self.method).serve is not Method.serve
+
+    @property
+    def who(self) -> str:
+        """What predicts, in words."""
+        if self.serves:
+            return f"the server's own predictor, after round {self.round}"
+        if self.kept is not None:
+            return f"{self.client}'s own model, as it kept it in round {self.kept}"
+        shared = f"the model that all clients share, after round {self.round}"
+        return f"{shared}; {self.client} has kept none of its own" if self.client else shared
+
+    @torch.no_grad()
+    def say(self, inputs: Sequence[str], given: Any) -> list[Prediction]:
+        """Predictions for images uint8 [B, 3, side, side], or B texts, that are called `inputs`."""
+        x = self.built.encode(given)
+        probability_B, label_B = self.logits(x).softmax(-1).max(-1)
+        shares_BE = self._shares(x, label_B)
+        names = self.experts(shares_BE.shape[1])
+        return [
+            Prediction(what, self.model.classes[label], probability, dict(zip(names, shares, strict=True)))
+            for what, label, probability, shares in zip(
+                inputs, label_B.tolist(), probability_B.tolist(), shares_BE.tolist(), strict=True
+            )
+        ]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[B, C] from a model's inputs [B, ...]."""
+        served = self.method.serve(self.model, self.server, x) if self.serves else None
+        return self.method.logits(self.model, self.local, x) if served is None else served
+
+    def _shares(self, x: Tensor, label_B: Tensor) -> Tensor:
+        """[B, E]: each expert's share in the class that is answered; E is 0 where there is one voice."""
+        if self.serves:
+            shares_BE = self.method.routes(self.model, self.server, x)
+        else:
+            voices_BCE = self.method.voices(self.model, self.local, x)
+            shares_BE = None if voices_BCE is None else voices_BCE[torch.arange(len(x)), label_B]
+        return x.new_zeros(len(x), 0) if shares_BE is None else shares_BE
+
+    def experts(self, count: int) -> list[str]:
+        """Names of so many experts: the client's own, then those whose it received, as far as the log knows."""
+        if self.serves:
+            mains = getattr(self.model, "mains", 0)
+            return [f"main {i}" for i in range(mains)] + [f"expert {k}" for k in range(count - mains)]
+        rows = {row["round"]: row["trained"] for row in self.folder.rows("rounds.jsonl")}
+        received = rows.get(self.kept, {}).get(self.client, {}).get("received", [])
+        others = received if len(received) == count - 1 else [f"expert {k}" for k in range(1, count)]
+        return [OWN, *others][:count]
+
+
+def inputs(predictor: Predictor, paths: Sequence[Path], texts: Sequence[str]) -> list[str]:
+    """What is to be predicted, one by one: files of images, or texts; ValueError if it is not what the run learned."""
+    if predictor.side is None:
+        return [*(text for path in paths for text in _lines(path)), *texts]
+    if texts:
+        raise ValueError("this run learned from images, and --text is a text; right would be image files, or a folder")
+    return [str(file) for path in paths for file in _images(path)]
+
+
+def predictions(predictor: Predictor, asked: Sequence[str]) -> Iterator[tuple[list[Prediction], Mapping[str, str]]]:
+    """Batch by batch: predictions, and the files that cannot be read with the reason."""
+    for first in range(0, len(asked), BATCH):
+        batch, broken = asked[first : first + BATCH], dict[str, str]()
+        given: Any = batch
+        if predictor.side is not None:
+            given, broken = readable([Path(file) for file in batch], predictor.side)
+            batch = [file for file in batch if file not in broken]
+        yield predictor.say(batch, given) if batch else [], broken
+
+
+def _chosen(path: Path) -> RunDir:
+    """The one run in `path`."""
+    found = runs(path)
+    if len(found) > 1:
+        raise ValueError(f"{path} holds {len(found)} runs; right would be one of {', '.join(map(str, found))}")
+    return RunDir(found[0])
+
+
+def _asked(folder: RunDir) -> tuple[Config, dict[str, Any]]:
+    """A run's config, and what it wrote down of its data."""
+    file = folder.path / "environment.json"
+    try:
+        about: dict[str, Any] = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): put a backup in its place") from None
+    if missing := [key for key in ("classes", "side") if key not in about]:
+        raise ValueError(
+            f"{file} does not say {' and '.join(missing)}, as a run of this version does; right would be to run again"
+        )
+    return door.parse((folder.path / "config.toml").read_text(), str(folder.path)), about
+
+
+def _check_client(folder: RunDir, states: Private, client: str) -> None:
+    """ValueError if a run knows no such client."""
+    rows = folder.rows("clients.jsonl")
+    known = sorted({str(row["client"]) for row in rows} | {path.name for path in states.folder.glob("*/")})
+    if client not in known:
+        near = difflib.get_close_matches(client, known, 1)
+        there = f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}."
+        raise ValueError(f"no client {client!r} in {folder.path}; {there} Without --client, what all share predicts")
+
+
+def _images(path: Path) -> list[Path]:
+    """An image, or all images in a folder and in those below it."""
+    if not path.is_dir():
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file or folder")
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
+    if not found:
+        raise ValueError(f"no image in {path}; right would be a folder with files as {', '.join(SUFFIXES)}")
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    """The texts of a file, a line each."""
+    if path.suffix.lower() != TEXTS or not path.is_file():
+        raise ValueError(
+            f"{path}: this run learned from texts; right would be a {TEXTS} file, a text a line, or --text"
+        )
+    try:
+        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8 ({error.reason}); right would be to save it so") from None

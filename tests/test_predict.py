@@ -1,0 +1,263 @@
+"""What a run learned predicts new inputs, exactly as it did in the run; what cannot be predicted is said."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CASES, Case, TinyData, tiny
+from PIL import Image
+from typer.testing import CliRunner
+
+from fedexperts.cli import app
+from fedexperts.predict import Prediction, Predictor, inputs, predictions
+from fedexperts.private import Private
+from fedexperts.study import once
+
+Learned = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
+    """The folder of a case's finished run in the tiny world."""
+    done: dict[str, Path] = {}
+
+    def find(case: Case, **sections: dict[str, Any]) -> Path:
+        config = tiny(case, **sections)
+        if config.toml() not in done:
+            done[config.toml()] = tmp_path_factory.mktemp("learned") / "run"
+            once(config, done[config.toml()])
+        return done[config.toml()]
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny clients' test images as files: client/number-label.png."""
+    root, federation = tmp_path_factory.mktemp("pictures"), TinyData(8).load(0)
+    assert isinstance(federation.inputs, torch.Tensor)
+    for client, parts in federation.parts.items():
+        (root / client).mkdir()
+        for i in parts.test.tolist():
+            image = Image.fromarray(federation.inputs[i].permute(1, 2, 0).numpy())
+            image.save(root / client / f"{i:03}-{federation.classes[federation.labels[i]]}.png")
+    return root
+
+
+def said(predictor: Predictor, folder: Path) -> list[Prediction]:
+    return [each for found, _ in predictions(predictor, inputs(predictor, [folder], [])) for each in found]
+
+
+def right(found: list[Prediction]) -> int:
+    return sum(each.label == each.input.removesuffix(".png").split("-")[-1] for each in found)
+
+
+def logged(run: Path, log: str, **where: Any) -> dict[str, Any]:
+    rows = [json.loads(line) for line in (run / log).read_text().splitlines()]
+    return next(row for row in reversed(rows) if where.items() <= row.items())
+
+
+def call(*arguments: object) -> Any:
+    done = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+# As in the run
+
+
+@pytest.mark.parametrize("name", ["nearest", "linear", "alone", "fedavg", "fedmoe", "fedmoe-norm", "fedmix", "fedjets"])
+def test_a_client_is_right_on_as_many_test_images_as_the_run_logged(
+    name: str, learned: Learned, pictures: Path
+) -> None:
+    run = learned(CASES[name])
+    for client in ("a", "c"):
+        found = said(Predictor.of(run, client), pictures / client)
+        assert len(found) == 20
+        assert right(found) == logged(run, "clients.jsonl", client=client)["test_correct"]
+
+
+def test_without_a_client_the_servers_own_predictor_answers_and_its_experts_share_the_answer(
+    learned: Learned, pictures: Path
+) -> None:
+    run = learned(CASES["fedmoe-no-main"])
+    server = Predictor.of(run, "")
+    found = said(server, pictures)
+    assert right(found) == logged(run, "server.jsonl")["test_correct"]
+    assert "server's own" in server.who
+    for each in found:
+        assert list(each.experts) == ["expert 0", "expert 1", "expert 2"]
+        assert sum(each.experts.values()) == pytest.approx(1)
+        assert sum(share > 0 for share in each.experts.values()) == 2  # the top two
+
+
+def test_a_main_expert_has_what_alpha_leaves(learned: Learned, pictures: Path) -> None:
+    run = learned(CASES["fedmoe"])
+    alpha = logged(run, "server.jsonl")["alpha"]
+    assert all(each.experts["main 0"] == pytest.approx(1 - alpha) for each in said(Predictor.of(run, ""), pictures))
+
+
+def test_who_spoke_is_told_by_name_and_weighs_on_average_what_the_run_logged(learned: Learned, pictures: Path) -> None:
+    run = learned(CASES["nearest"])
+    predictor = Predictor.of(run, "a")
+    received = logged(run, "rounds.jsonl", round=predictor.kept)["trained"]["a"]["received"]
+    found = said(predictor, pictures / "a")
+    assert [list(each.experts) for each in found] == [["own", *received]] * len(found)
+    assert all(sum(each.experts.values()) == pytest.approx(1) for each in found)
+    assert len({each.experts["own"] for each in found}) > 1, "each image has weights of its own"
+
+
+def test_who_kept_nothing_predicts_with_what_all_share_and_that_is_said(
+    learned: Learned, pictures: Path, tmp_path: Path
+) -> None:
+    run = learned(CASES["nearest"])
+    newcomer, shared = Predictor.of(run, "a", tmp_path), Predictor.of(run, "")
+    assert (
+        said(newcomer, pictures / "a") == said(shared, pictures / "a") != said(Predictor.of(run, "a"), pictures / "a")
+    )
+    assert "a has kept none of its own" in newcomer.who
+    assert right(said(shared, pictures / "a")) == logged(run, "clients.jsonl", client="a")["test_global_correct"]
+
+
+def test_a_common_start_that_data_taught_is_taught_again_where_it_is_all_there_is(
+    learned: Learned, pictures: Path
+) -> None:
+    case = replace(CASES["alone"], model="network", reserve=8)
+    run = learned(case, start={"epochs": 30, "rate": 0.05}, run={"rounds": 0})
+    assert (
+        right(said(Predictor.of(run, "c"), pictures / "c")) == logged(run, "clients.jsonl", client="c")["test_correct"]
+    )
+    plain = learned(case, run={"rounds": 0})
+    assert said(Predictor.of(run, "c"), pictures / "c") != said(Predictor.of(plain, "c"), pictures / "c")
+
+
+def test_private_states_may_lie_elsewhere_and_nothing_in_the_run_is_changed(
+    learned: Learned, pictures: Path, tmp_path: Path
+) -> None:
+    run = learned(CASES["nearest"])
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    own = Private(run / "private").load("b", 99)
+    assert own is not None
+    Private(tmp_path).save("a", 1, own)
+    elsewhere = Predictor.of(run, "a", tmp_path)
+    assert elsewhere.kept == 1
+    assert [e.probability for e in said(elsewhere, pictures / "a")] == [
+        e.probability for e in said(Predictor.of(run, "b"), pictures / "a")
+    ]
+    assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+
+def test_a_log_that_a_running_round_is_writing_is_left_alone(learned: Learned, tmp_path: Path) -> None:
+    once(tiny(CASES["fedavg"], run={"rounds": 1}), tmp_path / "run")
+    log = tmp_path / "run" / "clients.jsonl"
+    log.write_text(log.read_text() + '{"round": 2, "cl')
+    Predictor.of(tmp_path / "run", "a")
+    assert log.read_text().endswith('"cl')
+
+
+def test_many_images_come_in_batches_with_the_same_answers(
+    learned: Learned, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor.of(learned(CASES["nearest"]), "a")
+    whole = said(predictor, pictures)
+    monkeypatch.setattr("fedexperts.predict.BATCH", 7)
+    batches = [found for found, _ in predictions(predictor, inputs(predictor, [pictures], []))]
+    assert [len(found) for found in batches] == [7] * 14 + [2]
+    assert [(e.input, e.label) for found in batches for e in found] == [(e.input, e.label) for e in whole]
+
+
+# On the command line
+
+
+def test_the_command_prints_a_table_json_or_csv(learned: Learned, pictures: Path) -> None:
+    run = learned(CASES["nearest"])
+    expected = said(Predictor.of(run, "a"), pictures / "a")
+    shown = [
+        call("predict", run, "--client", "a", pictures / "a", "--format", form) for form in ("json", "csv", "table")
+    ]
+    assert [done.exit_code for done in shown] == [0, 0, 0]
+    assert json.loads(shown[0].stdout) == [each.plain() for each in expected]
+    rows = list(csv.DictReader(shown[1].stdout.splitlines()))
+    assert [(r["input"], r["class"], float(r["own"])) for r in rows] == [
+        (e.input, e.label, e.experts["own"]) for e in expected
+    ]
+    assert f"{100 * expected[0].probability:.1f}" in shown[2].stdout
+    assert all("a's own model, as it kept it in round" in done.stderr for done in shown)
+
+
+def test_images_that_cannot_be_read_are_named_and_the_others_predicted(
+    learned: Learned, pictures: Path, tmp_path: Path
+) -> None:
+    good = next(iter(sorted((pictures / "a").iterdir())))
+    (tmp_path / "half.png").write_bytes(good.read_bytes()[:40])
+    (tmp_path / "whole.png").write_bytes(good.read_bytes())
+    done = call("predict", learned(CASES["nearest"]), tmp_path, "--client", "a", "--format", "json")
+    assert done.exit_code == 1
+    assert [Path(each["input"]).name for each in json.loads(done.stdout)] == ["whole.png"]
+    assert "1 of 2 images" in done.stderr
+    assert "half.png" in done.stderr
+
+
+def test_texts_are_predicted_from_a_file_of_lines_and_from_the_command_line(tmp_path: Path) -> None:
+    run, texts = tmp_path / "run", tmp_path / "new.txt"
+    texts.write_text("the soup was cold\n\nnever again\n")
+    words = {"data": {"name": "reviews", "clients": 2, "reviews": 40}, "model": {"name": "transformer", "tokens": 12}}
+    once(tiny(CASES["fedavg"], **words, run={"rounds": 1}), run)
+    done = call("predict", run, texts, "--text", "simply perfect", "--format", "json")
+    assert [each["input"] for each in json.loads(done.stdout)] == ["the soup was cold", "never again", "simply perfect"]
+    refused = call("predict", run, tmp_path)
+    assert refused.exit_code == 1
+    assert "right would be a .txt file" in refused.stderr
+
+
+def _two_runs(run: Path, place: Path) -> list[object]:
+    for name in ("one", "other"):
+        (place / name).mkdir()
+        for file in ("config.toml", "environment.json"):
+            (place / name / file).write_bytes((run / file).read_bytes())
+    return [place, place]
+
+
+def _started(run: Path, place: Path) -> list[object]:
+    _two_runs(run, place)
+    return [place / "one", place]
+
+
+def _older(run: Path, place: Path) -> list[object]:
+    _two_runs(run, place)
+    (place / "one" / "environment.json").write_text('{"classes": ["ant"]}')
+    return [place / "one", place]
+
+
+def _empty(run: Path, place: Path) -> list[object]:
+    (place / "empty").mkdir()
+    return [run, place / "empty"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda run, place: [run, "nowhere.png"], "nowhere.png: no such file or folder"),
+        (_empty, "no image in"),
+        (lambda run, place: [run], "nothing to predict"),
+        (lambda run, place: [run, "--text", "hello"], "right would be image files"),
+        (lambda run, place: [run, place, "--client", "aa"], "no client 'aa'"),
+        (lambda run, place: [run, place, "--client", "xyz"], "there are a, b, c, d, e"),
+        (lambda run, place: [place, place], "no run"),
+        (_two_runs, "holds 2 runs; right would be one of"),
+        (_started, "no finished round yet"),
+        (_older, "does not say side"),
+    ],
+)
+def test_what_cannot_be_predicted_is_said(
+    wrong: Callable[[Path, Path], list[object]], message: str, learned: Learned, tmp_path: Path
+) -> None:
+    done = call("predict", *wrong(learned(CASES["nearest"]), tmp_path))
+    assert done.exit_code == 1
+    assert message in done.stderr.replace("\n", " ")
