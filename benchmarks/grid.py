@@ -44,8 +44,8 @@ def rows(out: Path, name: str, seeds: Sequence[int]) -> list[list[Row]]:
 
 
 def logs(out: Path, name: str, seeds: Sequence[int]) -> list[tuple[list[Row], list[Row]]]:
-    """The client rows of an experiment and its server's, a pair a seed."""
-    folders = [RunDir(out / name / f"seed-{seed}") for seed in seeds]
+    """The client rows of an experiment and its server's, a pair a seed that was run."""
+    folders = [RunDir(path) for seed in seeds if (path := out / name / f"seed-{seed}").exists()]
     return [(folder.rows("clients.jsonl"), folder.rows("server.jsonl")) for folder in folders]
 
 

@@ -11,6 +11,7 @@ the experts it ends with, and than the control whose gate was uniform all along;
 of the paired difference.
 """
 
+import math
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,7 @@ def parts(out: Path, experiment: str, setting: Setting) -> list[Routing]:
 def ahead(these: list[float], those: list[float]) -> str:
     """Difference in points, paired by seed: mean and standard deviation."""
     mean, sd = mean_sd([a - b for a, b in zip(these, those, strict=True)])
-    return f"{mean:+.1f} ± {sd:.1f}"
+    return f"{mean:+.1f}" + ("" if math.isnan(sd) else f" ± {sd:.1f}")
 
 
 def routed(out: Path, setting: Setting) -> Iterator[str]:
