@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from fedexperts.config import ConfigError
 from fedexperts.deploy import runs
 from fedexperts.deploy.folder import Deployment, SiteFolder
 from fedexperts.deploy.processes import free_port
+from fedexperts.message import Order, Reply
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import unpack
 
@@ -126,6 +127,46 @@ def test_a_run_knows_who_may_take_part(made: Deployment) -> None:
     strange = door.resolve([(experiment(engine={"name": "flower", "sites": ["a", "z"]}), "test")])
     with pytest.raises(ConfigError, match=r"z may not take part here; known are a, b, and `fedexperts deploy add"):
         runs.fitted(strange, made)
+
+
+class Nobody:
+    """An engine whose sites never answer."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def clients(self) -> list[str]:
+        return sorted(self.names)
+
+    def exchange(self, orders: Sequence[Order]) -> list[Reply]:
+        return []
+
+
+def started(made: Deployment, online: list[str], **engine: Any) -> runs.Run:
+    """A run that is carried out with these sites connected, up to the error that ends it."""
+    config = door.resolve([(experiment(engine={"name": "flower", "wait": 0.0} | engine), "test")])
+    run = runs.Run.create(made, runs.fitted(config, made), "digits")
+    with pytest.raises(RuntimeError):
+        runs.carry_out(made, "digits", lambda: dict.fromkeys(online, 1), lambda names, *_: Nobody(names))
+    return run
+
+
+def test_a_run_does_not_begin_without_enough_sites_and_says_who_is_missing(made: Deployment) -> None:
+    run = started(made, ["a"], minimum=2)
+    assert run.status.state == "failed"
+    assert "1 of 2 sites came within 0 s, and engine.minimum is 2; missing: b" in run.status.why
+    assert run.rows() == []
+
+
+def test_a_run_begins_with_who_is_there_if_they_are_enough(made: Deployment) -> None:
+    run = started(made, ["a"], minimum=1)
+    assert run.status.why.startswith("round 1: no client is left (a: no reply; b: no reply)")
+
+
+def test_a_run_that_nobody_knows_is_named(made: Deployment) -> None:
+    started(made, ["a"], minimum=2)
+    with pytest.raises(ValueError, match="no run other in .*; there are digits"):
+        runs.Run.at(made, "other")
 
 
 # ---- processes
@@ -252,6 +293,7 @@ def test_a_federation_ends_where_one_process_does(
 def test_the_gate_is_in_no_message(federation: Federation, undisturbed: runs.Run) -> None:
     """Every byte that the server ever stored of messages, searched for the private tensors' names and values."""
     stored = b"".join(path.read_bytes() for path in (federation.folder / "flower").glob("state.db*"))
+    assert stored.count(b'{"context"') >= 3 * len(SITES)  # uploads are seen there: what is not, was not sent
     stored += b"".join(path.read_bytes() for path in undisturbed.path.rglob("*.safetensors"))
     for state in private(federation, undisturbed).values():
         gate = {name: value for name, value in unpack(state[32:]).items() if KEPT in name and value.numel() > 8}
