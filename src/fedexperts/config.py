@@ -102,17 +102,21 @@ Deadline = Annotated[float, Field(gt=0, description="seconds for an answer; who 
 
 @dataclass(frozen=True)
 class FlowerSimulationSettings:
-    """Every client a node of Flower's simulation on this machine (Ray)."""
+    """Every client a node of Flower's simulation (Ray), on this machine or a cluster."""
 
-    workers: Annotated[int, Field(ge=1, description="processes that answer at a time")] = 2
+    workers: Annotated[int, Field(ge=1, description="processes that answer at a time; of a cluster, all it has")] = 2
     cpus: Annotated[int, Field(ge=1, description="CPUs that each of them takes")] = 1
     gpus: Annotated[float, Field(ge=0, description="share of a GPU that each of them takes")] = 0.0
+    cluster: Annotated[
+        str, Field(description="HOST:PORT of a Ray cluster whose machines see this run's folder; empty: this machine")
+    ] = ""
     deadline: Deadline = 3600.0
 
     @contextmanager
     def open(self, job: Job, sites: Sites, about: Mapping[str, str]) -> Iterator[Engine]:
         flower, names = flower_room(), sorted(sites)
-        with flower.simulation(simulated, names, self.workers, self.cpus, self.gpus) as (grid, nodes, alive):
+        size = (self.workers, self.cpus, self.gpus, self.cluster)
+        with flower.simulation(simulated, names, *size) as (grid, nodes, alive):
             yield flower.Flower(grid, names, lambda: nodes, about, self.deadline, alive)
 
 

@@ -12,15 +12,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Queue
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from flwr.app import Context, Message
+from flwr.app import ConfigRecordValues, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from .client import Client, Job, answer
 from .message import Order, Reply, decode_order, decode_reply, encode
 from .post import About, about_in, bytes_in, question, reply
+
+if TYPE_CHECKING:
+    from flwr.server.superlink.fleet.vce.backend import BackendConfig
 
 _NEVER_CAME = (3, 4)  # Flower's codes for a message, or its reply, that was not there before its time was up
 
@@ -111,12 +114,13 @@ class Simulated(NamedTuple):
 
 
 @contextmanager
-def simulation(site: Site, names: Sequence[str], workers: int, cpus: int, gpus: float) -> Iterator[Simulated]:
-    """A Flower simulation on this machine with a node for each name, as long as it is needed.
+def simulation(
+    site: Site, names: Sequence[str], workers: int, cpus: int, gpus: float, cluster: str = ""
+) -> Iterator[Simulated]:
+    """A Flower simulation with a node for each name, as long as it is needed: here, or on a Ray cluster that is there.
 
     It runs in a thread of its own, so that the caller's loop is the caller's to interrupt.
     """
-    from flwr.server.superlink.fleet.vce.backend import BackendConfig
     from flwr.simulation import run_simulation
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -129,18 +133,8 @@ def simulation(site: Site, names: Sequence[str], workers: int, cpus: int, gpus: 
         over.wait()
 
     def live() -> None:
-        ray: BackendConfig = {
-            "init_args": {
-                "num_cpus": workers * cpus,
-                "include_dashboard": False,
-                "_node_ip_address": "127.0.0.1",
-                "logging_level": logging.ERROR,
-                "log_to_driver": False,
-            },
-            "client_resources": {"num_cpus": cpus, "num_gpus": gpus},
-        }
         try:
-            run_simulation(server, client_app(site), len(names), backend_config=ray)
+            run_simulation(server, client_app(site), len(names), backend_config=_backend(workers, cpus, gpus, cluster))
         except BaseException as error:
             broken.put(error)
 
@@ -160,6 +154,16 @@ def simulation(site: Site, names: Sequence[str], workers: int, cpus: int, gpus: 
     finally:
         over.set()
         thread.join()
+
+
+def _backend(workers: int, cpus: int, gpus: float, cluster: str) -> "BackendConfig":
+    """What Ray is told: to start here, out of reach from other machines and without a dashboard, or where it is."""
+    init: dict[str, ConfigRecordValues] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if cluster:
+        init |= {"address": cluster}
+    else:
+        init |= {"num_cpus": workers * cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    return {"init_args": init, "client_resources": {"num_cpus": cpus, "num_gpus": gpus}}
 
 
 def _failed(order: Order, why: str) -> Reply:

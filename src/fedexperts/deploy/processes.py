@@ -71,12 +71,13 @@ def _keep_registered(
     while server.poll() is None:
         time.sleep(1)
         try:
-            if deployment.sites != known:
-                known = deployment.sites
+            if (wanted := deployment.sites) != known:
                 register(deployment)
+                known = wanted
                 tell(f"Known sites: {', '.join(known) or 'none'}.")
-        except (ValueError, OSError, FlowerError) as error:
+        except (ValueError, OSError) as error:
             tell(f"The list of sites: {error}")
+            time.sleep(10)  # and again: it may be in the midst of being written by hand
     outside.should_exit = True
 
 
@@ -86,14 +87,13 @@ def register(deployment: Deployment) -> None:
     for name, (node, key) in list(there.items()):
         if wanted.get(name) != key:
             _flwr(deployment, "supernode", "unregister", node, "here")
-            del there[name]
+            _note(deployment, there := {other: known for other, known in there.items() if other != name})
     for name, key in wanted.items():
         if name not in there:
             file = deployment.path / "flower" / f"{name}.pub"
             file.write_text(key)
             said = _flwr(deployment, "supernode", "register", str(file), "here", "--name", name)
-            there[name] = (str(said["node-id"]), key)
-    write(_register_file(deployment), json.dumps(there).encode())
+            _note(deployment, there := there | {name: (str(said["node-id"]), key)})
 
 
 def connected(deployment: Deployment) -> dict[str, str]:
@@ -113,6 +113,11 @@ def _registered(deployment: Deployment) -> dict[str, tuple[str, str]]:
 
 def _status(deployment: Deployment) -> dict[str, str]:
     return {node["node-id"]: node["status"] for node in _flwr(deployment, "supernode", "list", "here")["nodes"]}
+
+
+def _note(deployment: Deployment, there: dict[str, tuple[str, str]]) -> None:
+    """Flower does not tell names, so we write down which number is whose, at once: a key is registered only once."""
+    write(_register_file(deployment), json.dumps(there).encode())
 
 
 def _register_file(deployment: Deployment) -> Path:
