@@ -197,10 +197,10 @@ def _flwr(deployment: Deployment, *arguments: str) -> dict[str, Any]:
     except ValueError:
         said = {"success": False, "error-message": (done.stderr or done.stdout).strip()[-500:]}
     if done.returncode or not said.get("success"):
-        raise FlowerError(
-            f"flwr {arguments[0]}: {str(said.get('error-message', 'failed')).strip()}\n"
-            f"Is the server running? It is started by: fedexperts deploy server {deployment.path}"
-        )
+        why = str(said.get("error-message", "it failed")).strip()
+        if "SuperLink is unavailable" in why:
+            raise FlowerError(f"the server is not running: start it by `fedexperts deploy server {deployment.path}`")
+        raise FlowerError(f"flwr {arguments[0]}: {why}")
     return said
 
 
