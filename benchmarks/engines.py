@@ -154,7 +154,7 @@ def carried_out(engine, clients, numbers, rounds):
     config = experiment(clients, numbers, rounds, settings)
     with tempfile.TemporaryDirectory() as place:
         folder = RunDir.create(Path(place) / "run", config.toml(), {})
-        with door.opened(config, folder.path / "private") as (job, inner):
+        with door.opened(config, folder.path / "private") as (job, inner, _):
             carrier = Wire(inner) if engine == "bytes" else inner
             run(job, carrier, config.section("run"), folder, lambda _: ends.append(time.perf_counter()))
     rounds = [after - before for before, after in itertools.pairwise(ends[1:])]

@@ -287,7 +287,7 @@ def open_run(config: Config, path: Path) -> RunDir:
 def carry_out(config: Config, path: Path, wrap: Wrap = lambda engine: engine, tell: Any = lambda _: None) -> RunDir:
     """Run an experiment, or go on with it, to its end."""
     folder = open_run(config, path)
-    with opened(config, path / "private") as (job, engine):
+    with opened(config, path / "private") as (job, engine, _):
         run(job, wrap(engine), config.section("run"), folder, tell)
     return folder
 

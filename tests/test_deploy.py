@@ -1,5 +1,6 @@
 """A real federation on loopback: TLS, keys, processes that are killed, sites that send garbage."""
 
+import json
 import os
 import signal
 import stat
@@ -147,7 +148,7 @@ def started(made: Deployment, online: list[str], **engine: Any) -> runs.Run:
     config = door.resolve([(experiment(engine={"name": "flower", "wait": 0.0} | engine), "test")])
     run = runs.Run.create(made, runs.fitted(config, made), "digits")
     with pytest.raises(RuntimeError):
-        runs.carry_out(made, "digits", lambda: dict.fromkeys(online, 1), lambda names, *_: Nobody(names))
+        runs.carry_out(made, "digits", lambda: dict.fromkeys(online, 1), lambda names, about, deadline: Nobody(names))
     return run
 
 
@@ -466,13 +467,23 @@ def test_a_site_without_a_path_says_what_to_type(tmp_path: Path) -> None:
 
 
 def test_the_server_has_the_classes_and_nobodys_images(tmp_path: Path) -> None:
-    job = door.served(own(path=str(tmp_path / "of-the-operator")), {})
+    job, _ = door.served(own(path=str(tmp_path / "of-the-operator")), {})
     assert (job.model.classes, len(job.reserve), job.exam) == (("cat", "dog"), 0, {})
     with pytest.raises(ValueError, match=r"data\.classes is missing: sites and server must number them alike"):
         door.served(own(classes=[]), {})
 
 
+def test_a_run_of_sites_that_hold_the_data_begins_on_a_server_that_has_none(made: Deployment) -> None:
+    run = runs.Run.create(made, runs.fitted(own(path="/of/the/operator"), made), "own")
+    about = json.loads((run.path / "environment.json").read_bytes())
+    assert (about["classes"], about["side"]) == (["cat", "dog"], 32)
+    assert run.status.state == "submitted"
+    run.stands(runs.Status("failed", 3, why="the server is gone"))
+    run.begins_anew()
+    assert (run.status.state, run.status.why) == ("submitted", "")
+
+
 def test_the_servers_own_folder_is_its_reserve(tmp_path: Path) -> None:
     place = pictures(tmp_path / "reserve", {"cat": 2, "dog": 3})
-    job = door.served(own(), {"path": str(place)})
+    job, _ = door.served(own(), {"path": str(place)})
     assert sorted(job.reserve.y.tolist()) == [0, 0, 1, 1, 1]

@@ -201,73 +201,91 @@ def test_equal_images_at_two_clients_or_in_two_parts_are_found(sites: Path) -> N
 # What does not fit
 
 
-def refused(says: str, folder: Path, **options: object) -> None:
-    with pytest.raises(ValueError, match=says):
-        load(folder, **options)
-
-
 def test_a_folder_that_is_not_there_or_empty_is_said_with_the_layout(tmp_path: Path) -> None:
-    refused("no such folder, seen from .*; right would be FOLDER/site/class/image.jpg", tmp_path / "nowhere")
-    refused("holds no folder; right would be", tmp_path)
+    with pytest.raises(ValueError, match="no such folder, seen from .*; right would be FOLDER/site/class/image.jpg"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="holds no folder; right would be"):
+        load(tmp_path)
 
 
 def test_one_sites_folder_is_not_taken_for_a_folder_of_sites_nor_the_other_way_round(sites: Path) -> None:
-    refused("north/cat holds images of no class .00.png; .*if data.site names whose folder", sites / "north")
-    refused("north/cat: a folder where images should be", sites, site="north", classes=("north", "south"))
+    with pytest.raises(
+        ValueError, match="north/cat holds images of no class .00.png; .*if data.site names whose folder"
+    ):
+        load(sites / "north")
+    with pytest.raises(ValueError, match="north/cat: a folder where images should be"):
+        load(sites, site="north", classes=("north", "south"))
 
 
 def test_an_image_outside_of_every_class_is_named(sites: Path) -> None:
     picture(sites / "south" / "stray.png")
-    refused(r"south holds images of no class \(stray.png\)", sites)
+    with pytest.raises(ValueError, match=r"south holds images of no class \(stray.png\)"):
+        load(sites)
 
 
 def test_a_site_without_images_is_named(sites: Path) -> None:
     (sites / "west" / "cat").mkdir(parents=True)
-    refused("no image in west, in .*sites: right would be some, or no such folder", sites)
+    with pytest.raises(ValueError, match="no image in west, in .*sites: right would be some, or no such folder"):
+        load(sites)
 
 
 def test_a_class_without_an_example_anywhere_is_refused_unless_it_is_listed(sites: Path) -> None:
     (sites / "south" / "eel").mkdir()
-    refused("class 'eel' has no example anywhere: right would be to remove it, or to list", sites)
+    with pytest.raises(
+        ValueError, match="class 'eel' has no example anywhere: right would be to remove it, or to list"
+    ):
+        load(sites)
     assert load(sites, classes=("cat", "eel", "guide dog")).classes == ("cat", "eel", "guide dog")
 
 
 def test_classes_other_than_those_listed_and_listed_ones_without_a_folder_are_named(sites: Path) -> None:
-    refused("'guide dog': not among data.classes, .* Did you mean 'guide dogs'", sites, classes=("cat", "guide dogs"))
-    refused("'eel': among data.classes, but there is no such folder", sites, classes=("cat", "guide dog", "eel"))
+    with pytest.raises(ValueError, match="'guide dog': not among data.classes, .* Did you mean 'guide dogs'"):
+        load(sites, classes=("cat", "guide dogs"))
+    with pytest.raises(ValueError, match="'eel': among data.classes, but there is no such folder"):
+        load(sites, classes=("cat", "guide dog", "eel"))
 
 
 def test_classes_that_differ_in_capitals_alone_are_refused_unless_they_are_listed(sites: Path) -> None:
     fill(sites / "south", {"Cat": 3}, 5000)
-    refused("classes 'Cat'; 'cat' differ in capitals alone", sites)
+    with pytest.raises(ValueError, match="classes 'Cat'; 'cat' differ in capitals alone"):
+        load(sites)
     assert load(sites, classes=("Cat", "cat", "guide dog")).by_class()["south"] == [3, 6, 14]
 
 
 def test_a_site_of_several_must_list_the_classes_and_is_told_those_that_it_has(sites: Path) -> None:
-    refused(r'for example data.classes = \["cat", "guide dog"\]', sites / "north", site="north")
+    with pytest.raises(ValueError, match=r'for example data.classes = \["cat", "guide dog"\]'):
+        load(sites / "north", site="north")
 
 
 def test_a_site_whose_name_cannot_name_a_folder_is_told_a_better_one(sites: Path) -> None:
     fill(sites / "St. Gallen", {"cat": 5}, 3000)
-    refused("client name 'St. Gallen' cannot .* rename it, for example to 'St-Gallen'", sites)
+    with pytest.raises(ValueError, match="client name 'St. Gallen' cannot .* rename it, for example to 'St-Gallen'"):
+        load(sites)
 
 
 @pytest.mark.parametrize("folders", [["train", "test", "cat"], ["valid", "test"], ["test"]])
 def test_parts_among_classes_or_without_train_are_refused(tmp_path: Path, folders: list[str]) -> None:
     for folder in folders:
         fill(tmp_path / "site" / folder, {"cat": 3})
-    refused("site holds .*test.*: right would be train, valid and test, or train alone, or classes alone", tmp_path)
+    with pytest.raises(
+        ValueError, match="site holds .*test.*: right would be train, valid and test, or train alone, or classes alone"
+    ):
+        load(tmp_path)
 
 
 def test_too_few_images_are_said_with_client_and_classes(sites: Path) -> None:
     fill(sites / "tiny", {"cat": 2, "guide_dog": 0}, 3000)
-    refused(r"client 'tiny' has too few examples .* there are 2 \(cat 2\). Right would be more", sites)
+    with pytest.raises(
+        ValueError, match=r"client 'tiny' has too few examples .* there are 2 \(cat 2\). Right would be more"
+    ):
+        load(sites)
     fill(sites / "tiny", {"guide_dog": 1}, 3100)
     assert [sum(own) for own in load(sites).counts()["tiny"].values()] == [1, 1, 1]
 
 
 def test_a_reserve_of_more_than_there_is_names_the_class(sites: Path) -> None:
-    refused("data.reserve = 17: class 'cat' has 16 examples to train on", sites, reserve=17)
+    with pytest.raises(ValueError, match="data.reserve = 17: class 'cat' has 16 examples to train on"):
+        load(sites, reserve=17)
 
 
 def test_links_may_lead_within_the_folder_but_not_out_of_it(sites: Path, tmp_path: Path) -> None:
@@ -276,20 +294,24 @@ def test_links_may_lead_within_the_folder_but_not_out_of_it(sites: Path, tmp_pat
     assert load(sites).by_class()["north"] == [11, 10]
     link = sites / "north" / "cat" / "out.png"
     link.symlink_to(tmp_path / "secret.png")
-    refused("cat/out.png leads out of .*sites, to .*secret.png: right would be a copy", sites)
+    with pytest.raises(ValueError, match="cat/out.png leads out of .*sites, to .*secret.png: right would be a copy"):
+        load(sites)
     link.unlink()
     (sites / "west").symlink_to(fill(tmp_path / "elsewhere", {"cat": 5}))
-    refused("sites/west leads out of", sites)
+    with pytest.raises(ValueError, match="sites/west leads out of"):
+        load(sites)
 
 
 def test_a_broken_image_is_named_below_the_folder(sites: Path) -> None:
     (sites / "south" / "cat" / "05.png").write_text("?")
-    refused(r"1 of 40 images in .* cannot be read: south/cat/05.png \(not an image", sites)
+    with pytest.raises(ValueError, match=r"1 of 40 images in .* cannot be read: south/cat/05.png \(not an image"):
+        load(sites)
 
 
 def test_a_file_name_that_is_no_text_is_refused(sites: Path) -> None:
     (sites / "north" / "cat" / "a\udcff.png").write_bytes(b"")
-    refused(r"'a\\udcff.png' in .*: a name that cannot be written", sites)
+    with pytest.raises(ValueError, match=r"'a\\udcff.png' in .*: a name that cannot be written"):
+        load(sites)
 
 
 # A split that is taken up again
@@ -308,17 +330,19 @@ def test_a_split_of_other_examples_is_refused_with_the_first_difference(sites: P
     file = tmp_path / "split.json"
     file.write_text(json.dumps(load(sites).manifest()))
     again = {"split": str(file)}
-    refused(
-        "its classes are cat, guide dog, and here they are guide dog, cat", sites, classes=("guide dog", "cat"), **again
-    )
+    with pytest.raises(ValueError, match="its classes are cat, guide dog, and here they are guide dog, cat"):
+        load(sites, classes=("guide dog", "cat"), **again)
     picture(sites / "north" / "cat" / "03.png", 999)
-    refused("north/cat/03.png has changed since", sites, **again)
+    with pytest.raises(ValueError, match="north/cat/03.png has changed since"):
+        load(sites, **again)
     (sites / "north" / "cat" / "03.png").unlink()
-    refused("its file number 3 is north/cat/03.png, and here it is north/cat/04.png", sites, **again)
+    with pytest.raises(ValueError, match="its file number 3 is north/cat/03.png, and here it is north/cat/04.png"):
+        load(sites, **again)
     values = json.loads(file.read_text())
     file.write_text(json.dumps(values | {"labels": "0"}))
     picture(sites / "north" / "cat" / "03.png", 3)
-    refused("its labels have another hash", sites, **again)
+    with pytest.raises(ValueError, match="its labels have another hash"):
+        load(sites, **again)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +365,7 @@ def test_a_file_that_is_no_split_is_refused(tmp_path: Path, text: str, says: str
 
 
 def test_a_split_beside_options_that_draw_is_refused() -> None:
-    with pytest.raises(ValueError, match="nothing is drawn: leave out shots, reserve"):
+    with pytest.raises(ValueError, match="nothing is drawn: leave out reserve, shots"):
         ImageFolders(path="x", split="split.json", shots=3, reserve=1)
     with pytest.raises(ValueError, match="valid=0.5 and test=0.6"):
         replace(ImageFolders(path="x"), valid=0.5, test=0.6)

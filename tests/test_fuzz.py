@@ -1,7 +1,6 @@
 """Whatever bytes arrive, decoding ends in a message or in a ValueError; tests/fuzz.py goes on for longer."""
 
 import json
-import resource
 import subprocess
 import sys
 from contextlib import suppress
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedexperts.message import PLAIN, Order, Reply, decode_order, decode_reply, encode
-from fedexperts.tensors import pack, packed_size
+from fedexperts.tensors import pack, packed_size, size
 
 TENSORS = {
     "context": torch.arange(12.0).view(3, 4),
@@ -26,12 +25,21 @@ GOOD = [
 MOST = packed_size(TENSORS)
 
 
-def read(data: bytes) -> None:
-    """As the server and a site do."""
-    for decode in (lambda d: decode_reply(d, MOST), decode_order):
-        with suppress(ValueError):
-            message = decode(data)
-            assert all(isinstance(value, torch.Tensor) for value in message.tensors.values())
+def read(data: bytes) -> list[Order | Reply]:
+    """The messages that the server and a site take `data` for; another exception than ValueError is the finding."""
+    found: list[Order | Reply] = []
+    with suppress(ValueError):
+        found.append(decode_reply(data, MOST))
+    with suppress(ValueError):
+        found.append(decode_order(data))
+    return found
+
+
+def whole(message: Order | Reply, data: bytes) -> bool:
+    """Whether a message that was read is one: fields of their types, tensors no larger than what came, bytes again."""
+    plain = {"client": str, "round": int, "task": str}
+    typed = all(type(getattr(message, name)) is kind for name, kind in plain.items())
+    return typed and size(message.tensors) <= len(data) and encode(message).endswith(pack(message.tensors))
 
 
 @st.composite
@@ -55,8 +63,8 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=1000, deadline=None)
 @given(mutated())
-def test_a_mutated_message_is_read_or_refused(data: bytes) -> None:
-    read(data)
+def test_a_mutated_message_is_whole_or_refused(data: bytes) -> None:
+    assert all(whole(message, data) for message in read(data))
 
 
 JSON = st.recursive(
@@ -69,30 +77,29 @@ FIELDS = ("client", "round", "task", "examples", "facts", "error", "most")
 
 @settings(max_examples=500, deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS) | st.text(), JSON))
-def test_any_plain_values_are_read_or_refused(plain: dict[str, object]) -> None:
-    read(json.dumps(plain).encode() + b"\n" + pack(TENSORS))
+def test_any_plain_values_make_a_whole_message_or_none(plain: dict[str, object]) -> None:
+    data = json.dumps(plain).encode() + b"\n" + pack(TENSORS)
+    assert all(whole(message, data) for message in read(data))
 
 
-def test_a_header_that_promises_terabytes_costs_nothing() -> None:
+def test_a_header_that_promises_terabytes_is_refused_and_costs_nothing() -> None:
     """In a process that may hold 1 GB more than it does: sizes are compared before anything is made."""
     script = (
         "import resource, sys; sys.path.insert(0, sys.argv[1]); import test_fuzz as t\n"
         "now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (now + 2**30, now + 2**30))\n"
-        "t.promises()\n"
+        "print([len(t.read(data)) for data in t.promises()])\n"
     )
-    subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent)], check=True)
-    assert resource.getrlimit(resource.RLIMIT_AS)[0] != 2**30  # this process is as it was
+    here = str(Path(__file__).parent)
+    done = subprocess.run([sys.executable, "-c", script, here], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == [0] * 9
 
 
-def promises() -> None:
-    """Heads of safetensors files that speak of more than is there."""
+def promises() -> list[bytes]:
+    """Heads of safetensors files that speak of more than is there, and lines of JSON that would not end."""
     line = GOOD[0].split(b"\n", 1)[0] + b"\n"
-    for shape, end in (([2**40], 2**42), ([2**31, 2**31], 2**62), ([2**62, 4], 8), ([0, 2**60], 0)):
-        head = json.dumps({"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}).encode()
-        read(line + len(head).to_bytes(8, "little") + head + bytes(8))
-    read(line + (2**63 - 1).to_bytes(8, "little"))
-    read(line + b"\xff" * 8)
-    read(b"[" * (PLAIN - 1) + b"\n")
-    read(b'{"a":' * 200_000 + b"\n")
-    read(b"9" * 100_000 + b"\n")
+    boasts = (([2**40], 2**42), ([2**31, 2**31], 2**62), ([2**62, 4], 8), ([0, 2**60], 0))
+    heads = [json.dumps({"x": {"dtype": "F32", "shape": s, "data_offsets": [0, end]}}).encode() for s, end in boasts]
+    said = [line + len(head).to_bytes(8, "little") + head + bytes(8) for head in heads]
+    said += [line + (2**63 - 1).to_bytes(8, "little"), line + b"\xff" * 8]
+    return [*said, b"[" * (PLAIN - 1) + b"\n", b'{"a":' * 200_000 + b"\n", b"9" * 100_000 + b"\n"]

@@ -348,14 +348,9 @@ def deploy_init(
     port: Annotated[int, typer.Option(min=1, max=65535, help="The server's port: the only one to open.")] = 9443,
 ) -> None:
     """Write certificates, keys, and what every site needs; say what to run where."""
-    from . import config as door
-
-    with _errors():
-        door.deploy_room()
-        from .deploy.folder import Deployment
-
+    with _flower() as (_, place):
         names = [name.strip() for name in sites.split(",") if name.strip()]
-        made = Deployment.create(folder, server, port, names)
+        made = place.Deployment.create(folder, server, port, names)
         out.print(f"Wrote {folder}. Next:", soft_wrap=True)
         for name in made.sites:
             out.print(
@@ -418,12 +413,8 @@ def deploy_run(folder: Folder, config: OneConfig, settings: Settings = None) -> 
 @deploy.command("resume")
 def deploy_resume(folder: Folder, name: RunName) -> None:
     """Go on with a run from its last finished round, and watch it."""
-    with _flower() as (processes, place):
-        from .deploy import runs
-
-        deployment = place.Deployment.at(folder)
-        run = runs.Run.at(deployment, name)
-        run.stands(runs.Status(rounds=run.status.rounds))
+    with _run_of(folder, name) as (processes, deployment, run):
+        run.begins_anew()
         processes.submit(deployment, run)
         _watch(folder, deployment, run)
 
@@ -431,21 +422,15 @@ def deploy_resume(folder: Folder, name: RunName) -> None:
 @deploy.command("watch")
 def deploy_watch(folder: Folder, name: RunName) -> None:
     """Watch a run."""
-    with _flower() as (_, place):
-        from .deploy import runs
-
-        deployment = place.Deployment.at(folder)
-        _watch(folder, deployment, runs.Run.at(deployment, name))
+    with _run_of(folder, name) as (_, deployment, run):
+        _watch(folder, deployment, run)
 
 
 @deploy.command("stop")
 def deploy_stop(folder: Folder, name: RunName) -> None:
     """Stop a run; its finished rounds are kept, and `resume` goes on."""
-    with _flower() as (processes, place):
-        from .deploy import runs
-
-        deployment = place.Deployment.at(folder)
-        processes.stop(deployment, runs.Run.at(deployment, name))
+    with _run_of(folder, name) as (processes, deployment, run):
+        processes.stop(deployment, run)
         out.print(f"Stopped. Go on with: fedexperts deploy resume {folder} {name}", soft_wrap=True)
 
 
@@ -502,6 +487,16 @@ def _flower() -> Iterator[tuple[Any, Any]]:
         from .deploy import folder
 
         yield processes, folder
+
+
+@contextmanager
+def _run_of(folder: Path, name: str) -> Iterator[tuple[Any, Any, Any]]:
+    """The room of Flower's programs, the deployment, and its run of this name."""
+    with _flower() as (processes, place):
+        from .deploy import runs
+
+        deployment = place.Deployment.at(folder)
+        yield processes, deployment, runs.Run.at(deployment, name)
 
 
 @contextmanager

@@ -289,16 +289,13 @@ def _build(config: Config, federation: Federation, private: Path) -> tuple[Job, 
 
 
 @contextmanager
-def opened(config: Config, private: Path) -> Iterator[tuple[Job, Engine]]:
-    """The job of an experiment and the engine that its [engine] names, as long as it is needed."""
-    job, sites = build(config, private)
-    with config.section("engine").open(job, sites, _about(config, private)) as engine:
-        yield job, engine
-
-
-def _about(config: Config, private: Path) -> dict[str, str]:
-    """What another process needs to build the same job and clients: `simulated` reads it."""
-    return {"config": config.toml(), "private": str(private.absolute())}
+def opened(config: Config, private: Path) -> Iterator[tuple[Job, Engine, Federation]]:
+    """The job of an experiment, the engine that its [engine] names, as long as it is needed, and the data."""
+    federation: Federation = config.section("data").load(config.values["run"]["seed"])
+    job, sites = _build(config, federation, private)
+    recipe = {"config": config.toml(), "private": str(private.absolute())}  # what `simulated` reads
+    with config.section("engine").open(job, sites, recipe) as engine:
+        yield job, engine, federation
 
 
 def simulated(about: Mapping[str, str], client: str) -> tuple[Job, Client]:
@@ -312,13 +309,14 @@ def _built_once(text: str, private: str) -> tuple[Job, Sites]:
     return build(parse(text, "an order"), Path(private))
 
 
-def served(config: Config, data: Mapping[str, Any]) -> Job:
-    """The job of a federation's server: of data, it has the classes and its own reserve set, where `data` says."""
-    own = config.section("data")
-    if not hasattr(own, "server"):
-        return replace(build(_with_data(config, data), Path())[0], exam={})
-    config = _with_data(config, {"path": ""} | dict(data))
-    return replace(_build(config, config.section("data").server(), Path())[0], exam={})
+def served(config: Config, data: Mapping[str, Any]) -> tuple[Job, Federation]:
+    """A federation's server: its job and its data, the classes and its own reserve set, which `data` leads to."""
+    if at_sites := hasattr(config.section("data"), "server"):
+        data = {"path": ""} | dict(data)
+    config = _with_data(config, data)
+    source = config.section("data")
+    federation: Federation = source.server() if at_sites else source.load(config.values["run"]["seed"])
+    return replace(_build(config, federation, Path())[0], exam={}), federation
 
 
 def site(text: str, name: str, data: Mapping[str, Any], private: Path) -> tuple[Job, Client]:
@@ -468,11 +466,9 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FEDEXPERTS_CACHE") or default)
 
 
-def about(config: Config, data: Mapping[str, Any]) -> tuple[Federation, dict[str, Any]]:
-    """The data of a run, laid over by one's own, and what to write down of it and of the machine."""
-    settings = _with_data(config, data)
-    federation: Federation = settings.section("data").load(settings.values["run"]["seed"])
-    return federation, environment() | {"classes": list(federation.classes), "side": federation.side}
+def about(federation: Federation) -> dict[str, Any]:
+    """What a run writes down of its data and of the machine."""
+    return environment() | {"classes": list(federation.classes), "side": federation.side}
 
 
 def environment() -> dict[str, Any]:

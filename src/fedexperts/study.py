@@ -23,6 +23,7 @@ from typing import Any
 
 from . import config as door
 from .config import Config, ConfigError
+from .data import Federation
 from .loop import NobodyLeftError, run
 from .metrics import Row, Score, last, last_valid
 from .rundir import RunDir, taken
@@ -182,8 +183,8 @@ def _logs(unit: Unit) -> tuple[list[Row], list[Row]]:
 
 def work(unit: Unit, beat: Callable[[], None] = lambda: None) -> str:
     """Run a unit from wherever it stands, `beat` after each round; why it cannot go on, or ""."""
-    with door.opened(unit.config, unit.folder / "private") as (job, engine):
-        folder = _folder(unit)
+    with door.opened(unit.config, unit.folder / "private") as (job, engine, federation):
+        folder = _folder(unit, federation)
         try:
             run(job, engine, unit.config.section("run"), folder, lambda _: beat())
         except NobodyLeftError as error:
@@ -191,11 +192,10 @@ def work(unit: Unit, beat: Callable[[], None] = lambda: None) -> str:
     return ""
 
 
-def _folder(unit: Unit) -> RunDir:
+def _folder(unit: Unit, federation: Federation) -> RunDir:
     """The unit's folder, new or as it stands; ValueError if it holds a run of another config."""
     if not unit.folder.exists():
-        federation, about = door.about(unit.config, {})  # images: read already
-        return RunDir.create(unit.folder, unit.config.toml(), about, federation.manifest())
+        return RunDir.create(unit.folder, unit.config.toml(), door.about(federation), federation.manifest())
     if door.parse((unit.folder / "config.toml").read_text(), str(unit.folder)).values != unit.config.values:
         raise ValueError(f"{unit.folder} holds a run of another config; right would be another folder")
     return RunDir(unit.folder)

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate, pad
 from ..tensors import rng
 from . import split
 from .federation import Federation, Parts
-from .options import Reserve, ReserveAlpha, Shots, Test, Valid
+from .options import Drawn, Shots
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIDE = 32  # pixels
@@ -79,7 +79,7 @@ Groups = Annotated[int, Field(description="number of clients, who divide the ten
 
 
 @dataclass(frozen=True)
-class DigitsScanners:
+class DigitsScanners(Drawn):
     """Sites that read the same digits with different scanners, and see some digits more than others.
 
     The protocol of DomainNet in arXiv:2410.10114: several clients a domain, Dirichlet(0.3) inside it.
@@ -89,13 +89,6 @@ class DigitsScanners:
     scanners: Scanners = 4
     alpha: Alpha = 0.3
     shots: Shots = 0
-    valid: Valid = 0.2
-    test: Test = 0.3
-    reserve: Reserve = 0
-    reserve_alpha: ReserveAlpha = 0.0
-
-    def __post_init__(self) -> None:
-        split.shares(self.valid, self.test)
 
     def load(self, seed: int) -> Federation:
         """ValueError if a client would get too few images to fill its parts."""
@@ -127,18 +120,11 @@ class DigitsScanners:
 
 
 @dataclass(frozen=True)
-class DigitsPathological:
+class DigitsPathological(Drawn):
     """Sites that see different digits: the 'pathological' protocol of arXiv:2410.10114, few-shot."""
 
     clients: Groups = 5
     shots: Shots = 16
-    valid: Valid = 0.2
-    test: Test = 0.3
-    reserve: Reserve = 0
-    reserve_alpha: ReserveAlpha = 0.0
-
-    def __post_init__(self) -> None:
-        split.shares(self.valid, self.test)
 
     def load(self, seed: int) -> Federation:
         """ValueError if a client would get fewer than two classes."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..tensors import rng
 from . import images, manifest, split
 from .federation import PARTS, Federation, Parts, check_name
-from .options import Reserve, ReserveAlpha, Shots, Test, Valid
+from .options import Drawn, Shots
 
 PART = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}  # as it is written
 
@@ -58,19 +58,15 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Listed:
+class Listed(Drawn):
     """What is asked of every source that lists its examples one by one."""
 
     side: Side = 224
     shots: Shots = 0
-    valid: Valid = 0.2
-    test: Test = 0.3
-    reserve: Reserve = 0
-    reserve_alpha: ReserveAlpha = 0.0
     split: Split = ""
 
     def __post_init__(self) -> None:
-        split.shares(self.valid, self.test)
+        super().__post_init__()
         draws = {f.name: f.default for f in fields(Listed) if f.name in ("shots", "valid", "test", "reserve")}
         odd = [name for name, default in draws.items() if getattr(self, name) != default]
         if self.split and odd:
@@ -163,6 +159,10 @@ class Own(Listed, ABC):
         found = self.found()
         return self.build(found, self._classes(found), seed)
 
+    def nothing(self) -> Tensor | tuple[str, ...]:
+        """Inputs of no example: images, as a run writes down how large they are."""
+        return torch.empty(0, 3, self.side, self.side, dtype=torch.uint8)
+
     def server(self) -> Federation:
         """What a server holds whose sites hold the data: the classes and, if a path is set there, its own reserve."""
         if not self.classes:
@@ -170,7 +170,9 @@ class Own(Listed, ABC):
                 "data.classes is missing: sites and server must number them alike, and the server sees no site's data"
             )
         if not self.path:
-            return Federation((), torch.empty(0, dtype=torch.int64), tuple(map(words, self.classes)), {}, {})
+            return Federation(
+                self.nothing(), torch.empty(0, dtype=torch.int64), tuple(map(words, self.classes)), {}, {}
+            )
         found = replace(self, site="server").found()
         classes = self._classes(found)
         labels = torch.tensor([classes.index(example.label) for example in found.examples], dtype=torch.int64)

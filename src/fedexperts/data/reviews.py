@@ -16,7 +16,7 @@ from torch import Tensor
 from ..tensors import rng
 from . import split
 from .federation import Federation, Parts
-from .options import Reserve, ReserveAlpha, Test, Valid
+from .options import Drawn
 
 CLASSES = ("one star", "two stars", "three stars", "four stars", "five stars")
 STARS = len(CLASSES)
@@ -82,7 +82,7 @@ Unclear = Annotated[float, Field(description="share of reviews whose words hardl
 
 
 @dataclass(frozen=True)
-class Reviews:
+class Reviews(Drawn):
     """Shops of four kinds with reviews of one to five stars, made by a grammar: none was written by a customer.
 
     As in the text experiments of Fed-MoE (IJCAI 2025), a client has one dominant class.
@@ -92,13 +92,9 @@ class Reviews:
     reviews: Count = 2000
     dominant: Dominant = 0.7
     unclear: Unclear = 0.3
-    valid: Valid = 0.2
-    test: Test = 0.3
-    reserve: Reserve = 0
-    reserve_alpha: ReserveAlpha = 0.0
 
     def __post_init__(self) -> None:
-        split.shares(self.valid, self.test)
+        super().__post_init__()
         if self.reviews < 3 * self.clients:
             least = f"it must be at least {3 * self.clients}, so that each has one to train, validate and test on"
             raise ValueError(f"{self.reviews} reviews of {self.clients} clients: {least}")

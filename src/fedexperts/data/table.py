@@ -33,6 +33,10 @@ class Table(Own):
         "split"
     )
 
+    def nothing(self) -> tuple[str, ...]:
+        """As texts: a table that is not here does not say."""
+        return ()
+
     def found(self) -> Found:
         file = Path(self.path).expanduser()
         if not file.is_file():

@@ -1,4 +1,6 @@
 """A real federation: one server, sites on machines of their own, connected by Flower over TLS.
 
-`folder` writes what everybody needs, `processes` starts Flower's programs, `app` is what those run, `runs` is a run.
+`folder` writes what everybody needs; `processes` starts Flower's programs, and `gateway` stands before its server.
+Those run `app` on the server, the rounds of one of the `runs`, and at a site `courier`, which asks `site`.
+`watch` looks on.
 """

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 from ..engine import Engine
 from ..flower import Flower
 from .folder import Deployment
-from .runs import Nodes, carry_out
+from .runs import carry_out
 
 app = ServerApp()
 
@@ -21,7 +21,7 @@ def main(grid: Grid, context: Context) -> None:
     def nodes() -> dict[str, int]:
         return {node.name: node.node_id for node in grid.get_nodes()}
 
-    def engine(names: Sequence[str], nodes: Nodes, about: Mapping[str, str], deadline: float) -> Engine:
+    def engine(names: Sequence[str], about: Mapping[str, str], deadline: float) -> Engine:
         return Flower(grid, names, nodes, about, deadline, poll=0.5)
 
     folder = Deployment.at(Path(str(context.run_config["folder"])))

@@ -38,7 +38,7 @@ def serve(deployment: Deployment, tell: Tell) -> None:
     """Run the server until it is stopped: Flower's on this machine alone, and the gateway before it."""
     host, port = deployment.address
     inside, log = free_port(), deployment.path / "flower" / "superlink.log"
-    _free(port)
+    _check_port(port)
     _write_connection(deployment, inside)
     command = [
         "flower-superlink", "--host", "127.0.0.1", "--port", str(inside), "--database", str(log.with_name("state.db")),
@@ -258,7 +258,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _free(port: int) -> None:
+def _check_port(port: int) -> None:
+    """ValueError if another program has it."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -26,7 +26,7 @@ from ..tensors import write
 from .folder import Deployment
 
 Nodes = Callable[[], Mapping[str, int]]
-MakeEngine = Callable[[Sequence[str], Nodes, Mapping[str, str], float], Engine]
+MakeEngine = Callable[[Sequence[str], Mapping[str, str], float], Engine]  # names, about the run, deadline
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,8 @@ class Run:
     @classmethod
     def create(cls, deployment: Deployment, config: Config, name: str) -> "Run":
         """A new run, checked as far as it can be without its sites. ValueError if something is unfit."""
-        job = door.served(config, deployment.data)
-        _, about = door.about(config, deployment.data)
-        found = cls(RunDir.create(deployment.path / "runs" / name, config.toml(), about).path)
+        job, federation = door.served(config, deployment.data)
+        found = cls(RunDir.create(deployment.path / "runs" / name, config.toml(), door.about(federation)).path)
         write(found.path / "flower.json", json.dumps({"id": f"{name}-{secrets.token_hex(4)}", "run": 0}).encode())
         found.stands(Status(rounds=job.rounds))
         return found
@@ -89,6 +88,10 @@ class Run:
     @property
     def status(self) -> Status:
         return Status(**json.loads((self.path / "status.json").read_bytes()))
+
+    def begins_anew(self) -> None:
+        """From its last finished round: whatever ended it before is over."""
+        self.stands(Status(rounds=self.status.rounds))
 
     def stands(self, status: Status) -> None:
         write(self.path / "status.json", json.dumps(asdict(status)).encode())
@@ -139,8 +142,8 @@ def carry_out(deployment: Deployment, name: str, nodes: Nodes, make: MakeEngine)
     over = threading.Event()
     threading.Thread(target=_beat, args=(found, over), daemon=True).start()
     try:
-        job = door.served(config, deployment.data)
-        engine = make(settings.sites, nodes, {"config": config.toml(), "run": found.id}, settings.deadline)
+        job, _ = door.served(config, deployment.data)
+        engine = make(settings.sites, {"config": config.toml(), "run": found.id}, settings.deadline)
         _wait(settings, nodes, stands)
         stands("running")
         run(job, engine, config.section("run"), RunDir(found.path), lambda _: stands("running"))
