@@ -34,8 +34,8 @@ CLOSED = {"methods": {"tensors", "learn", "method"}, "models": {"tensors", "meth
 ONLY_IN: dict[str, tuple[str, ...]] = {  # outside packages, and the rooms or files that may know them
     "transformers": ("models/huggingface.py", "models/transformer.py"),
     "flwr": ("flower.py", "post.py", "deploy/app.py", "deploy/courier.py"),
-    "typer": ("cli.py",),
-    "rich": ("cli.py", "report"),
+    "typer": ("cli",),
+    "rich": ("cli", "report"),
     "matplotlib": ("report",),
     "PIL": ("data/images.py",),
     "pyarrow": ("data/table.py",),

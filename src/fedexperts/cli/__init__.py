@@ -1,0 +1,57 @@
+"""The command line. It reads arguments, calls one function of another room, and prints; it computes nothing.
+
+    studies.py      run, resume, compare, report
+    look.py         ls, show, check
+    take.py         predict, export
+    deployment.py   deploy ...
+    terminal.py     what they share
+
+Heavy rooms are imported inside the commands, so that help and typing errors answer at once.
+"""
+
+import typer
+
+from . import deployment, look, studies, take
+from .terminal import out
+
+app = typer.Typer(
+    help="Federated mixtures of experts: sites learn together and exchange experts, never data.",
+    no_args_is_help=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+START = """[bold]fedexperts[/]: sites learn together and exchange experts, never data.
+
+  fedexperts ls configs                         what can be run
+  fedexperts check configs/demo/pfedmoap.toml   data, split and model; nothing is trained
+  fedexperts run configs/demo                   the comparison, with a report, in a few minutes
+  fedexperts --help                             all commands"""
+
+
+@app.callback(invoke_without_command=True)
+def start(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        out.print(START, soft_wrap=True)
+
+
+COMMANDS = {
+    "run": studies.run,
+    "resume": studies.resume,
+    "compare": studies.compare,
+    "report": studies.report,
+    "ls": look.ls,
+    "show": look.show,
+    "check": look.check,
+    "predict": take.predict,
+    "export": take.export,
+}
+for name, command in COMMANDS.items():
+    app.command(name)(command)
+app.add_typer(deployment.app, name="deploy")
+
+
+def main() -> None:
+    """The program."""
+    app()

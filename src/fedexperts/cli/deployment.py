@@ -1,0 +1,199 @@
+"""`fedexperts deploy`: a server, and sites on machines of their own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from .terminal import OneConfig, Settings, err, errors, out, say
+
+app = typer.Typer(help="A real federation: a server, and sites on machines of their own.", no_args_is_help=True)
+
+Folder = Annotated[Path, typer.Argument(help="A folder that `fedexperts deploy init` made.", show_default=False)]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name.", show_default=False)]
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new folder, on the server's machine.", show_default=False)],
+    server: Annotated[str, typer.Option(help="Name or address under which sites reach the server.")],
+    sites: Annotated[str, typer.Option(help="Names of the sites, with commas between.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The server's port: the only one to open.")] = 9443,
+) -> None:
+    """Write certificates, keys, and what every site needs; say what to run where."""
+    with _flower() as (_, place):
+        names = [name.strip() for name in sites.split(",") if name.strip()]
+        made = place.Deployment.create(folder, server, port, names)
+        out.print(f"Wrote {folder}. Next:", soft_wrap=True)
+        for name in made.sites:
+            out.print(
+                f"  carry {folder}/sites/{name} to the site {name}'s machine, delete it here, and there type\n"
+                f"    fedexperts deploy site {name} --name {name} --data PATH_OF_ITS_DATA",
+                soft_wrap=True,
+            )
+        out.print(
+            f"  here type\n    fedexperts deploy server {folder}\n"
+            f"  and in another terminal\n    fedexperts deploy run {folder} CONFIG.toml",
+            soft_wrap=True,
+        )
+
+
+@app.command()
+def server(folder: Folder) -> None:
+    """Run the server until it is stopped."""
+    with (
+        _flower() as (processes, place),
+        _stopped("The server is stopped; runs go on from their last round by `resume`."),
+    ):
+        processes.serve(place.Deployment.at(folder), say)
+
+
+@app.command()
+def site(
+    folder: Annotated[Path, typer.Argument(help="The site's folder, or the deployment's.", show_default=False)],
+    name: Annotated[str, typer.Option(help="The site's name.")],
+    data: Annotated[Path | None, typer.Option(help="Where its data lie; remembered in site.toml.")] = None,
+    patience: Annotated[float, typer.Option(min=0, help="Seconds to go on trying if the server refuses.")] = 180,
+) -> None:
+    """Run a site until it is stopped."""
+    with _flower() as (processes, place), _stopped("The site is stopped; what it keeps lies in its folder."):
+        site = place.SiteFolder.at(folder, name)
+        if data:
+            site.point_at(data)
+        processes.join(site, patience, say)
+
+
+@app.command()
+def run(folder: Folder, config: OneConfig, settings: Settings = None) -> None:
+    """Run an experiment on the sites, and watch it; it goes on when this terminal goes away."""
+    from .. import config as door
+
+    with _flower() as (processes, place):
+        from ..deploy import runs
+        from ..study import free
+
+        deployment = place.Deployment.at(folder)
+        asked = door.load(config, settings or [])
+        fitted = runs.fitted(asked, deployment)
+        if asked.tune:
+            say(f"{asked.name}: the values in [tune] are not tried here; those in the file are taken.")
+        processes.connected(deployment)  # before anything is written: is the server there?
+        run = runs.Run.create(deployment, fitted, free(folder / "runs" / asked.name).name)
+        processes.submit(deployment, run)
+        _watch(folder, deployment, run)
+
+
+@app.command()
+def resume(folder: Folder, name: RunName) -> None:
+    """Go on with a run from its last finished round, and watch it."""
+    with _run_of(folder, name) as (processes, deployment, run):
+        run.begins_anew()
+        processes.submit(deployment, run)
+        _watch(folder, deployment, run)
+
+
+@app.command()
+def watch(folder: Folder, name: RunName) -> None:
+    """Watch a run."""
+    with _run_of(folder, name) as (_, deployment, run):
+        _watch(folder, deployment, run)
+
+
+@app.command()
+def stop(folder: Folder, name: RunName) -> None:
+    """Stop a run; its finished rounds are kept, and `resume` goes on."""
+    with _run_of(folder, name) as (processes, deployment, run):
+        processes.stop(deployment, run)
+        out.print(f"Stopped. Go on with: fedexperts deploy resume {folder} {name}", soft_wrap=True)
+
+
+@app.command()
+def sites(folder: Folder) -> None:
+    """List the sites, and which of them are connected."""
+    with _flower() as (processes, place):
+        deployment = place.Deployment.at(folder)
+        there = processes.connected(deployment)
+        for name in deployment.sites:
+            out.print(f"{escape(name)}  [dim]{there.get(name, 'not known to the server yet')}[/]", soft_wrap=True)
+
+
+@app.command()
+def add(folder: Folder, site: Annotated[str, typer.Argument(help="The new site's name.")]) -> None:
+    """Let another site take part; a server that runs takes notice by itself."""
+    with _flower() as (_, place):
+        made = place.Deployment.at(folder).add(site)
+        out.print(f"Carry {made} to the site's machine and delete it here.", soft_wrap=True)
+
+
+@app.command()
+def remove(folder: Folder, site: Annotated[str, typer.Argument(help="The site's name.")]) -> None:
+    """Let a site take part no more; a server that runs takes notice by itself."""
+    with _flower() as (_, place):
+        place.Deployment.at(folder).remove(site)
+        out.print(f"{site} may not take part any more.", soft_wrap=True)
+
+
+@app.command()
+def renew(folder: Folder) -> None:
+    """Write a new certificate for the server; start the server again to use it."""
+    with _flower() as (_, place):
+        place.Deployment.at(folder).renew()
+        out.print("Wrote a new certificate; start the server again.", soft_wrap=True)
+
+
+@contextmanager
+def _flower() -> Iterator[tuple[Any, Any]]:
+    """The rooms that know Flower's programs and a deployment's folder, or a clear word on what to install."""
+    from .. import config as door
+
+    with errors():
+        processes = door.deploy_room()
+        from ..deploy import folder
+
+        yield processes, folder
+
+
+@contextmanager
+def _run_of(folder: Path, name: str) -> Iterator[tuple[Any, Any, Any]]:
+    """The room of Flower's programs, the deployment, and its run of this name."""
+    with _flower() as (processes, place):
+        from ..deploy import runs
+
+        deployment = place.Deployment.at(folder)
+        yield processes, deployment, runs.Run.at(deployment, name)
+
+
+@contextmanager
+def _stopped(word: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print(f"\n{word}")
+        raise typer.Exit(130) from None
+
+
+def _watch(folder: Path, deployment: Any, run: Any) -> None:
+    """Say what happens in a run until it is over; the exit code tells whether it finished."""
+    from .. import report as pictures
+    from ..deploy import watch
+
+    name = run.path.name
+    try:
+        for line in watch.lines(deployment, run):
+            say(line)
+    except KeyboardInterrupt:
+        err.print(f"\nThe run goes on. Watch it: fedexperts deploy watch {folder} {name}; "
+                  f"end it: fedexperts deploy stop {folder} {name}")  # fmt: skip
+        raise typer.Exit(130) from None
+    status = run.status
+    if status.state != "finished":
+        err.print(f"[red]Error:[/] {escape(status.why)}\nGo on with: fedexperts deploy resume {folder} {name}")
+        raise typer.Exit(1)
+    found = pictures.collect([run.path])
+    for table in pictures.tables(found):
+        out.print(table)
+    pictures.write_html(found, run.path / "report.html")
+    out.print(f"\nReport: {run.path / 'report.html'}", soft_wrap=True)

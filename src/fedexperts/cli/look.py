@@ -1,0 +1,127 @@
+"""Commands that show what there is and what a config means; nothing is trained."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from .terminal import OneConfig, Settings, errors, out
+
+if TYPE_CHECKING:
+    from ..data import Federation
+
+SERVER = "(the server)"
+FEW = 12  # classes that have a column each
+MANY = ("classes", "fewest", "most")
+
+
+def ls(what: Annotated[str, typer.Argument(metavar="configs|methods|models|data")]) -> None:
+    """List what there is, a line each."""
+    from .. import config as door
+
+    kinds = {"methods": "method", "models": "model", "data": "data"}
+    with errors():
+        if what == "configs":
+            rows = [(str(path), about) for path, about in door.shipped()]
+        elif what in kinds:
+            rows = [(name, (kind.__doc__ or "").split("\n")[0]) for name, kind in door.known(kinds[what]).items()]
+        else:
+            raise ValueError(f"ls {what}: right would be one of configs, methods, models, data")
+        width = max(len(name) for name, _ in rows)
+        for name, about in rows:
+            out.print(f"{escape(name):{width}}  [dim]{escape(about)}[/]", soft_wrap=True)
+
+
+def show(config: OneConfig, settings: Settings = None) -> None:
+    """Print a config resolved: every key, its value, its meaning, and where the value came from."""
+    from .. import config as door
+
+    with errors():
+        found = door.load(config, settings or [])
+        section = ""
+        for key, value, meaning, origin in found.described():
+            head, _, name = key.partition(".")
+            if head != section:
+                out.print(f"\n[bold]{escape(f'[{head}]')}[/]", soft_wrap=True)
+                section = head
+            out.print(f"{name} = {escape(value)}  [dim]# {escape(meaning)} ({escape(origin)})[/]", soft_wrap=True)
+
+
+def check(
+    config: OneConfig,
+    settings: Settings = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw the split: a name in .svg or .png.")
+    ] = None,
+) -> None:
+    """Load data and model, print the split; nothing is trained."""
+    from .. import config as door
+
+    with errors():
+        found = door.load(config, settings or [])
+        federation, _, model, method = door.parts(found)
+        out.print(_split(federation))
+        kept = dict(getattr(model, "expert", model).initial) | model.initial
+        leaving = method.uploads(model)
+        trained = sum(value.numel() for name, value in kept.items() if name in (leaving or model.initial))
+        again = shlex.join(["fedexperts", "run", str(config), *(f"--set={text}" for text in settings or [])])
+        out.print(
+            f"\n{found.name}: {len(federation.parts)} clients, {len(federation.inputs)} examples of "
+            f"{len(federation.classes)} classes; no example stands in two parts or at two clients.\n"
+            f"A client trains {trained:,} numbers; what may leave it: {_listed(sorted(leaving))}."
+        )
+        for remark in (*federation.notes, *_twins(federation)):
+            out.print(f"[yellow]Note:[/] {escape(remark)}", soft_wrap=True)
+        if picture:
+            _draw(federation, picture)
+        out.print(f"Next: {escape(again)}", soft_wrap=True)
+
+
+def _listed(names: list[str]) -> str:
+    """The first few of many names."""
+    more = len(names) - 4
+    return ", ".join(names[:4]) + (f" and {more} more" if more > 0 else "") if names else "nothing"
+
+
+def _split(federation: "Federation") -> Table:
+    """Who holds how many examples of which class, the server's reserve set last; of many classes, the extremes."""
+    few = len(federation.classes) <= FEW
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("client", no_wrap=True)
+    for name in ("train", "valid", "test", *(map(escape, federation.classes) if few else MANY)):
+        table.add_column(name, justify="right")
+    by_part = {client: [str(sum(own)) for own in parts.values()] for client, parts in federation.counts().items()}
+    by_part[""] = [str(len(federation.reserve)), "", ""]
+    for client, counts in federation.by_class().items():
+        there = [count for count in counts if count]
+        shown = counts if few else [len(there), min(there), max(there)]
+        table.add_row(escape(client) or SERVER, *by_part[client], *map(str, shown))
+    return table
+
+
+def _draw(federation: "Federation", path: Path) -> None:
+    from ..report import write_split
+
+    write_split({name or SERVER: own for name, own in federation.by_class().items()}, federation.classes, path)
+    out.print(f"Wrote {escape(str(path))}", soft_wrap=True)
+
+
+def _twins(federation: "Federation") -> Iterator[str]:
+    """What to know of equal examples in two places."""
+    from ..report.claims import plural
+
+    holders, files = federation.holders(), list(federation.files)
+
+    def named(example: int) -> str:
+        client, part = holders[example]
+        return f"{files[example] if files else f'example {example}'} ({client or SERVER}, {part})"
+
+    if pairs := [f"{named(one)} = {named(other)}" for one, other in federation.twins()]:
+        yield (
+            f"{plural(len(pairs), 'example')} equal to one at another client or in another part; what is tested on "
+            f"should not have been trained on: {_listed(pairs)}."
+        )

@@ -1,0 +1,153 @@
+"""Commands that run experiments, and those that show what came of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from .terminal import Configs, Jobs, Runs, Settings, err, errors, out
+
+if TYPE_CHECKING:
+    from .. import study
+    from ..config import Config
+
+
+def run(
+    configs: Configs,
+    settings: Settings = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, counted up from run.seed.")] = 1,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="A new folder.", show_default="the next free runs/NAME")
+    ] = None,
+    jobs: Jobs = None,
+) -> None:
+    """Run experiments side by side: tune each on validation data, repeat over seeds, print tables, write the report."""
+    from .. import study
+
+    with errors():
+        experiments = _load(configs, settings or [])
+        first = int(experiments[0].values["run"]["seed"])
+        place = folder or study.free(Path("runs") / (configs[0].stem if len(configs) == 1 else "comparison"))
+        study.create(place, experiments, [first + i for i in range(seeds)])
+        _advance(place, jobs)
+
+
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `fedexperts run` made.")],
+    jobs: Jobs = None,
+) -> None:
+    """Go on with what was stopped, from the last finished round of each run."""
+    with errors():
+        _advance(folder, jobs)
+
+
+def compare(runs: Runs) -> None:
+    """Print the tables of finished runs."""
+    from .. import report as pictures
+
+    with errors():
+        for table in pictures.tables(pictures.collect(runs)):
+            out.print(table)
+
+
+def report(
+    runs: Runs,
+    file: Annotated[Path | None, typer.Option("--out", help="The page.", show_default="report.html in RUN")] = None,
+    folder: Annotated[Path | None, typer.Option("--pictures", help="Also write each picture, as SVG, here.")] = None,
+) -> None:
+    """Write one self-contained HTML page: settings, tables, pictures."""
+    from .. import report as pictures
+
+    with errors():
+        path, found = file or runs[0] / "report.html", pictures.collect(runs)
+        pictures.write_html(found, path)
+        written = pictures.write_pictures(found, folder) if folder else []
+        for each in (path, *written):
+            out.print(f"Wrote {each}", soft_wrap=True)
+
+
+def _load(paths: list[Path], settings: list[str]) -> list["Config"]:
+    from .. import config as door
+
+    found, wrong = [], []
+    for file in [file for path in paths for file in door.find(path)]:
+        try:
+            found.append(door.load(file, settings))
+        except door.ConfigError as error:
+            wrong.append(f"{file}:\n{error}" if len(paths) > 1 or file != paths[0] else str(error))
+    if wrong:
+        raise door.ConfigError("\n".join(wrong))
+    return found
+
+
+def _advance(folder: Path, jobs: int | None) -> None:
+    """Run what is left in a folder with a progress bar; then tables, report, and what to type next."""
+    from .. import config as door
+    from .. import report as pictures
+    from .. import study
+
+    if (folder / "study.json").exists() or not (folder / "config.toml").exists():
+        _announce(folder)
+    with _interruptible(folder), _progress() as tell:
+        study.advance(folder, jobs or door.cores(), tell)
+    found = pictures.collect([folder])
+    for table in pictures.tables(found):
+        out.print(table)
+    pictures.write_html(found, folder / "report.html")
+    report_line = f"Report: {folder / 'report.html'}"
+    out.print(f"\n{report_line}\nTables again: fedexperts compare {folder}", soft_wrap=True)
+
+
+def _announce(folder: Path) -> None:
+    """How much a study is."""
+    from .. import study
+    from ..report.claims import plural
+
+    seeds, experiments = study.read(folder)
+    trials = sum(len(study.trials(folder, e, seeds[0])) for e in experiments)
+    runs = trials + len(experiments) * len(seeds)
+    counts = f"{plural(len(experiments), 'experiment')}, {plural(len(seeds), 'seed')}, {plural(runs, 'run')}"
+    out.print(f"{counts}, {trials} of them to tune, in {folder}", soft_wrap=True)
+
+
+@contextmanager
+def _progress() -> Iterator["study.Progress"]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("round"),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[clients]} clients a round"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(beat: "study.Beat") -> None:
+            if beat.what not in tasks:
+                tasks[beat.what] = bar.add_task(beat.what, clients=0)
+            bar.update(tasks[beat.what], completed=beat.done, total=beat.total, clients=beat.clients or "...")
+
+        yield tell
+
+
+@contextmanager
+def _interruptible(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print(f"\nStopped. Every finished round is kept; go on with: fedexperts resume {folder}")
+        raise typer.Exit(130) from None

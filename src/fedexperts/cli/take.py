@@ -1,0 +1,112 @@
+"""Commands for what a run learned: predictions, and a folder to take away."""
+
+import csv
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .terminal import err, errors, out
+
+if TYPE_CHECKING:
+    from ..predict import Prediction
+
+OneRun = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run's folder, as OUT/EXPERIMENT/seed-0.", show_default=False)
+]
+ClientName = Annotated[
+    str, typer.Option("--client", metavar="NAME", help="Whose own model; without it, what the server has.")
+]
+PrivateFolder = Annotated[
+    Path | None, typer.Option(help="Where clients' private states lie.", show_default="private in RUN")
+]
+
+LOUDEST = 3  # experts that a table names for each input
+
+
+class Form(StrEnum):
+    """How predictions are printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+def predict(
+    run: OneRun,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="IMAGE|FOLDER|TEXTS.txt", help="What to predict; a .txt file has a text a line."),
+    ] = None,
+    texts: Annotated[list[str] | None, typer.Option("--text", help="A text to predict; repeatable.")] = None,
+    client: ClientName = "",
+    private: PrivateFolder = None,
+    form: Annotated[Form, typer.Option("--format", help="How to print it.")] = Form.table,
+) -> None:
+    """Predict new images or texts with what a run learned: a client's own model, or what all share."""
+    from .. import predict as room
+
+    with errors():
+        predictor = room.Predictor.of(run, client, private)
+        asked = room.inputs(predictor, paths or [], texts or [])
+        if not asked:
+            raise ValueError("nothing to predict; right would be images, a folder of them, or texts")
+        err.print(f"Predicted with {escape(predictor.who)}.", soft_wrap=True)
+        found, broken = list[room.Prediction](), dict[str, str]()
+        columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=err, transient=True) as bar:
+            task = bar.add_task("", total=len(asked))
+            for said, unread in room.predictions(predictor, asked):
+                found += said
+                broken |= unread
+                bar.advance(task, len(said) + len(unread))
+        _print_predictions(found, form)
+        if broken:
+            listed = "\n".join(f"  {file} ({why})" for file, why in broken.items())
+            raise ValueError(f"{len(broken)} of {len(asked)} images cannot be read:\n{listed}")
+
+
+def export(
+    run: OneRun,
+    folder: Annotated[Path, typer.Option("--out", help="A new folder.", show_default=False)],
+    client: ClientName = "",
+    private: PrivateFolder = None,
+) -> None:
+    """Write a client's model as a folder that predicts without this package."""
+    from .. import export as room
+    from ..predict import Predictor
+
+    with errors():
+        predictor = Predictor.of(run, client, private)
+        room.export(predictor, folder)
+        out.print(
+            f"Wrote {escape(predictor.who)}; {escape(str(folder / 'README.md'))} says how to use it.", soft_wrap=True
+        )
+
+
+def _print_predictions(found: "list[Prediction]", form: Form) -> None:
+    if form is Form.json:
+        typer.echo(json.dumps([each.plain() for each in found], indent=1, ensure_ascii=False))
+    elif form is Form.csv:
+        rows = csv.writer(sys.stdout, lineterminator="\n")
+        experts = list(dict.fromkeys(name for each in found for name in each.experts))
+        rows.writerow(["input", "class", "probability", *experts])
+        rows.writerows(
+            [each.input, each.label, each.probability, *(each.experts.get(name, "") for name in experts)]
+            for each in found
+        )
+    else:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in ("input", "class", "%", "experts"):
+            table.add_column(name, justify="right" if name == "%" else "left", overflow="fold")
+        for each in found:
+            loudest = sorted(each.experts.items(), key=lambda pair: -pair[1])[:LOUDEST]
+            spoke = ", ".join(f"{name} {share:.2f}" for name, share in loudest)
+            table.add_row(escape(each.input), escape(each.label), f"{100 * each.probability:.1f}", escape(spoke))
+        out.print(table)
