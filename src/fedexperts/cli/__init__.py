@@ -9,6 +9,8 @@
 Heavy rooms are imported inside the commands, so that help and typing errors answer at once.
 """
 
+from collections.abc import Callable
+
 import typer
 
 from . import deployment, look, studies, take
@@ -36,7 +38,7 @@ def start(context: typer.Context) -> None:
         out.print(START, soft_wrap=True)
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "run": studies.run,
     "resume": studies.resume,
     "compare": studies.compare,
