@@ -349,3 +349,15 @@ def remembered(tmp_path_factory: pytest.TempPathFactory) -> Remembered:
         return runs[text]
 
     return find
+
+
+def characters() -> Any:
+    """A CLIP's tokenizer of one token a character, but for the words of "a photo of"."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    alphabet = sorted(ByteLevel.alphabet())
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), "ph", "pho", "phot", "photo</w>", "of</w>"]
+    merges = [("p", "h"), ("ph", "o"), ("pho", "t"), ("phot", "o</w>"), ("o", "f</w>")]
+    vocabulary = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges)

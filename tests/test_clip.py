@@ -10,18 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import characters
 from pydantic import TypeAdapter, ValidationError
-from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn.functional import normalize
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessorPil,
-    CLIPModel,
-    CLIPTokenizer,
-    SiglipConfig,
-)
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from fedexperts.method import Model, PromptModel
 from fedexperts.models import MODELS, LinearProbeSettings, PromptedClipSettings
@@ -35,18 +29,9 @@ SEVERAL_ROWS = tuple(f"{a}{b}" for a in "abcdefghij" for b in ("x", "yy", "zzz",
 TEMPLATE = "a photo of a"
 
 
-def tokenizer() -> CLIPTokenizer:
-    """One token a character, but for the words of the template."""
-    alphabet = sorted(ByteLevel.alphabet())
-    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), "ph", "pho", "phot", "photo</w>", "of</w>"]
-    merges = [("p", "h"), ("ph", "o"), ("pho", "t"), ("phot", "o</w>"), ("o", "f</w>")]
-    vocabulary = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges)
-
-
 def save(folder: Path, eos: int | None = None, seed: int = 0) -> CLIPModel:
     """A tiny randomly initialised CLIP in Hugging Face's layout, its weights large enough that every token matters."""
-    ids = tokenizer()
+    ids = characters()
     text = {"vocab_size": len(ids), "bos_token_id": ids.bos_token_id, "eos_token_id": eos or ids.eos_token_id}
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
     torch.manual_seed(seed)
@@ -345,7 +330,7 @@ def test_a_saved_folder_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     for ours, theirs in zip(clip.layers, saved.text_model.encoder.layers, strict=True):
         assert torch.equal(ours.out.weight, theirs.self_attn.out_proj.weight)
     saved.save_pretrained(tmp_path / "again")
-    tokenizer().save_pretrained(tmp_path / "again")
+    characters().save_pretrained(tmp_path / "again")
     CLIPImageProcessorPil.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
     assert load_clip(str(tmp_path / "again")).key == clip.key
 
@@ -385,16 +370,15 @@ def test_a_clip_that_is_not_there_is_refused_without_a_network(name: str, monkey
     assert not asked
 
 
-def test_a_siglip_is_refused(tmp_path: Path) -> None:
-    SiglipConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"of type 'siglip', not 'clip'.*causal"):
+def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "align"}')
+    with pytest.raises(ValueError, match="of type 'align', not 'clip' or 'siglip', nor a CLIP with a ModifiedResNet"):
         load_clip(str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ("config.json", "its config.json cannot be read"),
         ("tokenizer.json", "neither tokenizer.json nor vocab.json"),
         ("preprocessor_config.json", "image processor"),
         ("model.safetensors", "model.safetensors"),
@@ -404,6 +388,13 @@ def test_a_folder_that_lacks_a_part_is_refused(tmp_path: Path, missing: str, sai
     save(tmp_path)
     (tmp_path / missing).unlink()
     with pytest.raises(ValueError, match=f"does not hold a whole CLIP.*{said}"):
+        load_clip(str(tmp_path))
+
+
+def test_a_config_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    save(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"does not hold a whole CLIP.*its config\.json cannot be read"):
         load_clip(str(tmp_path))
 
 

@@ -25,7 +25,10 @@ from .vision import CompactCnnSettings, LeafCnnSettings, ResNet18Settings
 SPREAD = 0.02  # standard deviation of a random context, about that of a CLIP's word embeddings
 
 Name = Annotated[
-    str, Field(description='CLIP checkpoint: "tinyclip" (ours), a local folder, or a hub name downloaded before')
+    str,
+    Field(
+        description='CLIP, RN50 or SigLIP: "tinyclip" (ours), a local folder, a hub name downloaded before, or RN50.pt'
+    ),
 ]
 Precision = Annotated[
     Literal["fp32", "bf16"], Field(description="type of the frozen weights; what is trained and what comes out is fp32")

@@ -48,10 +48,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Clip:
-    """What any CLIP gives us, frozen and in evaluation mode; its text encoder must be causal (SigLIP's is not).
+    """What any CLIP gives us, frozen and in evaluation mode.
 
     The image side is one function, so a ModifiedResNet fits as well as a ViT. The text side is open, because a learned
     context enters behind `tokens` and the attention of the layers is ours. Its parts have one type, fp32 or bf16.
+    A text encoder is causal and pools a text at [EOS]; or, with `pad`, it sees a text of all L positions in both
+    directions and pools it at the last (SigLIP, arXiv:2303.15343): then nothing can be shared between the classes.
     """
 
     images: Callable[[Tensor], Tensor]  # pixel values [B, 3, H, W] -> features [B, D], not normalised
@@ -62,10 +64,11 @@ class Clip:
     project: nn.Linear  # [.., W] -> [.., D]
     scale: float  # exp(logit_scale): the inverse temperature
     tokenize: Callable[[str], list[int]]  # ids of a text, without start and end
-    start: int  # id of [SOS]
-    end: int  # id of [EOS], at which a text is pooled
+    start: int | None  # id of [SOS]; None: a text begins at once
+    end: int  # id of [EOS]
     preprocess: Callable[[Tensor], Tensor]  # uint8 [B, 3, H, W] -> pixel values
-    key: str  # hash of weights and preprocessing
+    key: str  # hash of all that image features depend on: weights, preprocessing
+    pad: int | None = None  # id that fills a text up to L positions; None: the encoder is causal
 
     @property
     def width(self) -> int:
@@ -98,9 +101,10 @@ class PromptedClip:
         self.clip, self.classes, self.scale, self.width = clip, classes, clip.scale, clip.width
         self._context = context.detach().to(clip.positions.device, torch.float32)
         self._names = [(*clip.tokenize(f"{name.replace('_', ' ')}."), clip.end) for name in classes]
+        self._start = [] if clip.start is None else [clip.start]
+        self._trunk = len(self._start) + len(context)
         self._check()
-        self._trunk = 1 + len(context)
-        self._tree = _tree(clip, self._names, self._trunk)
+        self._tree = _tree(clip, self._names, self._trunk) if clip.pad is None else None
 
     @property
     def initial(self) -> Tensors:
@@ -109,7 +113,7 @@ class PromptedClip:
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt, [SOS] and [EOS] included."""
-        return 1 + len(self._context) + max(map(len, self._names))
+        return self._trunk + max(map(len, self._names))
 
     def logits(self, tensors: Tensors, x_BD: Tensor) -> Tensor:
         """[B, C]: scaled cosines between normalised image features [B, D] and the texts of tensors["context"]."""
@@ -124,6 +128,8 @@ class PromptedClip:
     def texts(self, context: Tensor) -> Tensor:
         """Contexts [..., l, W] to normalised text features [..., C, D] in fp32."""
         tree, trunk = self._tree, self._begin(context)
+        if tree is None:
+            return self.texts_plain(context)
         branches = tree.words.expand(*trunk.shape[:-2], -1, -1)
         attend = partial(_attend_tree, mask_RsS=tree.mask)
         return self._finish(torch.cat([trunk, branches], dim=-2), attend, (self._trunk + tree.ends,))
@@ -131,23 +137,27 @@ class PromptedClip:
     def texts_plain(self, context: Tensor, length: int | None = None) -> Tensor:
         """The same as `texts`, each class in a sequence of `length` tokens (None: as many as there are positions).
 
-        What every other implementation computes; here for tests and benchmarks, usually with `length=self.longest`.
+        What every other implementation computes; of a causal encoder for tests and benchmarks alone, usually with
+        `length=self.longest`.
         """
         clip, T, C = self.clip, self._trunk, len(self.classes)
         length = len(clip.positions) if length is None else length
-        padded_CS = torch.tensor([[*name, *[clip.end] * (length - T - len(name))] for name in self._names])
+        fill = clip.end if clip.pad is None else clip.pad
+        padded_CS = torch.tensor([[*name, *[fill] * (length - T - len(name))] for name in self._names])
         names = _embed(clip, padded_CS) + clip.positions[T:length]
         trunk = self._begin(context).unsqueeze(-3)
         hidden = torch.cat([part.expand(*trunk.shape[:-3], C, -1, -1) for part in (trunk, names)], dim=-2)
+        if clip.pad is not None:
+            return self._finish(hidden, partial(_attend, mask=hidden.new_zeros(())), (torch.arange(C), [length - 1]))
         ends = torch.tensor([T + len(name) - 1 for name in self._names])
         return self._finish(hidden, partial(_attend, mask=_causal(hidden)), (torch.arange(C), ends))
 
     def _begin(self, context: Tensor) -> Tensor:
         """[..., T, W]: the embeddings of [SOS][p1 .. pl]."""
-        start = _embed(self.clip, [self.clip.start]).expand(*context.shape[:-2], -1, -1)
+        start = _embed(self.clip, self._start).expand(*context.shape[:-2], -1, -1)
         return torch.cat([start, context.to(start.dtype)], dim=-2) + self.clip.positions[: self._trunk]
 
-    def _finish(self, hidden: Tensor, attend: Attend, ends: tuple[Tensor, ...]) -> Tensor:
+    def _finish(self, hidden: Tensor, attend: Attend, ends: tuple[Any, ...]) -> Tensor:
         """Embeddings [..., S, W] to the normalised text features [..., C, D] at the indices `ends`."""
         *layers, last = self.clip.layers
         for layer in layers:
@@ -248,7 +258,7 @@ def _tree(clip: Clip, names: Sequence[Name], T: int) -> Tree:
     )
 
 
-def _run(layer: Layer, hidden: Tensor, attend: Attend, ends: tuple[Tensor, ...] | None = None) -> Tensor:
+def _run(layer: Layer, hidden: Tensor, attend: Attend, ends: tuple[Any, ...] | None = None) -> Tensor:
     """One layer on [..., S, W]; with `ends`, only those tokens go on behind the attention: [..., C, W]."""
     normed = layer.norm1(hidden)
 

@@ -1,4 +1,6 @@
-"""Any CLIP of Hugging Face's CLIPModel, in the parts of clip.py; and where Hugging Face keeps models on this machine.
+"""Any CLIP of Hugging Face's CLIPModel or SiglipModel, in the parts of clip.py; and where Hugging Face keeps models.
+
+A CLIP with a ModifiedResNet, which has no class there, gets its tokenizer and image processor here, too.
 
 Nothing is downloaded here: a hub name is looked up in this machine's own Hugging Face cache, so that a run has no
 hidden traffic and gives the same weights tomorrow.
@@ -7,8 +9,8 @@ hidden traffic and gives the same weights tomorrow.
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
+from functools import cache, partial
 from logging import ERROR
 from pathlib import Path
 from typing import Any
@@ -17,31 +19,44 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPTokenizer,
+    SiglipImageProcessorPil,
+    SiglipModel,
+)
 from transformers.utils import logging
 
+from . import openai
 from .clip import Clip, Layer
 
+KINDS: dict[str, tuple[Any, Any, Any]] = {  # of config.json: model, tokenizer, image processor
+    "clip": (CLIPModel, CLIPTokenizer, CLIPImageProcessorPil),
+    "siglip": (SiglipModel, AutoTokenizer, SiglipImageProcessorPil),
+}
+VOCABULARIES = tuple(f"openai/clip-vit-{size}" for size in ("base-patch32", "base-patch16", "large-patch14"))
 LEGACY_EOS = 2  # in configs written before transformers knew the real id: pool at the highest id, which is [EOS]
 
 
 def load_clip(name: str, dtype: torch.dtype = torch.float32) -> Clip:
-    """The CLIP of a folder, of our own "tinyclip", or of a hub name that was downloaded before; frozen, once a process.
+    """The CLIP of a folder or file, our own "tinyclip", or of a hub name downloaded before; frozen, once a process.
 
     Its weights get `dtype` and the default device; scale and outputs stay exact floats. ValueError, with what to type,
-    if there is no such CLIP, if it is not a CLIP (SigLIP is not), or if a part of it is missing.
+    if there is no such CLIP, if it is none that a learned context fits, or if a part of it is missing.
     """
-    folder = Path(__file__).parent / name if name == "tinyclip" else find(name, "CLIP", "tinyclip")
-    return _load(folder, dtype, torch.get_default_device())
+    place = Path(__file__).parent / name if name == "tinyclip" else find(name, "CLIP", "tinyclip")
+    return _load(place, dtype, torch.get_default_device())
 
 
 def find(name: str, kind: str, ours: str) -> Path:
-    """The folder of a `kind` of model, given itself or by a hub name that was downloaded before.
+    """The folder (or file) of a `kind` of model, given itself or by a hub name that was downloaded before.
 
     ValueError, with what to type or to use instead (`ours`), if there is none.
     """
-    if (folder := Path(name).expanduser()).is_dir():
-        return folder.resolve()
+    if (place := Path(name).expanduser()).exists():
+        return place.resolve()
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except (OSError, ValueError):
@@ -52,38 +67,40 @@ def find(name: str, kind: str, ours: str) -> Path:
 
 
 @cache
-def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> Clip:
-    _check_files(folder)
+def _load(place: Path, dtype: torch.dtype, device: torch.device) -> Clip:
+    kind = _kind(place)
+    if kind not in KINDS:
+        return _resnet(place, kind, dtype, device)
+    classes = KINDS[kind]
+    _check_vocabulary(place)
     with quiet():
         try:
-            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-            processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
-            loader: Any = CLIPModel.from_pretrained
-            model, report = loader(folder, dtype=torch.float32, output_loading_info=True, local_files_only=True)
+            tokenizer = classes[1].from_pretrained(place, local_files_only=True)
+            processor = classes[2].from_pretrained(place, local_files_only=True)
+            loader: Any = classes[0].from_pretrained
+            model, report = loader(place, dtype=torch.float32, output_loading_info=True, local_files_only=True)
+        except ImportError:
+            raise ValueError(
+                f"the tokenizer in {place} needs a package; type: pip install 'fedexperts[siglip]'"
+            ) from None
         except (OSError, RuntimeError, SafetensorError) as error:
-            raise _broken(folder, str(error).splitlines()[0]) from None
+            raise _broken(place, str(error).splitlines()[0]) from None
     if report["missing_keys"]:
-        raise _broken(folder, f"it has no weights for {sorted(report['missing_keys'])[0]}")
-    _check_ids(folder, model, tokenizer)
+        raise _broken(place, f"it has no weights for {sorted(report['missing_keys'])[0]}")
+    if kind == "clip":
+        _check_ids(place, model, tokenizer)
     return parts(model, tokenizer, processor, dtype, device)
 
 
 def parts(model: Any, tokenizer: Any, processor: Any, dtype: torch.dtype, device: torch.device) -> Clip:
-    """The parts of a CLIPModel, which is frozen and moved, with its tokenizer and image processor."""
-    scale = model.logit_scale.exp().item()  # before bf16 rounds it
+    """The parts of a CLIPModel or SiglipModel, which is frozen and moved, with its tokenizer and image processor."""
+    scale = model.logit_scale.exp().item()  # before bf16 rounds it; a SigLIP's bias is the same for all classes
     model = model.requires_grad_(False).eval().to(device, dtype)
-    text = model.text_model
+    text, causal = model.text_model, hasattr(model, "text_projection")
 
     def images(pixels: Tensor) -> Tensor:
-        return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)  # type: ignore[no-any-return]
-
-    def tokenize(words: str) -> list[int]:
-        return tokenizer(words, add_special_tokens=False).input_ids  # type: ignore[no-any-return]
-
-    def preprocess(images: Tensor) -> Tensor:
-        arrays = list(images.cpu().numpy())
-        pixels = processor(arrays, input_data_format="channels_first", return_tensors="pt").pixel_values
-        return pixels.to(device)  # type: ignore[no-any-return]
+        pooled = model.vision_model(pixel_values=pixels).pooler_output
+        return model.visual_projection(pooled) if causal else pooled  # type: ignore[no-any-return]
 
     return Clip(
         images=images,
@@ -91,16 +108,52 @@ def parts(model: Any, tokenizer: Any, processor: Any, dtype: torch.dtype, device
         positions=text.embeddings.position_embedding.weight,
         layers=tuple(_layer(layer) for layer in text.encoder.layers),
         norm=text.final_layer_norm,
-        project=model.text_projection,
+        project=model.text_projection if causal else text.head,
         scale=scale,
-        tokenize=tokenize,
-        start=tokenizer.bos_token_id,
+        tokenize=partial(_tokenize, tokenizer),
+        start=tokenizer.bos_token_id if causal else None,
         end=tokenizer.eos_token_id,
-        preprocess=preprocess,
+        preprocess=partial(_preprocess, processor, device),
         key=_key(
             model.state_dict(), {"vision": model.config.vision_config.to_dict(), "processor": processor.to_dict()}
         ),
+        pad=None if causal else tokenizer.pad_token_id,
     )
+
+
+def _resnet(place: Path, kind: str, dtype: torch.dtype, device: torch.device) -> Clip:
+    """The parts of a CLIP with a ModifiedResNet."""
+    saved = openai.checkpoint(place)
+    if saved is None:
+        raise ValueError(
+            f"{place} is of type {kind!r}, not 'clip' or 'siglip', nor a CLIP with a ModifiedResNet: a learned context "
+            'needs a text encoder in one of these layouts; take, say, "openai/clip-vit-base-patch16"'
+        )
+    crop = {"height": saved.side, "width": saved.side}
+    shown: Any = CLIPImageProcessorPil
+    processor = shown(
+        size={"shortest_edge": saved.side}, crop_size=crop, image_mean=list(saved.mean), image_std=list(saved.std)
+    )
+    with quiet():
+        tokenizer = CLIPTokenizer.from_pretrained(_vocabulary(place), local_files_only=True)
+    seen = {name: value.to(dtype) for name, value in saved.tensors.items() if name.startswith("visual.")}
+    key = _key(seen, {"visual": "ModifiedResNet", "processor": processor.to_dict()})
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    tokenize, preprocess = partial(_tokenize, tokenizer), partial(_preprocess, processor, device)
+    try:
+        return openai.parts(saved, tokenize, ends, preprocess, key, dtype, device)
+    except (KeyError, RuntimeError) as error:
+        raise _broken(place, f"{type(error).__name__} {error}".splitlines()[0]) from None
+
+
+def _tokenize(tokenizer: Any, words: str) -> list[int]:
+    return tokenizer(words, add_special_tokens=False).input_ids  # type: ignore[no-any-return]
+
+
+def _preprocess(processor: Any, device: torch.device, images: Tensor) -> Tensor:
+    arrays = list(images.cpu().numpy())
+    pixels = processor(arrays, input_data_format="channels_first", return_tensors="pt").pixel_values
+    return pixels.to(device)  # type: ignore[no-any-return]
 
 
 def _layer(layer: Any) -> Layer:
@@ -126,18 +179,35 @@ def _key(weights: dict[str, Tensor], settings: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _check_files(folder: Path) -> None:
+def _kind(place: Path) -> str:
+    """What config.json says that a folder holds; "" if there is none, as beside a checkpoint of OpenAI's."""
+    if not (file := place / "config.json").exists():
+        return ""
     try:
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+        return str(json.loads(file.read_text()).get("model_type", ""))
     except (OSError, ValueError) as error:
-        raise _broken(folder, f"its config.json cannot be read ({error})") from None
-    if kind != "clip":
-        raise ValueError(
-            f"{folder} is of type {kind!r}, not 'clip': a shared context needs a causal text encoder in Hugging Face's "
-            'CLIP layout, which SigLIP, ALIGN and BLIP have not; take, say, "openai/clip-vit-base-patch16"'
-        )
-    if not (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists():  # it would load an empty one
+        raise _broken(place, f"its config.json cannot be read ({error})") from None
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    """Without one of these, transformers would make an empty tokenizer."""
+    return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "spiece.model"))
+
+
+def _check_vocabulary(folder: Path) -> None:
+    if not _has_vocabulary(folder):
         raise _broken(folder, "it has neither tokenizer.json nor vocab.json")
+
+
+def _vocabulary(place: Path) -> Path:
+    """The folder of the tokenizer of a checkpoint: its own, or any that was downloaded, for OpenAI's are all one."""
+    if _has_vocabulary(own := place if place.is_dir() else place.parent):
+        return own
+    for name in VOCABULARIES:
+        with suppress(OSError, ValueError):
+            if _has_vocabulary(found := Path(snapshot_download(name, local_files_only=True))):
+                return found
+    raise _broken(own, f'it has no tokenizer.json; type "hf download {VOCABULARIES[0]} tokenizer.json" for that of all')
 
 
 def _check_ids(folder: Path, model: Any, tokenizer: Any) -> None:

@@ -1,0 +1,186 @@
+"""A CLIP with a ModifiedResNet (RN50 and its kin) from OpenAI's checkpoints or open_clip's, in the parts of clip.py.
+
+    RN50.pt                                               OpenAI's, a TorchScript archive
+    open_clip_config.json, open_clip_model.safetensors    open_clip's, as on the hub
+
+Both name their tensors alike. Checkpoints with a ViT are Hugging Face's to read (huggingface.py); tokenizer and image
+processor are made there, too. torch's loader of TorchScript archives reads tensors and runs no Python; an archive is
+a program all the same, so it should come from where its model does.
+
+Shapes: W word width, D feature width, L positions.
+"""
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..tensors import Tensors, under
+from .clip import Clip, Layer
+from .modified_resnet import SHRUNK, ModifiedResNet
+
+SETTINGS, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+HEAD = 64  # channels of a head, in all of OpenAI's
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's, for pixels in 0..1
+NEEDED = ("visual.attnpool.c_proj.weight", "transformer.resblocks.0.attn.in_proj_weight", "token_embedding.weight")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A CLIP as it lies on disk: its tensors in fp32, and what they do not say."""
+
+    tensors: Tensors
+    heads: int  # of the text encoder
+    quick: bool  # whether its activation is QuickGELU
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def side(self) -> int:
+        """Pixels of an image's side."""
+        return SHRUNK * math.isqrt(len(self.tensors["visual.attnpool.positional_embedding"]) - 1)
+
+
+def checkpoint(place: Path) -> Checkpoint | None:
+    """The checkpoint in a folder, or in a file .pt; None if there is none of these. ValueError if it cannot be read."""
+    archives = [place] if place.suffix == ".pt" else sorted(place.glob("*.pt"))
+    if (place / SETTINGS).exists():
+        return _open_clip(place)
+    if len(archives) > 1:
+        raise ValueError(f"{place} holds {len(archives)} checkpoints; right would be one of them, as {archives[0]}")
+    return _archive(archives[0]) if archives else None
+
+
+def _archive(file: Path) -> Checkpoint:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it is what OpenAI published
+        try:
+            tensors = torch.jit.load(file, map_location="cpu").state_dict()
+        except (RuntimeError, OSError) as error:
+            raise _broken(file, str(error).strip().splitlines()[0]) from None
+    _check(file, tensors)
+    width = tensors["token_embedding.weight"].shape[1]
+    return Checkpoint(_float(tensors), width // HEAD, True, MEAN, STD)
+
+
+def _open_clip(folder: Path) -> Checkpoint:
+    try:
+        said = json.loads((folder / SETTINGS).read_bytes())
+        model, shown = said["model_cfg"], said.get("preprocess_cfg", {})
+        tensors = load_file(folder / WEIGHTS)
+        heads = model["text_cfg"]["heads"]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise _broken(folder, f"{type(error).__name__} {error}".splitlines()[0]) from None
+    if (fitted := shown.get("resize_mode", "shortest"), shown.get("interpolation", "bicubic")) != (
+        "shortest",
+        "bicubic",
+    ):
+        raise _broken(folder, f"it shows images {fitted}, which only ('shortest', 'bicubic') can be")
+    _check(folder, tensors)
+    quick = bool(model.get("quick_gelu", False))
+    return Checkpoint(_float(tensors), heads, quick, tuple(shown.get("mean", MEAN)), tuple(shown.get("std", STD)))
+
+
+def _float(tensors: Mapping[str, Tensor]) -> Tensors:
+    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def _check(place: Path, tensors: Mapping[str, Tensor]) -> None:
+    if missing := [name for name in NEEDED if name not in tensors]:
+        raise ValueError(
+            f"{place} is no CLIP with a ModifiedResNet and a text encoder of its own (it has no {missing[0]}); right "
+            'would be one as "timm/resnet50_clip.openai", or a CLIP in Hugging Face\'s layout, as '
+            '"openai/clip-vit-base-patch16"'
+        )
+
+
+def parts(
+    saved: Checkpoint, tokenize: Callable[[str], list[int]], ends: tuple[int, int],
+    preprocess: Callable[[Tensor], Tensor], key: str, dtype: torch.dtype, device: torch.device,
+) -> Clip:  # fmt: skip
+    """The parts of a checkpoint, frozen and moved; `ends` are the ids of [SOS] and [EOS], `key` is Clip's.
+
+    KeyError or RuntimeError if tensors are missing or do not fit each other.
+    """
+    t = {name: value.to(device, dtype) if value.is_floating_point() else value for name, value in saved.tensors.items()}
+    visual = _visual(saved.side, under(t, "visual"))
+
+    def images(pixels: Tensor) -> Tensor:
+        return visual(pixels.to(dtype))  # type: ignore[no-any-return]
+
+    count = len({name.split(".")[2] for name in t if name.startswith("transformer.resblocks.")})
+    return Clip(
+        images=images,
+        tokens=nn.Embedding.from_pretrained(t["token_embedding.weight"]),
+        positions=t["positional_embedding"],
+        layers=tuple(_text_layer(under(t, f"transformer.resblocks.{i}"), saved) for i in range(count)),
+        norm=_filled(nn.LayerNorm, under(t, "ln_final")),
+        project=_filled(nn.Linear, {"weight": t["text_projection"].T.contiguous()}),
+        scale=saved.tensors["logit_scale"].exp().item(),
+        tokenize=tokenize,
+        start=ends[0],
+        end=ends[1],
+        preprocess=preprocess,
+        key=key,
+    )
+
+
+def _visual(side: int, t: Tensors) -> ModifiedResNet:
+    blocks = [len({name.split(".")[1] for name in t if name.startswith(f"layer{n}.")}) for n in (1, 2, 3, 4)]
+    with torch.device("meta"):  # no time, and nobody's dice, for weights that are thrown away
+        net = ModifiedResNet(side, t["layer1.0.conv1.weight"].shape[0], blocks, t["attnpool.c_proj.weight"].shape[0])
+    counters = {name: torch.tensor(0) for name in net.state_dict() if name.endswith("num_batches_tracked")}
+    net.load_state_dict(counters | t, assign=True)
+    return net.requires_grad_(False).eval()
+
+
+def _text_layer(t: Tensors, saved: Checkpoint) -> Layer:
+    weights, biases = t["attn.in_proj_weight"].chunk(3), t["attn.in_proj_bias"].chunk(3)
+    query, key, value = (
+        _filled(nn.Linear, {"weight": weight, "bias": bias}) for weight, bias in zip(weights, biases, strict=True)
+    )
+    return Layer(
+        norm1=_filled(nn.LayerNorm, under(t, "ln_1")),
+        query=query,
+        key=key,
+        value=value,
+        out=_filled(nn.Linear, under(t, "attn.out_proj")),
+        norm2=_filled(nn.LayerNorm, under(t, "ln_2")),
+        mlp=nn.Sequential(
+            _filled(nn.Linear, under(t, "mlp.c_fc")),
+            QuickGelu() if saved.quick else nn.GELU(),
+            _filled(nn.Linear, under(t, "mlp.c_proj")),
+        ),
+        heads=saved.heads,
+    )
+
+
+class QuickGelu(nn.Module):
+    """x * sigmoid(1.702 x), which OpenAI took for GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+def _filled(kind: type, t: Tensors) -> Any:
+    """A linear layer or a layer norm with these weights, frozen."""
+    shape = reversed(t["weight"].shape)
+    with torch.device("meta"):
+        made = kind(*shape, bias="bias" in t)
+    made.load_state_dict(t, assign=True)
+    return made.requires_grad_(False)
+
+
+def _broken(place: Path, why: str) -> ValueError:
+    return ValueError(
+        f"{place} does not hold a whole CLIP: {why}. Right would be OpenAI's RN50.pt, or a folder with {SETTINGS} and "
+        f'{WEIGHTS}, as "hf download timm/resnet50_clip.openai" brings it'
+    )
