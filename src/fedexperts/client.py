@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .learn import Examples, Learning, Local, fit, predict
 from .message import Order, Reply
-from .method import Facts, Given, Method, Model
+from .method import Facts, Given, Method, Model, device
 from .private import Private
 from .tensors import Tensors, count, rng, shapes, size
 
@@ -99,6 +99,7 @@ def _fit(job: Job, pairs: Sequence[Pair], starts: Sequence[Local]) -> tuple[list
         method.rates(),
         job.learning.factor(pairs[0][1].round, job.rounds),
         method.moves(job.model),
+        device(job.model),
     )
 
 
@@ -175,7 +176,8 @@ def _right(job: Job, states: Sequence[Local], clients: Sequence[Client]) -> list
 
     def ask(chosen: Sequence[int]) -> list[Right]:
         inputs = [torch.cat([part.x[:, 0] for part in (clients[i].valid, clients[i].test)]) for i in chosen]
-        logits = predict(lambda local, x: job.method.logits(job.model, local, x), [states[i] for i in chosen], inputs)
+        states_of = [states[i] for i in chosen]
+        logits = predict(lambda local, x: job.method.logits(job.model, local, x), states_of, inputs, device(job.model))
         return [_counted(out.argmax(-1), clients[i]) for out, i in zip(logits, chosen, strict=True)]
 
     return _together(job, states, ask)

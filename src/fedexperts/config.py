@@ -32,7 +32,7 @@ from .learn import Examples, Learning
 from .loop import Schedule
 from .method import Method, Model, needs_reserve, taught
 from .methods import METHODS
-from .models import MODELS, Built, Mixture
+from .models import MODELS, Built, Mixture, computing_on
 from .private import Private
 from .tensors import rng
 
@@ -50,6 +50,10 @@ class RunSettings(Schedule):
     """Who takes part when, from which seed."""
 
     seed: Annotated[int, Field(ge=0, description="of splits, few-shot draws, sampling, starts and batches alike")] = 0
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"],
+        Field(description='where models compute; "auto": a GPU of CUDA or of Apple\'s, where torch finds one'),
+    ] = "auto"
     threads: Annotated[int, Field(ge=1, description="of one computation; sums may round differently for others")] = 1
     judged_by: Annotated[
         Literal["clients", "server"],
@@ -258,7 +262,8 @@ def modelled(config: Config, classes: tuple[str, ...]) -> tuple[Built, Model]:
 
     ValueError if the model cannot be built.
     """
-    built: Built = config.section("model").build(classes, config.values["run"]["seed"])
+    with computing_on(device(config)):
+        built: Built = config.section("model").build(classes, config.values["run"]["seed"])
     return built, _mixed(config, built.model)
 
 
@@ -422,7 +427,8 @@ def _mixed(config: Config, model: Model) -> Model:
     settings: MixtureSettings = config.section("mixture")
     gate = config.section("gate" if "gate" in config.values else "model")
     names = tuple(f"expert-{k}" for k in range(settings.experts))
-    gate_model: Model = gate.build(names, config.values["run"]["seed"]).model
+    with computing_on(device(config)):
+        gate_model: Model = gate.build(names, config.values["run"]["seed"]).model
     return Mixture(model, gate_model, settings.mains, settings.top)
 
 
@@ -455,6 +461,18 @@ def _shipped_folder() -> Path:
     return here / "configs" if (here / "configs").exists() else here.parents[1] / "configs"
 
 
+def device(config: Config) -> torch.device:
+    """Where an experiment's models compute on this machine; ConfigError if what run.device asks for is not here."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    asked: str = config.values["run"]["device"]
+    if asked == "auto":
+        asked = next(name for name, here in there.items() if here)
+    if not there[asked]:
+        right = " or ".join(name for name, here in there.items() if here)
+        raise ConfigError(f'run.device = "{asked}": torch {torch.__version__} finds none here; right would be {right}')
+    return torch.device(asked)
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
@@ -466,21 +484,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FEDEXPERTS_CACHE") or default)
 
 
-def about(federation: Federation) -> dict[str, Any]:
-    """What a run writes down of its data and of the machine."""
-    return environment() | {"classes": list(federation.classes), "side": federation.side}
-
-
-def environment() -> dict[str, Any]:
-    """What a result may depend on beside its config."""
+def about(config: Config, federation: Federation) -> dict[str, Any]:
+    """What a run writes down of its data, and of the machine: what a result may depend on beside its config."""
     return {
         "fedexperts": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
         "processor": torch.backends.cpu.get_cpu_capability(),
-        "device": "cpu",
+        "device": _called(device(config)),
+        "classes": list(federation.classes),
+        "side": federation.side,
     }
+
+
+def _called(place: torch.device) -> str:
+    """A device in words."""
+    return f"cuda ({torch.cuda.get_device_name(place)})" if place.type == "cuda" else place.type
 
 
 def known(kind: str) -> Mapping[str, type]:

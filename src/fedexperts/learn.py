@@ -3,7 +3,8 @@
 Clients whose tensors have equal shapes can be trained *together*: their parameters are stacked on a leading axis, the
 loss is vmapped and summed, and an elementwise optimiser step on the stack is every client's own step. Whether that is
 faster is measured (benchmarks/together.py), so how many are stacked is an option. The server trains on its reserve set
-by the same function. This room knows no method and no model: it is handed a function of one client's tensors.
+by the same function. This room knows no method and no model: it is handed a function of one client's tensors, and the
+device on which to call it; what goes in and what comes out lies on the CPU.
 
 Shapes: n clients, B examples in a batch, V views of an example.
 """
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.optim import Optimizer
 
-from .tensors import Tensors, named, stack, unbind, under
+from .tensors import CPU, Tensors, named, on, stack, unbind, under
 
 
 @dataclass(frozen=True)
@@ -101,18 +102,20 @@ def fit(
     rates: Mapping[str, float],
     factor: float = 1.0,
     moving: frozenset[str] = frozenset(),
+    device: torch.device = CPU,
 ) -> tuple[list[Tensors], list[float]]:
     """Train clients of equal shapes; their trained tensors, and each one's mean loss over its steps.
 
     `rates` gives tensors named `prefix.*` a rate other than `learning.rate`; `factor` multiplies all rates. Tensors
     named in `moving` have no gradient: each step says where they moved (batch norm's running means and counters).
     """
-    trained = {name: value.detach().clone() for name, value in stack([s.trained for s in starts]).items()}
+    begun = on(device, stack([s.trained for s in starts]))
+    trained = {name: value.detach().clone() for name, value in begun.items()}
     free = {name: value.requires_grad_() for name, value in trained.items() if name not in moving}
-    fixed = stack([s.fixed for s in starts])
+    fixed = on(device, stack([s.fixed for s in starts]))
     optimizer = _optimizer(free, learning, rates, factor)
-    total, steps = torch.zeros(len(starts)), torch.zeros(len(starts))
-    for batch in _batches(examples, generators, learning):
+    total, steps = torch.zeros(2, len(starts), device=device)
+    for batch in _batches(examples, generators, learning, device):
         losses, moved = _losses(step, penalty, trained, fixed, batch)
         gradients = torch.autograd.grad(losses.sum(), list(free.values()))
         for value, gradient in zip(free.values(), gradients, strict=True):
@@ -122,16 +125,20 @@ def fit(
             trained[name][batch.active] = value.detach()
         total[batch.active] += losses.detach()
         steps[batch.active] += 1
-    return unbind({name: value.detach() for name, value in trained.items()}, len(starts)), (total / steps).tolist()
+    ended = on(CPU, {name: value.detach() for name, value in trained.items()})
+    return unbind(ended, len(starts)), (total / steps).tolist()
 
 
-def predict(logits: Logits, states: Sequence[Local], inputs: Sequence[Tensor]) -> list[Tensor]:
+def predict(
+    logits: Logits, states: Sequence[Local], inputs: Sequence[Tensor], device: torch.device = CPU
+) -> list[Tensor]:
     """Logits [N_i, C] of clients of equal shapes on their own inputs [N_i, ...]."""
     with torch.no_grad():
         if len(states) == 1:
-            return [logits(states[0], inputs[0])]
-        trained, fixed = stack([local.trained for local in states]), stack([local.fixed for local in states])
-        out = vmap(lambda t, f, x: logits(Local(t, f), x))(trained, fixed, _stacked(inputs))
+            one = Local(on(device, states[0].trained), on(device, states[0].fixed))
+            return [logits(one, inputs[0].to(device)).to(CPU)]
+        trained, fixed = (on(device, stack([getattr(s, part) for s in states])) for part in ("trained", "fixed"))
+        out = vmap(lambda t, f, x: logits(Local(t, f), x))(trained, fixed, _stacked(inputs).to(device)).to(CPU)
         return [out[i, : len(x)] for i, x in enumerate(inputs)]
 
 
@@ -159,16 +166,16 @@ def _losses(step: Step, penalty: Penalty, trained: Tensors, fixed: Tensors, batc
 
 
 def _batches(
-    examples: Sequence[Examples], generators: Sequence[torch.Generator], learning: Learning
+    examples: Sequence[Examples], generators: Sequence[torch.Generator], learning: Learning, device: torch.device
 ) -> Iterator[Batch]:
     """Every client's own shuffled epochs, step by step; a client with fewer examples stops earlier."""
-    x, y = _stacked([e.x for e in examples]), _stacked([e.y for e in examples])
+    x, y = (_stacked([getattr(e, part) for e in examples]).to(device) for part in ("x", "y"))
     plans = [_plan(len(e), e.x.shape[1], g, learning) for e, g in zip(examples, generators, strict=True)]
     for step in range(max(len(plan) for plan in plans)):
         rows = [row for row, plan in enumerate(plans) if step < len(plan)]
         index, view = torch.stack([plans[row][step] for row in rows], dim=1)  # [2, n, B]
         width = int((index >= 0).sum(1).max())
-        index, view, client = index[:, :width], view[:, :width], torch.tensor(rows)
+        index, view, client = (at.to(device) for at in (index[:, :width], view[:, :width], torch.tensor(rows)))
         some = client[:, None], index.clamp(min=0)
         yield Batch(x[(*some, view)], y[some], (index >= 0).float(), client)
 
@@ -208,7 +215,7 @@ def _rate(name: str, rates: Mapping[str, float], otherwise: float) -> float:
 def _step(optimizer: Optimizer, trained: Tensors, active: Tensor) -> None:
     """An optimiser step of the active clients; the others stay exactly where they are."""
     count = len(next(iter(trained.values())))
-    done = torch.ones(count, dtype=torch.bool).index_fill(0, active, False)
+    done = torch.ones(count, dtype=torch.bool, device=active.device).index_fill(0, active, False)
     before = {name: value[done].detach().clone() for name, value in trained.items()} if len(active) < count else {}
     optimizer.step()
     with torch.no_grad():

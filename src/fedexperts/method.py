@@ -14,14 +14,18 @@ import torch
 from torch import Tensor
 
 from .learn import Examples, Learning, Local, fit
-from .tensors import Tensors, named, sum_in_order, under
+from .tensors import CPU, Tensors, named, sum_in_order, under
 
 Fact = float | int | str | list[float] | list[str]
 Facts = dict[str, Fact]  # plain values beside the tensors: what a round's log says
 
 
 class Model(Protocol):
-    """A pure function of named tensors; whatever is frozen is inside and invisible."""
+    """A pure function of named tensors; whatever is frozen is inside and invisible.
+
+    Tensors that are sent, saved or kept lie on the CPU. A model that computes elsewhere says where as its `device`,
+    takes tensors from anywhere, and answers where its inputs lie; training moves them to the device once.
+    """
 
     @property
     def initial(self) -> Tensors:
@@ -135,6 +139,12 @@ def moving(model: Model) -> frozenset[str]:
     return model.moving if isinstance(model, MovingModel) else frozenset()
 
 
+def device(model: Model) -> torch.device:
+    """Where a model computes."""
+    found: torch.device = getattr(model, "device", CPU)
+    return found
+
+
 def held(model: Model, start: Tensors) -> Tensors:
     """What a proximal term holds a client near to: where it starts, but for the tensors that move by themselves."""
     return {name: value for name, value in start.items() if name not in moving(model)}
@@ -152,7 +162,7 @@ def taught(
     """A model's tensors after training on one set of examples: what the server does with its reserve set."""
     (trained,), _ = fit(
         lambda local, x: step(model, local.trained, x), lambda _: 0.0, [Local(tensors)], [examples], [generator],
-        learning, {}, moving=moving(model),
+        learning, {}, moving=moving(model), device=device(model),
     )  # fmt: skip
     return trained
 

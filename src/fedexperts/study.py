@@ -195,7 +195,9 @@ def work(unit: Unit, beat: Callable[[], None] = lambda: None) -> str:
 def _folder(unit: Unit, federation: Federation) -> RunDir:
     """The unit's folder, new or as it stands; ValueError if it holds a run of another config."""
     if not unit.folder.exists():
-        return RunDir.create(unit.folder, unit.config.toml(), door.about(federation), federation.manifest())
+        return RunDir.create(
+            unit.folder, unit.config.toml(), door.about(unit.config, federation), federation.manifest()
+        )
     if door.parse((unit.folder / "config.toml").read_text(), str(unit.folder)).values != unit.config.values:
         raise ValueError(f"{unit.folder} holds a run of another config; right would be another folder")
     return RunDir(unit.folder)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file as _load_file
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
+CPU = torch.device("cpu")  # where what is sent, saved or kept lies
 
 _KINDS = {  # safetensors' words, in the order of its files: what is wide comes first, so that all lie aligned
     torch.int64: "I64",
@@ -100,6 +101,11 @@ def under(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
 def named(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
     """The same tensors, named `prefix.*`; the inverse of `under`."""
     return {f"{prefix}.{name}": value for name, value in tensors.items()}
+
+
+def on(device: torch.device, tensors: Mapping[str, Tensor]) -> Tensors:
+    """The same tensors on a device; those that lie there already, themselves."""
+    return {name: value.to(device) for name, value in tensors.items()}
 
 
 def mean(items: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Tensors:

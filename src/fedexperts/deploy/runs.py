@@ -54,7 +54,7 @@ class Run:
     def create(cls, deployment: Deployment, config: Config, name: str) -> "Run":
         """A new run, checked as far as it can be without its sites. ValueError if something is unfit."""
         job, federation = door.served(config, deployment.data)
-        found = cls(RunDir.create(deployment.path / "runs" / name, config.toml(), door.about(federation)).path)
+        found = cls(RunDir.create(deployment.path / "runs" / name, config.toml(), door.about(config, federation)).path)
         write(found.path / "flower.json", json.dumps({"id": f"{name}-{secrets.token_hex(4)}", "run": 0}).encode())
         found.stands(Status(rounds=job.rounds))
         return found

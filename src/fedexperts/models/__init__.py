@@ -15,6 +15,7 @@ from torch import Tensor
 from ..method import Model
 from ..tensors import rng
 from .built import Built as Built
+from .built import computing_on as computing_on
 from .clip import Clip, LinearProbe, PromptedClip, encode, words
 from .mixture import Mixture as Mixture
 from .network import Network as Network

@@ -1,12 +1,16 @@
-"""What every model's settings build: the model, and what stands in front of it. This room knows no model."""
+"""What every model's settings build: the model, what stands in front of it, and where. This room knows no model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..method import Model
+from ..tensors import CPU
 
 
 @dataclass(frozen=True)
@@ -17,3 +21,21 @@ class Built:
     encode: Callable[[Any], Tensor]  # images uint8 [B, 3, H, W], or texts Sequence[str] of length B -> inputs [B, ...]
     recipe: str = field(default="", kw_only=True)  # lines of Python that define inputs(pixels) as `encode` does
     key: str  # hash of everything that `encode` depends on; "": quicker to compute again than to keep
+
+
+_place: ContextVar[torch.device] = ContextVar("place", default=CPU)
+
+
+@contextmanager
+def computing_on(device: torch.device) -> Iterator[None]:
+    """Models that are made in here compute on a device. Nothing else changes place: torch's default device does not."""
+    before = _place.set(device)
+    try:
+        yield
+    finally:
+        _place.reset(before)
+
+
+def place() -> torch.device:
+    """Where a model that is made now computes."""
+    return _place.get()

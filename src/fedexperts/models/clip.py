@@ -81,12 +81,12 @@ def encode(clip: Clip, images: Tensor) -> Tensor:
     """Normalised features [B, D] in fp32 of images uint8 [B, 3, H, W], whatever B."""
     batches = images.split(IMAGES) if len(images) else ()
     features = [clip.images(clip.preprocess(batch)).float() for batch in batches]
-    return normalize(torch.cat([*features, clip.positions.new_empty(0, clip.width).float()]), dim=-1)
+    return normalize(torch.cat([*features, clip.positions.new_empty(0, clip.width).float()]), dim=-1).to(images.device)
 
 
 def words(clip: Clip, text: str) -> Tensor:
-    """[n, W] word embeddings of a text in fp32: a context that starts as "a photo of a", say."""
-    return _embed(clip, clip.tokenize(text)).float()
+    """[n, W] word embeddings of a text in fp32, on the CPU: a context that starts as "a photo of a", say."""
+    return _embed(clip, clip.tokenize(text)).float().cpu()
 
 
 class PromptedClip:
@@ -99,7 +99,8 @@ class PromptedClip:
 
     def __init__(self, clip: Clip, classes: tuple[str, ...], context: Tensor) -> None:
         self.clip, self.classes, self.scale, self.width = clip, classes, clip.scale, clip.width
-        self._context = context.detach().to(clip.positions.device, torch.float32)
+        self.device = clip.positions.device
+        self._context = context.detach().to("cpu", torch.float32)
         self._names = [(*clip.tokenize(f"{name.replace('_', ' ')}."), clip.end) for name in classes]
         self._start = [] if clip.start is None else [clip.start]
         self._trunk = len(self._start) + len(context)
@@ -126,13 +127,14 @@ class PromptedClip:
         return Portable({"texts": self.texts(tensors["context"])}, {"scale": self.scale}, formula, code)
 
     def texts(self, context: Tensor) -> Tensor:
-        """Contexts [..., l, W] to normalised text features [..., C, D] in fp32."""
-        tree, trunk = self._tree, self._begin(context)
-        if tree is None:
+        """Contexts [..., l, W] to normalised text features [..., C, D] in fp32, where the contexts lie."""
+        if (tree := self._tree) is None:
             return self.texts_plain(context)
+        trunk = self._begin(context)
         branches = tree.words.expand(*trunk.shape[:-2], -1, -1)
         attend = partial(_attend_tree, mask_RsS=tree.mask)
-        return self._finish(torch.cat([trunk, branches], dim=-2), attend, (self._trunk + tree.ends,))
+        hidden = torch.cat([trunk, branches], dim=-2)
+        return self._finish(hidden, attend, (self._trunk + tree.ends,)).to(context.device)
 
     def texts_plain(self, context: Tensor, length: int | None = None) -> Tensor:
         """The same as `texts`, each class in a sequence of `length` tokens (None: as many as there are positions).
@@ -147,17 +149,16 @@ class PromptedClip:
         names = _embed(clip, padded_CS) + clip.positions[T:length]
         trunk = self._begin(context).unsqueeze(-3)
         hidden = torch.cat([part.expand(*trunk.shape[:-3], C, -1, -1) for part in (trunk, names)], dim=-2)
-        if clip.pad is not None:
-            return self._finish(hidden, partial(_attend, mask=hidden.new_zeros(())), (torch.arange(C), [length - 1]))
-        ends = torch.tensor([T + len(name) - 1 for name in self._names])
-        return self._finish(hidden, partial(_attend, mask=_causal(hidden)), (torch.arange(C), ends))
+        ends = torch.tensor([T + len(name) if clip.pad is None else length for name in self._names]) - 1
+        mask = _causal(hidden) if clip.pad is None else hidden.new_zeros(())
+        return self._finish(hidden, partial(_attend, mask=mask), (torch.arange(C), ends)).to(context.device)
 
     def _begin(self, context: Tensor) -> Tensor:
         """[..., T, W]: the embeddings of [SOS][p1 .. pl]."""
         start = _embed(self.clip, self._start).expand(*context.shape[:-2], -1, -1)
-        return torch.cat([start, context.to(start.dtype)], dim=-2) + self.clip.positions[: self._trunk]
+        return torch.cat([start, context.to(start)], dim=-2) + self.clip.positions[: self._trunk]
 
-    def _finish(self, hidden: Tensor, attend: Attend, ends: tuple[Any, ...]) -> Tensor:
+    def _finish(self, hidden: Tensor, attend: Attend, ends: tuple[Tensor, ...]) -> Tensor:
         """Embeddings [..., S, W] to the normalised text features [..., C, D] at the indices `ends`."""
         *layers, last = self.clip.layers
         for layer in layers:
@@ -258,7 +259,7 @@ def _tree(clip: Clip, names: Sequence[Name], T: int) -> Tree:
     )
 
 
-def _run(layer: Layer, hidden: Tensor, attend: Attend, ends: tuple[Any, ...] | None = None) -> Tensor:
+def _run(layer: Layer, hidden: Tensor, attend: Attend, ends: tuple[Tensor, ...] | None = None) -> Tensor:
     """One layer on [..., S, W]; with `ends`, only those tokens go on behind the attention: [..., C, W]."""
     normed = layer.norm1(hidden)
 
@@ -304,7 +305,7 @@ def _causal(x: Tensor) -> Tensor:
 
 def _embed(clip: Clip, ids: Tensor | Sequence[int]) -> Tensor:
     """Word embeddings [.., W] of ids [..]."""
-    embeddings: Tensor = clip.tokens(torch.as_tensor(ids, dtype=torch.long, device=clip.positions.device))
+    embeddings: Tensor = clip.tokens(torch.as_tensor(ids, dtype=torch.long).to(clip.positions.device))
     return embeddings.detach()
 
 

@@ -30,6 +30,7 @@ from transformers import (
 from transformers.utils import logging
 
 from . import openai
+from .built import place
 from .clip import Clip, Layer
 
 KINDS: dict[str, tuple[Any, Any, Any]] = {  # of config.json: model, tokenizer, image processor
@@ -43,11 +44,11 @@ LEGACY_EOS = 2  # in configs written before transformers knew the real id: pool 
 def load_clip(name: str, dtype: torch.dtype = torch.float32) -> Clip:
     """The CLIP of a folder or file, our own "tinyclip", or of a hub name downloaded before; frozen, once a process.
 
-    Its weights get `dtype` and the default device; scale and outputs stay exact floats. ValueError, with what to type,
-    if there is no such CLIP, if it is none that a learned context fits, or if a part of it is missing.
+    Its weights get `dtype` and the device of `computing_on`; scale and outputs stay exact floats. ValueError, with what
+    to type, if there is no such CLIP, if it is none that a learned context fits, or if a part of it is missing.
     """
-    place = Path(__file__).parent / name if name == "tinyclip" else find(name, "CLIP", "tinyclip")
-    return _load(place, dtype, torch.get_default_device())
+    folder = Path(__file__).parent / name if name == "tinyclip" else find(name, "CLIP", "tinyclip")
+    return _load(folder, dtype, place())
 
 
 def find(name: str, kind: str, ours: str) -> Path:
@@ -55,8 +56,8 @@ def find(name: str, kind: str, ours: str) -> Path:
 
     ValueError, with what to type or to use instead (`ours`), if there is none.
     """
-    if (place := Path(name).expanduser()).exists():
-        return place.resolve()
+    if (there := Path(name).expanduser()).exists():
+        return there.resolve()
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except (OSError, ValueError):
@@ -67,28 +68,28 @@ def find(name: str, kind: str, ours: str) -> Path:
 
 
 @cache
-def _load(place: Path, dtype: torch.dtype, device: torch.device) -> Clip:
-    kind = _kind(place)
+def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> Clip:
+    kind = _kind(folder)
     if kind not in KINDS:
-        return _resnet(place, kind, dtype, device)
+        return _resnet(folder, kind, dtype, device)
     classes = KINDS[kind]
-    _check_vocabulary(place)
+    _check_vocabulary(folder)
     with quiet():
         try:
-            tokenizer = classes[1].from_pretrained(place, local_files_only=True)
-            processor = classes[2].from_pretrained(place, local_files_only=True)
+            tokenizer = classes[1].from_pretrained(folder, local_files_only=True)
+            processor = classes[2].from_pretrained(folder, local_files_only=True)
             loader: Any = classes[0].from_pretrained
-            model, report = loader(place, dtype=torch.float32, output_loading_info=True, local_files_only=True)
+            model, report = loader(folder, dtype=torch.float32, output_loading_info=True, local_files_only=True)
         except ImportError:
             raise ValueError(
-                f"the tokenizer in {place} needs a package; type: pip install 'fedexperts[siglip]'"
+                f"the tokenizer in {folder} needs a package; type: pip install 'fedexperts[siglip]'"
             ) from None
         except (OSError, RuntimeError, SafetensorError) as error:
-            raise _broken(place, str(error).splitlines()[0]) from None
+            raise _broken(folder, str(error).splitlines()[0]) from None
     if report["missing_keys"]:
-        raise _broken(place, f"it has no weights for {sorted(report['missing_keys'])[0]}")
+        raise _broken(folder, f"it has no weights for {sorted(report['missing_keys'])[0]}")
     if kind == "clip":
-        _check_ids(place, model, tokenizer)
+        _check_ids(folder, model, tokenizer)
     return parts(model, tokenizer, processor, dtype, device)
 
 
@@ -115,19 +116,20 @@ def parts(model: Any, tokenizer: Any, processor: Any, dtype: torch.dtype, device
         end=tokenizer.eos_token_id,
         preprocess=partial(_preprocess, processor, device),
         key=_key(
-            model.state_dict(), {"vision": model.config.vision_config.to_dict(), "processor": processor.to_dict()}
+            model.state_dict(),
+            {"vision": model.config.vision_config.to_dict(), "processor": processor.to_dict(), "device": device.type},
         ),
         pad=None if causal else tokenizer.pad_token_id,
     )
 
 
-def _resnet(place: Path, kind: str, dtype: torch.dtype, device: torch.device) -> Clip:
+def _resnet(folder: Path, kind: str, dtype: torch.dtype, device: torch.device) -> Clip:
     """The parts of a CLIP with a ModifiedResNet."""
-    saved = openai.checkpoint(place)
+    saved = openai.checkpoint(folder)
     if saved is None:
         raise ValueError(
-            f"{place} is of type {kind!r}, not 'clip' or 'siglip', nor a CLIP with a ModifiedResNet: a learned context "
-            'needs a text encoder in one of these layouts; take, say, "openai/clip-vit-base-patch16"'
+            f"{folder} is of type {kind!r}, not 'clip' or 'siglip', nor a CLIP with a ModifiedResNet: a learned "
+            'context needs a text encoder in one of these layouts; take, say, "openai/clip-vit-base-patch16"'
         )
     crop = {"height": saved.side, "width": saved.side}
     shown: Any = CLIPImageProcessorPil
@@ -135,15 +137,15 @@ def _resnet(place: Path, kind: str, dtype: torch.dtype, device: torch.device) ->
         size={"shortest_edge": saved.side}, crop_size=crop, image_mean=list(saved.mean), image_std=list(saved.std)
     )
     with quiet():
-        tokenizer = CLIPTokenizer.from_pretrained(_vocabulary(place), local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(_vocabulary(folder), local_files_only=True)
     seen = {name: value.to(dtype) for name, value in saved.tensors.items() if name.startswith("visual.")}
-    key = _key(seen, {"visual": "ModifiedResNet", "processor": processor.to_dict()})
+    key = _key(seen, {"visual": "ModifiedResNet", "processor": processor.to_dict(), "device": device.type})
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     tokenize, preprocess = partial(_tokenize, tokenizer), partial(_preprocess, processor, device)
     try:
         return openai.parts(saved, tokenize, ends, preprocess, key, dtype, device)
     except (KeyError, RuntimeError) as error:
-        raise _broken(place, f"{type(error).__name__} {error}".splitlines()[0]) from None
+        raise _broken(folder, f"{type(error).__name__} {error}".splitlines()[0]) from None
 
 
 def _tokenize(tokenizer: Any, words: str) -> list[int]:
@@ -171,7 +173,7 @@ def _layer(layer: Any) -> Layer:
 
 
 def _key(weights: dict[str, Tensor], settings: dict[str, Any]) -> str:
-    """Hash of all that image features depend on: weights, the shape of the encoder, preprocessing."""
+    """Hash of all that image features depend on: weights, the shape of the encoder, preprocessing, where they run."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, value in sorted(weights.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
@@ -179,14 +181,14 @@ def _key(weights: dict[str, Tensor], settings: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _kind(place: Path) -> str:
+def _kind(folder: Path) -> str:
     """What config.json says that a folder holds; "" if there is none, as beside a checkpoint of OpenAI's."""
-    if not (file := place / "config.json").exists():
+    if not (file := folder / "config.json").exists():
         return ""
     try:
         return str(json.loads(file.read_text()).get("model_type", ""))
     except (OSError, ValueError) as error:
-        raise _broken(place, f"its config.json cannot be read ({error})") from None
+        raise _broken(folder, f"its config.json cannot be read ({error})") from None
 
 
 def _has_vocabulary(folder: Path) -> bool:
@@ -199,9 +201,9 @@ def _check_vocabulary(folder: Path) -> None:
         raise _broken(folder, "it has neither tokenizer.json nor vocab.json")
 
 
-def _vocabulary(place: Path) -> Path:
+def _vocabulary(folder: Path) -> Path:
     """The folder of the tokenizer of a checkpoint: its own, or any that was downloaded, for OpenAI's are all one."""
-    if _has_vocabulary(own := place if place.is_dir() else place.parent):
+    if _has_vocabulary(own := folder if folder.is_dir() else folder.parent):
         return own
     for name in VOCABULARIES:
         with suppress(OSError, ValueError):

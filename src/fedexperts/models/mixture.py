@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ..method import Model, moving, step
+from ..method import Model, device, moving, step
 from ..tensors import Tensors, named, stack, under
 
 LEAST = 1e-9  # probability whose logarithm is still taken
@@ -28,6 +28,7 @@ class Mixture:
     def __init__(self, expert: Model, gate: Model, mains: int, top: int) -> None:
         self.expert, self.gate, self.mains, self.top = expert, gate, mains, top
         self.classes, self.experts = expert.classes, len(gate.classes)
+        self.device = device(expert)
         self.together = getattr(expert, "together", True) and getattr(gate, "together", True)
         if not 1 <= top <= self.experts:
             raise ValueError(f"mixture.top = {top} of {self.experts} experts; right would be 1 to {self.experts}")

@@ -14,13 +14,16 @@ from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd
 
 from ..method import Portable
-from ..tensors import Tensors, rng
+from ..tensors import Tensors, on, rng
+from .built import place
 
 M = TypeVar("M", bound=nn.Module)
 
 
 class Network:
-    """A module [B, ...] -> [B, C] with its weights outside; `initial` are those it came with, on their device.
+    """A module [B, ...] -> [B, C] with its weights outside; `initial` are those it came with.
+
+    It computes on the device of `computing_on`, in which it is made, wherever its tensors lie; see `Model`.
 
     `initial` holds parameters (tied ones once) and the buffers that a state_dict would keep; other buffers are
     constants and stay inside. Dropout is switched off: a pure function has no hidden dice. Threads may compute at once.
@@ -31,10 +34,11 @@ class Network:
         buffers = {name: value for name, value in module.named_buffers() if name in kept}
         weights = dict(module.named_parameters()) | buffers
         self.classes = classes
-        self.initial: Tensors = {name: value.detach().clone() for name, value in weights.items()}
+        self.device = place()
+        self.initial: Tensors = {name: value.detach().clone().cpu() for name, value in weights.items()}
         self.moving = frozenset(buffers)
         self.together = together and not buffers  # stacked clients are padded: that would enter a batch's statistics
-        self._hollow = _Hollow(_emptied(module, weights.values()))
+        self._hollow = _Hollow(_emptied(module, weights.values(), self.device))
 
     def starting(self, initial: Tensors) -> "Network":
         """The same network with another start."""
@@ -44,7 +48,7 @@ class Network:
 
     def logits(self, tensors: Tensors, x: Tensor) -> Tensor:
         """[B, C] in evaluation mode."""
-        return functional_call(self._hollow.evaluating, tensors, (x,))  # type: ignore[no-any-return]
+        return functional_call(self._hollow.evaluating, on(self.device, tensors), (x.to(self.device),)).to(x.device)  # type: ignore[no-any-return]
 
     def portable(self, tensors: Tensors) -> Portable:
         """ValueError if the module is not made of torch's own layers, one behind the other."""
@@ -54,9 +58,11 @@ class Network:
 
     def step(self, tensors: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
         """[B, C] in training mode, and the new values of the `moving` tensors; those given stay as they are."""
-        moved = {name: tensors[name].detach().clone() for name in self.moving}  # these the module writes into
+        there = on(self.device, tensors)
+        moved = {name: there[name].detach().clone() for name in self.moving}  # these the module writes into
         try:
-            return functional_call(self._hollow.training, tensors | moved, (x,)), moved
+            answer = functional_call(self._hollow.training, there | moved, (x.to(self.device),))
+            return answer.to(x.device), on(x.device, moved)
         except ValueError as error:
             if not (self.moving and len(x) == 1):
                 raise
@@ -90,21 +96,19 @@ class _Hollow(local):
         self.training = deepcopy(module).train()
 
 
-def _emptied(module: nn.Module, weights: Iterable[Tensor]) -> nn.Module:
-    """A copy without dropout, its weights on "meta", where they take no memory."""
+def _emptied(module: nn.Module, weights: Iterable[Tensor], device: torch.device) -> nn.Module:
+    """A copy without dropout, its weights on "meta", where they take no memory, and its constants on a device."""
     hollow = deepcopy(module, {id(weight): torch.empty_like(weight, device="meta") for weight in weights})
     for part in hollow.modules():
+        for name in part._non_persistent_buffers_set:
+            part.register_buffer(name, part.get_buffer(name).to(device), persistent=False)
         if isinstance(part, _DropoutNd):
             part.p = 0.0
     return hollow
 
 
 def seeded(make: Callable[[], M], seed: int) -> M:
-    """What `make` makes, its start a pure function of `seed`, on the default device; nobody else's dice are touched.
-
-    Drawn on the CPU whatever the device is, so that it is the same start for everybody.
-    """
+    """What `make` makes, on the CPU, its start a pure function of `seed`; nobody else's dice are touched."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(rng(seed, "model").initial_seed())
-        module = make()
-    return module.to(torch.get_default_device())
+        return make()
