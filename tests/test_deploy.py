@@ -20,7 +20,7 @@ from fedexperts import config as door
 from fedexperts.config import ConfigError
 from fedexperts.deploy import runs
 from fedexperts.deploy.folder import Deployment, SiteFolder
-from fedexperts.deploy.processes import free_port
+from fedexperts.deploy.processes import FlowerError, connected, free_port
 from fedexperts.message import Order, Reply
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import unpack
@@ -471,6 +471,13 @@ def test_the_server_has_the_classes_and_nobodys_images(tmp_path: Path) -> None:
     assert (job.model.classes, len(job.reserve), job.exam) == (("cat", "dog"), 0, {})
     with pytest.raises(ValueError, match=r"data\.classes is missing: sites and server must number them alike"):
         door.served(own(classes=[]), {})
+
+
+def test_a_server_that_never_ran_is_said_not_to_run(made: Deployment) -> None:
+    """Flower's command line would make a config of its own there, and look for a server in it."""
+    with pytest.raises(FlowerError, match="the server is not running: start it by `fedexperts deploy server"):
+        connected(made)
+    assert not (made.path / "flower" / "config.toml").exists()
 
 
 def test_a_run_of_sites_that_hold_the_data_begins_on_a_server_that_has_none(made: Deployment) -> None:

@@ -188,6 +188,9 @@ def carried_out(deployment: Deployment, run: Run) -> bool:
 
 def _flwr(deployment: Deployment, *arguments: str) -> dict[str, Any]:
     """What Flower's command line answers."""
+    down = FlowerError(f"the server is not running: start it by `fedexperts deploy server {deployment.path}`")
+    if not _connection(deployment).exists():  # Flower would make one of its own, and find no server in it
+        raise down
     command = ["flwr", *arguments, "--format", "json"]
     environment = door.flower_environment(deployment.path / "flower")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
@@ -199,7 +202,7 @@ def _flwr(deployment: Deployment, *arguments: str) -> dict[str, Any]:
     if done.returncode or not said.get("success"):
         why = str(said.get("error-message", "it failed")).strip()
         if "SuperLink is unavailable" in why:
-            raise FlowerError(f"the server is not running: start it by `fedexperts deploy server {deployment.path}`")
+            raise down
         raise FlowerError(f"flwr {arguments[0]}: {why}")
     return said
 
@@ -244,12 +247,15 @@ def _until_there(program: "subprocess.Popen[bytes]", port: int, log: Path) -> No
 
 def _write_connection(deployment: Deployment, port: int) -> None:
     """Where Flower's command line finds the server."""
-    file = deployment.path / "flower" / "config.toml"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(
+    write(
+        _connection(deployment),
         f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{port}"\n'
-        f'root-certificates = "{deployment.path / "ca.crt"}"\n'
+        f'root-certificates = "{deployment.path / "ca.crt"}"\n'.encode(),
     )
+
+
+def _connection(deployment: Deployment) -> Path:
+    return deployment.path / "flower" / "config.toml"
 
 
 def free_port() -> int:
