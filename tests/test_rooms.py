@@ -25,7 +25,7 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("loop",),
     ("report", "config"),
     ("study", "deploy", "predict"),
-    ("export",),
+    ("export", "serve"),
     ("cli",),
     ("", "__main__"),  # the package's front page, which names what users need; who imports it gets the version alone
 ]
@@ -37,6 +37,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {  # outside packages, and the rooms or fi
     "typer": ("cli",),
     "rich": ("cli", "report"),
     "matplotlib": ("report",),
+    "starlette": ("deploy/gateway.py", "serve"),
+    "uvicorn": ("deploy/processes.py", "serve"),
     "PIL": ("data/images.py",),
     "pyarrow": ("data/table.py",),
     "datasets": ("data/sets.py",),

@@ -104,7 +104,7 @@ class Predictor:
 
     @torch.no_grad()
     def say(self, inputs: Sequence[str], given: Any, most: int = 1) -> list[Prediction]:
-        """Predictions for images uint8 [B, 3, side, side], or B texts, that are called `inputs`; `most` classes each."""
+        """Predictions for images uint8 [B, 3, side, side], or B texts, called `inputs`; of each `most` classes."""
         x = self.built.encode(given)
         probability_BC, label_BC = self.logits(x).softmax(-1).sort(dim=-1, descending=True, stable=True)
         shares_BE = self._shares(x, label_BC[:, 0])

@@ -36,7 +36,7 @@ def serve(
                 soft_wrap=True,
             )
             try:
-                room.run(room.application(predictor, host), door)
+                room.server(room.application(predictor, host)).run(sockets=[door])
             except KeyboardInterrupt:
                 err.print("\nStopped.")
 

@@ -2,7 +2,7 @@
 
     application(predictor)     what answers: the page, and POST /say
     listen(host, port)         the door, opened before anything is promised
-    run(application, door)     until it is stopped
+    server(application)        to be run at the door until it is stopped
 
 What is sent is predicted and forgotten. The page is page.html, page.css and page.js, and loads nothing from elsewhere.
 This room does not know how an image is read, nor what a method learns.
@@ -28,7 +28,11 @@ from ..predict import Predictor
 LARGEST = 2**25  # bytes of an image: more than phones make
 LONGEST = 2**16  # bytes of a text: more than models read
 LOOPBACK = ("127.0.0.1", "localhost")
-PAGE = {"/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")}
+PAGE = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -47,10 +51,10 @@ def listen(host: str, port: int) -> socket.socket:
         raise ValueError(f"{why}; right would be a free --port, and as --host an address of this machine") from None
 
 
-def run(application: Starlette, door: socket.socket) -> None:
-    """Answer at `door` until Ctrl-C."""
-    settings = uvicorn.Config(application, log_level="error", access_log=False, server_header=False, lifespan="off")
-    uvicorn.Server(settings).run(sockets=[door])
+def server(application: Starlette) -> uvicorn.Server:
+    """What runs an application at an open door, and says nothing of those who ask."""
+    quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
+    return uvicorn.Server(uvicorn.Config(application, lifespan="off", ws="none", **quiet))
 
 
 def application(predictor: Predictor, host: str = LOOPBACK[0]) -> Starlette:
@@ -105,7 +109,12 @@ def _said(predictor: Predictor, body: bytes) -> dict[str, Any]:
     given: Any = decoded(body, predictor.side) if predictor.side else [_text(body)]
     (found,) = predictor.say([""], given, most=len(predictor.model.classes))
     experts = sorted(found.experts.items(), key=lambda pair: -pair[1])
-    return {"class": found.label, "probability": found.probability, "classes": list(found.classes.items()), "experts": experts}
+    return {
+        "class": found.label,
+        "probability": found.probability,
+        "classes": list(found.classes.items()),
+        "experts": experts,
+    }
 
 
 def _text(body: bytes) -> str:

@@ -1,6 +1,6 @@
 // What is dropped, chosen, pasted or typed is asked about, one after the other. Words of others become text, never markup.
 
-const FEW = 8; // classes that are seen at once
+const FEW = 10; // classes that are seen at once
 const place = (id) => document.getElementById(id);
 const about = await (await fetch("/about")).json();
 let line = Promise.resolve(); // what is asked waits for what was asked before
@@ -49,13 +49,16 @@ function takeTexts() {
 
 function ask(name, body, picture) {
   line = line.then(async () => {
-    place("status").textContent = `Asking about ${name} …`;
+    tell(`Asking about ${name} …`, true);
     const said = await answer(body);
     show(name, picture, said);
-    place("status").textContent = said.error
-      ? `${name}: ${said.error}`
-      : `${name}: ${said.class}, ${percent(said.probability)}`;
+    tell(`${name}: ${said.error ?? `${said.class}, ${percent(said.probability)}`}`, false);
   });
+}
+
+function tell(text, seen) { // an answer stands below for who sees, and is read out for who does not
+  place("status").textContent = text;
+  place("status").className = seen ? "" : "unseen";
 }
 
 async function answer(body) {
