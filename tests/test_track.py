@@ -194,7 +194,14 @@ def test_no_client_no_folder_and_no_machine_is_named(kind: str, tmp_path: Path) 
     for name in names:
         assert name.encode() not in told
     assert kind == "mlflow" or str(tmp_path).encode() not in told  # it has a place for artefacts
-    assert platform.node().encode() not in told
+    for machines in (platform.node(), sys.executable, "requirements.txt"):
+        assert machines.encode() not in told
+
+
+def test_settings_that_are_told_name_no_folder_and_no_data() -> None:
+    told = tiny(CASES["fedavg"], model={"name": "prompted-clip", "clip": "/home/me/clip"}).shareable()
+    assert told["model.context"] == 16
+    assert not [key for key in told if key == "model.clip" or key.startswith("data.")]
 
 
 # ---- on the command line
@@ -211,6 +218,7 @@ def test_what_to_install_is_said_before_anything_is_written(
         app, ["run", "configs/demo/zero-shot.toml", "--out", str(tmp_path / "o"), f"--{kind}", "x"]
     )
     assert done.exit_code == 2
+    assert f"--{kind} needs a package" in done.stderr
     assert f"pip install 'fedexperts[{kind}]'" in done.stderr.replace("\n", " ")
     assert not (tmp_path / "o").exists()
 

@@ -21,7 +21,6 @@ from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from . import config as door
@@ -73,7 +72,7 @@ class Unit:
 
 
 def create(
-    path: Path, configs: Sequence[Config], seeds: Sequence[int], trackers: Mapping[str, str] = MappingProxyType({})
+    path: Path, configs: Sequence[Config], seeds: Sequence[int], trackers: Mapping[str, str] | None = None
 ) -> None:
     """A new study's folder; ValueError if something is there, or if two experiments have one name.
 
@@ -87,9 +86,9 @@ def create(
             raise ConfigError(f"{config.name}: data.valid = 0 leaves nothing to tune by; right would be 0.2, say")
     if path.exists():
         raise taken(path)
-    for kind in trackers:
+    for kind in trackers or {}:
         door.tracker_room(kind)  # is it installed?
-    track.create(path, trackers)
+    track.create(path, trackers or {})
     asked = {"seeds": list(seeds), "experiments": {config.name: config.toml() for config in configs}}
     write(path / "study.json", (json.dumps(asked, indent=1) + "\n").encode())
 

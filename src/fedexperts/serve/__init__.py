@@ -47,7 +47,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except OSError as error:
-        why = f"{host}:{port} cannot be listened at ({error.strerror})"
+        why = f"{host}:{port}: {error.strerror}"
         raise ValueError(f"{why}; right would be a free --port, and as --host an address of this machine") from None
 
 

@@ -7,9 +7,8 @@ import wandb
 from . import Followed
 
 QUIET = wandb.Settings(
-    console="off", silent=True, init_timeout=30, host="",
-    disable_git=True, disable_code=True, disable_job_creation=True, save_code=False,
-    x_disable_stats=True, x_disable_meta=True, x_disable_machine_info=True, x_save_requirements=False,
+    console="off", silent=True, init_timeout=30, save_code=False,
+    host="", x_disable_machine_info=True, x_disable_stats=True, x_save_requirements=False,
 )  # fmt: skip
 
 
