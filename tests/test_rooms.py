@@ -23,9 +23,9 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("flower",),
     ("rundir",),
     ("loop",),
-    ("report", "config"),
+    ("report", "config", "track"),
     ("study", "deploy", "predict"),
-    ("export",),
+    ("export", "serve"),
     ("cli",),
     ("", "__main__"),  # the package's front page, which names what users need; who imports it gets the version alone
 ]
@@ -37,6 +37,11 @@ ONLY_IN: dict[str, tuple[str, ...]] = {  # outside packages, and the rooms or fi
     "typer": ("cli",),
     "rich": ("cli", "report"),
     "matplotlib": ("report",),
+    "starlette": ("deploy/gateway.py", "serve"),
+    "uvicorn": ("deploy/processes.py", "serve"),
+    "tensorboard": ("track/tensorboard.py",),
+    "mlflow": ("track/mlflow.py",),
+    "wandb": ("track/wandb.py",),
     "PIL": ("data/images.py",),
     "pyarrow": ("data/table.py",),
     "datasets": ("data/sets.py",),

@@ -185,6 +185,15 @@ class Config:
         """As a config file that runs the same experiment."""
         return tomlkit.dumps(self.nested())
 
+    def shareable(self) -> dict[str, Any]:
+        """Dotted keys and values that say nothing of data or of a machine's folders."""
+        return {
+            f"{section}.{key}": value
+            for section in ("method", "model", "mixture", "start", "learning", "run")
+            for key, value in self.values.get(section, {}).items()
+            if not (isinstance(value, str) and Path(value).expanduser().is_absolute())
+        }
+
     def described(self) -> Iterator[tuple[str, str, str, str]]:
         """Every dotted key with its value as TOML, its meaning and its origin."""
         for section, values in self.values.items():
@@ -346,8 +355,12 @@ _SILENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "WANDB_ERROR_REPORTING": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's default from its next version on
 }
+
+_BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # else minutes, each time
 
 
 def flower_environment(home: Path) -> dict[str, str]:
@@ -376,6 +389,16 @@ def _needing_flower(room: str) -> ModuleType:
         raise ConfigError(
             f"[engine] needs Flower ({error}); type: pip install 'fedexperts[flower]', or take the engine inprocess"
         ) from None
+
+
+def tracker_room(kind: str) -> ModuleType:
+    """The room that knows a tracker, likewise: "tensorboard", "mlflow" or "wandb"."""
+    os.environ |= _SILENT
+    os.environ |= {name: value for name, value in _BRIEF.items() if name not in os.environ}
+    try:
+        return importlib.import_module(f"fedexperts.track.{kind}")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--{kind} needs a package ({error}); type: pip install 'fedexperts[{kind}]'") from None
 
 
 def _inputs(given: Any, built: Built, views: int, seed: int) -> Tensor:

@@ -105,12 +105,7 @@ def _card(predictor: Predictor) -> str:
         *_counts(predictor),
         *tested,
     ]
-    settings = [
-        f"{section}.{key} = {json.dumps(value, ensure_ascii=False)}"
-        for section in ("method", "model", "mixture", "start", "learning", "run")
-        for key, value in config.values.get(section, {}).items()
-        if not (isinstance(value, str) and Path(value).expanduser().is_absolute())
-    ]
+    settings = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in config.shareable().items()]
     return "\n".join([*(f"- {fact}" for fact in facts), "", "```", *settings, "```"])
 
 

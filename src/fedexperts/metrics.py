@@ -98,6 +98,28 @@ def mean_sd(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
+def figures(round_rows: Sequence[Row], client_rows: Sequence[Row], server_rows: Sequence[Row]) -> dict[int, Row]:
+    """A run in plain numbers, a few a round, for who draws curves: no client is named."""
+    found: dict[int, Row] = {}
+    for row in round_rows:
+        trained = list(row["trained"].values())
+        found[row["round"]] = {
+            "train/loss": statistics.fmean(float(facts["loss"]) for facts in trained),
+            "train/clients": len(trained),
+            "train/refused": len(row["refused"]),
+            "train/seconds": row["seconds"],
+            "bytes/down": row["bytes_down"],
+            "bytes/up": row["bytes_up"],
+        }
+    for round, (rows, server) in evaluated(client_rows, server_rows).items():
+        reached = score(rows, server)
+        shown = {"local": reached.mean, "worst-client": reached.worst, "server": reached.server}
+        if validated(rows):
+            shown["local-valid"] = valid(rows)
+        found.setdefault(round, {}).update({f"accuracy/{name}": value for name, value in shown.items()})
+    return dict(sorted(found.items()))
+
+
 # ---- what a report shows beside scores
 
 

@@ -34,12 +34,15 @@ OWN = "own"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is said of one input: its class, with which probability, and each expert's share in saying so."""
+    """What is said of one input: its class, with which probability, each expert's share in saying so, and the likeliest
+    classes with theirs, as many as were asked for.
+    """
 
     input: str
     label: str
     probability: float
     experts: dict[str, float] = field(default_factory=dict)
+    classes: dict[str, float] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -100,18 +103,20 @@ class Predictor:
         return f"{shared}; {self.client} has kept none of its own" if self.client else shared
 
     @torch.no_grad()
-    def say(self, inputs: Sequence[str], given: Any) -> list[Prediction]:
-        """Predictions for images uint8 [B, 3, side, side], or B texts, that are called `inputs`."""
+    def say(self, inputs: Sequence[str], given: Any, most: int = 1) -> list[Prediction]:
+        """Predictions for images uint8 [B, 3, side, side], or B texts, called `inputs`; of each `most` classes."""
         x = self.built.encode(given)
-        probability_B, label_B = self.logits(x).softmax(-1).max(-1)
-        shares_BE = self._shares(x, label_B)
+        probability_BC, label_BC = self.logits(x).softmax(-1).sort(dim=-1, descending=True, stable=True)
+        shares_BE = self._shares(x, label_BC[:, 0])
         names = self.experts(shares_BE.shape[1])
-        return [
-            Prediction(what, self.model.classes[label], probability, dict(zip(names, shares, strict=True)))
-            for what, label, probability, shares in zip(
-                inputs, label_B.tolist(), probability_B.tolist(), shares_BE.tolist(), strict=True
-            )
-        ]
+        found = []
+        for what, labels, probabilities, shares in zip(
+            inputs, label_BC[:, :most].tolist(), probability_BC[:, :most].tolist(), shares_BE.tolist(), strict=True
+        ):
+            classes = {self.model.classes[label]: p for label, p in zip(labels, probabilities, strict=True)}
+            label, probability = next(iter(classes.items()))
+            found.append(Prediction(what, label, probability, dict(zip(names, shares, strict=True)), classes))
+        return found
 
     def logits(self, x: Tensor) -> Tensor:
         """[B, C] from a model's inputs [B, ...]."""

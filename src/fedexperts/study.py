@@ -1,6 +1,7 @@
 """Many runs: experiments side by side, each tuned alike on validation data, then repeated over seeds.
 
     OUT/study.json                 what was asked: experiments and seeds
+    OUT/track.json                 who follows the seeds' runs elsewhere, if anybody does; trials are not followed
     OUT/EXPERIMENT/tune/001/       a run for each combination of the values to tune, with the first seed
     OUT/EXPERIMENT/seed-0/         a run for each seed, with the values that were best on validation data
 
@@ -15,13 +16,15 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import config as door
+from . import track
 from .config import Config, ConfigError
 from .data import Federation
 from .loop import NobodyLeftError, run
@@ -41,6 +44,7 @@ class Beat:
 
 
 Progress = Callable[[Beat], None]
+Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,13 @@ class Unit:
         return len(json.loads(lines[-1])["trained"]) if lines else 0
 
 
-def create(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
-    """A new study's folder; ValueError if something is there, or if two experiments have one name."""
+def create(
+    path: Path, configs: Sequence[Config], seeds: Sequence[int], trackers: Mapping[str, str] | None = None
+) -> None:
+    """A new study's folder; ValueError if something is there, or if two experiments have one name.
+
+    `trackers` follow its runs: "tensorboard" and a folder, "mlflow" and an address, "wandb" and a project.
+    """
     names = [config.name for config in configs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two experiments are named {', '.join(twice)}; right would be a name for each")
@@ -77,6 +86,9 @@ def create(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
             raise ConfigError(f"{config.name}: data.valid = 0 leaves nothing to tune by; right would be 0.2, say")
     if path.exists():
         raise taken(path)
+    for kind in trackers or {}:
+        door.tracker_room(kind)  # is it installed?
+    track.create(path, trackers or {})
     asked = {"seeds": list(seeds), "experiments": {config.name: config.toml() for config in configs}}
     write(path / "study.json", (json.dumps(asked, indent=1) + "\n").encode())
 
@@ -87,20 +99,39 @@ def free(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def advance(path: Path, jobs: int = 1, tell: Progress = lambda _: None) -> None:
-    """Do what is left of a study: trials first, then every seed with the chosen values. Of a single run: its rounds."""
+def advance(path: Path, jobs: int = 1, tell: Progress = lambda _: None, warn: Warn = lambda _: None) -> None:
+    """Do what is left of a study: trials first, then every seed with the chosen values. Of a single run: its rounds.
+
+    `warn` hears of trackers that fail.
+    """
     if not (path / "study.json").exists() and (path / "config.toml").exists():
-        failed = _run_all(
-            [Unit(door.parse((path / "config.toml").read_text(), str(path)), path)], jobs, tell, "running"
-        )
+        unit = Unit(door.parse((path / "config.toml").read_text(), str(path)), path)
+        with _followed(path.absolute().parent.parent, warn) as follow:
+            failed = _run_all([unit], jobs, tell, "running", follow)
     else:
         seeds, configs = read(path)
-        with RunDir(path).locked():
+        with RunDir(path).locked(), _followed(path, warn) as follow:
             _run_all([unit for config in configs for unit in trials(path, config, seeds[0])], jobs, tell, "tuning")
             units = [unit for config in configs for unit in repeats(path, config, seeds)]
-            failed = _run_all(units, jobs, tell, "running")
+            failed = _run_all(units, jobs, tell, "running", follow)
     if failed:
         raise NobodyLeftError("\n".join(f"{unit.folder}: {why}" for unit, why in failed))
+
+
+@contextmanager
+def _followed(study: Path, warn: Warn) -> Iterator[Callable[[Unit], None]]:
+    """Tells the study's trackers what is new in a unit's run."""
+    rooms = {kind: (door.tracker_room(kind).begin, place) for kind, place in track.places(study).items()}
+    following = track.Following(study, rooms, warn)
+
+    def follow(unit: Unit) -> None:
+        name = f"{unit.config.name}/{unit.folder.name}"
+        following(unit.folder, name, unit.config.shareable(), unit.rounds - 1)
+
+    try:
+        yield follow
+    finally:
+        following.end()
 
 
 def read(path: Path) -> tuple[list[int], list[Config]]:
@@ -203,13 +234,17 @@ def _folder(unit: Unit, federation: Federation) -> RunDir:
     return RunDir(unit.folder)
 
 
-def _run_all(units: Sequence[Unit], jobs: int, tell: Progress, what: str) -> list[tuple[Unit, str]]:
-    """Run what is left of the units, `jobs` at a time; those that could not go on, and why."""
+def _run_all(
+    units: Sequence[Unit], jobs: int, tell: Progress, what: str, follow: Callable[[Unit], None] = lambda _: None
+) -> list[tuple[Unit, str]]:
+    """Run what is left of the units, `jobs` at a time, and let each be followed; those that failed, and why."""
     left = [unit for unit in units if unit.done() < unit.rounds]
 
     def beat() -> None:
         done = [unit.done() for unit in units]
         active = next((unit for unit, d in zip(units, done, strict=True) if 0 < d < unit.rounds), units[-1])
+        for unit in units:
+            follow(unit)
         tell(Beat(what, sum(done), sum(unit.rounds for unit in units), active.clients()))
 
     if jobs == 1 or len(left) < 2:

@@ -3,6 +3,7 @@
     studies.py      run, resume, compare, report
     look.py         ls, show, check
     take.py         predict, export
+    serve.py        serve
     deployment.py   deploy ...
     terminal.py     what they share
 
@@ -14,6 +15,7 @@ from collections.abc import Callable
 import typer
 
 from . import deployment, look, studies, take
+from .serve import serve
 from .terminal import out
 
 app = typer.Typer(
@@ -48,6 +50,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "check": look.check,
     "predict": take.predict,
     "export": take.export,
+    "serve": serve,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -31,6 +32,13 @@ def run(
         Path | None, typer.Option("--out", help="A new folder.", show_default="the next free runs/NAME")
     ] = None,
     jobs: Jobs = None,
+    tensorboard: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Also write each round's figures for TensorBoard, in here.")
+    ] = None,
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Also tell MLflow: http://HOST:PORT or sqlite:///FILE.")
+    ] = None,
+    wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Also tell Weights & Biases.")] = None,
 ) -> None:
     """Run experiments side by side: tune each on validation data, repeat over seeds, print tables, write the report."""
     from .. import study
@@ -39,7 +47,9 @@ def run(
         experiments = _load(configs, settings or [])
         first = int(experiments[0].values["run"]["seed"])
         place = folder or study.free(Path("runs") / (configs[0].stem if len(configs) == 1 else "comparison"))
-        study.create(place, experiments, [first + i for i in range(seeds)])
+        trackers = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb}
+        asked = {kind: where for kind, where in trackers.items() if where}
+        study.create(place, experiments, [first + i for i in range(seeds)], asked)
         _advance(place, jobs)
 
 
@@ -100,7 +110,7 @@ def _advance(folder: Path, jobs: int | None) -> None:
     if (folder / "study.json").exists() or not (folder / "config.toml").exists():
         _announce(folder)
     with _interruptible(folder), _progress() as tell:
-        study.advance(folder, jobs or door.cores(), tell)
+        study.advance(folder, jobs or door.cores(), tell, lambda what: err.print(escape(what), soft_wrap=True))
     found = pictures.collect([folder])
     for table in pictures.tables(found):
         out.print(table)

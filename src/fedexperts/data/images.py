@@ -7,8 +7,9 @@ room does not know classes, clients or folders' meaning.
 
 import hashlib
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -78,6 +79,17 @@ def readable(files: Sequence[Path], side: int) -> tuple[Tensor, dict[str, str]]:
     return pixels[[str(file) in hashes for file in files]], broken
 
 
+def decoded(data: bytes, side: int) -> Tensor:
+    """Pixels uint8 [1, 3, side, side] of an image that came as bytes; ValueError, with why, if it cannot be read."""
+    pixels = _room(1, side)
+    try:
+        with _strict():
+            _paint(pixels[0], data)
+    except Exception as error:  # pillow's readers raise what they like
+        raise ValueError(_reason(error)) from None
+    return pixels
+
+
 def said(broken: Mapping[str, str]) -> list[str]:
     """Files, each with its reason."""
     return [f"{file} ({why})" for file, why in broken.items()]
@@ -97,9 +109,7 @@ def _read(
     """Pixels, the hashes of the images that could be read, the reasons of those that could not."""
     files = [file for file, _ in stamped]
     pixels, hashes, broken = _room(len(files), side), {}, {}
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")  # pillow's remarks on files that it reads all the same
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with _strict(), ThreadPoolExecutor() as pool:
         filled = [pool.submit(_fill, pixels[place], store, file) for place, file in enumerate(files)]
         for file, done in zip(files, filled, strict=True):
             if error := done.exception():
@@ -107,6 +117,15 @@ def _read(
             else:
                 hashes[file] = done.result()
     return pixels, hashes, broken
+
+
+@contextmanager
+def _strict() -> Iterator[None]:
+    """What could fill the memory is refused; pillow's remarks on files that it reads all the same are not heard."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def _room(count: int, side: int) -> Tensor:
@@ -123,9 +142,13 @@ def _room(count: int, side: int) -> Tensor:
 def _fill(into: Tensor, store: Store, name: str) -> str:
     """Write an image's pixels into uint8 [3, side, side]; its file's sha256."""
     data = store.data(name)
+    _paint(into, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _paint(into: Tensor, data: bytes) -> None:
     with Image.open(BytesIO(data), formats=KINDS) as image:
         into.copy_(torch.from_numpy(np.array(_square(image, into.shape[-1]))).permute(2, 0, 1))
-    return hashlib.sha256(data).hexdigest()
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:

@@ -1,0 +1,124 @@
+"""A local page: drop an image, or type a text, and see what a run says of it and which experts spoke.
+
+    application(predictor)     what answers: the page, and POST /say
+    listen(host, port)         the door, opened before anything is promised
+    server(application)        to be run at the door until it is stopped
+
+What is sent is predicted and forgotten. The page is page.html, page.css and page.js, and loads nothing from elsewhere.
+This room does not know how an image is read, nor what a method learns.
+"""
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ..data.images import SUFFIXES, decoded
+from ..predict import Predictor
+
+LARGEST = 2**25  # bytes of an image: more than phones make
+LONGEST = 2**16  # bytes of a text: more than models read
+LOOPBACK = ("127.0.0.1", "localhost")
+PAGE = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at `host`, at any free port if `port` is 0; ValueError if there is no such place."""
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        why = f"{host}:{port}: {error.strerror}"
+        raise ValueError(f"{why}; right would be a free --port, and as --host an address of this machine") from None
+
+
+def server(application: Starlette) -> uvicorn.Server:
+    """What runs an application at an open door, and says nothing of those who ask."""
+    quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
+    return uvicorn.Server(uvicorn.Config(application, lifespan="off", ws="none", **quiet))
+
+
+def application(predictor: Predictor, host: str = LOOPBACK[0]) -> Starlette:
+    """What answers at `host`; on loopback to loopback's names alone, lest a page elsewhere be let in by a name that
+    leads here.
+    """
+    most = LONGEST if predictor.side is None else LARGEST
+    turn = asyncio.Lock()  # one computation at a time, while the server goes on answering
+
+    async def say(request: Request) -> Response:
+        if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
+            return _answer({"error": "only this server's own page may ask"}, 403)
+        body = await _body(request, most)
+        if body is None:
+            return _answer({"error": f"it is larger than {most:,} bytes, the most that is taken"}, 413)
+        try:
+            async with turn:
+                return _answer(await run_in_threadpool(_said, predictor, body))
+        except ValueError as error:
+            return _answer({"error": str(error)}, 400)
+
+    suffixes = None if predictor.side is None else SUFFIXES
+    about = _answer({"name": predictor.config.name, "who": predictor.who, "suffixes": suffixes})
+    files = [Route(path, _file(name, kind), methods=["GET"]) for path, (name, kind) in PAGE.items()]
+    routes = [*files, Route("/about", about, methods=["GET"]), Route("/say", say, methods=["POST"])]
+    hosts = list(LOOPBACK) if host in LOOPBACK else ["*"]
+    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)])
+
+
+def _file(name: str, kind: str) -> Response:
+    return Response((Path(__file__).parent / name).read_bytes(), media_type=kind, headers=HEADERS)
+
+
+def _answer(content: dict[str, Any], status: int = 200) -> Response:
+    return JSONResponse(content, status, HEADERS)
+
+
+async def _body(request: Request, most: int) -> bytes | None:
+    """What was sent; None if it is more than `most` bytes, which are then heard to their end, but not kept."""
+    body, size = bytearray(), 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size <= most:
+            body += piece
+    return bytes(body) if size <= most else None
+
+
+def _said(predictor: Predictor, body: bytes) -> dict[str, Any]:
+    """A prediction as the page shows it: classes and experts in order, the likeliest and the loudest first."""
+    if not body.strip():
+        raise ValueError("there is nothing in it")
+    given: Any = decoded(body, predictor.side) if predictor.side else [_text(body)]
+    (found,) = predictor.say([""], given, most=len(predictor.model.classes))
+    experts = sorted(found.experts.items(), key=lambda pair: -pair[1])
+    return {
+        "class": found.label,
+        "probability": found.probability,
+        "classes": list(found.classes.items()),
+        "experts": experts,
+    }
+
+
+def _text(body: bytes) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not a text in UTF-8 ({error.reason})") from None

@@ -1,0 +1,123 @@
+"""What follows a study's runs elsewhere: TensorBoard, MLflow, Weights & Biases.
+
+    track.json      in a study's folder: which trackers, and where
+    tracked.json    in a run's folder: its name there, and the round up to which each tracker has been told
+
+A tracker is told the figures of rounds that a checkpoint holds, read from the run's logs: a run is the same with and
+without, and going on tells no round twice. This room does not know what a figure means, nor how a run is made.
+"""
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..metrics import figures
+from ..rundir import LOGS, RunDir
+from ..tensors import write
+
+PLACES = "track.json"
+TOLD = "tracked.json"
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A run as a tracker knows it."""
+
+    study: str
+    name: str  # in the study, as "pfedmoap/seed-0"
+    id: str  # of no other run
+    folder: Path
+    settings: Mapping[str, Any]
+
+
+class Tracker(Protocol):
+    """One run at one tracker: `begin(place, run, told)` of each file in this room makes it, anew or to go on."""
+
+    def tell(self, round: int, figures: Mapping[str, float]) -> None: ...
+
+    def end(self, finished: bool) -> None: ...
+
+
+Begin = Callable[[str, Followed, int], Tracker]
+
+
+def create(study: Path, places: Mapping[str, str]) -> None:
+    """Write down who follows a study; ValueError if TensorBoard's folder has one of this name."""
+    fixed = {kind: _absolute(kind, place) for kind, place in places.items()}
+    if "tensorboard" in fixed:
+        fixed["tensorboard"] = str(Path(fixed["tensorboard"]) / study.name)
+        if Path(fixed["tensorboard"]).exists():
+            raise ValueError(f"{fixed['tensorboard']} is there already; right would be another folder for TensorBoard")
+    if fixed:
+        write(study / PLACES, (json.dumps(fixed, indent=1) + "\n").encode())
+
+
+def _absolute(kind: str, place: str) -> str:
+    """A study may be resumed from another folder than it was begun in."""
+    file = "sqlite:///"
+    if kind == "mlflow" and place.startswith(file):
+        return file + str(Path(place.removeprefix(file)).absolute())
+    return str(Path(place).absolute()) if kind == "tensorboard" else place
+
+
+def places(study: Path) -> dict[str, str]:
+    """Who follows a study, and where."""
+    file = study / PLACES
+    found: dict[str, str] = json.loads(file.read_bytes()) if file.exists() else {}
+    return found
+
+
+@dataclass(frozen=True)
+class Following:
+    """The trackers of a study. One that fails is said once and told no more; the runs go on."""
+
+    study: Path
+    trackers: dict[str, tuple[Begin, str]]  # by kind, with the place
+    warn: Callable[[str], None]
+    _begun: dict[tuple[str, Path], Tracker] = field(default_factory=dict)
+
+    def __call__(self, folder: Path, name: str, settings: Mapping[str, Any], last: int) -> None:
+        """Tell every tracker of the rounds, up to the `last`, of the run in `folder` that it has not heard of."""
+        for kind in list(self.trackers):
+            self._try(kind, self._tell, kind, folder, name, settings, last)
+
+    def end(self) -> None:
+        """No more will be told now: what has begun is unfinished."""
+        for (kind, _), tracker in self._begun.items():
+            if kind in self.trackers:
+                self._try(kind, tracker.end, False)
+
+    def _try(self, kind: str, act: Callable[..., None], *given: Any) -> None:
+        try:
+            act(*given)
+        except Exception as error:  # whatever a server, a disk or a library has: it is not the run's
+            del self.trackers[kind]
+            self.warn(f"{kind} is told no more ({error}); the runs go on, and `fedexperts resume` tells it the rest.")
+
+    def _tell(self, kind: str, folder: Path, name: str, settings: Mapping[str, Any], last: int) -> None:
+        run, told = RunDir(folder), _told(folder)
+        newest, heard = run.done(), int(told["rounds"].get(kind, -1))
+        if newest is None or newest <= heard:
+            return
+        if (kind, folder) not in self._begun:
+            begin, place = self.trackers[kind]
+            followed = Followed(self.study.name, name, told["id"], folder, settings)
+            self._begun[kind, folder] = begin(place, followed, heard)
+        for round, values in figures(*(run.rows(log) for log in LOGS)).items():
+            if heard < round <= newest:  # a later one may just be written
+                self._begun[kind, folder].tell(round, values)
+        told["rounds"][kind] = newest
+        write(folder / TOLD, (json.dumps(told) + "\n").encode())
+        if newest >= last:
+            self._begun.pop((kind, folder)).end(True)
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    file = folder / TOLD
+    found: dict[str, Any] = (
+        json.loads(file.read_bytes()) if file.exists() else {"id": secrets.token_hex(4), "rounds": {}}
+    )
+    return found
