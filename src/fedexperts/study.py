@@ -69,14 +69,33 @@ class Unit:
 
 def create(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
     """A new study's folder; ValueError if something is there, or if two experiments have one name."""
+    if path.exists():
+        raise taken(path)
+    _ask(path, configs, seeds)
+
+
+def widen(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
+    """A study's folder, new or asked for these experiments and seeds beside what it was asked for before.
+
+    ValueError if it holds another experiment of the same name.
+    """
+    before, there = read(path) if (path / "study.json").exists() else ([], [])
+    known = {config.name: config for config in there}
+    for config in configs:
+        if (other := known.setdefault(config.name, config)).nested() != config.nested():
+            raise ConfigError(
+                f"{path} holds {other.name} with other settings; right would be the same --set, or another --out"
+            )
+    _ask(path, list(known.values()), list(dict.fromkeys([*before, *seeds])))
+
+
+def _ask(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
     names = [config.name for config in configs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two experiments are named {', '.join(twice)}; right would be a name for each")
     for config in configs:
         if config.tune and not config.values["data"].get("valid", 1):
             raise ConfigError(f"{config.name}: data.valid = 0 leaves nothing to tune by; right would be 0.2, say")
-    if path.exists():
-        raise taken(path)
     asked = {"seeds": list(seeds), "experiments": {config.name: config.toml() for config in configs}}
     write(path / "study.json", (json.dumps(asked, indent=1) + "\n").encode())
 

@@ -78,6 +78,10 @@ class Hub(Listed):
                 f'"pathological", "dirichlet" or "dominant", or one of {groups}'
             )
 
+    def at_hand(self) -> None:
+        """ValueError, with what to type, if the set is not on this machine."""
+        folder(self.dataset, self.path)
+
     def load(self, seed: int) -> Federation:
         """ValueError, with what to type, if the set is not there or not what its page says."""
         known = SETS[self.dataset]
