@@ -80,9 +80,7 @@ def read(paper: str, only: Sequence[str] = (), settings: Sequence[str] = ()) -> 
     return Paper(found["source"], found["column"], figures)
 
 
-def run(
-    paper: Paper, folder: Path, seeds: int, jobs: int = 1, tell: study.Progress = lambda _: None
-) -> dict[str, str]:
+def run(paper: Paper, folder: Path, seeds: int, jobs: int = 1, tell: study.Progress = lambda _: None) -> dict[str, str]:
     """Do what is left of every figure that can be had; by group, why not all could be done.
 
     ValueError, before anything is run, if the folder holds other experiments of these names.
