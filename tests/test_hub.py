@@ -1,7 +1,6 @@
 """The papers' sets, on copies of a few rows with the columns of their pages; and our splits beside flwr-datasets'."""
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ import torch
 from papersets import EACH, GROUPS, NAMES, OUT, SENTIMENT, WORDS, png, sight
 from PIL import Image
 
-from fedexperts import config
-from fedexperts.config import Config, ConfigError, parse
+from fedexperts.config import ConfigError, parse
 from fedexperts.data import Federation, Hub, split
 from fedexperts.data.sets import OFFICE, SETS
 from fedexperts.tensors import rng
@@ -312,59 +310,3 @@ def test_flowers_dirichlet_is_as_skewed_as_ours_but_uneven_in_size() -> None:
     assert abs(np.mean([*map(skew, theirs)]) - np.mean([*map(skew, ours)])) < 0.05
     assert all({len(own) for own in hands} == {100} for hands in ours)
     assert min(max(map(len, hands)) / min(map(len, hands)) for hands in theirs) > 1.5
-
-
-# ---- the published rows of pFedMoAP
-
-NAMES_OF_FIVE, CIFAR = list(SETS)[:5], ("cifar10", "cifar100")
-PUBLISHED = [file for name in SETS for file in sorted(Path("configs/pfedmoap").glob(f"{name}/[!_]*.toml"))]
-
-
-def on_a_copy(file: Path, copies: Path) -> Config:
-    """A published experiment on the copy of its set, with our small CLIP."""
-    here = [f"data.path={copies / file.parent.name}", "data.clients=2", "data.side=32"]
-    return config.load(file, [*here, "model.clip=tinyclip", "model.context=4"])
-
-
-def test_every_published_row_says_its_figure_its_download_and_its_command() -> None:
-    assert Counter(file.parent.name for file in PUBLISHED) == dict.fromkeys(NAMES_OF_FIVE, 5) | dict.fromkeys(CIFAR, 4)
-    for file in PUBLISHED:
-        first, second, *_ = file.read_text().splitlines()
-        assert re.search(r"on [\w-]+: \d\d\.\d\d published \(arXiv:2410.10114", first), file
-        assert f"hf download --repo-type dataset {SETS[file.parent.name].hub} (" in second, file
-        assert second.endswith(f"fedexperts run {file} --seeds 3"), file
-
-
-@pytest.mark.parametrize("file", PUBLISHED, ids=str)
-def test_a_published_row_is_whole(file: Path, copies: Path) -> None:
-    """Its data are its set's, split as the paper does, and its method fits its model."""
-    published = config.load(file)
-    data, run = published.values["data"], published.values["run"]
-    assert data["dataset"] == file.parent.name
-    setting = (data["partition"], data["clients"], data["shots"], run["participation"], published.values["learning"])
-    rates = {"rate": 0.002, "epochs": 5}
-    if data["dataset"] in CIFAR:
-        assert setting[:4] == ("dirichlet", 100, 0, 0.1)
-    else:
-        assert setting[:4] == ("pathological", 10, 16, 1.0)
-    assert setting[4] == setting[4] | rates
-    federation, _, model, method = config.parts(on_a_copy(file, copies))
-    assert len(federation.parts) == 2
-    assert method.uploads(model) or type(method).__name__ == "Alone"
-
-
-@pytest.mark.parametrize("name", ["cifar10", "dtd"])
-def test_a_published_experiment_runs(name: str, copies: Path, tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
-    from fedexperts.cli import app
-
-    small = {"data.path": copies / name, "data.clients": 2, "data.side": 32, "model.clip": "tinyclip"}
-    small |= {"model.context": 4, "run.rounds": 2, "run.participation": 1.0, "learning.epochs": 1}
-    options = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
-    file = f"configs/pfedmoap/{name}/pfedmoap.toml"
-    done = CliRunner().invoke(
-        app, ["run", file, *options, "--out", str(tmp_path / "runs"), "--jobs", "1"], env={"COLUMNS": "200"}
-    )
-    assert done.exit_code == 0, done.output
-    assert list(tmp_path.rglob("split.json"))

@@ -266,9 +266,8 @@ def lacking(config: Config) -> list[str]:
     """What an experiment reads that is not on this machine, a line each with what to type; nothing is read for it."""
     found = []
     for section in ("data", "model", "gate"):
-        settings = config.section(section) if section in config.values else None
         try:
-            if hasattr(settings, "at_hand"):
+            if section in config.values and hasattr(settings := config.section(section), "at_hand"):
                 settings.at_hand()
         except ValueError as error:
             found.append(str(error))

@@ -37,11 +37,6 @@ class Figure:
     def __str__(self) -> str:
         return f"{self.group}/{self.name}"
 
-    @property
-    def runs(self) -> bool:
-        """Whether it can be had on this machine."""
-        return not self.lacking
-
 
 @dataclass(frozen=True)
 class Paper:
@@ -54,7 +49,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Result:
-    """A published figure and ours, one for each finished seed; if there is none, why."""
+    """A published figure and ours, one for each finished seed; and why some or all are lacking."""
 
     figure: Figure
     ours: tuple[float, ...]
@@ -87,18 +82,22 @@ def run(paper: Paper, folder: Path, seeds: int, jobs: int = 1, tell: study.Progr
     """
     groups: dict[str, list[Config]] = {}
     for figure in paper.figures:
-        if figure.config and figure.runs:
+        if figure.config and not figure.lacking:
             groups.setdefault(figure.group, []).append(figure.config)
     for group, configs in groups.items():
         first = int(configs[0].values["run"]["seed"])
         study.widen(folder / group, configs, range(first, first + seeds))
-    failed = {}
-    for group in groups:
-        try:
-            study.advance(folder / group, jobs, lambda beat, group=group: tell(replace(beat, what=group)))  # type: ignore[misc]
-        except (NobodyLeftError, ValueError) as error:
-            failed[group] = str(error)
-    return failed
+    failed = {group: _advance(group, folder, jobs, tell) for group in groups}
+    return {group: why for group, why in failed.items() if why}
+
+
+def _advance(group: str, folder: Path, jobs: int, tell: study.Progress) -> str:
+    """Do what is left of a group, and say why not all could be done, or ""; the other groups go on."""
+    try:
+        study.advance(folder / group, jobs, lambda beat: tell(replace(beat, what=group)))
+    except (NobodyLeftError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def results(paper: Paper, folder: Path, failed: Mapping[str, str]) -> list[Result]:
@@ -111,10 +110,11 @@ def results(paper: Paper, folder: Path, failed: Mapping[str, str]) -> list[Resul
 
 
 def _result(figure: Figure, ours: Mapping[str, Experiment], column: str, failed: Mapping[str, str]) -> Result:
-    experiment = ours.get(figure.name)
+    experiment, said = ours.get(figure.name), failed.get(figure.group, "").splitlines()
     scores = list(experiment.last.values()) if experiment else []
     accuracies = tuple(score.server if column == "server" else score.mean for score in scores)
-    return Result(figure, accuracies, () if accuracies else figure.lacking or (failed[figure.group],))
+    own = tuple(line for line in said if f"/{figure.name}/" in line)  # a run that failed is named by its folder
+    return Result(figure, accuracies, own or (() if accuracies else figure.lacking or tuple(said)))
 
 
 def _figure(

@@ -78,8 +78,10 @@ def reproduce(
 
     with errors():
         asked, place = papers.read(paper, only or [], settings or []), folder or Path("runs") / paper
-        there = sum(figure.runs for figure in asked.figures)
-        out.print(f"{asked.source}: {there} of {len(asked.figures)} figures can be had here, in {place}")
+        there = sum(not figure.lacking for figure in asked.figures)
+        out.print(
+            f"{asked.source}: {there} of {len(asked.figures)} figures can be had here, in {place}", soft_wrap=True
+        )
         with _interruptible("the same command"), _progress() as tell:
             failed = papers.run(asked, place, seeds, jobs or door.cores(), tell)
         results = papers.results(asked, place, failed)
@@ -109,7 +111,9 @@ def _print_beside(results: list["Result"], column: str) -> None:
     out.print(table)
     of = "the server's predictor on all test parts" if column == "server" else "mean over clients, on their own parts"
     had = sum(bool(result.ours) for result in results)
-    out.print(f"Accuracy in percent after the last round: {of}. {had} of {len(results)} figures obtained.")
+    out.print(
+        f"Accuracy in percent after the last round: {of}. {had} of {len(results)} figures obtained.", soft_wrap=True
+    )
     for text, number in notes.items():
         out.print(f"{number:>3}  {escape(text)}", soft_wrap=True)
 
