@@ -19,6 +19,7 @@ from fedexperts.config import Config
 SHIPPED = [path for path, _ in door.shipped()]
 TINY = {"google-bert/bert-base-uncased": "tiny-bert", "openai-community/gpt2-medium": "tiny-gpt2"}
 TINY |= {"openai-community/gpt2": "tiny-gpt2"}
+LARGE = ("leaf-cnn", "resnet18")
 WIDE = 128  # features of the tiny CLIP
 QUICK = {
     *Path("configs").glob("pfedmoap/*/pfedmoap.toml"),
@@ -26,6 +27,7 @@ QUICK = {
     Path("configs/fedmoe/femnist/10/fedmoe.toml"),
     Path("configs/fedmoe/yelp/10/fedmoe.toml"),
     *Path("configs").glob("fedmoe/sentiment140/10/[!_]*.toml"),
+    Path("configs/fedmoe/cifar10/10/fedavg.toml"),
     *Path("configs").glob("fedmoe/*/100/fedavg.toml"),
     Path("configs/own/images.toml"),
 }
@@ -56,7 +58,7 @@ def small(file: Path, config: Config, copies: Path, images: Path) -> dict[str, A
     if "width" in method:
         settings |= {"method.width": min(WIDE, method["width"])}
     settings |= {f"method.{key}": 1 for key in ("epochs", "warmup", "gate_epochs") if method.get(key)}
-    if {"ablations", "resnet18"} <= {*file.parts, model["name"]}:  # the published rows have it themselves
+    if model["name"] in LARGE and "10" not in file.parts:  # the rows of ten clients have them themselves
         settings |= {"model.name": "compact-cnn"}
     return settings
 
