@@ -65,7 +65,7 @@ def reproduce(
     settings: Settings = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, counted up from run.seed.")] = 3,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="A folder, new or of this command.", show_default="runs/PAPER")
+        Path | None, typer.Option("--out", help="A folder, new or of this command.", show_default="runs/reproduce/PAPER")
     ] = None,
     jobs: Jobs = None,
 ) -> None:
@@ -77,7 +77,7 @@ def reproduce(
     from .. import reproduce as papers
 
     with errors():
-        asked, place = papers.read(paper, only or [], settings or []), folder or Path("runs") / paper
+        asked, place = papers.read(paper, only or [], settings or []), folder or Path("runs/reproduce") / paper
         there = sum(not figure.lacking for figure in asked.figures)
         out.print(
             f"{asked.source}: {there} of {len(asked.figures)} figures can be had here, in {place}", soft_wrap=True
