@@ -65,7 +65,8 @@ def reproduce(
     settings: Settings = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, counted up from run.seed.")] = 3,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="A folder, new or of this command.", show_default="runs/reproduce/PAPER")
+        Path | None,
+        typer.Option("--out", help="A folder, new or of this command.", show_default="runs/reproduce/PAPER"),
     ] = None,
     jobs: Jobs = None,
 ) -> None:
