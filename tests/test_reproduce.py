@@ -153,6 +153,7 @@ def test_what_is_here_is_run_and_what_is_not_is_listed(hub, tmp_path):
     notes = {name: {*cells[4:]} for name, cells in rows.items() if cells[1] == "-"}
     assert all(differs["the"] in notes[name] for name in notes if "/pfedmoap" in name)
     assert [name for name in notes if differs["200"] in notes[name]] == ["food101/pfedmoap"]
+    assert "Differs: --set model.clip=tinyclip --set model.context=4" in done.output
     assert "Type: hf download --repo-type dataset ethz/food101" in done.output
     assert "fedotp is no method of this package" in done.output
     assert "6 of 13 figures obtained" in done.output

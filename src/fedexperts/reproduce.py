@@ -122,11 +122,12 @@ def _figure(
 ) -> Figure:
     file = folder / group / f"{name}.toml"
     known = {"*", name, *group.split("/")}
-    notes = tuple(text for key, text in differs.items() if key in known)
+    notes = [text for key, text in differs.items() if key in known]
+    notes += [" ".join(f"--set {text}" for text in settings)] if settings else []
     if not file.exists():
         return Figure(group, name, percent, None, (f"{name} is no method of this package.",), ())
     config = door.load(file, settings)
-    return Figure(group, name, percent, config, tuple(door.lacking(config)), notes)
+    return Figure(group, name, percent, config, tuple(door.lacking(config)), tuple(notes))
 
 
 def _chosen(there: Sequence[tuple[str, str]], only: Sequence[str]) -> list[tuple[str, str]]:
