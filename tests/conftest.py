@@ -6,19 +6,21 @@ user's own classes do. Nothing in here pretends: `Wire` really turns every messa
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from papersets import written
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from fedexperts.client import Job
 from fedexperts.config import Config, build, opened, resolve
 from fedexperts.data import Federation, Parts
+from fedexperts.data.sets import SETS
 from fedexperts.engine import Engine, InProcess
 from fedexperts.learn import Examples, Learning
 from fedexperts.loop import run
@@ -361,3 +363,16 @@ def characters() -> Any:
     merges = [("p", "h"), ("ph", "o"), ("pho", "t"), ("phot", "o</w>"), ("o", "f</w>")]
     vocabulary = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocab=vocabulary, merges=merges)
+
+
+@pytest.fixture(scope="session")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A copy of every set of the papers, each in a folder of its name."""
+    datasets = pytest.importorskip("datasets")
+    home = tmp_path_factory.mktemp("sets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "cache")
+        datasets.disable_progress_bars()
+        for name in SETS:
+            written(name, home / name)
+        yield home

@@ -1,136 +1,29 @@
 """The papers' sets, on copies of a few rows with the columns of their pages; and our splits beside flwr-datasets'."""
 
-import io
 import json
-import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from papersets import EACH, GROUPS, NAMES, OUT, SENTIMENT, WORDS, png, sight
 from PIL import Image
 
-from fedexperts import config
-from fedexperts.config import Config, ConfigError, parse
+from fedexperts.config import ConfigError, parse
 from fedexperts.data import Federation, Hub, split
-from fedexperts.data.sets import DOMAINNET, OFFICE, SETS
+from fedexperts.data.sets import OFFICE, SETS
 from fedexperts.tensors import rng
 
 datasets = pytest.importorskip("datasets")
 
 DOCUMENT = Path(__file__).parents[1] / "docs/data.md"
-EACH = 20  # rows of a class
-NAMES: dict[str, list[str]] = {  # classes of the copies, as the sets name them: a few of theirs
-    "flowers102": ["pink primrose", "hard-leaved pocket orchid", "colt's foot", "pink-yellow dahlia?"],
-    "oxford-pets": ["abyssinian", "american_bulldog", "basset_hound", "beagle"],
-    "food101": ["apple_pie", "baby_back_ribs", "baklava", "beef_carpaccio"],
-    "caltech101": ["airplanes", "car_side", "faces", "faces_easy", "leopards", "motorbikes"],
-    "dtd": ["banded", "blotchy", "polka-dotted", "zigzagged"],
-    "cifar10": ["airplane", "automobile", "bird", "cat"],
-    "cifar100": ["apple", "aquarium_fish", "couch", "cra"],
-    "domainnet": ["axe", *DOMAINNET.split()],
-    "office-caltech10": OFFICE.split(),
-    "femnist": ["0", "9", "A", "a"],
-    "sentiment140": ["0", "2", "4"],
-    "yelp": ["1 star", "2 star", "3 stars", "4 stars", "5 stars"],
-}
-WORDS = {  # what CLIP is to read, where it is not the name with spaces for underscores
-    "pink-yellow dahlia?": "pink-yellow dahlia",
-    "airplanes": "airplane",
-    "faces": "face",
-    "leopards": "leopard",
-    "motorbikes": "motorbike",
-    "cra": "crab",
-    "2 star": "2 stars",
-}
-SENTIMENT = {"0": "negative", "4": "positive"}
-OUT = {"faces_easy", "axe", "2"}  # classes that the papers leave out
-ONE = ("caltech101", "office-caltech10", "femnist")  # sets of one split
-SPLITS = dict.fromkeys(ONE, ("train",)) | {
-    "food101": ("train", "validation"),
-    "flowers102": ("train", "validation", "test"),
-}
-GROUPS = {
-    "domainnet": ("domain", ["clipart", "real"]),
-    "office-caltech10": ("domain", ["amazon", "dslr", "webcam"]),
-    "femnist": ("writer_id", [f"f{i:04}_14" for i in range(4)]),
-    "sentiment140": ("user", ["ann", "bob"]),
-}
-OTHERS = {  # columns that are there as well
-    "oxford-pets": ("image_id", "x"),
-    "cifar100": ("coarse_label", 3),
-    "femnist": ("hsf_id", 7),
-    "sentiment140": ("query", "NO_QUERY"),
-}
-COLUMNS = {"cifar10": ("img", "label"), "cifar100": ("img", "fine_label"), "femnist": ("image", "character")} | {
-    "sentiment140": ("text", "sentiment"),
-    "yelp": ("text", "label"),
-}
 every_set = pytest.mark.parametrize("name", SETS)
 
 
 def word(dataset: str, name: str) -> str:
     return SENTIMENT[name] if dataset == "sentiment140" else WORDS.get(name, name.replace("_", " "))
-
-
-def png(shade: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("L", (12, 9), shade).save(file, "PNG")
-    return file.getvalue()
-
-
-def sight(number: int, row: int) -> int:
-    """The class that a row's image or text is of: its own or, in every fifth row, the one before."""
-    return number - (row % 5 == 0 and number > 0)
-
-
-def written(dataset: str, folder: Path) -> Path:
-    """A copy of a set: every split a parquet file, as on the hub."""
-    names, (shown, label) = NAMES[dataset], COLUMNS.get(dataset, ("image", "label"))
-    rows = [(number, row) for row in range(EACH) for number in range(len(names))]
-    if shown == "text":
-        whats: list[Any] = [f"so {names[sight(n, row)]}, said {row} of {n}" for n, row in rows]
-    else:
-        whats = [{"bytes": png(9 * sight(n, row)), "path": None} for n, row in rows]
-    features = {shown: datasets.Value("string") if shown == "text" else datasets.Image()}
-    columns: dict[str, list[Any]] = {shown: whats, label: [number for number, _ in rows]}
-    features[label] = datasets.ClassLabel(names=names)
-    if dataset == "sentiment140":
-        columns[label], features[label] = [int(names[number]) for number, _ in rows], datasets.Value("int32")
-    if dataset in GROUPS:
-        group, groups = GROUPS[dataset]
-        columns[group] = [groups[row % len(groups)] for _, row in rows]
-        features[group] = datasets.Value("string")
-    if dataset == "domainnet":
-        features["domain"] = datasets.ClassLabel(names=["clipart", "real"])
-    if dataset in OTHERS:
-        other, cell = OTHERS[dataset]
-        columns[other], features[other] = (
-            [cell] * len(rows),
-            datasets.Value("string" if isinstance(cell, str) else "int64"),
-        )
-    whole = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-    (folder / "data").mkdir(parents=True)
-    splits = SPLITS.get(dataset, ("train", "test"))
-    for place, part in enumerate(splits):
-        own = whole.select([i for i, (_, row) in enumerate(rows) if row // 2 % len(splits) == place])
-        own.to_parquet(folder / "data" / f"{part}-00000-of-00001.parquet")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def copies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A copy of every set, each in a folder of its name."""
-    home = tmp_path_factory.mktemp("sets")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "cache")
-        datasets.disable_progress_bars()
-        for name in SETS:
-            written(name, home / name)
-        yield home
 
 
 def load(copies: Path, dataset: str, seed: int = 0, **options: Any) -> Federation:
@@ -154,13 +47,15 @@ def whole(copies: Path, dataset: str) -> tuple[int, int]:
 
 def ways(dataset: str) -> list[dict[str, Any]]:
     """Every partition that a set can have, with its own parts and with pooled ones."""
-    partitions = ["pathological", "dirichlet", *(["dirichlet-in-domains", "natural"] if dataset in GROUPS else [])]
+    partitions = ["pathological", "dirichlet", "dominant"]
+    partitions += ["dirichlet-in-domains", "natural"] if dataset in GROUPS else []
     few = dataset == "sentiment140"  # classes and examples of the copy
+    classes = len(set(NAMES[dataset]) - OUT)
     return [
         {
             "partition": way,
             "given": given,
-            "clients": {"pathological": 2 - few, "dirichlet-in-domains": 6 - 2 * few}.get(way, 2),
+            "clients": {"pathological": 2 - few, "dominant": classes, "dirichlet-in-domains": 6 - 2 * few}.get(way, 2),
         }
         for way in partitions
         for given in (True, False)
@@ -361,6 +256,47 @@ def test_flowers_pathological_clients_share_classes_and_ours_do_not() -> None:
     assert len(shared[1]) == 10
 
 
+def shares(hands: list[Any], labels: torch.Tensor) -> Counter[tuple[int, ...]]:
+    """How many clients have so many examples of each class."""
+    return Counter(tuple(labels[own].bincount(minlength=int(labels.max()) + 1).tolist()) for own in hands)
+
+
+def test_our_dominant_split_is_flowers_with_a_table_that_says_so() -> None:
+    flower = pytest.importorskip("flwr_datasets.partitioner")
+    labels = LABELS % 5
+    table = np.full((5, 10), 0.05)
+    table[np.arange(10) % 5, np.arange(10)] = 0.8
+    theirs = partitioned(flower.DistributionPartitioner(table, 10, 5, "y", 0), y=labels.tolist())
+    ours = split.dominant(labels, 10, 0.8, rng(0, "x"))
+    assert shares(ours, labels) == shares(theirs, labels)
+    assert set(shares(ours, labels).values()) == {2}
+
+
+@pytest.mark.parametrize(
+    ("clients", "share", "within"), [(5, 1.0, 0), (10, 0.2, 0), (10, 0.5, 2), (50, 0.6, 2), (7, 0.5, 8)]
+)
+def test_one_class_has_its_share_of_a_dominated_client(clients: int, share: float, within: int) -> None:
+    """And clients are equal in size, and nobody is left out."""
+    labels = torch.arange(1000) % 5
+    hands = split.dominant(labels, clients, share, rng(1, "x"))
+    assert torch.cat(hands).sort().values.tolist() == list(range(1000))
+    assert {len(own) for own in hands} <= {1000 // clients, 1000 // clients + 1}
+    owned = [int(labels[own].bincount(minlength=5).max()) - share * len(own) for own in hands]
+    assert max(map(abs, owned)) <= within + 1
+    others = [c for own in hands for c in sorted(labels[own].bincount(minlength=5).tolist())[:-1]]
+    assert max(others) <= (1 - share) / 4 * len(hands[0]) + within + 2
+
+
+def test_a_share_that_cannot_be_is_refused() -> None:
+    for clients, share, says in (
+        (2, 0.1, "a share of 0.2 to 1"),
+        (2000, 0.5, "1 to 1000 clients"),
+        (2, 0.9, "smaller"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            split.dominant(LABELS % 5, clients, share, rng(0, "x"))
+
+
 def test_flowers_dirichlet_is_as_skewed_as_ours_but_uneven_in_size() -> None:
     flower = pytest.importorskip("flwr_datasets.partitioner")
 
@@ -374,59 +310,3 @@ def test_flowers_dirichlet_is_as_skewed_as_ours_but_uneven_in_size() -> None:
     assert abs(np.mean([*map(skew, theirs)]) - np.mean([*map(skew, ours)])) < 0.05
     assert all({len(own) for own in hands} == {100} for hands in ours)
     assert min(max(map(len, hands)) / min(map(len, hands)) for hands in theirs) > 1.5
-
-
-# ---- the published rows of pFedMoAP
-
-NAMES_OF_FIVE, CIFAR = list(SETS)[:5], ("cifar10", "cifar100")
-PUBLISHED = [file for name in SETS for file in sorted(Path("configs/pfedmoap").glob(f"{name}/[!_]*.toml"))]
-
-
-def on_a_copy(file: Path, copies: Path) -> Config:
-    """A published experiment on the copy of its set, with our small CLIP."""
-    here = [f"data.path={copies / file.parent.name}", "data.clients=2", "data.side=32"]
-    return config.load(file, [*here, "model.clip=tinyclip", "model.context=4"])
-
-
-def test_every_published_row_says_its_figure_its_download_and_its_command() -> None:
-    assert Counter(file.parent.name for file in PUBLISHED) == dict.fromkeys(NAMES_OF_FIVE, 5) | dict.fromkeys(CIFAR, 4)
-    for file in PUBLISHED:
-        first, second, *_ = file.read_text().splitlines()
-        assert re.search(r"on [\w-]+: \d\d\.\d\d published \(arXiv:2410.10114", first), file
-        assert f"hf download --repo-type dataset {SETS[file.parent.name].hub} (" in second, file
-        assert second.endswith(f"fedexperts run {file} --seeds 3"), file
-
-
-@pytest.mark.parametrize("file", PUBLISHED, ids=str)
-def test_a_published_row_is_whole(file: Path, copies: Path) -> None:
-    """Its data are its set's, split as the paper does, and its method fits its model."""
-    published = config.load(file)
-    data, run = published.values["data"], published.values["run"]
-    assert data["dataset"] == file.parent.name
-    setting = (data["partition"], data["clients"], data["shots"], run["participation"], published.values["learning"])
-    rates = {"rate": 0.002, "epochs": 5}
-    if data["dataset"] in CIFAR:
-        assert setting[:4] == ("dirichlet", 100, 0, 0.1)
-    else:
-        assert setting[:4] == ("pathological", 10, 16, 1.0)
-    assert setting[4] == setting[4] | rates
-    federation, _, model, method = config.parts(on_a_copy(file, copies))
-    assert len(federation.parts) == 2
-    assert method.uploads(model) or type(method).__name__ == "Alone"
-
-
-@pytest.mark.parametrize("name", ["cifar10", "dtd"])
-def test_a_published_experiment_runs(name: str, copies: Path, tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
-    from fedexperts.cli import app
-
-    small = {"data.path": copies / name, "data.clients": 2, "data.side": 32, "model.clip": "tinyclip"}
-    small |= {"model.context": 4, "run.rounds": 2, "run.participation": 1.0, "learning.epochs": 1}
-    options = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
-    file = f"configs/pfedmoap/{name}/pfedmoap.toml"
-    done = CliRunner().invoke(
-        app, ["run", file, *options, "--out", str(tmp_path / "runs"), "--jobs", "1"], env={"COLUMNS": "200"}
-    )
-    assert done.exit_code == 0, done.output
-    assert list(tmp_path.rglob("split.json"))

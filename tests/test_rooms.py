@@ -25,7 +25,7 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("loop",),
     ("report", "config", "track"),
     ("study", "deploy", "predict"),
-    ("export", "serve"),
+    ("export", "serve", "reproduce"),
     ("cli",),
     ("", "__main__"),  # the package's front page, which names what users need; who imports it gets the version alone
 ]

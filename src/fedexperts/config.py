@@ -276,6 +276,18 @@ def modelled(config: Config, classes: tuple[str, ...]) -> tuple[Built, Model]:
     return built, _mixed(config, built.model)
 
 
+def lacking(config: Config) -> list[str]:
+    """What an experiment reads that is not on this machine, a line each with what to type; nothing is read for it."""
+    found = []
+    for section in ("data", "model", "gate"):
+        try:
+            if section in config.values and hasattr(settings := config.section(section), "at_hand"):
+                settings.at_hand()
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
 def build(config: Config, private: Path) -> tuple[Job, Sites]:
     """The job and the clients of an experiment; their private states lie in the folder `private`."""
     return _build(config, config.section("data").load(config.values["run"]["seed"]), private)
@@ -461,7 +473,7 @@ def find(path: Path) -> list[Path]:
     A path that is not there is looked up among the configs that ship with the package.
     """
     below = path.parts[1:] if path.parts[:1] == ("configs",) else path.parts
-    place = path if path.exists() else _shipped_folder() / Path(*below)
+    place = path if path.exists() else shipped_folder() / Path(*below)
     if not place.is_dir():
         return [place if place.exists() else path]
     found = sorted(file for file in place.glob("*.toml") if not file.name.startswith("_"))
@@ -472,14 +484,15 @@ def find(path: Path) -> list[Path]:
 
 def shipped() -> list[tuple[Path, str]]:
     """The configs that ship with the package, each with the comment in its first line."""
-    files = [file for file in sorted(_shipped_folder().rglob("*.toml")) if not file.name.startswith("_")]
+    files = [file for file in sorted(shipped_folder().rglob("*.toml")) if not file.name.startswith("_")]
     return [
-        (Path("configs") / file.relative_to(_shipped_folder()), file.read_text().splitlines()[0].removeprefix("# "))
+        (Path("configs") / file.relative_to(shipped_folder()), file.read_text().splitlines()[0].removeprefix("# "))
         for file in files
     ]
 
 
-def _shipped_folder() -> Path:
+def shipped_folder() -> Path:
+    """Where the configs lie that ship with the package."""
     here = Path(__file__).parent
     return here / "configs" if (here / "configs").exists() else here.parents[1] / "configs"
 

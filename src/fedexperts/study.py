@@ -78,17 +78,43 @@ def create(
 
     `trackers` follow its runs: "tensorboard" and a folder, "mlflow" and an address, "wandb" and a project.
     """
+    _check(configs)
+    if path.exists():
+        raise taken(path)
+    for kind in trackers or {}:
+        door.tracker_room(kind)  # is it installed?
+    track.create(path, trackers or {})
+    _ask(path, configs, seeds)
+
+
+def widen(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
+    """A study's folder, new or asked for these experiments and seeds beside what it was asked for before.
+
+    ValueError if it holds another experiment of the same name.
+    """
+    _check(configs)
+    before, there = read(path) if (path / "study.json").exists() else ([], [])
+    known = {config.name: config for config in there}
+    for config in configs:
+        if (other := known.setdefault(config.name, config)).nested() != config.nested():
+            raise ConfigError(
+                f"{path} holds {other.name} with other settings; right would be the same --set, or another --out"
+            )
+    _ask(path, list(known.values()), list(dict.fromkeys([*before, *seeds])))
+
+
+def _check(configs: Sequence[Config]) -> None:
+    """ConfigError if experiments cannot stand beside each other, or one cannot be tuned."""
     names = [config.name for config in configs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two experiments are named {', '.join(twice)}; right would be a name for each")
     for config in configs:
         if config.tune and not config.values["data"].get("valid", 1):
             raise ConfigError(f"{config.name}: data.valid = 0 leaves nothing to tune by; right would be 0.2, say")
-    if path.exists():
-        raise taken(path)
-    for kind in trackers or {}:
-        door.tracker_room(kind)  # is it installed?
-    track.create(path, trackers or {})
+
+
+def _ask(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
+    """Write down what a study is asked for."""
     asked = {"seeds": list(seeds), "experiments": {config.name: config.toml() for config in configs}}
     write(path / "study.json", (json.dumps(asked, indent=1) + "\n").encode())
 

@@ -1,6 +1,6 @@
 """The command line. It reads arguments, calls one function of another room, and prints; it computes nothing.
 
-    studies.py      run, resume, compare, report
+    studies.py      run, resume, reproduce, compare, report
     look.py         ls, show, check
     take.py         predict, export
     serve.py        serve
@@ -43,6 +43,7 @@ def start(context: typer.Context) -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": studies.run,
     "resume": studies.resume,
+    "reproduce": studies.reproduce,
     "compare": studies.compare,
     "report": studies.report,
     "ls": look.ls,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -16,12 +17,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from .terminal import Configs, Jobs, Runs, Settings, err, errors, out
 
 if TYPE_CHECKING:
     from .. import study
     from ..config import Config
+    from ..reproduce import Result
 
 
 def run(
@@ -60,6 +63,69 @@ def resume(
     """Go on with what was stopped, from the last finished round of each run."""
     with errors():
         _advance(folder, jobs)
+
+
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="pfedmoap or fedmoe.", show_default=False)],
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Of this set or method alone, e.g. flowers102, cifar10/50; repeatable."),
+    ] = None,
+    settings: Settings = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, counted up from run.seed.")] = 3,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", help="A folder, new or of this command.", show_default="runs/reproduce/PAPER"),
+    ] = None,
+    jobs: Jobs = None,
+) -> None:
+    """Run a paper's experiments, as far as data and models are on this machine, and print ours beside the published.
+
+    Typed again, it goes on where it was stopped, and with what has come to this machine since.
+    """
+    from .. import config as door
+    from .. import reproduce as papers
+
+    with errors():
+        asked, place = papers.read(paper, only or [], settings or []), folder or Path("runs/reproduce") / paper
+        there = sum(not figure.lacking for figure in asked.figures)
+        out.print(
+            f"{asked.source}: {there} of {len(asked.figures)} figures can be had here, in {place}", soft_wrap=True
+        )
+        with _interruptible("the same command"), _progress() as tell:
+            failed = papers.run(asked, place, seeds, jobs or door.cores(), tell)
+        results = papers.results(asked, place, failed)
+        _print_beside(results, asked.column)
+        if not any(result.ours for result in results):
+            raise typer.Exit(1)
+
+
+def _print_beside(results: list["Result"], column: str) -> None:
+    """Published and ours, a row a figure; below, by number, what differs and why some could not be obtained."""
+    from ..metrics import mean_sd
+
+    notes: dict[str, str] = {}  # by text, with its number
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("experiment", no_wrap=True)
+    for name in ("published", "ours", "sd (seeds)", "difference", "notes"):
+        table.add_column(name, justify="right")
+    for result in results:
+        says = [*(f"Differs: {text}" for text in result.figure.differs), *(f"Not had: {text}" for text in result.why)]
+        numbers = [notes.setdefault(text, str(len(notes) + 1)) for text in says]
+        cells = ["-", "-", "-"]
+        if result.ours:
+            mean, sd = mean_sd(result.ours)
+            spread = f"{sd:.2f} ({len(result.ours)})" if len(result.ours) > 1 else "1 seed"
+            cells = [f"{mean:.2f}", spread, f"{mean - result.figure.percent:+.2f}"]
+        table.add_row(str(result.figure), f"{result.figure.percent:.2f}", *cells, " ".join(numbers))
+    out.print(table)
+    of = "the server's predictor on all test parts" if column == "server" else "mean over clients, on their own parts"
+    had = sum(bool(result.ours) for result in results)
+    out.print(
+        f"Accuracy in percent after the last round: {of}. {had} of {len(results)} figures obtained.", soft_wrap=True
+    )
+    for text, number in notes.items():
+        out.print(f"{number:>3}  {escape(text)}", soft_wrap=True)
 
 
 def compare(runs: Runs) -> None:
@@ -109,7 +175,7 @@ def _advance(folder: Path, jobs: int | None) -> None:
 
     if (folder / "study.json").exists() or not (folder / "config.toml").exists():
         _announce(folder)
-    with _interruptible(folder), _progress() as tell:
+    with _interruptible(f"fedexperts resume {folder}"), _progress() as tell:
         study.advance(folder, jobs or door.cores(), tell, lambda what: err.print(escape(what), soft_wrap=True))
     found = pictures.collect([folder])
     for table in pictures.tables(found):
@@ -155,9 +221,9 @@ def _progress() -> Iterator["study.Progress"]:
 
 
 @contextmanager
-def _interruptible(folder: Path) -> Iterator[None]:
+def _interruptible(command: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        err.print(f"\nStopped. Every finished round is kept; go on with: fedexperts resume {folder}")
+        err.print(f"\nStopped. Every finished round is kept; go on with: {command}")
         raise typer.Exit(130) from None

@@ -1,4 +1,4 @@
-"""A data set of the papers as a federation: four ways to make clients of it.
+"""A data set of the papers as a federation: five ways to make clients of it.
 
 This room does not know how a set is kept or read.
 """
@@ -27,18 +27,21 @@ Classes = Annotated[
     tuple[str, ...],
     Field(description="classes to keep, in their order; [] takes those of the papers, mostly all", strict=False),
 ]
-Partition = Literal["pathological", "dirichlet", "dirichlet-in-domains", "natural"]
+Partition = Literal["pathological", "dirichlet", "dirichlet-in-domains", "dominant", "natural"]
 Kind = Annotated[
     Partition,
     Field(
-        description="what makes a client: classes of its own; shares of classes; the same inside its domain; "
-        "whom its examples are of"
+        description="what makes a client: classes of its own; shares of classes; the same inside its domain; one "
+        "class above all others; whom its examples are of"
     ),
 ]
 Clients = Annotated[
     int, Field(description="number of clients; 0, where they are natural: each domain, writer or user is one", ge=0)
 ]
 Alpha = Annotated[float, Field(description="Dirichlet over labels; small: skewed", gt=0, allow_inf_nan=False)]
+Share = Annotated[
+    float, Field(description="what one class has of a client's examples, where it is dominant", gt=0, le=1)
+]
 PerClass = Annotated[int, Field(description="at most so many examples a class, drawn before all else; 0: all", ge=0)]
 Least = Annotated[int, Field(description="writers or users with fewer examples are left out", ge=1)]
 Given = Annotated[
@@ -56,6 +59,7 @@ class Hub(Listed):
     partition: Kind = "pathological"
     clients: Clients = 10
     alpha: Alpha = 0.5
+    share: Share = 0.8
     per_class: PerClass = 0
     least: Least = 10
     given: Given = True
@@ -71,8 +75,12 @@ class Hub(Listed):
             groups = ", ".join(name for name, known in SETS.items() if known.group)
             raise ValueError(
                 f"partition = {self.partition!r}: {self.dataset} does not say whose an example is; right would be "
-                f'"pathological" or "dirichlet", or one of {groups}'
+                f'"pathological", "dirichlet" or "dominant", or one of {groups}'
             )
+
+    def at_hand(self) -> None:
+        """ValueError, with what to type, if the set is not on this machine."""
+        folder(self.dataset, self.path)
 
     def load(self, seed: int) -> Federation:
         """ValueError, with what to type, if the set is not there or not what its page says."""
@@ -143,6 +151,10 @@ def _in_domains(hub: Hub, labels: Tensor, groups: Sequence[str], seed: int) -> d
     return hands
 
 
+def _dominant(hub: Hub, labels: Tensor, groups: Sequence[str], seed: int) -> dict[str, Tensor]:
+    return _numbered("site", split.dominant(labels, hub.clients, hub.share, rng(seed, "dominant")))
+
+
 def _natural(hub: Hub, labels: Tensor, groups: Sequence[str], seed: int) -> dict[str, Tensor]:
     """Every domain, writer or user whole: one a client or, with `clients`, dealt out to so many."""
     whole = {name: own for name, own in split.natural(groups).items() if len(own) >= hub.least}
@@ -163,6 +175,7 @@ PARTITIONS: dict[str, Callable[[Hub, Tensor, Sequence[str], int], dict[str, Tens
     "pathological": _pathological,
     "dirichlet": _dirichlet,
     "dirichlet-in-domains": _in_domains,
+    "dominant": _dominant,
     "natural": _natural,
 }
 

@@ -93,6 +93,37 @@ def pathological(labels: Tensor, clients: int, generator: Generator) -> list[Ten
     return [torch.isin(labels, own).nonzero().flatten() for own in hands]
 
 
+def dominant(labels: Tensor, clients: int, share: float, generator: Generator) -> list[Tensor]:
+    """Share labels [n] out to `clients`: totals equal to within one, and one class has `share` of each client's.
+
+    The classes, in a random order, take turns at being a client's own, and all other classes have the rest alike. That
+    is so to within two examples where classes are equally frequent and `clients` a multiple of them; else a share
+    comes out a little other. It goes from 1 / classes, where nobody is skewed, to 1, where a client has one class.
+    ValueError if there are fewer examples than clients, a share is out of reach, or a class too rare for its clients.
+    """
+    stock, count = _stock(labels, generator), len(labels)
+    if not 1 <= clients <= count or not 1 <= share * len(stock) <= len(stock):
+        raise ValueError(
+            f"{count} examples of {len(stock)} classes to {clients} clients, {share} of one class: it must be 1 to "
+            f"{count} clients, and a share of {1 / max(len(stock), 1):.3g} to 1"
+        )
+    ahead = (share * len(stock) - 1) / max(len(stock) - 1, 1)  # the rest is dealt alike, and has its own class, too
+    order, sizes = torch.randperm(len(stock), generator=generator).tolist(), apportion(count, [1] * clients)
+    hands = []
+    for client, size in enumerate(sizes):
+        pile, own = stock[order[client % len(stock)]], round(ahead * size)
+        if own > len(pile):
+            raise ValueError(
+                f"a class has too few examples to be {share} of those of each of its clients: it must be a smaller "
+                f"share, or clients that are a multiple of the {len(stock)} classes"
+            )
+        hands.append([pile.pop() for _ in range(own)])
+    rest = _positions([example for pile in stock for example in pile])
+    left = [size - len(hand) for size, hand in zip(sizes, hands, strict=True)]
+    pieces = deal(labels[rest], left, generator)
+    return [_positions(hand + rest[piece].tolist()) for hand, piece in zip(hands, pieces, strict=True)]
+
+
 def natural(groups: Sequence[str]) -> dict[str, Tensor]:
     """Every group whole, by name: positions of the examples of each domain, writer or user; groups in order."""
     own: dict[str, list[int]] = {name: [] for name in sorted(set(groups))}

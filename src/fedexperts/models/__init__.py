@@ -50,6 +50,10 @@ class PromptedClipSettings:
         str, Field(description='text of exactly `context` tokens, with which the context starts if init is "words"')
     ] = "a photo of a"
 
+    def at_hand(self) -> None:
+        """ValueError, with what to type, if the CLIP is not on this machine."""
+        _find(self.clip)
+
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         """ValueError if the CLIP cannot be loaded, a prompt is too long, or `words` are not `context` tokens."""
         clip = _load(self.clip, self.precision)
@@ -74,10 +78,21 @@ class LinearProbeSettings:
     clip: Name = "tinyclip"
     precision: Precision = "fp32"
 
+    def at_hand(self) -> None:
+        """ValueError, with what to type, if the CLIP is not on this machine."""
+        _find(self.clip)
+
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         """ValueError if the CLIP cannot be loaded. It starts at zero, whatever the seed."""
         clip = _load(self.clip, self.precision)
         return _built(LinearProbe(classes, clip.width, clip.scale), clip, self.clip)
+
+
+def _find(name: str) -> None:
+    from .huggingface import find  # as below
+
+    if name != "tinyclip":
+        find(name, "CLIP", "tinyclip")
 
 
 def _load(name: str, precision: str) -> Clip:

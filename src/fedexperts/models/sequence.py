@@ -28,6 +28,13 @@ class TransformerSettings:
         ),
     ] = "own"
 
+    def at_hand(self) -> None:
+        """ValueError, with what to type, if the model is not on this machine."""
+        from .huggingface import find  # as below
+
+        if not self.model.startswith("tiny-"):
+            find(self.model, "text model", "tiny-bert")
+
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         """ValueError if the model cannot be loaded, or takes fewer tokens. What it has no weights for is seeded."""
         from .transformer import load_transformer  # takes seconds to import: not before a model is built

@@ -1,0 +1,98 @@
+"""Every config that ships is run for a round: on its own data made small, or on a copy of a few rows of its set.
+
+What a copy cannot give is set otherwise, and nothing else: fewer clients, examples, passes and rounds, and tiny models
+in place of checkpoints. Some run by default, so that each set, method and model is there; the others are slow.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from papersets import png
+
+from fedexperts import config as door
+from fedexperts import study
+from fedexperts.config import Config
+
+SHIPPED = [path for path, _ in door.shipped()]
+TINY = {"google-bert/bert-base-uncased": "tiny-bert", "openai-community/gpt2-medium": "tiny-gpt2"}
+TINY |= {"openai-community/gpt2": "tiny-gpt2"}
+LARGE = ("leaf-cnn", "resnet18")
+WIDE = 128  # features of the tiny CLIP
+QUICK = {
+    *Path("configs").glob("pfedmoap/*/pfedmoap.toml"),
+    *Path("configs").glob("pfedmoap/dtd/[!_]*.toml"),
+    Path("configs/fedmoe/femnist/10/fedmoe.toml"),
+    Path("configs/fedmoe/yelp/10/fedmoe.toml"),
+    *Path("configs").glob("fedmoe/sentiment140/10/[!_]*.toml"),
+    Path("configs/fedmoe/cifar10/10/fedavg.toml"),
+    *Path("configs").glob("fedmoe/*/100/fedavg.toml"),
+    Path("configs/own/images.toml"),
+}
+
+
+def small(file: Path, config: Config, copies: Path, images: Path) -> dict[str, Any]:
+    """The settings that make an experiment tiny."""
+    values, run = config.values, config.values["run"]
+    data, model, method = values["data"], values["model"], values["method"]
+    settings = {"run.rounds": min(1, run["rounds"]), "run.participation": 1.0, "learning.epochs": 1}
+    settings |= {"engine.name": "inprocess", "start.epochs": min(1, values["start"]["epochs"])}
+    if data["name"] == "hub":
+        side = 16 if model["name"] == "resnet18" else min(32, data["side"])
+        settings |= {"data.path": str(copies / data["dataset"]), "data.side": side}
+        settings |= {"data.clients": {"sentiment140": 2, "yelp": 5}.get(data["dataset"], 2), "data.per_class": 12}
+    elif data["name"] == "image-folders":
+        settings |= {"data.path": str(images), "data.side": 32}
+    else:
+        settings |= {"data.shots": 2} if "shots" in data else {"data.reviews": 200}
+        settings |= {"data.clients": 4} if data["name"] == "digits-scanners" and data["clients"] > 4 else {}
+    if data.get("reserve"):
+        settings |= {"data.reserve": 3}  # of ten classes: one image for each of thirty experts
+    if "clip" in model:
+        settings |= {"model.clip": "tinyclip"} | ({"model.context": 4} if "context" in model else {})
+    settings |= {
+        f"{part}.model": TINY[m] for part in ("model", "gate") if (m := values.get(part, {}).get("model")) in TINY
+    }
+    if "width" in method:
+        settings |= {"method.width": min(WIDE, method["width"])}
+    settings |= {f"method.{key}": 1 for key in ("epochs", "warmup", "gate_epochs") if method.get(key)}
+    if model["name"] in LARGE and "10" not in file.parts:  # the rows of ten clients have them themselves
+        settings |= {"model.name": "compact-cnn"}
+    return settings
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sites with images of two classes in folders."""
+    home = tmp_path_factory.mktemp("images")
+    for site, name, i in ((s, n, i) for s in ("north", "south") for n in ("cat", "dog") for i in range(6)):
+        (home / site / name).mkdir(parents=True, exist_ok=True)
+        (home / site / name / f"{i}.png").write_bytes(png(9 * i))
+    return home
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is gone afterwards: a mixture of large experts is some hundred megabytes."""
+    yield tmp_path / "run"
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    "file", [pytest.param(f, id=str(f), marks=() if f in QUICK else pytest.mark.slow) for f in SHIPPED]
+)
+def test_a_shipped_config_runs(file: Path, copies: Path, images: Path, place: Path) -> None:
+    config = door.load(file)
+    done = study.once(config.having(small(file, config, copies, images), "here"), place)
+    assert done.round == min(1, config.values["run"]["rounds"])
+    assert len(done.clients) >= 2
+    assert 0 <= done.mean <= 100
+
+
+def test_the_quick_ones_are_of_every_set_and_every_method() -> None:
+    published = [door.load(file) for file in SHIPPED if file.parts[1] in ("pfedmoap", "fedmoe")]
+    quick = [door.load(file) for file in SHIPPED if file in QUICK]
+    for section, key in (("data", "dataset"), ("method", "name"), ("model", "name")):
+        assert {c.values[section][key] for c in published} <= {c.values[section].get(key) for c in quick}
