@@ -47,13 +47,25 @@ def predict(
     texts: Annotated[list[str] | None, typer.Option("--text", help="A text to predict; repeatable.")] = None,
     client: ClientName = "",
     private: PrivateFolder = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a client that never trained: a few labelled examples of its own, by which experts are chosen; a "
+            "folder with class/image.jpg, or a table with columns path or text, and label.",
+            show_default=False,
+        ),
+    ] = None,
     form: Annotated[Form, typer.Option("--format", help="How to print it.")] = Form.table,
 ) -> None:
     """Predict new images or texts with what a run learned: a client's own model, or what all share."""
     from .. import predict as room
 
     with errors():
+        if like and client:
+            raise ValueError("--like is for a client that never trained; right would be it, or --client, and not both")
         predictor = room.Predictor.of(run, client, private)
+        if like:
+            predictor = predictor.like(room.labelled(predictor, like))
         asked = room.inputs(predictor, paths or [], texts or [])
         if not asked:
             raise ValueError("nothing to predict; right would be images, a folder of them, or texts")

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import cross_entropy, linear, normalize
 
-from ..learn import Local
-from ..method import Facts, Finished, Given, Method, Model, Portable, PromptModel, Sent, Upload
+from ..learn import Examples, Local
+from ..method import Chosen, Facts, Finished, Given, Method, Model, Portable, PromptModel, Sent, Upload
 from ..tensors import Tensors, mean, named, rng, under
 
 
@@ -170,6 +170,17 @@ class PFedMoAP(Method):
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
         """The client's own prompt, gate and experts; the global prompt alone if it never trained."""
         return Local.of(own) if own else Local({"context": sent["global.context"]})
+
+    def offers(self, model: Model, server: Tensors, few: Examples) -> list[Chosen]:
+        """A mean of the global prompt and the pool's, each by its likelihood: how probable it finds the examples' labels."""
+        contexts = {"shared": server["global.context"]} | under(server, "pool")
+        losses_N = torch.stack([
+            cross_entropy(model.logits({"context": context}, few.x[:, 0]), few.y, reduction="sum")
+            for context in contexts.values()
+        ])  # fmt: skip
+        shares = (-losses_N).softmax(0).tolist()
+        blend = mean([{"context": context} for context in contexts.values()], shares)
+        return [Chosen(Local(blend), dict(zip(contexts, shares, strict=True)))]
 
     def portable(self, model: Model, local: Local) -> Portable:
         """Text features, gate, and pooling as a matrix: it is a linear map, whichever it is."""
