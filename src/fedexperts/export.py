@@ -27,11 +27,22 @@ from PIL import Image, ImageOps
 def pixels(path):
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     image = ImageOps.fit(image, ({side}, {side}), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]"""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+
+
+"""
+
+RECIPE = """```python
+{lines}
+```
+
+`logits(inputs({shown}))` is it all."""
+
+NO_RECIPE = "As the model of the run does it: see its settings below."
 
 README = """# {title}
 
-This is {who}, learned by fedexperts, which is not needed to use it. Needed are `torch` and `safetensors`.
+This is {who}, learned by fedexperts, which is not needed to use it. Needed is what the lines below import.
 
 ## From an input to logits
 {formula}
@@ -41,6 +52,7 @@ import json
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 n, t = json.load(open("config.json", encoding="utf-8")), load_file("model.safetensors")
 torch.set_grad_enabled(False)
@@ -63,32 +75,43 @@ torch.set_grad_enabled(False)
 @torch.no_grad()
 def export(predictor: Predictor, folder: Path) -> None:
     """Write the folder, whole or not at all; ValueError if it is there, or if the model cannot be written down."""
-    if predictor.serves:
-        raise ValueError("the server's own predictor cannot be exported; right would be one client's, --client NAME")
     if folder.exists():
         raise ValueError(f"{folder} is there already; right would be another folder")
-    carried = predictor.method.portable(predictor.model, predictor.local)
+    carried = (
+        predictor.method.portable_server(predictor.model, predictor.server)
+        if predictor.serves
+        else predictor.method.portable(predictor.model, predictor.local)
+    )
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     numbers = {"classes": list(predictor.model.classes)} | carried.numbers
     write(aside / "model.safetensors", pack(carried.tensors))
     write(aside / "config.json", (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
+    for name, data in predictor.built.files().items():
+        write(aside / name, data)
     write(aside / "README.md", _readme(predictor, carried).encode())
     os.replace(aside, folder)
 
 
 def _readme(predictor: Predictor, carried: Portable) -> str:
     side, recipe = predictor.side, predictor.built.recipe
-    lines = f"```python\n{PIXELS.format(side=side)}\n\n\n{recipe}\n```\n\n`logits(inputs(pixels(path)))` is it all."
+    lines = recipe if side is None else PIXELS.format(side=side) + recipe
+    shown = '["a text"]' if side is None else "pixels(path)"
     return README.format(
-        title=f"{predictor.config.name}: {predictor.client or 'what all clients share'}",
+        title=f"{predictor.config.name}: {_whose(predictor)}",
         who=predictor.who,
         formula=carried.formula,
         code=carried.code,
         kind="texts" if side is None else "an image",
-        recipe=lines if recipe and side is not None else "As the model of the run does it: see its settings below.",
+        recipe=RECIPE.format(lines=lines, shown=shown) if recipe else NO_RECIPE,
         card=_card(predictor),
         privacy=_privacy(predictor),
     )
+
+
+def _whose(predictor: Predictor) -> str:
+    if predictor.serves:
+        return "the server's own predictor"
+    return predictor.client or "what all clients share"
 
 
 def _card(predictor: Predictor) -> str:

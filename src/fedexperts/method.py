@@ -109,6 +109,10 @@ class MixtureModel(Model, Protocol):
         """[B, C]: log y(x) of the few experts that the gate chooses; no other expert is computed."""
         ...
 
+    def portable(self, tensors: Tensors, sparse: bool = False) -> "Portable":
+        """The same as `logits` or, if sparse, as `predict`, without this package."""
+        ...
+
 
 def as_mixture(model: Model) -> MixtureModel:
     """The same model; ValueError, with what to type, if it is no mixture."""

@@ -66,7 +66,9 @@ class Predictor:
     local: Local
     kept: int | None  # the round from which the client's own state is; None: it has none
     side: int | None  # pixels of an image's side; None: inputs are texts
-    chosen: Mapping[str, float] | None = None  # a newcomer's: each expert's share in `local`; none: it is what all share
+    chosen: Mapping[str, float] | None = (
+        None  # a newcomer's: each expert's share in `local`; none: it is what all share
+    )
 
     @classmethod
     def of(cls, path: Path, client: str, private: Path | None = None) -> "Predictor":
@@ -150,6 +152,8 @@ class Predictor:
 
     def experts(self, count: int) -> list[str]:
         """Names of so many experts: the client's own, then those whose it received, as far as the log knows."""
+        if self.chosen:
+            return list(self.chosen)[:count]
         if self.serves:
             mains = getattr(self.model, "mains", 0)
             return [f"main {i}" for i in range(mains)] + [f"expert {k}" for k in range(count - mains)]
@@ -191,9 +195,7 @@ def labelled(predictor: Predictor, path: Path) -> Examples:
         found = Table(**one, site_column="", part_column="").found()
     classes = predictor.model.classes
     if strange := sorted({e.label for e in found.examples} - {words(name) for name in classes}):
-        raise ValueError(
-            f"{strange[0]!r} in {path} is no class of the run; right would be one of {', '.join(classes)}"
-        )
+        raise ValueError(f"{strange[0]!r} in {path} is no class of the run; right would be one of {', '.join(classes)}")
     if (found.store is None) != (predictor.side is None):
         learned = "texts, in a table with a column text" if predictor.side is None else "images"
         raise ValueError(f"{path} does not hold what the run learned from; right would be {learned}")

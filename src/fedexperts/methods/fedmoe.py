@@ -313,7 +313,7 @@ class FedMoE(Method):
         """Without routing it is the mixture of all experts, behind a gate of zeros, which weighs them alike."""
         mixture = as_mixture(model)
         if self.gate == "trained":
-            return mixture.portable(server, mixture.top)
+            return mixture.portable(server, sparse=True)
         alike = {name: torch.zeros_like(value) for name, value in under(server, "gate").items()}
         return mixture.portable(server | named("gate", alike))
 
@@ -330,7 +330,7 @@ class FedMoE(Method):
         right_K = _right(as_mixture(model).expert, _experts(server, "expert"), few).mean(1)
         shares_E = self._shares(server, right_K[:, None])[:, 0]
         blend = _blends(server | {"relevance.": shares_E}, [""])[""]
-        names = [*(["main"] if "alpha" in server else []), *_names(server, "expert")]
+        names = [*(["main"] if "alpha" in server else []), *(f"expert {k}" for k in range(len(right_K)))]
         return [Chosen(Local(blend), dict(zip(names, shares_E.tolist(), strict=True)))]
 
 

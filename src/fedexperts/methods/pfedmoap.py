@@ -172,15 +172,21 @@ class PFedMoAP(Method):
         return Local.of(own) if own else Local({"context": sent["global.context"]})
 
     def offers(self, model: Model, server: Tensors, few: Examples) -> list[Chosen]:
-        """A mean of the global prompt and the pool's, each by its likelihood: how probable it finds the examples' labels."""
-        contexts = {"shared": server["global.context"]} | under(server, "pool")
-        losses_N = torch.stack([
-            cross_entropy(model.logits({"context": context}, few.x[:, 0]), few.y, reduction="sum")
-            for context in contexts.values()
-        ])  # fmt: skip
-        shares = (-losses_N).softmax(0).tolist()
-        blend = mean([{"context": context} for context in contexts.values()], shares)
-        return [Chosen(Local(blend), dict(zip(contexts, shares, strict=True)))]
+        """The prompt of the pool that finds the examples' labels likeliest; where gates are shared, K such behind one."""
+        prompted, x = _prompted(model), few.x[:, 0]
+        texts = {client: prompted.texts(context) for client, context in under(server, "pool").items()}
+        losses = {
+            client: float(cross_entropy(prompted.scale * x @ own_CD.T, few.y)) for client, own_CD in texts.items()
+        }
+        useful = sorted(texts, key=losses.__getitem__)
+        if not (gate := under(server, "global.gate")):
+            return [Chosen(Local({"context": server[f"pool.{client}"]}), {client: 1.0}) for client in useful[:1]]
+        shared_CD = prompted.texts(server["global.context"])
+        experts = torch.stack([shared_CD, *(texts[client] for client in useful[: self.experts])])[1:]
+        local = Local({"context": server["global.context"]} | named("gate", gate), {"experts": experts})
+        _, weights_BCE = self._mix(local, shared_CD, x)
+        names = ("global prompt", *useful[: self.experts])
+        return [Chosen(local, dict(zip(names, weights_BCE.mean((0, 1)).tolist(), strict=True)))]
 
     def portable(self, model: Model, local: Local) -> Portable:
         """Text features, gate, and pooling as a matrix: it is a linear map, whichever it is."""

@@ -86,12 +86,17 @@ class Mixture:
         """[B, K]: the gate's softmax."""
         return self.gate.logits(under(tensors, "gate"), x).softmax(-1)
 
-    def portable(self, tensors: Tensors, top: int = 0) -> Portable:
-        """Of the `top` best experts, as `predict` has it, or of all of them, as `logits`: a gate renormalised over all."""
+    def portable(self, tensors: Tensors, sparse: bool = False) -> Portable:
+        """The same as `predict` if sparse, else as `logits`, for which the best are all. Every expert is computed."""
         gate = portable(self.gate, under(tensors, "gate"))
         experts = {name: portable(self.expert, under(tensors, name)) for name in self._names()}
         expert = next(iter(experts.values()))
-        counts = {"mains": self.mains, "experts": self.experts, "top": top or self.experts, "least": LEAST}
+        counts = {
+            "mains": self.mains,
+            "experts": self.experts,
+            "top": self.top if sparse else self.experts,
+            "least": LEAST,
+        }
         carried = named("gate", gate.tensors)
         for name, each in experts.items():
             carried |= named(name, each.tensors)
