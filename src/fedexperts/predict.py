@@ -34,6 +34,7 @@ from .tensors import Tensors
 BATCH = 256  # inputs that are read and computed at once
 TEXTS = ".txt"
 OWN = "own"
+NEWCOMER = "newcomer"
 LOUDEST = 3  # experts that are named
 
 
@@ -188,11 +189,8 @@ def labelled(predictor: Predictor, path: Path) -> Examples:
 
     ValueError, with what to do, for whatever does not fit.
     """
-    one = {"path": str(path), "site": "newcomer"}
-    if path.is_dir():
-        found = ImageFolders(**one).found()
-    else:
-        found = Table(**one, site_column="", part_column="").found()
+    table = Table(path=str(path), site=NEWCOMER, site_column="", part_column="")
+    found = ImageFolders(path=str(path), site=NEWCOMER).found() if path.is_dir() else table.found()
     classes = predictor.model.classes
     if strange := sorted({e.label for e in found.examples} - {words(name) for name in classes}):
         raise ValueError(f"{strange[0]!r} in {path} is no class of the run; right would be one of {', '.join(classes)}")

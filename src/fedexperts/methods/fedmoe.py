@@ -324,8 +324,8 @@ class FedMoE(Method):
     def offers(self, model: Model, server: Tensors, few: Examples) -> list[Chosen]:
         """Step C for a newcomer: a blend of the experts, by how likely each of them finds its examples' labels.
 
-        In step C a client's model stands for its data and the gate says whose examples count. A newcomer has no model, and
-        all of its examples count for every expert alike: weighed by the gate, the blend does worse (docs/predict.md).
+        In step C a client's model stands for its data, and the gate says which examples count. A newcomer has no model
+        yet, and its examples count for every expert alike: weighed by the gate, the blend does worse (docs/predict.md).
         """
         right_K = _right(as_mixture(model).expert, _experts(server, "expert"), few).mean(1)
         shares_E = self._shares(server, right_K[:, None])[:, 0]

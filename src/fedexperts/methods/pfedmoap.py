@@ -172,7 +172,7 @@ class PFedMoAP(Method):
         return Local.of(own) if own else Local({"context": sent["global.context"]})
 
     def offers(self, model: Model, server: Tensors, few: Examples) -> list[Chosen]:
-        """The prompt of the pool that finds the examples' labels likeliest; where gates are shared, K such behind one."""
+        """The prompt of the pool that finds the examples' labels likeliest; with averaged gates, K such prompts."""
         prompted, x = _prompted(model), few.x[:, 0]
         texts = {client: prompted.texts(context) for client, context in under(server, "pool").items()}
         losses = {

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from copy import copy, deepcopy
 from inspect import getsource
 from threading import local
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class Network:
 
     def portable(self, tensors: Tensors) -> Portable:
         """ValueError if the module is neither made of parts that can be written down, nor says itself how."""
-        module = self._hollow.evaluating
+        module: Any = self._hollow.evaluating
         if hasattr(module, "portable"):
             found: Portable = module.portable(tensors, self.classes)
             return found
@@ -73,7 +73,7 @@ class Network:
             ) from None
 
 
-def written(module: nn.Module) -> str:
+def written(module: Any) -> str:
     """The expression that makes a module of torch's own layers, one behind the other; ValueError for any other.
 
     A layer of ours that computes what one of torch's does names it as its `plain`. A class whose constructor takes
