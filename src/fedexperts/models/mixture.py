@@ -128,9 +128,9 @@ class Mixture:
         return routed_BC.clamp_min(LEAST).log()
 
 
-_FORMULA = """`x` is the input. Every expert is one and the same network with weights of its own, and says probabilities.
-The gate's softmax weighs the routed experts, of which the `top` best speak, renormalised. With main experts, which always
-speak, the answer is (1 - alpha) * main + alpha * routed. The logits are its logarithm."""
+_FORMULA = """`x` is the input. Every expert is one and the same network, with weights of its own, and says
+probabilities. The gate's softmax weighs the routed experts, of which the `top` best speak, renormalised. With main
+experts, which always speak, the answer is (1 - alpha) * main + alpha * routed. The logits are its logarithm."""
 
 _CODE = """def part(name):
     return {{key.removeprefix(name + "."): value for key, value in t.items() if key.startswith(name + ".")}}
