@@ -10,6 +10,10 @@ themselves in a few lines of torch, or that they cannot.
 
 import json
 import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +44,19 @@ RECIPE = """```python
 
 NO_RECIPE = "As the model of the run does it: see its settings below."
 
+LOAD = """import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+n, t = json.loads(Path("config.json").read_text(encoding="utf-8")), load_file("model.safetensors")
+torch.set_grad_enabled(False)
+
+
+"""
+
 README = """# {title}
 
 This is {who}, learned by fedexperts, which is not needed to use it. Needed is what the lines below import.
@@ -48,17 +65,7 @@ This is {who}, learned by fedexperts, which is not needed to use it. Needed is w
 {formula}
 `softmax` of the logits gives probabilities; the classes stand in `config.json`, in their order.
 ```python
-import json
-
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-
-n, t = json.load(open("config.json", encoding="utf-8")), load_file("model.safetensors")
-torch.set_grad_enabled(False)
-
-
-{code}
+{load}{code}
 ```
 
 ## From {kind} to an input
@@ -71,25 +78,81 @@ torch.set_grad_enabled(False)
 {privacy}
 """
 
+ONNX_NEEDS = ("onnx", "onnxscript")
+
+TO_ONNX = """
+
+
+class Whole(nn.Module):
+    def forward(self, x):
+        return logits(x)
+
+
+made = torch.onnx.export(
+    Whole().eval(), (torch.zeros({shape}, dtype={dtype}),), dynamo=True, verbose=False,
+    input_names=["x"], output_names=["logits"], dynamic_shapes=({{0: torch.export.Dim("batch")}},),
+)
+if isinstance(made.model.graph.inputs[0].shape[0], int):
+    raise SystemExit("its lines hold for one size of a batch")
+made.save("model.onnx", external_data=False)"""
+
+ABOUT_ONNX = """
+## In ONNX
+`model.onnx` is `logits` as a graph: for a batch of any size, and without torch.
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+
+
+def logits(x):
+    return session.run(["logits"], {"x": x})[0]
+```
+"""
+
 
 @torch.no_grad()
-def export(predictor: Predictor, folder: Path) -> None:
+def export(predictor: Predictor, folder: Path, onnx: bool = False) -> None:
     """Write the folder, whole or not at all; ValueError if it is there, or if the model cannot be written down."""
     if folder.exists():
         raise ValueError(f"{folder} is there already; right would be another folder")
+    if onnx and not all(map(find_spec, ONNX_NEEDS)):
+        raise ValueError("ONNX needs onnx and onnxscript; type: pip install 'fedexperts[onnx]'")
     carried = (
         predictor.method.portable_server(predictor.model, predictor.server)
         if predictor.serves
         else predictor.method.portable(predictor.model, predictor.local)
     )
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        _write(predictor, carried, aside)
+        if onnx:
+            _write_onnx(predictor, carried, aside)
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write(predictor: Predictor, carried: Portable, folder: Path) -> None:
     numbers = {"classes": list(predictor.model.classes)} | carried.numbers
-    write(aside / "model.safetensors", pack(carried.tensors))
-    write(aside / "config.json", (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
+    write(folder / "model.safetensors", pack(carried.tensors))
+    write(folder / "config.json", (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
     for name, data in predictor.built.files().items():
-        write(aside / name, data)
-    write(aside / "README.md", _readme(predictor, carried).encode())
-    os.replace(aside, folder)
+        write(folder / name, data)
+    write(folder / "README.md", _readme(predictor, carried).encode())
+
+
+def _write_onnx(predictor: Predictor, carried: Portable, folder: Path) -> None:
+    """The very lines of the README as a graph, in a process that stands in the folder, as its reader would."""
+    side = predictor.side
+    x = predictor.built.encode(["", ""] if side is None else torch.zeros(2, 3, side, side, dtype=torch.uint8))
+    lines = LOAD + carried.code + TO_ONNX.format(shape=list(x.shape), dtype=x.dtype)
+    done = subprocess.run([sys.executable, "-c", lines], cwd=folder, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        why = done.stderr.strip().splitlines()[-1]
+        raise ValueError(f"this model has no form in ONNX ({why}); right would be an export without --onnx")
+    with open(folder / "README.md", "a", encoding="utf-8") as readme:
+        readme.write(ABOUT_ONNX)
 
 
 def _readme(predictor: Predictor, carried: Portable) -> str:
@@ -100,6 +163,7 @@ def _readme(predictor: Predictor, carried: Portable) -> str:
         title=f"{predictor.config.name}: {_whose(predictor)}",
         who=predictor.who,
         formula=carried.formula,
+        load=LOAD,
         code=carried.code,
         kind="texts" if side is None else "an image",
         recipe=RECIPE.format(lines=lines, shown=shown) if recipe else NO_RECIPE,

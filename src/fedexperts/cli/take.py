@@ -89,14 +89,15 @@ def export(
     folder: Annotated[Path, typer.Option("--out", help="A new folder.", show_default=False)],
     client: ClientName = "",
     private: PrivateFolder = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also as model.onnx; needs the extra onnx.")] = False,
 ) -> None:
-    """Write a client's model as a folder that predicts without this package."""
+    """Write a client's model, or what the server has, as a folder that predicts without this package."""
     from .. import export as room
     from ..predict import Predictor
 
     with errors():
         predictor = Predictor.of(run, client, private)
-        room.export(predictor, folder)
+        room.export(predictor, folder, onnx)
         out.print(
             f"Wrote {escape(predictor.who)}; {escape(str(folder / 'README.md'))} says how to use it.", soft_wrap=True
         )

@@ -152,8 +152,9 @@ experts = [make_expert(part(f"expert.{{k}}"), n["expert"]) for k in range(n["exp
 
 
 def logits(x):
-    best, chosen = gate(x).softmax(-1).topk(n["top"])
-    weights = torch.zeros(len(x), len(experts)).scatter(1, chosen, best / best.sum(-1, keepdim=True))
+    shares = gate(x).softmax(-1)
+    best, chosen = shares.topk(n["top"])
+    weights = torch.zeros_like(shares).scatter(1, chosen, best / best.sum(-1, keepdim=True))
     answer = torch.einsum("bk,kbc->bc", weights, torch.stack([expert(x).softmax(-1) for expert in experts]))
     if mains:
         main = torch.stack([expert(x).softmax(-1) for expert in mains]).mean(0)
