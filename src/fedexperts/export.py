@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from .method import Portable
-from .metrics import accuracy
+from .metrics import Row
 from .predict import Predictor
 from .tensors import pack, write
 
@@ -180,17 +180,15 @@ def _whose(predictor: Predictor) -> str:
 
 def _card(predictor: Predictor) -> str:
     """Data, accuracy, settings; no folder of this machine."""
-    config = predictor.config
+    config, side = predictor.config, predictor.side
     rows = [row for row in predictor.folder.rows("clients.jsonl") if row["round"] == predictor.round]
-    own = [row for row in rows if row["client"] == predictor.client]
-    tested = [
-        f"Accuracy on its own {row['test_examples']} test examples: {accuracy(row, 'test'):.1f} %." for row in own
-    ]
+    shown = "texts" if side is None else f"images of {side} x {side} pixels"
     facts = [
         f"Classes: {', '.join(predictor.model.classes)}.",
+        f"Data: {config.values['data']['name']}, {shown}.",
         f"Clients of the run: {len(rows)}. Rounds: {predictor.round} of {config.values['run']['rounds']}.",
         *_counts(predictor),
-        *tested,
+        *_tested(predictor, rows),
     ]
     settings = [
         f"{section}.{key} = {json.dumps(value, ensure_ascii=False)}"
@@ -199,6 +197,23 @@ def _card(predictor: Predictor) -> str:
         if not (isinstance(value, str) and Path(value).expanduser().is_absolute())
     ]
     return "\n".join([*(f"- {fact}" for fact in facts), "", "```", *settings, "```"])
+
+
+def _tested(predictor: Predictor, rows: list[Row]) -> list[str]:
+    """Accuracy on test examples as the run's last round logged it, if it was asked then."""
+    whose, column = "its own", "test"
+    if predictor.serves:
+        rows = [row for row in predictor.folder.rows("server.jsonl") if row["round"] == predictor.round]
+        whose = "all clients'"
+    elif predictor.client:
+        rows = [row for row in rows if row["client"] == predictor.client]
+    else:
+        whose, column = "all clients'", "test_global"
+    tested = sum(row.get("test_examples", 0) for row in rows)
+    if not tested:
+        return []
+    right = sum(row[f"{column}_correct"] for row in rows)
+    return [f"Accuracy on {whose} {tested} test examples: {100 * right / tested:.1f} %."]
 
 
 def _counts(predictor: Predictor) -> list[str]:
