@@ -1,11 +1,11 @@
 """What do a few labelled images give a client that never trained? Choices among experts against what all share.
 
-    python benchmarks/newcomer.py            about 25 minutes on two cores; goes on where it was stopped
+    python benchmarks/newcomer.py            about 10 minutes on two cores; goes on where it was stopped
     python benchmarks/newcomer.py --print    the tables alone
 
-Digits with four scanners and 20 clients, of whom four, one of each scanner, stay away from a run; five runs a seed, so
+Digits with four scanners and 20 clients, of whom four, one of each scanner, stay away from a run; five runs, so
 that everybody is a newcomer once. Each newcomer draws 8 labelled images from its own training part, five times, and is
-asked on its own test part: mean accuracy in percent over newcomers, draws and two seeds. ± is the standard error over
+asked on its own test part: mean accuracy in percent over newcomers and draws. ± is the standard error over
 newcomers of the difference to what all share; worse and better count draws. `--like` is what `predict --like` does:
 one choice, and what all share where that does better on the 8 images.
 """
@@ -13,8 +13,9 @@ one choice, and what all share where that does better on the 8 images.
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ from fedexperts.learn import Examples, Local
 from fedexperts.predict import Predictor
 from fedexperts.tensors import mean, named, rng, under
 
-SEEDS, FOLDS, DRAWS, FEW = (0, 1), range(5), range(5), 8
+SEEDS, FOLDS, DRAWS, FEW = (0,), range(5), range(5), 8
 RUNS = {
     "pfedmoap": ("pfedmoap", {}),
     "kept prompts": ("pfedmoap", {"method.reset": False}),
@@ -38,6 +39,7 @@ RUNS = {
     "fedmoe": ("fedmoe-digits/fedmoe", {}),
 }
 Answers = dict[str, Tensor]  # what is chosen -> logits
+Choose = Callable[[Examples, Tensor], Answers]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,26 +78,34 @@ def experiments() -> Iterator[Config]:
             yield variant(base, name(kind, fold), data | {"data.fold": fold, "run.evaluate_every": 40} | change)
 
 
-def prompts(predictor: Predictor, few: Examples, x: Tensor) -> Answers:
+def prompts(predictor: Predictor) -> Choose:
     """Of pFedMoAP's pool and the global prompt: the most useful ones, and all by likelihood."""
-    contexts = [predictor.server["global.context"], *under(predictor.server, "pool").values()]
-    model = predictor.model
-    answers = [[model.logits({"context": context}, shown) for context in contexts] for shown in (few.x[:, 0], x)]
-    chosen_NBC, asked_NBC = map(torch.stack, answers)
+    model, server = predictor.model, predictor.server
+    contexts = [server["global.context"], *under(server, "pool").values()]
+    texts_NCD = torch.stack([model.texts(context) for context in contexts])  # type: ignore[attr-defined]
+    return partial(_prompts, predictor, texts_NCD)
+
+
+def _prompts(predictor: Predictor, texts_NCD: Tensor, few: Examples, x: Tensor) -> Answers:
+    model, context = predictor.model, predictor.server["global.context"]
+    chosen_NBC, asked_NBC = (model.scale * shown @ texts_NCD.mT for shown in (few.x[:, 0], x))  # type: ignore[attr-defined]
     loss_N = torch.stack([cross_entropy(chosen, few.y, reduction="sum") for chosen in chosen_NBC])
     found = {f"mean of the best {K} prompts": asked_NBC[loss_N.argsort()[:K]].mean(0) for K in (1, 2, 4, 8)}
     found["all prompts, by likelihood"] = torch.einsum("n,nbc->bc", (-loss_N).softmax(0), asked_NBC)
     if gate := under(predictor.server, "global.gate"):
-        texts_NCD = torch.stack([model.texts(context) for context in contexts])  # type: ignore[attr-defined]
         best = loss_N[1:].argsort() + 1
         for what, experts in (("no expert", best[:0]), ("the best 4", best[:4]), ("the worst 4", best[-4:])):
-            local = Local({"context": contexts[0]} | named("gate", gate), {"experts": texts_NCD[experts]})
+            local = Local({"context": context} | named("gate", gate), {"experts": texts_NCD[experts]})
             found[f"the shared gate, {what}"] = predictor.method.logits(model, local, x)
     return found
 
 
-def experts(predictor: Predictor, few: Examples, x: Tensor) -> Answers:
+def experts(predictor: Predictor) -> Choose:
     """Of Fed-MoE's mixture: step C's blend, by likelihood and as in training by the gate, too; the best expert."""
+    return partial(_experts, predictor)
+
+
+def _experts(predictor: Predictor, few: Examples, x: Tensor) -> Answers:
     model, server, method = predictor.model, predictor.server, predictor.method
     own = [under(server, f"expert.{k}") for k in range(model.experts)]  # type: ignore[attr-defined]
     main = under(method.publish(server), "global")
@@ -120,14 +130,14 @@ def right(folder: Path) -> Iterator[tuple[str, str, float]]:
     shared = Predictor.of(folder, "")
     data, seed = shared.config.section("data"), shared.config.values["run"]["seed"]
     known = shared.method.recall(shared.model, shared.method.publish(shared.server), None)
-    others = prompts if "pool" in {name.split(".")[0] for name in shared.server} else experts
+    others = (prompts if "pool" in {name.split(".")[0] for name in shared.server} else experts)(shared)
     for who, images, labels, asked, truth in data.newcomers(seed):
         given, x = shared.built.encode(images), shared.built.encode(asked)
         for draw in DRAWS:
             chosen = torch.randperm(len(labels), generator=rng(seed, "few", draw, who))[:FEW]
             few = Examples(given[chosen][:, None], labels[chosen])
             answers = {"what all share": shared.method.logits(shared.model, known, x)}
-            answers |= {"--like": shared.like(few).logits(x)} | others(shared, few, x)
+            answers |= {"--like": shared.like(few).logits(x)} | others(few, x)
             for what, answer in answers.items():
                 yield f"{who} {seed}", what, 100 * float((answer.argmax(-1) == truth).float().mean())
 

@@ -87,12 +87,12 @@ def test_the_lines_in_the_readme_compute_the_prompts_logits(case: Case, tmp_path
 @pytest.mark.parametrize(
     "case",
     [
-        Case(MOE, reserve=8, mixture={"experts": 3}),
         Case(MOE, reserve=8, mixture={"experts": 3, "top": 2, "mains": 2}),
-        Case(MOE | {"gate": "uniform"}, reserve=8, mixture={"experts": 3}),
-        Case({"name": "fedavg"}, mixture={"experts": 2}),
+        pytest.param(Case(MOE, reserve=8, mixture={"experts": 3}), marks=pytest.mark.slow),
+        pytest.param(Case(MOE | {"gate": "uniform"}, reserve=8, mixture={"experts": 3}), marks=pytest.mark.slow),
+        pytest.param(Case({"name": "fedavg"}, mixture={"experts": 2}), marks=pytest.mark.slow),
     ],
-    ids=["best", "two-of-three", "uniform", "all"],
+    ids=["two-of-three", "best", "uniform", "all"],
 )
 def test_a_mixture_is_rebuilt_by_its_readme_to_what_the_server_answers(case: Case, tmp_path: Path) -> None:
     predictor, folder = exported(tiny(case, **CNN), "", tmp_path)
@@ -108,7 +108,7 @@ def test_a_mixture_is_rebuilt_by_its_readme_to_what_the_server_answers(case: Cas
         assert f"100 test examples: {row['test_correct']:.1f} %" in (folder / "README.md").read_text()
 
 
-@pytest.mark.parametrize("norm", ["batch", "group"])
+@pytest.mark.parametrize("norm", ["batch", pytest.param("group", marks=pytest.mark.slow)])
 def test_a_residual_network_is_rebuilt_by_its_readme(norm: str, tmp_path: Path) -> None:
     config = tiny(Case({"name": "fedavg"}), model={"name": "resnet18", "norm": norm}, run={"rounds": 1})
     predictor, folder = exported(config, "c", tmp_path)
@@ -119,6 +119,7 @@ def test_a_residual_network_is_rebuilt_by_its_readme(norm: str, tmp_path: Path) 
         torch.testing.assert_close(found, predictor.logits(predictor.built.encode(images)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 @pytest.mark.parametrize("case", ["own", "mean", "tiny", "mixture"])
 def test_a_transformer_is_rebuilt_by_its_readme_from_texts(case: str, kind: str, tmp_path: Path) -> None:
