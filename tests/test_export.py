@@ -140,8 +140,8 @@ def test_a_transformer_is_rebuilt_by_its_readme_from_texts(case: str, kind: str,
 def test_a_clients_transformer_is_a_folder_that_hugging_face_loads(tmp_path: Path) -> None:
     model = {"name": "transformer", "model": str(save(tmp_path / "checkpoint", "bert")), "tokens": 12}
     case = Case({"name": "fedmoe"}, mixture={"experts": 2})
-    config = tiny(case, data=REVIEWS | {"reserve": 4}, model=model, run={"rounds": 1})
-    predictor, folder = exported(config, "reader-0", tmp_path)
+    config = tiny(case, data=REVIEWS | {"reserve": 4}, model=model, run={"rounds": 1, "participation": 1.0})
+    predictor, folder = exported(config, "restaurant-0", tmp_path)
     assert predictor.kept == 1
     network = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     assert tuple(network.config.id2label.values()) == predictor.model.classes
