@@ -67,9 +67,7 @@ class Predictor:
     local: Local
     kept: int | None  # the round from which the client's own state is; None: it has none
     side: int | None  # pixels of an image's side; None: inputs are texts
-    chosen: Mapping[str, float] | None = (
-        None  # a newcomer's: each expert's share in `local`; none: it is what all share
-    )
+    chosen: Mapping[str, float] | None = None  # a newcomer's: each expert's share in `local`; {}: it is what all share
 
     @classmethod
     def of(cls, path: Path, client: str, private: Path | None = None) -> "Predictor":
