@@ -111,7 +111,7 @@ def test_a_mixture_is_rebuilt_by_its_readme_to_what_the_server_answers(case: Cas
     if predictor.serves:
         assert "server's own predictor" in (folder / "README.md").read_text()
         row = predictor.folder.rows("server.jsonl")[-1]
-        assert f"100 test examples: {row['test_correct']:.1f} %" in (folder / "README.md").read_text()
+        assert f"Accuracy on all clients' 100 test examples: {row['test_correct']:.1f} %" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("norm", ["batch", pytest.param("group", marks=pytest.mark.slow)])
