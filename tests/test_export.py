@@ -109,9 +109,10 @@ def test_a_mixture_is_rebuilt_by_its_readme_to_what_the_server_answers(case: Cas
         torch.testing.assert_close(found, predictor.logits(x), rtol=1e-5, atol=1e-5)
     assert len({tuple(row) for row in found.tolist()}) == 9, "it looks at the image"
     if predictor.serves:
-        assert "server's own predictor" in (folder / "README.md").read_text()
+        text = (folder / "README.md").read_text()
+        assert "server's own predictor" in text
         row = predictor.folder.rows("server.jsonl")[-1]
-        assert f"Accuracy on all clients' 100 test examples: {row['test_correct']:.1f} %" in (folder / "README.md").read_text()
+        assert f"Accuracy on all clients' 100 test examples: {row['test_correct']:.1f} %" in text
 
 
 @pytest.mark.parametrize("norm", ["batch", pytest.param("group", marks=pytest.mark.slow)])
