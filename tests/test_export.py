@@ -2,16 +2,21 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import CASES, GATE, Case, TinyData, digits, tiny
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_transformers import save
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 from fedexperts.cli import app
@@ -29,7 +34,11 @@ class Closed:
             raise ImportError(name)
 sys.meta_path.insert(0, Closed())
 """
-CNN = {"model": {"name": "compact-cnn", "width": 2, "side": 8}}
+WITH_TRANSFORMERS = ALONE.replace('("fedexperts", "transformers")', '("fedexperts",)')
+TEXTS = ["the soup was cold, again!", "good", "", "Très bien"]
+REVIEWS: dict[str, Any] = {"name": "reviews", "clients": 2, "reviews": 40}
+MOE = {"name": "fedmoe", "lam": 0.5, "lam_client": 0.5}
+CNN: dict[str, Any] = {"model": {"name": "compact-cnn", "width": 2, "side": 8}}
 
 
 def blocks(folder: Path) -> list[str]:
@@ -37,9 +46,9 @@ def blocks(folder: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.S)
 
 
-def computed(folder: Path, code: str) -> Tensor:
+def computed(folder: Path, code: str, alone: str = ALONE) -> Tensor:
     """What the code leaves in `found`, in a process of its own that stands in the folder."""
-    lines = [ALONE, code, 'from safetensors.torch import save_file; save_file({"found": found}, "found")']
+    lines = [alone, code, 'from safetensors.torch import save_file; save_file({"found": found}, "found")']
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return load_file(folder / "found")["found"]
@@ -74,6 +83,128 @@ def test_the_lines_in_the_readme_compute_the_prompts_logits(case: Case, tmp_path
     with torch.no_grad():
         torch.testing.assert_close(found, predictor.logits(x), rtol=1e-5, atol=1e-5)
     assert json.loads((folder / "config.json").read_text())["classes"] == list(predictor.model.classes)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(MOE, reserve=8, mixture={"experts": 3, "top": 2, "mains": 2}),
+        pytest.param(Case(MOE, reserve=8, mixture={"experts": 3}), marks=pytest.mark.slow),
+        pytest.param(Case(MOE | {"gate": "uniform"}, reserve=8, mixture={"experts": 3}), marks=pytest.mark.slow),
+        pytest.param(Case({"name": "fedavg"}, mixture={"experts": 2}), marks=pytest.mark.slow),
+    ],
+    ids=["two-of-three", "best", "uniform", "all"],
+)
+def test_a_mixture_is_rebuilt_by_its_readme_to_what_the_server_answers(case: Case, tmp_path: Path) -> None:
+    once(tiny(case, **CNN), tmp_path / "run")
+    predictor, folder = Predictor.of(tmp_path / "run", ""), tmp_path / "out"
+    draw = torch.Generator().manual_seed(0)  # so that it matters which expert speaks
+    apart = {name: value + 0.3 * torch.randn(value.shape, generator=draw) for name, value in predictor.server.items()}
+    predictor = replace(predictor, server=apart | {"alpha": torch.tensor(0.7)})
+    export(predictor, folder)
+    x = predictor.built.encode(torch.as_tensor(TinyData().load(0).inputs[:9]))
+    save_file({"x": x}, folder / "x")
+    found = computed(folder, blocks(folder)[0] + '\nfound = logits(load_file("x")["x"])')
+    with torch.no_grad():
+        torch.testing.assert_close(found, predictor.logits(x), rtol=1e-5, atol=1e-5)
+    assert len({tuple(row) for row in found.tolist()}) == 9, "it looks at the image"
+    if predictor.serves:
+        text = (folder / "README.md").read_text()
+        assert "server's own predictor" in text
+        row = predictor.folder.rows("server.jsonl")[-1]
+        assert f"Accuracy on all clients' 100 test examples: {row['test_correct']:.1f} %" in text
+
+
+@pytest.mark.parametrize("norm", ["batch", pytest.param("group", marks=pytest.mark.slow)])
+def test_a_residual_network_is_rebuilt_by_its_readme(norm: str, tmp_path: Path) -> None:
+    config = tiny(Case({"name": "fedavg"}), model={"name": "resnet18", "norm": norm}, run={"rounds": 1})
+    predictor, folder = exported(config, "c", tmp_path)
+    images = torch.as_tensor(TinyData().load(0).inputs[:2])
+    save_file({"pixels": images}, folder / "x")
+    found = computed(folder, "\n".join(blocks(folder)) + '\nfound = logits(inputs(load_file("x")["pixels"]))')
+    with torch.no_grad():
+        torch.testing.assert_close(found, predictor.logits(predictor.built.encode(images)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize("case", ["own", "mean", "tiny", "mixture"])
+def test_a_transformer_is_rebuilt_by_its_readme_from_texts(case: str, kind: str, tmp_path: Path) -> None:
+    model = f"tiny-{kind}" if case == "tiny" else str(save(tmp_path / "checkpoint", kind))
+    shape = {"name": "transformer", "model": model, "tokens": 12, "pooling": "mean" if case == "mean" else "own"}
+    moe = Case({"name": "fedmoe"}, mixture={"experts": 2, "mains": 0})
+    data = REVIEWS | ({"reserve": 4} if case == "mixture" else {})
+    config = tiny(moe if case == "mixture" else Case({"name": "fedavg"}), data=data, model=shape, run={"rounds": 1})
+    predictor, folder = exported(config, "", tmp_path)
+    code = "\n".join(blocks(folder))
+    shutil.rmtree(tmp_path / "checkpoint", ignore_errors=True)
+    found = computed(folder, f"{code}\nfound = logits(inputs({TEXTS!r}))", WITH_TRANSFORMERS)
+    with torch.no_grad():
+        torch.testing.assert_close(found, predictor.logits(predictor.built.encode(TEXTS)), rtol=1e-5, atol=1e-5)
+    assert not any(str(tmp_path) in file.read_text(errors="replace") for file in folder.iterdir())
+
+
+def test_a_clients_transformer_is_a_folder_that_hugging_face_loads(tmp_path: Path) -> None:
+    model = {"name": "transformer", "model": str(save(tmp_path / "checkpoint", "bert")), "tokens": 12}
+    case = Case({"name": "fedmoe"}, mixture={"experts": 2})
+    config = tiny(case, data=REVIEWS | {"reserve": 4}, model=model, run={"rounds": 1, "participation": 1.0})
+    predictor, folder = exported(config, "restaurant-0", tmp_path)
+    assert predictor.kept == 1
+    network = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert tuple(network.config.id2label.values()) == predictor.model.classes
+    given = AutoTokenizer.from_pretrained(folder)(
+        TEXTS[:2], padding="max_length", truncation=True, max_length=12, return_tensors="pt"
+    )
+    with torch.no_grad():
+        expected = predictor.logits(predictor.built.encode(TEXTS[:2]))
+        found = network(input_ids=given.input_ids, attention_mask=given.attention_mask).logits
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["prompts", "mixture", "transformer"])
+def test_the_same_lines_are_a_graph_in_onnx_for_a_batch_of_any_size(case: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    moe = Case(MOE, reserve=8, mixture={"experts": 3})
+    texts = {"data": REVIEWS, "model": {"name": "transformer", "tokens": 12}, "run": {"rounds": 1}}
+    config, client = {
+        "prompts": (digits(CASES["nearest"], data={"clients": 3}, run={"rounds": 2}), "as-scanned-0"),
+        "mixture": (tiny(moe, **CNN), ""),
+        "transformer": (tiny(Case({"name": "fedavg"}), **texts), ""),
+    }[case]
+    once(config, tmp_path / "run")
+    predictor = Predictor.of(tmp_path / "run", client)
+    export(predictor, tmp_path / "out", onnx=True)
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    given: Any = [*TEXTS, "so so"] if predictor.side is None else scans()[0][:5]
+    if case == "mixture":
+        given = torch.as_tensor(TinyData().load(0).inputs[:5])
+    for count in (1, 5):
+        x = predictor.built.encode(given[:count])
+        with torch.no_grad():
+            found = torch.from_numpy(session.run(["logits"], {"x": x.numpy()})[0])
+            torch.testing.assert_close(found, predictor.logits(x), rtol=1e-5, atol=1e-5)
+    assert "model.onnx" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_without_the_packages_for_onnx_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    once(tiny(Case({"name": "fedavg"}), **CNN, run={"rounds": 0}), tmp_path / "run")
+    monkeypatch.setattr("fedexperts.export.ONNX_NEEDS", ("no_such_package",))
+    done = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--onnx"])
+    assert done.exit_code == 1
+    assert "pip install 'fedexperts[onnx]'" in " ".join(done.stderr.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_lines_that_have_no_form_in_onnx_are_refused_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once(tiny(Case({"name": "fedavg"}), **CNN, run={"rounds": 0}), tmp_path / "run")
+    monkeypatch.setattr("fedexperts.export.ONNX_NEEDS", ())
+    monkeypatch.setattr("fedexperts.export.TO_ONNX", "\nraise SystemExit('no such operator')")
+    with pytest.raises(ValueError, match="no form in ONNX \\(no such operator\\); right would be"):
+        export(Predictor.of(tmp_path / "run", ""), tmp_path / "out", onnx=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedmoe"])
@@ -119,14 +250,12 @@ def test_the_card_says_what_the_run_logged_and_no_folder_of_this_machine(tmp_pat
 
 
 def test_what_cannot_be_exported_is_said_and_nothing_is_written(tmp_path: Path) -> None:
-    once(tiny(CASES["fedmix"], run={"rounds": 0}), tmp_path / "mixture")
-    once(tiny(CASES["fedmoe"], run={"rounds": 0}), tmp_path / "fedmoe")
+    once(tiny(CASES["fedmix"], model={"kind": "probe"}, run={"rounds": 0}), tmp_path / "mixture")
     once(tiny(CASES["fedavg"], run={"rounds": 0}), tmp_path / "foreign")
     once(tiny(Case({"name": "fedavg"}), **CNN, run={"rounds": 0}), tmp_path / "cnn")
     (tmp_path / "there").mkdir()
     for run, out, message in [
-        ("mixture", "new", "Mixture cannot be written down"),
-        ("fedmoe", "new", "right would be one client's, --client NAME"),
+        ("mixture", "new", "TinyProbe cannot be written down"),
         ("foreign", "new", "TinyPrompted cannot be written down"),
         ("cnn", "there", "there is there already; right would be another folder"),
     ]:

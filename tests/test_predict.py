@@ -7,16 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import CASES, Case, TinyData, tiny
 from PIL import Image
+from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
 from fedexperts.cli import app
-from fedexperts.predict import Prediction, Predictor, inputs, predictions
+from fedexperts.learn import Examples, Learning
+from fedexperts.method import taught
+from fedexperts.predict import Prediction, Predictor, inputs, labelled, predictions
 from fedexperts.private import Private
 from fedexperts.study import once
+from fedexperts.tensors import named, under
 
 Learned = Callable[..., Path]
 
@@ -170,6 +175,164 @@ def test_many_images_come_in_batches_with_the_same_answers(
     batches = [found for found, _ in predictions(predictor, inputs(predictor, [pictures], []))]
     assert [len(found) for found in batches] == [7] * 14 + [2]
     assert [(e.input, e.label) for found in batches for e in found] == [(e.input, e.label) for e in whole]
+
+
+# A newcomer, from a few labelled images
+
+
+def few(pictures: Path, client: str, place: Path, count: int = 8) -> Path:
+    """A client's first images, in folders by class."""
+    for file in sorted((pictures / client).iterdir())[:count]:
+        label = file.stem.split("-")[1]
+        (place / label).mkdir(parents=True, exist_ok=True)
+        (place / label / file.name).write_bytes(file.read_bytes())
+    return place
+
+
+def settled(run: Path, folder: Path) -> tuple[Predictor, Predictor, Examples]:
+    """What the server has, what a newcomer with these examples makes of it, and the examples."""
+    shared = Predictor.of(run, "")
+    examples = labelled(shared, folder)
+    return shared, shared.like(examples), examples
+
+
+def test_labelled_images_are_read_as_the_run_reads_its_own(learned: Learned, pictures: Path, tmp_path: Path) -> None:
+    shared = Predictor.of(learned(CASES["nearest"]), "")
+    folder = few(pictures, "a", tmp_path / "few")
+    examples = labelled(shared, folder)
+    files = sorted(folder.rglob("*.png"))
+    assert [shared.model.classes[y] for y in examples.y.tolist()] == [file.parent.name for file in files]
+    pixels = torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files])
+    assert torch.equal(examples.x[:, 0], shared.built.encode(pixels))
+    (tmp_path / "table.csv").write_text("path,label\n" + "".join(f"{f},{f.parent.name}\n" for f in files))
+    again = labelled(shared, tmp_path / "table.csv")
+    assert torch.equal(again.x, examples.x)
+    assert torch.equal(again.y, examples.y)
+
+
+def test_a_newcomer_takes_the_prompt_that_finds_its_labels_likeliest(
+    learned: Learned, pictures: Path, tmp_path: Path
+) -> None:
+    run = learned(CASES["nearest"], method={"reset": False}, learning={"rate": 1.0})
+    shared, own, examples = settled(run, few(pictures, "e", tmp_path / "few"))
+    losses = {
+        name: float(cross_entropy(shared.model.logits({"context": context}, examples.x[:, 0]), examples.y))
+        for name, context in shared.server.items()
+    }
+    best = min(losses, key=lambda name: losses[name])
+    assert best != "global.context"
+    assert best.removeprefix("pool.") in own.who.split(": ")[-1]
+    assert torch.equal(own.local.trained["context"], shared.server[best])
+    assert said(own, pictures / "e") != said(shared, pictures / "e")
+
+
+def test_a_newcomer_mixes_the_most_useful_prompts_behind_a_gate_that_is_shared(
+    learned: Learned, pictures: Path, tmp_path: Path
+) -> None:
+    run = learned(CASES["averaged"], method={"reset": False}, learning={"rate": 1.0})
+    shared, own, examples = settled(run, few(pictures, "e", tmp_path / "few"))
+    texts = shared.model.texts  # type: ignore[attr-defined]
+    losses = {
+        name.removeprefix("pool."): float(cross_entropy(10 * examples.x[:, 0] @ texts(context).T, examples.y))
+        for name, context in shared.server.items()
+        if name.startswith("pool.")
+    }
+    useful = sorted(losses, key=lambda name: losses[name])[:2]
+    assert own.chosen is not None
+    assert list(own.chosen) == ["global prompt", *useful]
+    assert sum(own.chosen.values()) == pytest.approx(1)
+    for name, expert_CD in zip(useful, own.local.fixed["experts"], strict=True):
+        assert torch.equal(expert_CD, texts(shared.server[f"pool.{name}"]))
+    assert all(list(each.experts) == list(own.chosen) for each in said(own, pictures / "e"))
+    assert right(said(own, pictures / "e")) > right(said(shared, pictures / "e"))
+
+
+def test_a_newcomer_of_fedmoe_has_a_blend_of_experts_by_the_labels_they_find(
+    learned: Learned, pictures: Path, tmp_path: Path
+) -> None:
+    shared, _, examples = settled(learned(CASES["fedmoe-next"]), few(pictures, "e", tmp_path / "few"))
+    wise = shared.model.expert.initial  # type: ignore[attr-defined]
+    wise = taught(shared.model.expert, wise, examples, Learning(60, rate=0.3), torch.Generator())  # type: ignore[attr-defined]
+    server = shared.server | named("expert.1", wise)
+    own = replace(shared, server=server).like(examples)
+    assert own.chosen is not None
+    assert list(own.chosen) == ["main", "expert 0", "expert 1", "expert 2"]
+    assert max(own.chosen, key=lambda name: own.chosen[name]) == "expert 1"  # type: ignore[index]
+    experts = [under(server, name) for name in ("main.0", "expert.0", "expert.1", "expert.2")]
+    for name, value in own.local.trained.items():
+        blend = sum(share * expert[name] for share, expert in zip(own.chosen.values(), experts, strict=True))
+        torch.testing.assert_close(value, blend)
+    assert not own.serves
+
+
+@pytest.mark.parametrize("case", ["nearest", "averaged", "fedmoe", "fedmoe-no-main"])
+def test_a_newcomer_stays_with_what_all_share_where_nothing_does_better(
+    case: str, learned: Learned, pictures: Path, tmp_path: Path
+) -> None:
+    shared, _, examples = settled(learned(CASES[case]), few(pictures, "e", tmp_path / "few"))
+    noise = {
+        name: value + 3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
+        for name, value in shared.server.items()
+        if name.startswith(("pool.", "expert.", "global.gate."))
+    }
+    spoilt = replace(shared, server=shared.server | noise)
+    known = spoilt.method.recall(spoilt.model, spoilt.method.publish(spoilt.server), None)
+    answers = spoilt.method.logits(spoilt.model, known, examples.x[:, 0])
+    own = spoilt.like(Examples(examples.x, answers.argmax(-1)))
+    assert own.chosen == {}
+    assert "no choice of experts does better" in own.who
+    assert own.experts(0) == []
+    assert torch.equal(own.logits(examples.x[:, 0]), answers)
+
+
+def test_the_command_says_which_experts_a_newcomer_chose(learned: Learned, pictures: Path, tmp_path: Path) -> None:
+    run, folder = learned(CASES["averaged"]), few(pictures, "e", tmp_path / "few")
+    _, own, _ = settled(run, folder)
+    done = call("predict", run, pictures / "e", "--like", folder, "--format", "json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout) == [each.plain() for each in said(own, pictures / "e")]
+    assert f"Predicted with {own.who}" in done.stderr
+
+
+def test_a_newcomer_may_have_texts_in_a_table(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = {
+        "data": {"name": "reviews", "clients": 2, "reviews": 40, "reserve": 4},
+        "model": {"name": "transformer", "tokens": 12},
+    }
+    once(tiny(Case({"name": "fedmoe"}, mixture={"experts": 2}), **words, run={"rounds": 1}), run)
+    classes = Predictor.of(run, "").model.classes
+    (tmp_path / "few.csv").write_text(f"text,label\nthe soup was cold,{classes[0]}\nsimply perfect,{classes[-1]}\n")
+    done = call("predict", run, "--text", "never again", "--like", tmp_path / "few.csv", "--format", "json")
+    assert done.exit_code == 0, done.stderr
+    assert [each["class"] in classes for each in json.loads(done.stdout)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("case", "wrong", "message"),
+    [
+        ("nearest", ["--client", "a"], "right would be it, or --client, and not both"),
+        ("fedavg", [], "FedAvg has no experts from which a newcomer could choose; right would be"),
+        ("nearest", ["elk"], "'elk' in"),
+        ("nearest", ["text"], "right would be images"),
+        ("nearest", ["nowhere"], "no such file"),
+    ],
+)
+def test_labelled_images_that_cannot_be_used_are_said(
+    case: str, wrong: list[str], message: str, learned: Learned, pictures: Path, tmp_path: Path
+) -> None:
+    folder = few(pictures, "a", tmp_path / "few", 2)
+    if wrong == ["elk"]:
+        next(iter(folder.iterdir())).rename(folder / "elk")
+    if wrong == ["text"]:
+        folder = tmp_path / "few.csv"
+        folder.write_text("text,label\nhello,ant\n")
+    if wrong == ["nowhere"]:
+        folder = tmp_path / "nowhere"
+    options = wrong if wrong[:1] == ["--client"] else []
+    done = call("predict", learned(CASES[case]), pictures / "a", "--like", folder, *options)
+    assert done.exit_code == 1
+    assert message in done.stderr.replace("\n", " ")
 
 
 # On the command line

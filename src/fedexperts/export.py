@@ -10,13 +10,17 @@ themselves in a few lines of torch, or that they cannot.
 
 import json
 import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .method import Portable
-from .metrics import accuracy
+from .metrics import Row
 from .predict import Predictor
 from .tensors import pack, write
 
@@ -27,26 +31,41 @@ from PIL import Image, ImageOps
 def pixels(path):
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     image = ImageOps.fit(image, ({side}, {side}), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]"""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+
+
+"""
+
+RECIPE = """```python
+{lines}
+```
+
+`logits(inputs({shown}))` is it all."""
+
+NO_RECIPE = "As the model of the run does it: see its settings below."
+
+LOAD = """import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+n, t = json.loads(Path("config.json").read_text(encoding="utf-8")), load_file("model.safetensors")
+torch.set_grad_enabled(False)
+
+
+"""
 
 README = """# {title}
 
-This is {who}, learned by fedexperts, which is not needed to use it. Needed are `torch` and `safetensors`.
+This is {who}, learned by fedexperts, which is not needed to use it. Needed is what the lines below import.
 
 ## From an input to logits
 {formula}
 `softmax` of the logits gives probabilities; the classes stand in `config.json`, in their order.
 ```python
-import json
-
-import torch
-from safetensors.torch import load_file
-
-n, t = json.load(open("config.json", encoding="utf-8")), load_file("model.safetensors")
-torch.set_grad_enabled(False)
-
-
-{code}
+{load}{code}
 ```
 
 ## From {kind} to an input
@@ -59,54 +78,137 @@ torch.set_grad_enabled(False)
 {privacy}
 """
 
+ONNX_NEEDS = ("onnx", "onnxscript")
+
+TO_ONNX = """
+
+
+class Whole(nn.Module):
+    def forward(self, x):
+        return logits(x)
+
+
+made = torch.onnx.export(
+    Whole().eval(), (torch.zeros({shape}, dtype={dtype}),), dynamo=True, verbose=False,
+    input_names=["x"], output_names=["logits"], dynamic_shapes=({{0: torch.export.Dim("batch")}},),
+)
+if isinstance(made.model.graph.inputs[0].shape[0], int):
+    raise SystemExit("its lines hold for one size of a batch")
+made.save("model.onnx", external_data=False)"""
+
+ABOUT_ONNX = """
+## In ONNX
+`model.onnx` is `logits` as a graph: for a batch of any size, and without torch.
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+
+
+def logits(x):
+    return session.run(["logits"], {"x": x})[0]
+```
+"""
+
 
 @torch.no_grad()
-def export(predictor: Predictor, folder: Path) -> None:
+def export(predictor: Predictor, folder: Path, onnx: bool = False) -> None:
     """Write the folder, whole or not at all; ValueError if it is there, or if the model cannot be written down."""
-    if predictor.serves:
-        raise ValueError("the server's own predictor cannot be exported; right would be one client's, --client NAME")
     if folder.exists():
         raise ValueError(f"{folder} is there already; right would be another folder")
-    carried = predictor.method.portable(predictor.model, predictor.local)
+    if onnx and not all(map(find_spec, ONNX_NEEDS)):
+        raise ValueError("ONNX needs onnx and onnxscript; type: pip install 'fedexperts[onnx]'")
+    carried = (
+        predictor.method.portable_server(predictor.model, predictor.server)
+        if predictor.serves
+        else predictor.method.portable(predictor.model, predictor.local)
+    )
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        _write(predictor, carried, aside)
+        if onnx:
+            _write_onnx(predictor, carried, aside)
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write(predictor: Predictor, carried: Portable, folder: Path) -> None:
     numbers = {"classes": list(predictor.model.classes)} | carried.numbers
-    write(aside / "model.safetensors", pack(carried.tensors))
-    write(aside / "config.json", (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
-    write(aside / "README.md", _readme(predictor, carried).encode())
-    os.replace(aside, folder)
+    write(folder / "model.safetensors", pack(carried.tensors))
+    write(folder / "config.json", (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
+    for name, data in predictor.built.files().items():
+        write(folder / name, data)
+    write(folder / "README.md", _readme(predictor, carried).encode())
+
+
+def _write_onnx(predictor: Predictor, carried: Portable, folder: Path) -> None:
+    """The very lines of the README as a graph, in a process that stands in the folder, as its reader would."""
+    side = predictor.side
+    x = predictor.built.encode(["", ""] if side is None else torch.zeros(2, 3, side, side, dtype=torch.uint8))
+    lines = LOAD + carried.code + TO_ONNX.format(shape=list(x.shape), dtype=x.dtype)
+    done = subprocess.run([sys.executable, "-c", lines], cwd=folder, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        why = done.stderr.strip().splitlines()[-1]
+        raise ValueError(f"this model has no form in ONNX ({why}); right would be an export without --onnx")
+    with open(folder / "README.md", "a", encoding="utf-8") as readme:
+        readme.write(ABOUT_ONNX)
 
 
 def _readme(predictor: Predictor, carried: Portable) -> str:
     side, recipe = predictor.side, predictor.built.recipe
-    lines = f"```python\n{PIXELS.format(side=side)}\n\n\n{recipe}\n```\n\n`logits(inputs(pixels(path)))` is it all."
+    lines = recipe if side is None else PIXELS.format(side=side) + recipe
+    shown = '["a text"]' if side is None else "pixels(path)"
     return README.format(
-        title=f"{predictor.config.name}: {predictor.client or 'what all clients share'}",
+        title=f"{predictor.config.name}: {_whose(predictor)}",
         who=predictor.who,
         formula=carried.formula,
+        load=LOAD,
         code=carried.code,
         kind="texts" if side is None else "an image",
-        recipe=lines if recipe and side is not None else "As the model of the run does it: see its settings below.",
+        recipe=RECIPE.format(lines=lines, shown=shown) if recipe else NO_RECIPE,
         card=_card(predictor),
         privacy=_privacy(predictor),
     )
 
 
+def _whose(predictor: Predictor) -> str:
+    if predictor.serves:
+        return "the server's own predictor"
+    return predictor.client or "what all clients share"
+
+
 def _card(predictor: Predictor) -> str:
     """Data, accuracy, settings; no folder of this machine."""
-    config = predictor.config
+    config, side = predictor.config, predictor.side
     rows = [row for row in predictor.folder.rows("clients.jsonl") if row["round"] == predictor.round]
-    own = [row for row in rows if row["client"] == predictor.client]
-    tested = [
-        f"Accuracy on its own {row['test_examples']} test examples: {accuracy(row, 'test'):.1f} %." for row in own
-    ]
+    shown = "texts" if side is None else f"images of {side} x {side} pixels"
     facts = [
         f"Classes: {', '.join(predictor.model.classes)}.",
+        f"Data: {config.values['data']['name']}, {shown}.",
         f"Clients of the run: {len(rows)}. Rounds: {predictor.round} of {config.values['run']['rounds']}.",
         *_counts(predictor),
-        *tested,
+        *_tested(predictor, rows),
     ]
     settings = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in config.shareable().items()]
     return "\n".join([*(f"- {fact}" for fact in facts), "", "```", *settings, "```"])
+
+
+def _tested(predictor: Predictor, rows: list[Row]) -> list[str]:
+    """Accuracy on test examples as the run's last round logged it, if it was asked then."""
+    whose, column = "its own", "test"
+    if predictor.serves:
+        rows = [row for row in predictor.folder.rows("server.jsonl") if row["round"] == predictor.round]
+        whose = "all clients'"
+    elif predictor.client:
+        rows = [row for row in rows if row["client"] == predictor.client]
+    else:
+        whose, column = "all clients'", "test_global"
+    tested = sum(row.get("test_examples", 0) for row in rows)
+    if not tested:
+        return []
+    right = sum(row[f"{column}_correct"] for row in rows)
+    return [f"Accuracy on {whose} {tested} test examples: {100 * right / tested:.1f} %."]
 
 
 def _counts(predictor: Predictor) -> list[str]:

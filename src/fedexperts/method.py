@@ -8,7 +8,7 @@ network. This room does not know where a function runs, how a client trains, or 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -113,6 +113,10 @@ class MixtureModel(Model, Protocol):
         """[B, C]: log y(x) of the few experts that the gate chooses; no other expert is computed."""
         ...
 
+    def portable(self, tensors: Tensors, sparse: bool = False) -> "Portable":
+        """The same as `logits` or, if sparse, as `predict`, without this package."""
+        ...
+
 
 def as_mixture(model: Model) -> MixtureModel:
     """The same model; ValueError, with what to type, if it is no mixture."""
@@ -203,11 +207,19 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """What a client that never trained predicts with, and each expert's share in it, by name; none: what all share."""
+
+    local: Local
+    shares: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Portable:
     """What predicts without this package."""
 
     tensors: Tensors
-    numbers: dict[str, float]
+    numbers: dict[str, Any]  # plain values, as JSON has them
     formula: str  # the logits in words
     code: str  # lines of plain torch that define logits(x) by the tensors `t` and the numbers `n`
 
@@ -216,8 +228,8 @@ def portable(model: Model, tensors: Tensors) -> Portable:
     """A model with these tensors; ValueError if it has no way to say itself in a few lines of torch."""
     if not hasattr(model, "portable"):
         raise ValueError(
-            f"{type(model).__name__} cannot be written down in a few lines of torch; right would be a prompted CLIP, a "
-            "linear probe, or a network that is a torch.nn.Sequential of torch's own layers"
+            f"{type(model).__name__} cannot be written down in a few lines of torch; right would be a model of this "
+            "package, or a function `portable` of its own"
         )
     found: Portable = model.portable(tensors)
     return found
@@ -312,9 +324,26 @@ class Method(ABC):
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
         """What a client predicts with, from `publish`'s payload and its own state; without `own`, the global model."""
 
+    def offers(self, model: Model, server: Tensors, few: Examples) -> list[Chosen]:
+        """What a client that never trained may predict with instead of what all share, from a few labelled examples.
+
+        It takes one only if that does better on these examples. ValueError if there are no experts to choose from.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no experts from which a newcomer could choose; right would be a run of "
+            "pfedmoap or fedmoe, or no --like: without it, what all share predicts"
+        )
+
     def portable(self, model: Model, local: Local) -> Portable:
         """The same as `logits`, without this package; ValueError if that cannot be."""
         return portable(model, local.trained)
+
+    def portable_server(self, model: Model, server: Tensors) -> Portable:
+        """The same as `serve`, without this package; ValueError if that cannot be."""
+        raise ValueError(
+            f"{type(self).__name__} does not say how its server's own predictor is written down; right would be one "
+            "client's model, --client NAME"
+        )
 
     def voices(self, model: Model, local: Local, x: Tensor) -> Tensor | None:
         """[B, C, E]: each expert's weight in a client's logits, its own first; None if it mixes no experts."""

@@ -9,18 +9,22 @@ Shapes: B inputs, C classes, E experts.
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from . import config as door
 from .config import Config
-from .data.images import SUFFIXES, readable
-from .learn import Local
-from .method import Method, Model
+from .data.folders import ImageFolders
+from .data.images import SUFFIXES, read, readable
+from .data.own import words
+from .data.table import Table
+from .learn import Examples, Local
+from .method import Chosen, Method, Model
 from .models import Built
 from .private import Private
 from .report.collect import runs
@@ -30,6 +34,8 @@ from .tensors import Tensors
 BATCH = 256  # inputs that are read and computed at once
 TEXTS = ".txt"
 OWN = "own"
+NEWCOMER = "newcomer"
+LOUDEST = 3  # experts that are named
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Predictor:
     local: Local
     kept: int | None  # the round from which the client's own state is; None: it has none
     side: int | None  # pixels of an image's side; None: inputs are texts
+    chosen: Mapping[str, float] | None = None  # a newcomer's: each expert's share in `local`; {}: it is what all share
 
     @classmethod
     def of(cls, path: Path, client: str, private: Path | None = None) -> "Predictor":
@@ -87,19 +94,34 @@ class Predictor:
         local = method.recall(model, shared, own)
         return cls(folder, config, built, model, method, server, round, client, local, kept, about["side"])
 
+    @torch.no_grad()
+    def like(self, few: Examples) -> "Predictor":
+        """The same for a client that never trained, with what does best on a few labelled examples of its own."""
+        shared = self.method.recall(self.model, self.method.publish(self.server), None)
+        choices = [Chosen(shared), *self.method.offers(self.model, self.server, few)]
+        losses = [cross_entropy(self.method.logits(self.model, c.local, few.x[:, 0]), few.y) for c in choices]
+        best = choices[int(torch.stack(losses).argmin())]
+        return replace(self, local=best.local, chosen=best.shares)
+
     @property
     def serves(self) -> bool:
         """Whether it is the server's own predictor."""
-        return not self.client and type(self.method).serve is not Method.serve
+        return not self.client and self.chosen is None and type(self.method).serve is not Method.serve
 
     @property
     def who(self) -> str:
         """What predicts, in words."""
+        if self.chosen:
+            loudest = sorted(self.chosen.items(), key=lambda pair: -pair[1])[:LOUDEST]
+            named = ", ".join(f"{name} {share:.2f}" for name, share in loudest)
+            return f"the experts that do best on the labelled examples, after round {self.round}: {named}"
         if self.serves:
             return f"the server's own predictor, after round {self.round}"
         if self.kept is not None:
             return f"{self.client}'s own model, as it kept it in round {self.kept}"
         shared = f"the model that all clients share, after round {self.round}"
+        if self.chosen is not None:
+            return f"{shared}: on the labelled examples no choice of experts does better"
         return f"{shared}; {self.client} has kept none of its own" if self.client else shared
 
     @torch.no_grad()
@@ -134,6 +156,8 @@ class Predictor:
 
     def experts(self, count: int) -> list[str]:
         """Names of so many experts: the client's own, then those whose it received, as far as the log knows."""
+        if self.chosen:
+            return list(self.chosen)[:count]
         if self.serves:
             mains = getattr(self.model, "mains", 0)
             return [f"main {i}" for i in range(mains)] + [f"expert {k}" for k in range(count - mains)]
@@ -161,6 +185,28 @@ def predictions(predictor: Predictor, asked: Sequence[str]) -> Iterator[tuple[li
             given, broken = readable([Path(file) for file in batch], predictor.side)
             batch = [file for file in batch if file not in broken]
         yield predictor.say(batch, given) if batch else [], broken
+
+
+def labelled(predictor: Predictor, path: Path) -> Examples:
+    """A few examples with their classes, class/image.jpg in a folder or a row each in a table, as the run learned them.
+
+    ValueError, with what to do, for whatever does not fit.
+    """
+    table = Table(path=str(path), site=NEWCOMER, site_column="", part_column="")
+    found = ImageFolders(path=str(path), site=NEWCOMER).found() if path.is_dir() else table.found()
+    classes = predictor.model.classes
+    if strange := sorted({e.label for e in found.examples} - {words(name) for name in classes}):
+        raise ValueError(f"{strange[0]!r} in {path} is no class of the run; right would be one of {', '.join(classes)}")
+    if (found.store is None) != (predictor.side is None):
+        learned = "texts, in a table with a column text" if predictor.side is None else "images"
+        raise ValueError(f"{path} does not hold what the run learned from; right would be {learned}")
+    whats = [example.what for example in found.examples]
+    given: Any = whats
+    if found.store is not None and predictor.side is not None:
+        given, _ = read(found.store, whats, predictor.side)
+    places = {words(name): place for place, name in enumerate(classes)}
+    y = torch.tensor([places[example.label] for example in found.examples])
+    return Examples(predictor.built.encode(given)[:, None], y)
 
 
 def _chosen(path: Path) -> RunDir:

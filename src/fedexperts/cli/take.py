@@ -47,13 +47,25 @@ def predict(
     texts: Annotated[list[str] | None, typer.Option("--text", help="A text to predict; repeatable.")] = None,
     client: ClientName = "",
     private: PrivateFolder = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a client that never trained: a few labelled examples of its own, by which experts are chosen; a "
+            "folder with class/image.jpg, or a table with columns path or text, and label.",
+            show_default=False,
+        ),
+    ] = None,
     form: Annotated[Form, typer.Option("--format", help="How to print it.")] = Form.table,
 ) -> None:
     """Predict new images or texts with what a run learned: a client's own model, or what all share."""
     from .. import predict as room
 
     with errors():
+        if like and client:
+            raise ValueError("--like is for a client that never trained; right would be it, or --client, and not both")
         predictor = room.Predictor.of(run, client, private)
+        if like:
+            predictor = predictor.like(room.labelled(predictor, like))
         asked = room.inputs(predictor, paths or [], texts or [])
         if not asked:
             raise ValueError("nothing to predict; right would be images, a folder of them, or texts")
@@ -77,14 +89,15 @@ def export(
     folder: Annotated[Path, typer.Option("--out", help="A new folder.", show_default=False)],
     client: ClientName = "",
     private: PrivateFolder = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also as model.onnx; needs the extra onnx.")] = False,
 ) -> None:
-    """Write a client's model as a folder that predicts without this package."""
+    """Write a client's model, or what the server has, as a folder that predicts without this package."""
     from .. import export as room
     from ..predict import Predictor
 
     with errors():
         predictor = Predictor.of(run, client, private)
-        room.export(predictor, folder)
+        room.export(predictor, folder, onnx)
         out.print(
             f"Wrote {escape(predictor.who)}; {escape(str(folder / 'README.md'))} says how to use it.", soft_wrap=True
         )

@@ -20,6 +20,7 @@ from torch.nn.functional import nll_loss
 
 from ..learn import Examples, Learning, Local
 from ..method import (
+    Chosen,
     Facts,
     Finished,
     Given,
@@ -308,9 +309,29 @@ class FedMoE(Method):
     def portable(self, model: Model, local: Local) -> Portable:
         return portable(as_mixture(model).expert, local.trained)
 
+    def portable_server(self, model: Model, server: Tensors) -> Portable:
+        """Without routing it is the mixture of all experts, behind a gate of zeros, which weighs them alike."""
+        mixture = as_mixture(model)
+        if self.gate == "trained":
+            return mixture.portable(server, sparse=True)
+        alike = {name: torch.zeros_like(value) for name, value in under(server, "gate").items()}
+        return mixture.portable(server | named("gate", alike))
+
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
         """The client's one model; the published one if it never trained."""
         return Local.of(own) if own else Local(under(sent, "global"))
+
+    def offers(self, model: Model, server: Tensors, few: Examples) -> list[Chosen]:
+        """Step C for a newcomer: a blend of the experts, by how likely each of them finds its examples' labels.
+
+        In step C a client's model stands for its data, and the gate says which examples count. A newcomer has no model
+        yet, and its examples count for every expert alike: weighed by the gate, the blend does worse (docs/predict.md).
+        """
+        right_K = _right(as_mixture(model).expert, _experts(server, "expert"), few).mean(1)
+        shares_E = self._shares(server, right_K[:, None])[:, 0]
+        blend = _blends(server | {"relevance.": shares_E}, [""])[""]
+        names = [*(["main"] if "alpha" in server else []), *(f"expert {k}" for k in range(len(right_K)))]
+        return [Chosen(Local(blend), dict(zip(names, shares_E.tolist(), strict=True)))]
 
 
 STRONG: dict[str, Any] = {

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import cross_entropy, linear, normalize
 
-from ..learn import Local
-from ..method import Facts, Finished, Given, Method, Model, Portable, PromptModel, Sent, Upload
+from ..learn import Examples, Local
+from ..method import Chosen, Facts, Finished, Given, Method, Model, Portable, PromptModel, Sent, Upload
 from ..tensors import Tensors, mean, named, rng, under
 
 
@@ -170,6 +170,23 @@ class PFedMoAP(Method):
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
         """The client's own prompt, gate and experts; the global prompt alone if it never trained."""
         return Local.of(own) if own else Local({"context": sent["global.context"]})
+
+    def offers(self, model: Model, server: Tensors, few: Examples) -> list[Chosen]:
+        """The prompt of the pool that finds the examples' labels likeliest; with averaged gates, K such prompts."""
+        prompted, x = _prompted(model), few.x[:, 0]
+        texts = {client: prompted.texts(context) for client, context in under(server, "pool").items()}
+        losses = {
+            client: float(cross_entropy(prompted.scale * x @ own_CD.T, few.y)) for client, own_CD in texts.items()
+        }
+        useful = sorted(texts, key=losses.__getitem__)
+        if not (gate := under(server, "global.gate")):
+            return [Chosen(Local({"context": server[f"pool.{client}"]}), {client: 1.0}) for client in useful[:1]]
+        shared_CD = prompted.texts(server["global.context"])
+        experts = torch.stack([shared_CD, *(texts[client] for client in useful[: self.experts])])[1:]
+        local = Local({"context": server["global.context"]} | named("gate", gate), {"experts": experts})
+        _, weights_BCE = self._mix(local, shared_CD, x)
+        names = ("global prompt", *useful[: self.experts])
+        return [Chosen(local, dict(zip(names, weights_BCE.mean((0, 1)).tolist(), strict=True)))]
 
     def portable(self, model: Model, local: Local) -> Portable:
         """Text features, gate, and pooling as a matrix: it is a linear map, whichever it is."""

@@ -8,11 +8,13 @@ one and the same model with tensors of its own. This room knows neither what the
 Shapes: B inputs, C classes, K routed experts, M main experts.
 """
 
+from textwrap import indent
+
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ..method import Model, device, moving, step
+from ..method import Model, Portable, device, moving, portable, step
 from ..tensors import Tensors, named, stack, under
 
 LEAST = 1e-9  # probability whose logarithm is still taken
@@ -85,6 +87,25 @@ class Mixture:
         """[B, K]: the gate's softmax."""
         return self.gate.logits(under(tensors, "gate"), x).softmax(-1)
 
+    def portable(self, tensors: Tensors, sparse: bool = False) -> Portable:
+        """The same as `predict` if sparse, else as `logits`, for which the best are all. Every expert is computed."""
+        gate = portable(self.gate, under(tensors, "gate"))
+        experts = {name: portable(self.expert, under(tensors, name)) for name in self._names()}
+        expert = next(iter(experts.values()))
+        counts = {
+            "mains": self.mains,
+            "experts": self.experts,
+            "top": self.top if sparse else self.experts,
+            "least": LEAST,
+        }
+        carried = named("gate", gate.tensors)
+        for name, each in experts.items():
+            carried |= named(name, each.tensors)
+        if self.mains:
+            carried["alpha"] = tensors["alpha"].clamp(0, 1)
+        code = _CODE.format(expert=indent(expert.code, "    "), gate=indent(gate.code, "    "))
+        return Portable(carried, counts | {"expert": expert.numbers, "gate": gate.numbers}, _FORMULA, code)
+
     def answers(self, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
         """[E, B, C]: probabilities from each of the experts `main.*` or `expert.*`."""
         count = self.mains if prefix == "main" else self.experts
@@ -106,6 +127,40 @@ class Mixture:
             alpha = tensors["alpha"].clamp(0, 1)
             routed_BC = (1 - alpha) * mains_MBC.mean(0) + alpha * routed_BC
         return routed_BC.clamp_min(LEAST).log()
+
+
+_FORMULA = """`x` is the input. Every expert is one and the same network, with weights of its own, and says
+probabilities. The gate's softmax weighs the routed experts, of which the `top` best speak, renormalised. With main
+experts, which always speak, the answer is (1 - alpha) * main + alpha * routed. The logits are its logarithm."""
+
+_CODE = """def part(name):
+    return {{key.removeprefix(name + "."): value for key, value in t.items() if key.startswith(name + ".")}}
+
+
+def make_expert(t, n):
+{expert}
+    return logits
+
+
+def make_gate(t, n):
+{gate}
+    return logits
+
+
+gate = make_gate(part("gate"), n["gate"])
+mains = [make_expert(part(f"main.{{i}}"), n["expert"]) for i in range(n["mains"])]
+experts = [make_expert(part(f"expert.{{k}}"), n["expert"]) for k in range(n["experts"])]
+
+
+def logits(x):
+    shares = gate(x).softmax(-1)
+    best, chosen = shares.topk(n["top"])
+    weights = torch.zeros_like(shares).scatter(1, chosen, best / best.sum(-1, keepdim=True))
+    answer = torch.einsum("bk,kbc->bc", weights, torch.stack([expert(x).softmax(-1) for expert in experts]))
+    if mains:
+        main = torch.stack([expert(x).softmax(-1) for expert in mains]).mean(0)
+        answer = (1 - t["alpha"]) * main + t["alpha"] * answer
+    return answer.clamp_min(n["least"]).log()"""
 
 
 def _step(model: Model, tensors: Tensors, prefix: str, x: Tensor) -> tuple[Tensor, Tensors]:

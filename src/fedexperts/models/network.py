@@ -5,8 +5,9 @@ This room knows torch only: not what the module is, what it takes as its one arg
 
 from collections.abc import Callable, Iterable
 from copy import copy, deepcopy
+from inspect import getsource
 from threading import local
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -51,9 +52,15 @@ class Network:
         return functional_call(self._hollow.evaluating, on(self.device, tensors), (x.to(self.device),)).to(x.device)  # type: ignore[no-any-return]
 
     def portable(self, tensors: Tensors) -> Portable:
-        """ValueError if the module is not made of torch's own layers, one behind the other."""
-        made = written(self._hollow.evaluating)
-        code = f"net = {made}\nnet.load_state_dict(t)\nnet.eval()\n\n\ndef logits(x):\n    return net(x)"
+        """ValueError if the module is neither made of parts that can be written down, nor says itself how."""
+        module: Any = self._hollow.evaluating
+        if hasattr(module, "portable"):
+            found: Portable = module.portable(tensors, self.classes)
+            return found
+        sources = {type(part): getsource(type(part)) for part in module.modules() if hasattr(part, "parts")}
+        classes = "".join(f"{source}\n\n" for source in sources.values())
+        code = f"{classes}net = {written(module)}\nnet.load_state_dict(t)\nnet.eval()\n\n\n"
+        code += "def logits(x):\n    return net(x)"
         return Portable(dict(tensors), {}, "The output of the network below.", code)
 
     def step(self, tensors: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
@@ -72,20 +79,26 @@ class Network:
             ) from None
 
 
-def written(module: nn.Module) -> str:
+def written(module: Any) -> str:
     """The expression that makes a module of torch's own layers, one behind the other; ValueError for any other.
 
-    A layer of ours that computes what one of torch's does names it as its `plain`.
+    A layer of ours that computes what one of torch's does names it as its `plain`. A class whose constructor takes
+    modules and nothing else names them as its `parts`; its source, which may use torch, nn and Tensor, goes in front.
     """
-    if type(module) is nn.Sequential:
-        return "torch.nn.Sequential({})".format("".join(f"\n    {written(part)}," for part in module) + "\n")
     kind = getattr(module, "plain", type(module))
+    if kind is nn.Sequential or hasattr(module, "parts"):
+        inner = module if isinstance(module, nn.Sequential) else [getattr(module, name) for name in module.parts]
+        return f"{_called(kind)}({''.join(f'{chr(10)}    {written(part)},' for part in inner)}\n)"
     if not kind.__module__.startswith("torch.nn.modules") or any(module.children()):
         raise ValueError(
             f"{kind.__name__} is not one of torch's own layers, of which a network must be that is written down in a "
             "few lines of torch; right would be, say, a run with the model compact-cnn"
         )
-    return f"torch.nn.{kind.__name__}({module.extra_repr()})"
+    return f"{_called(kind)}({module.extra_repr()})"
+
+
+def _called(kind: type) -> str:
+    return f"nn.{kind.__name__}" if kind.__module__.startswith("torch.") else kind.__name__
 
 
 class _Hollow(local):

@@ -39,5 +39,6 @@ class TransformerSettings:
         """ValueError if the model cannot be loaded, or takes fewer tokens. What it has no weights for is seeded."""
         from .transformer import load_transformer  # takes seconds to import: not before a model is built
 
-        module, encode = load_transformer(self.model, len(classes), self.tokens, self.pooling, seed)
-        return Built(Network(module, classes, together=False), encode, "")
+        module, encoder = load_transformer(self.model, len(classes), self.tokens, self.pooling, seed)
+        network = Network(module, classes, together=False)
+        return Built(network, encoder.encode, "", recipe=encoder.recipe, files=encoder.files)

@@ -5,10 +5,14 @@ As with a CLIP (huggingface.py), nothing is downloaded here. This room does not 
 Shapes: B texts, L tokens, W width, C classes; x [B, 2, L] holds token ids and the attention mask.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from inspect import getsource
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from zlib import crc32
 
@@ -17,17 +21,26 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, GPT2Config
 
+from ..method import Portable
+from ..tensors import Tensors, under
 from .huggingface import find, quiet
 from .network import seeded
-
-Encode = Callable[[Sequence[str]], Tensor]  # texts -> int64 [B, 2, L]
 
 PAD, START, WORDS = 0, 1, 1022  # ids of the tiny ones: 1,024 altogether
 WORD = re.compile(r"\w+|[^\w\s]")
 ATTENTION = "eager"  # separate steps: the same bits each time, on every device
 
 
-def load_transformer(name: str, classes: int, tokens: int, pooling: str, seed: int) -> tuple[nn.Module, Encode]:
+@dataclass(frozen=True)
+class Encoder:
+    """Texts to int64 [B, 2, L], and the same as lines of Python with the files that these read."""
+
+    encode: Callable[[Sequence[str]], Tensor]
+    recipe: str
+    files: Callable[[], dict[str, bytes]] = dict
+
+
+def load_transformer(name: str, classes: int, tokens: int, pooling: str, seed: int) -> tuple[nn.Module, Encoder]:
     """A module [B, 2, L] -> [B, C], and the encoder of texts in front of it; L is `tokens`.
 
     `name` is one of TINY, a folder, or a hub name that was downloaded before. ValueError, with what to type, if there
@@ -35,13 +48,15 @@ def load_transformer(name: str, classes: int, tokens: int, pooling: str, seed: i
     """
     make: Callable[[], Any]
     if name in TINY:
-        make, encode = partial(_fresh, TINY[name](tokens), classes), partial(hashed, tokens)
+        make = partial(_fresh, TINY[name](tokens), classes)
+        encoder = Encoder(partial(hashed, tokens), _HASHED.format(source=getsource(hashed), tokens=tokens))
     else:
         folder = find(name, "text model", "tiny-bert")
         tokenizer = _tokenizer(folder)
         make = partial(_load, folder, classes, tokens, tokenizer.pad_token_id)
-        encode = partial(tokenized, tokenizer, tokens)
-    return seeded(lambda: POOLINGS[pooling](make(), classes), seed), encode
+        recipe = _TOKENIZED.format(source=getsource(tokenized), tokens=tokens)
+        encoder = Encoder(partial(tokenized, tokenizer, tokens), recipe, partial(_saved, tokenizer))
+    return seeded(lambda: POOLINGS[pooling](make(), classes), seed), encoder
 
 
 class Own(nn.Module):
@@ -54,6 +69,11 @@ class Own(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         ids, mask = x.unbind(1)
         return self.classifier(input_ids=ids, attention_mask=mask).logits  # type: ignore[no-any-return]
+
+    def portable(self, tensors: Tensors, classes: tuple[str, ...]) -> Portable:
+        """As Hugging Face has it: its config, its names of tensors."""
+        names = {"id2label": dict(enumerate(classes)), "label2id": {name: place for place, name in enumerate(classes)}}
+        return Portable(under(tensors, "classifier"), _described(self.classifier) | names, _FORMULA, _OWN)
 
 
 class Mean(nn.Module):
@@ -70,6 +90,10 @@ class Mean(nn.Module):
         hidden_BLW = self.body(input_ids=ids, attention_mask=mask).last_hidden_state
         share_BL = mask / mask.sum(1, keepdim=True)
         return self.head((share_BL[:, None] @ hidden_BLW)[:, 0])  # type: ignore[no-any-return]
+
+    def portable(self, tensors: Tensors, classes: tuple[str, ...]) -> Portable:
+        formula = f"{_FORMULA} The logits are a linear map of the mean over tokens."
+        return Portable(dict(tensors), _described(self.body), formula, _MEAN)
 
 
 POOLINGS: dict[str, Callable[[Any, int], nn.Module]] = {"own": Own, "mean": Mean}
@@ -100,6 +124,73 @@ def hashed(tokens: int, texts: Sequence[str]) -> Tensor:
         words = [START, *(2 + crc32(word.encode()) % WORDS for word in WORD.findall(text.lower()))][:tokens]
         row[: len(words)] = torch.tensor(words)
     return torch.stack([ids, (ids != PAD).long()], dim=1)
+
+
+_FORMULA = "`x` [B, 2, L] holds token ids and the attention mask; `transformers` computes the network below."
+
+_OWN = """from transformers import AutoConfig, AutoModelForSequenceClassification
+
+net = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(**n), attn_implementation="eager")
+net.load_state_dict(t)
+net.eval()
+
+
+def logits(x):
+    ids, mask = x.unbind(1)
+    return net(input_ids=ids, attention_mask=mask).logits"""
+
+_MEAN = """from transformers import AutoConfig, AutoModel
+
+net = AutoModel.from_config(AutoConfig.for_model(**n), attn_implementation="eager")
+net.pooler = None
+net.load_state_dict({name.removeprefix("body."): value for name, value in t.items() if name.startswith("body.")})
+net.eval()
+
+
+def logits(x):
+    ids, mask = x.unbind(1)
+    hidden = net(input_ids=ids, attention_mask=mask).last_hidden_state
+    share = mask / mask.sum(1, keepdim=True)
+    return nn.functional.linear((share[:, None] @ hidden)[:, 0], t["head.weight"], t["head.bias"])"""
+
+_HASHED = f"""import re
+from collections.abc import Sequence
+from zlib import crc32
+
+PAD, START, WORDS = {PAD}, {START}, {WORDS}
+WORD = re.compile(r"{WORD.pattern}")
+
+
+{{source}}
+
+def inputs(texts):
+    return hashed({{tokens}}, texts)"""
+
+_TOKENIZED = """from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(".")
+
+
+{source}
+
+def inputs(texts):
+    return tokenized(tokenizer, {tokens}, texts)"""
+
+
+def _described(network: Any) -> dict[str, Any]:
+    """Its config as plain values, without the folder that it came from."""
+    found: dict[str, Any] = json.loads(network.config.to_json_string(use_diff=False))
+    return {key: value for key, value in found.items() if key != "_name_or_path"}
+
+
+def _saved(tokenizer: Any) -> dict[str, bytes]:
+    """The files of a tokenizer."""
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
 
 
 def _tiny_bert(tokens: int) -> BertConfig:

@@ -40,6 +40,9 @@ def colour(images: Tensor) -> Tensor:
     return images.float() / 63.75 - 2
 
 
+_COLOUR = "def inputs(pixels):\n    return pixels.float() / 63.75 - 2"
+
+
 class Conv(nn.Conv2d):
     """The same convolution as a matrix product over unfolded patches.
 
@@ -94,7 +97,7 @@ def resnet18(classes: int, norm: Norm) -> nn.Module:
     """
     widths = (64, 64, 128, 256, 512)
     stages = [
-        nn.Sequential(Block(below, width, 1 if below == width else 2, norm), Block(width, width, 1, norm))
+        nn.Sequential(_block(below, width, 1 if below == width else 2, norm), _block(width, width, 1, norm))
         for below, width in pairwise(widths)
     ]
     stem = nn.Sequential(_conv(3, widths[0], 3, 1), norm(widths[0]), nn.ReLU())
@@ -102,17 +105,24 @@ def resnet18(classes: int, norm: Norm) -> nn.Module:
 
 
 class Block(nn.Module):
-    """A residual block of two 3 x 3 convolutions; where it changes the shape, the short cut is a 1 x 1 convolution."""
+    """A residual block: a long way and a short cut."""
 
-    def __init__(self, below: int, width: int, stride: int, norm: Norm) -> None:
+    parts = ("long", "short")
+
+    def __init__(self, long: nn.Module, short: nn.Module) -> None:
         super().__init__()
-        first = (_conv(below, width, 3, stride), norm(width), nn.ReLU())
-        self.long = nn.Sequential(*first, _conv(width, width, 3, 1), norm(width))
-        same = below == width
-        self.short = nn.Identity() if same else nn.Sequential(_conv(below, width, 1, stride), norm(width))
+        self.long, self.short = long, short
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.long(x) + self.short(x))
+
+
+def _block(below: int, width: int, stride: int, norm: Norm) -> Block:
+    """Two 3 x 3 convolutions; where they change the shape, the short cut is a 1 x 1 convolution."""
+    first = (_conv(below, width, 3, stride), norm(width), nn.ReLU())
+    long = nn.Sequential(*first, _conv(width, width, 3, 1), norm(width))
+    same = below == width
+    return Block(long, nn.Identity() if same else nn.Sequential(_conv(below, width, 1, stride), norm(width)))
 
 
 def _conv(below: int, width: int, side: int, stride: int) -> nn.Conv2d:
@@ -158,4 +168,4 @@ class ResNet18Settings:
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         module = seeded(lambda: resnet18(len(classes), NORMS[self.norm]), seed)
-        return Built(Network(module, classes), colour, "")
+        return Built(Network(module, classes), colour, "", recipe=_COLOUR)
