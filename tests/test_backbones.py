@@ -242,6 +242,7 @@ def test_openais_archive_and_open_clips_folder_hold_the_same_clip(clip: Clip, te
     other = load_clip(str(tmp_path))
     assert other.key == clip.key
     assert torch.equal(in_words(other), in_words(clip))
+    assert other.recipe == ""  # no few lines of anybody's make a ModifiedResNet
 
 
 def test_open_clips_settings_choose_the_activation(clip: Clip, tensors: Tensors, tmp_path: Path) -> None:
@@ -363,6 +364,16 @@ def test_images_of_a_siglip_are_read_as_transformers_reads_them(siglip: Any) -> 
     with torch.no_grad():
         expected = model.vision_model(pixel_values=shown.pixel_values).pooler_output
     assert_close(encode(clip, images), functional.normalize(expected, dim=-1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_lines_that_an_export_says_of_a_siglip_give_its_features(siglip: Any, tmp_path: Path) -> None:
+    clip = siglip[0]
+    save_siglip(tmp_path)
+    images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    said: dict[str, Any] = {"torch": torch}
+    with torch.no_grad():
+        exec(clip.recipe.format(tmp_path), said)
+        assert_close(said["inputs"](images), encode(clip, images), rtol=1e-5, atol=1e-6)
 
 
 def test_contexts_of_a_siglip_are_learned_and_stacked_as_those_of_a_clip(siglip: Any) -> None:

@@ -103,19 +103,7 @@ def _load(name: str, precision: str) -> Clip:
 
 def _built(model: Model, clip: Clip, name: str) -> Built:
     where = Path(name).name if Path(name).expanduser().is_dir() else name
-    return Built(model, partial(encode, clip), clip.key, recipe=_RECIPE.format(where))
-
-
-_RECIPE = """from transformers import CLIPImageProcessorPil, CLIPModel
-
-CLIP = "{}"  # a hub name, or the folder of this CLIP; "tinyclip" is fedexperts/models/tinyclip in the package
-clip, processor = CLIPModel.from_pretrained(CLIP, dtype=torch.float32), CLIPImageProcessorPil.from_pretrained(CLIP)
-
-
-def inputs(pixels):
-    shown = processor(list(pixels.numpy()), input_data_format="channels_first", return_tensors="pt").pixel_values
-    features = clip.visual_projection(clip.vision_model(pixel_values=shown).pooler_output)
-    return torch.nn.functional.normalize(features, dim=-1)"""
+    return Built(model, partial(encode, clip), clip.key, recipe=clip.recipe.format(where))
 
 
 MODELS: dict[str, type] = {

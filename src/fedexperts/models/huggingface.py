@@ -37,6 +37,19 @@ KINDS: dict[str, tuple[Any, Any, Any]] = {  # of config.json: model, tokenizer, 
     "clip": (CLIPModel, CLIPTokenizer, CLIPImageProcessorPil),
     "siglip": (SiglipModel, AutoTokenizer, SiglipImageProcessorPil),
 }
+FEATURES = {  # in lines of Python
+    "clip": "clip.visual_projection(clip.vision_model(pixel_values=shown).pooler_output)",
+    "siglip": "clip.vision_model(pixel_values=shown).pooler_output",
+}
+RECIPE = """from transformers import {processor}, {model}
+
+CLIP = "{{}}"  # a hub name, or the folder of this CLIP; "tinyclip" is fedexperts/models/tinyclip in the package
+clip, processor = {model}.from_pretrained(CLIP, dtype=torch.float32), {processor}.from_pretrained(CLIP)
+
+
+def inputs(pixels):
+    shown = processor(list(pixels.numpy()), input_data_format="channels_first", return_tensors="pt").pixel_values
+    return torch.nn.functional.normalize({features}, dim=-1)"""
 VOCABULARIES = tuple(f"openai/clip-vit-{size}" for size in ("base-patch32", "base-patch16", "large-patch14"))
 LEGACY_EOS = 2  # in configs written before transformers knew the real id: pool at the highest id, which is [EOS]
 
@@ -120,7 +133,13 @@ def parts(model: Any, tokenizer: Any, processor: Any, dtype: torch.dtype, device
             {"vision": model.config.vision_config.to_dict(), "processor": processor.to_dict(), "device": device.type},
         ),
         pad=None if causal else tokenizer.pad_token_id,
+        recipe=_recipe("clip" if causal else "siglip"),
     )
+
+
+def _recipe(kind: str) -> str:
+    model, _, processor = KINDS[kind]
+    return RECIPE.format(model=model.__name__, processor=processor.__name__, features=FEATURES[kind])
 
 
 def _resnet(folder: Path, kind: str, dtype: torch.dtype, device: torch.device) -> Clip:
