@@ -24,7 +24,6 @@ WIDE = 128  # features of the tiny CLIP
 QUICK = {
     *Path("configs").glob("pfedmoap/*/pfedmoap.toml"),
     *Path("configs").glob("pfedmoap/dtd/[!_]*.toml"),
-    Path("configs/fedmoe/femnist/10/fedmoe.toml"),
     Path("configs/fedmoe/yelp/10/fedmoe.toml"),
     *Path("configs").glob("fedmoe/sentiment140/10/[!_]*.toml"),
     Path("configs/fedmoe/cifar10/10/fedavg.toml"),

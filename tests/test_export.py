@@ -61,18 +61,20 @@ def exported(config: Config, client: str, place: Path) -> tuple[Predictor, Path]
     return predictor, place / "out"
 
 
+OPTIONS = {"pooling": "random", "bias": False, "attention_scale": 0.0, "normalised": True, "lam": 1.3}
+
+
 @pytest.mark.parametrize(
     "case",
     [
-        CASES["nearest"],
-        Case(GATE | {"pooling": "random", "bias": False, "attention_scale": 0.0, "normalised": True, "lam": 1.3}),
-        CASES["linear"],
-        Case(GATE | {"gate": "linear", "normalised": True}),
-        CASES["gate-alone"],
-        Case({"name": "alone"}),
-        Case({"name": "fedavg"}),
+        pytest.param(CASES["nearest"], id="attention"),
+        pytest.param(Case(GATE | OPTIONS), id="options", marks=pytest.mark.slow),
+        pytest.param(CASES["linear"], id="linear", marks=pytest.mark.slow),
+        pytest.param(Case(GATE | {"gate": "linear", "normalised": True}), id="linear-cosine"),
+        pytest.param(CASES["gate-alone"], id="gate-alone", marks=pytest.mark.slow),
+        pytest.param(Case({"name": "alone"}), id="alone", marks=pytest.mark.slow),
+        pytest.param(Case({"name": "fedavg"}), id="fedavg"),
     ],
-    ids=["attention", "options", "linear", "linear-cosine", "gate-alone", "alone", "fedavg"],
 )
 def test_the_lines_in_the_readme_compute_the_prompts_logits(case: Case, tmp_path: Path) -> None:
     config = digits(case, data={"clients": 3}, run={"rounds": 2})

@@ -167,8 +167,9 @@ def test_alpha_stays_a_share() -> None:
         assert after["alpha"] == state(mixture)["alpha"] if rate == 0 else float(after["alpha"]) in (0, 1)
 
 
-def test_without_routing_the_gate_stays_where_it_is() -> None:
-    mixture = mixed()
+@every_mains
+def test_without_routing_the_gate_stays_where_it_is(mains: int) -> None:
+    mixture = mixed(mains)
     server, own = state(mixture), having(mixture)
     after = FedMoE(gate="uniform").merge(own, server, uploads(mixture), 1)
     assert same_bits(under(after, "gate"), under(server, "gate"))

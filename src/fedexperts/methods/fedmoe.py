@@ -243,6 +243,8 @@ class FedMoE(Method):
 
     def _train(self, given: Given, mixture: MixtureModel, server: Tensors, generator: torch.Generator) -> Tensors:
         """Descend L_ce + beta L_ent in the gate and L_ce in alpha. Experts stay, so what they say is computed once."""
+        if self.gate == "uniform" and not mixture.mains:  # then there is nothing to learn
+            return server
         x, y = given.reserve.x[:, 0], given.reserve.y
         with torch.no_grad():
             mains_MRC, routed_KRC = (mixture.answers(server, prefix, x) for prefix in ("main", "expert"))

@@ -150,7 +150,7 @@ def _weights(experiment: Experiment) -> Picture | None:
     figure, axes = paper(1.2 + 0.17 * min(len(names), 60))
     norm = TwoSlopeNorm(1, 0, max(2, *(share for row in grid for share in row if not math.isnan(share))))
     image = axes.imshow(grid, aspect="auto", cmap="PuOr_r", norm=norm, interpolation="nearest")
-    figure.colorbar(image, ax=axes, label="weight; 1: all experts equal", pad=0.02)
+    figure.colorbar(image, ax=axes, label="weight; equal: 1", pad=0.02)
     nearness = {"nearest": "by nearness", "farthest": "farthest first"}
     by = nearness.get(str(experiment.values["method"].get("select")), "in the order drawn")
     axes.set_xticks(range(width), ["own", *(str(e) for e in range(1, width))])
