@@ -41,7 +41,10 @@ def small(file: Path, config: Config, copies: Path, images: Path) -> dict[str, A
     if data["name"] == "hub":
         side = 16 if model["name"] == "resnet18" else min(32, data["side"])
         settings |= {"data.path": str(copies / data["dataset"]), "data.side": side}
-        settings |= {"data.clients": {"sentiment140": 2, "yelp": 5}.get(data["dataset"], 2), "data.per_class": 12}
+        settings |= {
+            "data.clients": {"yelp": 5, "domainnet": 6, "office-caltech10": 4}.get(data["dataset"], 2),
+            "data.per_class": 12,
+        }
     elif data["name"] == "image-folders":
         settings |= {"data.path": str(images), "data.side": 32}
     else:
@@ -50,7 +53,8 @@ def small(file: Path, config: Config, copies: Path, images: Path) -> dict[str, A
     if data.get("reserve"):
         settings |= {"data.reserve": 3}  # of ten classes: one image for each of thirty experts
     if "clip" in model:
-        settings |= {"model.clip": "tinyclip"} | ({"model.context": 4} if "context" in model else {})
+        drawn = model.get("init") == "random"  # words are as many tokens as the file says
+        settings |= {"model.clip": "tinyclip"} | ({"model.context": 4} if drawn else {})
     settings |= {
         f"{part}.model": TINY[m] for part in ("model", "gate") if (m := values.get(part, {}).get("model")) in TINY
     }

@@ -54,6 +54,9 @@ def call(*arguments, settings=()):
 # ---- the figures
 
 
+NO_TARGETS = {"ablations", "domainnet", "office-caltech10"}  # the latter's published images carry others' labels
+
+
 def published(paper):
     found = tomllib.loads((Path("configs") / paper / reproduce.PUBLISHED).read_text())
     return {(group, name): figure for group, row in found["published"].items() for name, figure in row.items()}
@@ -64,7 +67,7 @@ def test_every_figure_has_its_config_and_every_config_its_figure(paper):
     folder = Path("configs") / paper
     files = {path.relative_to(folder) for path in folder.rglob("[!_]*.toml")}
     rows = {Path(group) / f"{name}.toml" for group, name in published(paper)}
-    assert {path for path in files if path.parts[0] != "ablations"} <= rows
+    assert {path for path in files if path.parts[0] not in NO_TARGETS} <= rows
     assert {path.stem for path in rows - files} <= {"pfedprompt", "fedotp"}
     for path in rows & files:
         assert door.load(folder / path).name == path.stem
