@@ -247,6 +247,10 @@ def test_the_card_says_what_the_run_logged_and_no_folder_of_this_machine(tmp_pat
     assert "Clients of the run: 3. Rounds: 1 of 1." in text
     held = json.loads((tmp_path / "run" / "split.json").read_text())["clients"]["inverted-1"]
     assert f"{len(held['train'])} train, {len(held['valid'])} valid, {len(held['test'])} test" in text
+    mine = config.section("data").load(0).by_class()["inverted-1"]
+    assert (
+        f"By class: {', '.join(f'{n} {c}' for n, c in zip(mine, predictor.model.classes, strict=True) if n)}." in text
+    )
     assert "no tensor left any client" in text
     assert str(tmp_path) not in text
 

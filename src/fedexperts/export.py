@@ -212,13 +212,16 @@ def _tested(predictor: Predictor, rows: list[Row]) -> list[str]:
 
 
 def _counts(predictor: Predictor) -> list[str]:
-    """How many examples the client has, if the run wrote its split down."""
+    """How many examples the client has, of which classes, if the run wrote its split down."""
     file = predictor.folder.path / "split.json"
     held: dict[str, Any] = json.loads(file.read_bytes())["clients"] if file.exists() else {}
     if predictor.client not in held:
         return []
-    parts = ", ".join(f"{len(held[predictor.client][part])} {part}" for part in ("train", "valid", "test"))
-    return [f"The client's own examples: {parts}."]
+    own = held[predictor.client]
+    parts = ", ".join(f"{len(own[part])} {part}" for part in ("train", "valid", "test"))
+    counts = zip(predictor.model.classes, own.get("counts", []), strict=False)  # a split of before has none
+    by_class = ", ".join(f"{count} {name}" for name, count in counts if count)
+    return [f"The client's own examples: {parts}.", *([f"By class: {by_class}."] if by_class else [])]
 
 
 def _privacy(predictor: Predictor) -> str:

@@ -84,6 +84,7 @@ class Federation:
 
     def manifest(self) -> dict[str, Any]:
         """Plain values: two runs with equal manifests had the same examples in the same parts (see manifest.py)."""
+        counts = self.by_class()
         found: dict[str, Any] = {
             "classes": list(self.classes),
             "inputs": sha256(self.inputs),
@@ -92,6 +93,7 @@ class Federation:
             "clients": {
                 client: {"domain": self.domains[client]}
                 | {part: index.tolist() for part, index in parts.named().items()}
+                | {"counts": counts[client]}
                 for client, parts in self.parts.items()
             },
         }

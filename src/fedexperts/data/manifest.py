@@ -26,6 +26,7 @@ class Held:
     train: list[int]
     valid: list[int]
     test: list[int]
+    counts: list[int] = field(default_factory=list)  # of each class, all parts together
 
 
 @dataclass(frozen=True)
