@@ -1,6 +1,5 @@
 """Models compute where they are told; all that is sent, saved or kept lies on the CPU."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,14 @@ from fedexperts.method import device, step
 from fedexperts.models import TransformerSettings, computing_on
 from fedexperts.tensors import CPU
 
-PROMPTED = ["nearest", *(pytest.param(name, marks=pytest.mark.slow) for name in ("averaged", "clipped", "linear"))]
-NETWORKS = ["fedmoe", "fedmoe-norm", "fedmoe-no-main", "fedavg-norm", "fedmix", "fedjets"]
-LONGER = [pytest.param(name, marks=pytest.mark.slow) for name in ("fedmoe-strong", "cent-moe")]
+PROMPTED = ("nearest", "averaged", "clipped", "linear")
+NETWORKS = ("fedmoe", "fedmoe-norm", "fedmoe-no-main", "fedavg-norm", "fedmix", "fedjets", "fedmoe-strong", "cent-moe")
+SLOW = ("averaged", "clipped", "linear", "fedmoe-strong", "cent-moe")
+WORLDS = [
+    pytest.param(world(CASES[name]), id=name, marks=[pytest.mark.slow] * (name in SLOW))
+    for world, names in ((digits, PROMPTED), (tiny, NETWORKS))
+    for name in names
+]
 
 
 def far(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, int]:
@@ -27,25 +31,18 @@ def far(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[
         return carry_out(config, folder), there.moved
 
 
-def learns_the_same(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = carry_out(config, folder / "here")
-    there, moved = far(config, folder / "far", monkeypatch)
+@pytest.mark.parametrize("config", WORLDS)
+def test_models_on_another_device_learn_the_same(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = carry_out(config, tmp_path / "here")
+    there, moved = far(config, tmp_path / "far", monkeypatch)
     assert moved > 1000
     for name, value in server(there).items():
         assert value.device == CPU
         torch.testing.assert_close(value, server(here)[name], rtol=1e-3, atol=1e-5)
     for one, other in zip(left_behind(here)["clients.jsonl"], left_behind(there)["clients.jsonl"], strict=True):
         assert abs(one["test_correct"] - other["test_correct"]) <= 1  # sums round differently in other kernels
-
-
-@pytest.mark.parametrize("case", PROMPTED)
-def test_a_clip_on_another_device_learns_the_same(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    learns_the_same(digits(CASES[case]), tmp_path, monkeypatch)
-
-
-@pytest.mark.parametrize("case", [*NETWORKS, *LONGER])
-def test_networks_on_another_device_learn_the_same(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    learns_the_same(tiny(CASES[case]), tmp_path, monkeypatch)
 
 
 def test_a_mixture_is_where_its_experts_are_and_answers_where_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,12 +68,13 @@ def test_texts_are_classified_on_another_device(model: str) -> None:
     torch.testing.assert_close(answer, here.model.logits(here.model.initial, x))
 
 
-def test_a_device_that_is_not_there_is_refused_and_the_one_taken_is_stated(tmp_path: Path) -> None:
-    config = digits(CASES["fedavg"])
+def test_a_device_that_is_not_there_is_refused_and_the_one_taken_is_stated() -> None:
+    config = digits(CASES["fedavg"], run={"device": "cpu"})
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match=r'run\.device = "cuda": torch .* finds none here; right would be'):
             door.device(config.having({"run.device": "cuda"}, "test"))
-    assert door.device(config.having({"run.device": "cpu"}, "test")) == CPU
+    assert door.device(config) == CPU
     federation = config.section("data").load(0)
-    assert door.about(config.having({"run.device": "cpu"}, "test"), federation)["device"] == "cpu"
-    assert json.dumps(door.about(config, federation))
+    assert door.about(config, federation)["device"] == "cpu"
+    automatic = config.having({"run.device": "auto"}, "test")
+    assert door.about(automatic, federation)["device"].split()[0] == door.device(automatic).type

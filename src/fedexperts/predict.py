@@ -112,9 +112,8 @@ class Predictor:
     def who(self) -> str:
         """What predicts, in words."""
         if self.chosen:
-            loudest = sorted(self.chosen.items(), key=lambda pair: -pair[1])[:LOUDEST]
-            named = ", ".join(f"{name} {share:.2f}" for name, share in loudest)
-            return f"the experts that do best on the labelled examples, after round {self.round}: {named}"
+            best = f"the experts that do best on the labelled examples, after round {self.round}"
+            return f"{best}: {loudest(self.chosen)}"
         if self.serves:
             return f"the server's own predictor, after round {self.round}"
         if self.kept is not None:
@@ -165,6 +164,12 @@ class Predictor:
         received = rows.get(self.kept, {}).get(self.client, {}).get("received", [])
         others = received if len(received) == count - 1 else [f"expert {k}" for k in range(1, count)]
         return [OWN, *others][:count]
+
+
+def loudest(experts: Mapping[str, float]) -> str:
+    """The few experts with the largest shares, in words."""
+    ordered = sorted(experts.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{name} {share:.2f}" for name, share in ordered[:LOUDEST])
 
 
 def inputs(predictor: Predictor, paths: Sequence[Path], texts: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from .terminal import OneConfig, Settings, err, errors, out, say
+from .terminal import OneConfig, Settings, err, errors, out, say, stopped
 
 app = typer.Typer(help="A real federation: a server, and sites on machines of their own.", no_args_is_help=True)
 
@@ -46,7 +46,7 @@ def server(folder: Folder) -> None:
     """Run the server until it is stopped."""
     with (
         _flower() as (processes, place),
-        _stopped("The server is stopped; runs go on from their last round by `resume`."),
+        stopped("The server is stopped; runs go on from their last round by `resume`."),
     ):
         processes.serve(place.Deployment.at(folder), say)
 
@@ -59,7 +59,7 @@ def site(
     patience: Annotated[float, typer.Option(min=0, help="Seconds to go on trying if the server refuses.")] = 180,
 ) -> None:
     """Run a site until it is stopped."""
-    with _flower() as (processes, place), _stopped("The site is stopped; what it keeps lies in its folder."):
+    with _flower() as (processes, place), stopped("The site is stopped; what it keeps lies in its folder."):
         site = place.SiteFolder.at(folder, name)
         if data:
             site.point_at(data)
@@ -166,28 +166,16 @@ def _run_of(folder: Path, name: str) -> Iterator[tuple[Any, Any, Any]]:
         yield processes, deployment, runs.Run.at(deployment, name)
 
 
-@contextmanager
-def _stopped(word: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        err.print(f"\n{word}")
-        raise typer.Exit(130) from None
-
-
 def _watch(folder: Path, deployment: Any, run: Any) -> None:
     """Say what happens in a run until it is over; the exit code tells whether it finished."""
     from .. import report as pictures
     from ..deploy import watch
 
     name = run.path.name
-    try:
+    again, end = (f"fedexperts deploy {command} {folder} {name}" for command in ("watch", "stop"))
+    with stopped(f"The run goes on. Watch it: {again}; end it: {end}"):
         for line in watch.lines(deployment, run):
             say(line)
-    except KeyboardInterrupt:
-        err.print(f"\nThe run goes on. Watch it: fedexperts deploy watch {folder} {name}; "
-                  f"end it: fedexperts deploy stop {folder} {name}")  # fmt: skip
-        raise typer.Exit(130) from None
     status = run.status
     if status.state != "finished":
         err.print(f"[red]Error:[/] {escape(status.why)}\nGo on with: fedexperts deploy resume {folder} {name}")

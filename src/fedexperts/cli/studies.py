@@ -19,12 +19,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from .terminal import Configs, Jobs, Runs, Settings, err, errors, out
+from .terminal import Configs, Jobs, Runs, Settings, err, errors, out, stopped
 
 if TYPE_CHECKING:
     from .. import study
     from ..config import Config
     from ..reproduce import Result
+
+KEPT = "Stopped. Every finished round is kept; go on with: "
 
 
 def run(
@@ -92,7 +94,7 @@ def reproduce(
         out.print(
             f"{asked.source}: {there} of {len(asked.figures)} figures can be had here, in {place}", soft_wrap=True
         )
-        with _interruptible("the same command"), _progress() as tell:
+        with stopped(KEPT + "the same command"), _progress() as tell:
             failed = papers.run(asked, place, seeds, jobs or door.cores(), tell)
         results = papers.results(asked, place, failed)
         _print_beside(results, asked.column)
@@ -175,7 +177,7 @@ def _advance(folder: Path, jobs: int | None) -> None:
 
     if (folder / "study.json").exists() or not (folder / "config.toml").exists():
         _announce(folder)
-    with _interruptible(f"fedexperts resume {folder}"), _progress() as tell:
+    with stopped(f"{KEPT}fedexperts resume {folder}"), _progress() as tell:
         study.advance(folder, jobs or door.cores(), tell, lambda what: err.print(escape(what), soft_wrap=True))
     found = pictures.collect([folder])
     for table in pictures.tables(found):
@@ -218,12 +220,3 @@ def _progress() -> Iterator["study.Progress"]:
             bar.update(tasks[beat.what], completed=beat.done, total=beat.total, clients=beat.clients or "...")
 
         yield tell
-
-
-@contextmanager
-def _interruptible(command: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        err.print(f"\nStopped. Every finished round is kept; go on with: {command}")
-        raise typer.Exit(130) from None

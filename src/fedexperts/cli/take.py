@@ -27,8 +27,6 @@ PrivateFolder = Annotated[
     Path | None, typer.Option(help="Where clients' private states lie.", show_default="private in RUN")
 ]
 
-LOUDEST = 3  # experts that a table names for each input
-
 
 class Form(StrEnum):
     """How predictions are printed."""
@@ -104,6 +102,8 @@ def export(
 
 
 def _print_predictions(found: "list[Prediction]", form: Form) -> None:
+    from ..predict import loudest
+
     if form is Form.json:
         typer.echo(json.dumps([each.plain() for each in found], indent=1, ensure_ascii=False))
     elif form is Form.csv:
@@ -119,7 +119,6 @@ def _print_predictions(found: "list[Prediction]", form: Form) -> None:
         for name in ("input", "class", "%", "experts"):
             table.add_column(name, justify="right" if name == "%" else "left", overflow="fold")
         for each in found:
-            loudest = sorted(each.experts.items(), key=lambda pair: -pair[1])[:LOUDEST]
-            spoke = ", ".join(f"{name} {share:.2f}" for name, share in loudest)
-            table.add_row(escape(each.input), escape(each.label), f"{100 * each.probability:.1f}", escape(spoke))
+            cells = (each.input, each.label, f"{100 * each.probability:.1f}", loudest(each.experts))
+            table.add_row(*map(escape, cells))
         out.print(table)

@@ -26,6 +26,16 @@ def say(text: str) -> None:
 
 
 @contextmanager
+def stopped(word: str) -> Iterator[None]:
+    """Ctrl-C ends what goes on, with a word on what that means and what to type."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print(f"\n{word}")
+        raise typer.Exit(130) from None
+
+
+@contextmanager
 def errors() -> Iterator[None]:
     """A clear line instead of a traceback, for what is the user's to mend."""
     from ..config import ConfigError

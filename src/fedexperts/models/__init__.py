@@ -89,10 +89,9 @@ class LinearProbeSettings:
 
 
 def _find(name: str) -> None:
-    from .huggingface import find  # as below
+    from .huggingface import find_clip  # as below
 
-    if name != "tinyclip":
-        find(name, "CLIP", "tinyclip")
+    find_clip(name)
 
 
 def _load(name: str, precision: str) -> Clip:

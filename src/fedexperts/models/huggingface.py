@@ -60,8 +60,12 @@ def load_clip(name: str, dtype: torch.dtype = torch.float32) -> Clip:
     Its weights get `dtype` and the device of `computing_on`; scale and outputs stay exact floats. ValueError, with what
     to type, if there is no such CLIP, if it is none that a learned context fits, or if a part of it is missing.
     """
-    folder = Path(__file__).parent / name if name == "tinyclip" else find(name, "CLIP", "tinyclip")
-    return _load(folder, dtype, place())
+    return _load(find_clip(name), dtype, place())
+
+
+def find_clip(name: str) -> Path:
+    """Where `load_clip` reads it; ValueError, with what to type, if it is not on this machine."""
+    return Path(__file__).parent / name if name == "tinyclip" else find(name, "CLIP", "tinyclip")
 
 
 def find(name: str, kind: str, ours: str) -> Path:
