@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from fedexperts.cli import app
 from fedexperts.learn import Examples, Learning
 from fedexperts.method import taught
-from fedexperts.predict import Prediction, Predictor, inputs, labelled, predictions
+from fedexperts.predict import Prediction, Predictor, inputs, labelled, loudest, predictions
 from fedexperts.private import Private
 from fedexperts.study import once
 from fedexperts.tensors import named, under
@@ -424,3 +424,8 @@ def test_what_cannot_be_predicted_is_said(
     done = call("predict", *wrong(learned(CASES["nearest"]), tmp_path))
     assert done.exit_code == 1
     assert message in done.stderr.replace("\n", " ")
+
+
+def test_the_three_experts_that_spoke_loudest_are_named_in_order() -> None:
+    assert loudest({"own": 0.1, "a": 0.2, "b": 0.65, "c": 0.05}) == "b 0.65, a 0.20, own 0.10"
+    assert loudest({}) == ""
