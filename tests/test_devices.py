@@ -14,7 +14,7 @@ from fedexperts.method import device, step
 from fedexperts.models import TransformerSettings, computing_on
 from fedexperts.tensors import CPU
 
-PROMPTED = ("nearest", "averaged", "clipped", "linear")
+PROMPTED = ("nearest", "random", "averaged", "clipped", "linear")
 NETWORKS = ("fedmoe", "fedmoe-norm", "fedmoe-no-main", "fedavg-norm", "fedmix", "fedjets", "fedmoe-strong", "cent-moe")
 SLOW = ("averaged", "clipped", "linear", "fedmoe-strong", "cent-moe")
 WORLDS = [

@@ -271,9 +271,16 @@ def modelled(config: Config, classes: tuple[str, ...]) -> tuple[Built, Model]:
 
     ValueError if the model cannot be built.
     """
-    with computing_on(device(config)):
+    with computing_on(place := device(config)):
+        _repeatable(place)
         built: Built = config.section("model").build(classes, config.values["run"]["seed"])
     return built, _mixed(config, built.model)
+
+
+def _repeatable(place: torch.device) -> None:
+    """Equal settings, equal bits: of a GPU's convolutions take those that add in a fixed order, and in fp32."""
+    if place.type == "cuda":
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
 
 
 def lacking(config: Config) -> list[str]:

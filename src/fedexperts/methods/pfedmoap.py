@@ -291,7 +291,7 @@ class PFedMoAP(Method):
         pools: dict[str, Callable[[], Tensor]] = {
             "stride": lambda: x[..., :: D // G][..., :G],
             "mean": lambda: x[..., : D // G * G].reshape(*x.shape[:-1], G, D // G).mean(-1),
-            "random": lambda: x @ _projection(D, G),
+            "random": lambda: x @ _projection(D, G).to(x.device),
         }
         return pools[self.pooling]()
 

@@ -103,7 +103,7 @@ class PromptedClip:
         self.device = clip.positions.device
         self._context = context.detach().to("cpu", torch.float32)
         self._names = [(*clip.tokenize(f"{name.replace('_', ' ')}."), clip.end) for name in classes]
-        self._start = [] if clip.start is None else [clip.start]
+        self._start = _embed(clip, [] if clip.start is None else [clip.start])  # [0 or 1, W]
         self._trunk = len(self._start) + len(context)
         self._check()
         self._tree = _tree(clip, self._names, self._trunk) if clip.pad is None else None
@@ -135,7 +135,7 @@ class PromptedClip:
         branches = tree.words.expand(*trunk.shape[:-2], -1, -1)
         attend = partial(_attend_tree, mask_RsS=tree.mask)
         hidden = torch.cat([trunk, branches], dim=-2)
-        return self._finish(hidden, attend, (self._trunk + tree.ends,)).to(context.device)
+        return self._finish(hidden, attend, (tree.ends,)).to(context.device)
 
     def texts_plain(self, context: Tensor, length: int | None = None) -> Tensor:
         """The same as `texts`, each class in a sequence of `length` tokens (None: as many as there are positions).
@@ -156,7 +156,7 @@ class PromptedClip:
 
     def _begin(self, context: Tensor) -> Tensor:
         """[..., T, W]: the embeddings of [SOS][p1 .. pl]."""
-        start = _embed(self.clip, self._start).expand(*context.shape[:-2], -1, -1)
+        start = self._start.expand(*context.shape[:-2], -1, -1)
         return torch.cat([start, context.to(start)], dim=-2) + self.clip.positions[: self._trunk]
 
     def _finish(self, hidden: Tensor, attend: Attend, ends: tuple[Tensor, ...]) -> Tensor:
@@ -211,7 +211,7 @@ class Tree:
 
     words: Tensor  # [Rs, W]: embeddings
     mask: Tensor  # [R, s, T + s]: 0 where a token sees one of the trunk or of its own row, -inf where it does not
-    ends: Tensor  # [C]: place of each class's [EOS] among the Rs
+    ends: Tensor  # [C]: place of each class's [EOS] among the T + Rs, where the text encoder is: a step copies nothing
 
 
 def pack(names: Sequence[Name], bound: int) -> list[Row]:
@@ -256,7 +256,7 @@ def _tree(clip: Clip, names: Sequence[Name], T: int) -> Tree:
     return Tree(
         words=(_embed(clip, ids_Rs) + clip.positions[places_Rs]).flatten(0, 1),
         mask=torch.cat([own_Rss.new_zeros(R, s, T), own_Rss], dim=-1),
-        ends=torch.tensor([where[name] for name in names]),
+        ends=torch.tensor([T + where[name] for name in names]).to(clip.positions.device),
     )
 
 
