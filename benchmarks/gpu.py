@@ -481,7 +481,8 @@ def several(sheet: Sheet, part: str, ways: dict[str, dict[str, Any]], rounds: in
                 part, where=way, s_round=statistics.median(row["seconds"] for row in ends[1:]), s=whole,
                 accuracy=accuracy.mean, worst=accuracy.worst, examples=furthest(first, folder),
                 apart=apart(state["global.context"], server(first)["global.context"]),
-                bits=bits == before, gb=sheet.peak() if sheet.cuda and "cpu" not in way else None,
+                bits=bits == before if before else None,
+                gb=sheet.peak() if changes["run.device"] == "cuda" and "engine.name" not in changes else None,
             )  # fmt: skip
             before = bits
 
