@@ -1,14 +1,18 @@
 """Image files become pixels as a person would see them, and what cannot be read is named with its reason."""
 
+import os
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from fedexperts.data.images import Folder, _room, read
+from fedexperts.data.images import BYTES, Folder, _room, read
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -128,7 +132,7 @@ def test_all_files_that_cannot_be_read_are_named_at_once_with_their_reasons(tmp_
     for name in ("empty", "page", "program"):
         assert f"{name}.png (not an image of a kind that is read here, AVIF, BMP" in said
     for name in ("vast", "bomb"):
-        assert f"{name}.png (Image size" in said
+        assert f"{name}.png (it has" in said
 
 
 def test_of_many_broken_files_ten_are_named_and_the_others_counted(tmp_path: Path) -> None:
@@ -153,3 +157,105 @@ def test_files_are_hashed_and_decoded_once_until_one_changes(tmp_path: Path) -> 
     assert colour(changed[0]) == BLUE
     assert others != hashes
     assert not torch.equal(changed, pixels)
+
+
+# ---- what would fill the memory
+
+
+def bomb(path: Path, mode: str = "1", side: int = 8300, **options: object) -> Path:
+    """A picture of many pixels and few bytes."""
+    Image.new(mode, (side, side)).save(path, **options)  # type: ignore[arg-type]
+    assert path.stat().st_size < 200_000
+    return path
+
+
+def tiled(path: Path, side: int) -> Path:
+    """A small TIFF that says it is made of one tile of many pixels."""
+    tags = {256: 64, 257: 64, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: 4}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + entries + bytes(4))
+    return path
+
+
+def refusal(path: Path) -> str:
+    """Why a file is not read."""
+    with pytest.raises(ValueError, match="1 of 1 images in") as caught:
+        read(Folder(path.parent), [path.name], 8)
+    return str(caught.value)
+
+
+def test_a_picture_is_refused_by_its_header_before_it_is_decoded(tmp_path: Path) -> None:
+    at_most = "and at most 67,108,864 are decoded: save it smaller"
+    assert f"it has 8,300 x 8,300 pixels, {at_most}" in refusal(bomb(tmp_path / "a.png"))
+    assert f"it has 8,300 x 8,300 pixels, {at_most}" in refusal(bomb(tmp_path / "a.tiff", compression="group4"))
+    assert f"it has far too many pixels, {at_most}" in refusal(bomb(tmp_path / "b.png", side=14_000))
+    assert f"a tile of it has 16,384 x 16,384 pixels, {at_most}" in refusal(tiled(tmp_path / "b.tiff", 16_384))
+    (tmp_path / "a.ppm").write_bytes(b"P5 9000 9000 255\n")
+    assert f"it has 9,000 x 9,000 pixels, {at_most}" in refusal(tmp_path / "a.ppm")
+    small = bomb(tmp_path / "a.webp", "RGB", 5800, lossless=True, method=0)
+    assert "it has 5,800 x 5,800 pixels, and at most 33,554,432 are decoded" in refusal(small)
+
+
+def test_comments_and_profiles_that_unpack_to_much_are_refused_and_other_kinds_are_not_tried(tmp_path: Path) -> None:
+    comments = PngImagePlugin.PngInfo()
+    comments.add_text("a", "x" * 2**24, zip=True)
+    Image.new("L", (9, 9)).save(tmp_path / "text.png", pnginfo=comments)
+    Image.new("L", (9, 9)).save(tmp_path / "profile.png", icc_profile=bytes(2**24))
+    for name in ("text.png", "profile.png"):
+        assert f"{name} (its comments or its profile of colours unpack to more than is read" in refusal(tmp_path / name)
+    (tmp_path / "drawing.png").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    assert "not an image of a kind that is read here" in refusal(tmp_path / "drawing.png")
+
+
+def test_a_file_of_many_bytes_and_one_without_end_are_not_opened(tmp_path: Path) -> None:
+    with open(tmp_path / "vast.png", "wb") as file:
+        file.truncate(BYTES + 1)  # no byte of it is on the disk
+    assert "it has 536,870,913 bytes, and at most 536,870,912 are read: save it smaller" in refusal(
+        tmp_path / "vast.png"
+    )
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "pipe.png (it is no file)" in refusal(tmp_path / "pipe.png")
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from fedexperts.data.images import Folder, readable
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # MiB
+
+Folder(Path())
+readable([Path(sys.argv[1])], 224)
+before = peak()
+_, broken = readable([Path(name) for name in sys.argv[2:]], 224)
+print(peak() - before, len(broken))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts memory in KiB, as Linux does")
+def test_the_largest_pictures_cost_little_memory_and_are_decoded_one_at_a_time(tmp_path: Path) -> None:
+    """33 million pixels each: 34 MB in grey, 134 MB in colour. In the plain way it is 400 MB each, all at once."""
+    Image.new("L", (9, 9)).save(tmp_path / "first.png")
+    names = [bomb(tmp_path / f"{i}.png", mode, 5792) for i, mode in enumerate(("1", "P", "RGB", "RGB"))]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path / "first.png"), *map(str, names)],
+        capture_output=True, text=True, check=True, timeout=100,
+    )  # fmt: skip
+    mebibytes, broken = map(int, done.stdout.split())
+    assert broken == 0
+    assert mebibytes < 200
+
+
+def test_a_large_picture_looks_as_it_does_when_it_is_shrunk_in_one_go(tmp_path: Path) -> None:
+    """Band by band and by a whole factor first, for all kinds of pixels, and of a long picture the middle."""
+    height, width = np.mgrid[:1500, :4000]
+    waves = np.stack([127 + 120 * np.sin(height / 40 + k) * np.cos(width / 50) for k in range(4)], axis=2)
+    whole = Image.fromarray(waves.astype(np.uint8), "RGBA")
+    for mode in ("RGB", "L", "RGBA"):
+        whole.convert(mode).save(tmp_path / f"{mode}.png", compress_level=1)
+        white = Image.new("RGBA", whole.size, "white")
+        white.alpha_composite(whole.convert(mode).convert("RGBA"))
+        expected = ImageOps.fit(white.convert("RGB"), (64, 64), Image.Resampling.BICUBIC)
+        found = one(tmp_path, f"{mode}.png", 64).permute(1, 2, 0).float()
+        assert (found - torch.from_numpy(np.array(expected)).float()).abs().max() <= 4

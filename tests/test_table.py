@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fedexperts.data import Federation, Table
+from fedexperts.data import Federation, Table, table
 
 SHOPS = [
     (f"{word} soup, {label} in {shop}", label, shop)
@@ -190,3 +190,36 @@ def test_a_split_of_texts_is_taken_up_and_that_of_other_texts_refused(texts: Pat
 def test_equal_texts_in_two_parts_are_found(tmp_path: Path) -> None:
     file = csv(tmp_path / "x.csv", [("text", "label", "site"), *SHOPS, ("hot soup, good in a", "good", "b")])
     assert load(file).twins() == [(0, 20)]
+
+
+def test_a_table_that_would_fill_the_memory_is_refused_by_what_it_says_and_by_what_it_unpacks_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    with open(tmp_path / "x.csv", "wb") as file:
+        file.truncate(table.BYTES + 1)  # no byte of it is on the disk
+    with pytest.raises(ValueError, match="x.csv has more than 1,073,741,824 bytes, unpacked"):
+        load(tmp_path / "x.csv")
+    monkeypatch.setattr(table, "BYTES", 10**6)
+    columns = {"text": ["so " * 400] * 10_000, "label": ["good"] * 10_000, "site": ["a"] * 10_000}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "repeats.parquet")
+    parquet.write_table(pyarrow.table(columns), tmp_path / "says.parquet", use_dictionary=False)
+    assert (tmp_path / "repeats.parquet").stat().st_size < 10**4  # and unpacked 12 MB
+    for name in ("repeats", "says"):
+        with pytest.raises(ValueError, match=f"{name}.parquet has more than 1,000,000 bytes, unpacked"):
+            load(tmp_path / f"{name}.parquet")
+
+
+def test_a_cell_longer_than_a_text_can_be_is_named(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    long = [("so " * 50_000, "good", "a"), *SHOPS]
+    columns = dict(zip(("text", "label", "site"), map(list, zip(*long, strict=True)), strict=True))
+    parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="row 1: text has 149,999 characters, and at most 131,072 are read"):
+        load(tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match=r"after line 1: field larger than field limit \(131072\)"):
+        load(csv(tmp_path / "x.csv", [("text", "label", "site"), *long]))

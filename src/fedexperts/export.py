@@ -19,17 +19,21 @@ from typing import Any
 
 import torch
 
+from .data.images import KINDS, PIXELS
 from .method import Portable
 from .metrics import Row
 from .predict import Predictor
 from .tensors import pack, write
 
-PIXELS = """import numpy as np
+PICTURE = """import numpy as np
 from PIL import Image, ImageOps
 
 
 def pixels(path):
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    with Image.open(path, formats={kinds}) as image:
+        if image.width * image.height > {most}:
+            raise ValueError(f"{{path}} has {{image.width}} x {{image.height}} pixels, and at most {most} are decoded")
+        image = ImageOps.exif_transpose(image).convert("RGB")
     image = ImageOps.fit(image, ({side}, {side}), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
 
@@ -157,7 +161,7 @@ def _write_onnx(predictor: Predictor, carried: Portable, folder: Path) -> None:
 
 def _readme(predictor: Predictor, carried: Portable) -> str:
     side, recipe = predictor.side, predictor.built.recipe
-    lines = recipe if side is None else PIXELS.format(side=side) + recipe
+    lines = recipe if side is None else PICTURE.format(side=side, kinds=KINDS, most=PIXELS) + recipe
     shown = '["a text"]' if side is None else "pixels(path)"
     return README.format(
         title=f"{predictor.config.name}: {_whose(predictor)}",

@@ -1,15 +1,20 @@
 """Images as they are kept to pixels: whatever the files are, one tensor of uint8 [N, 3, side, side].
 
 pillow reads them. The middle of each image, as large a square as fits, becomes `side` pixels wide: what CLIP would see
-of it. Turned as its EXIF says, grey in three equal channels, transparency on white, the first picture of several. This
-room does not know classes, clients or folders' meaning.
+of it. Turned as its EXIF says, grey in three equal channels, transparency on white, the first picture of several.
+
+A file may be a stranger's, made to fill the memory. So its size is asked before it is read, and the picture's, which
+the first bytes say, before a pixel is decoded; large ones are decoded one at a time, and never held twice. This room
+does not know classes, clients or folders' meaning.
 """
 
 import hashlib
+import stat
+import threading
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -18,11 +23,19 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 KINDS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # pillow's others are rare, or run other programs
+PIXELS = 2**26  # of a picture: 67 million, more than a camera of the size of a full frame makes; 0.6 GB while decoded
+HALF = ("AVIF", "WEBP")  # of these half as many: their decoders hold a picture three times
+BYTES = 2**29  # of a picture's file: as many pixels in 64 bits each, not compressed
+LARGE = 2**24  # pixels: four phones' screens, seldom met, and decoded one at a time
+BAND = 2**20  # pixels that are converted at once
+TILE = (322, 323)  # TIFF's tags for the width and length of the pieces that it is decoded in
+ORIENTATION = ExifTags.Base.Orientation
+_one_at_a_time = threading.Lock()
 
 
 class Store(Protocol):
@@ -49,7 +62,12 @@ class Folder:
         return str(self.root)
 
     def data(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
+        found = (path := self.root / name).stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is no file")  # a pipe would never end
+        if found.st_size > BYTES:
+            raise ValueError(f"it has {found.st_size:,} bytes, and at most {BYTES:,} are read: save it smaller")
+        return path.read_bytes()
 
     def stamp(self, name: str) -> Hashable:
         """A file's size and time of change; None for a file that is not there."""
@@ -83,7 +101,7 @@ def decoded(data: bytes, side: int) -> Tensor:
     """Pixels uint8 [1, 3, side, side] of an image that came as bytes; ValueError, with why, if it cannot be read."""
     pixels = _room(1, side)
     try:
-        with _strict():
+        with _quiet():
             _paint(pixels[0], data)
     except Exception as error:  # pillow's readers raise what they like
         raise ValueError(_reason(error)) from None
@@ -109,7 +127,7 @@ def _read(
     """Pixels, the hashes of the images that could be read, the reasons of those that could not."""
     files = [file for file, _ in stamped]
     pixels, hashes, broken = _room(len(files), side), {}, {}
-    with _strict(), ThreadPoolExecutor() as pool:
+    with _quiet(), ThreadPoolExecutor() as pool:
         filled = [pool.submit(_fill, pixels[place], store, file) for place, file in enumerate(files)]
         for file, done in zip(files, filled, strict=True):
             if error := done.exception():
@@ -120,11 +138,10 @@ def _read(
 
 
 @contextmanager
-def _strict() -> Iterator[None]:
-    """What could fill the memory is refused; pillow's remarks on files that it reads all the same are not heard."""
+def _quiet() -> Iterator[None]:
+    """pillow's remarks on files that it reads all the same are not heard; what is too large is refused in `_paint`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
 
@@ -148,13 +165,48 @@ def _fill(into: Tensor, store: Store, name: str) -> str:
 
 def _paint(into: Tensor, data: bytes) -> None:
     with Image.open(BytesIO(data), formats=KINDS) as image:
-        into.copy_(torch.from_numpy(np.array(_square(image, into.shape[-1]))).permute(2, 0, 1))
+        pixels = _check_size(image)
+        with _one_at_a_time if pixels > LARGE else nullcontext():
+            into.copy_(torch.from_numpy(np.array(_square(image, into.shape[-1]))).permute(2, 0, 1))
+
+
+def _check_size(image: Image.Image) -> int:
+    """The pixels that decoding will hold, before it does; ValueError if they are too many."""
+    tags = getattr(image, "tag_v2", {})
+    tile = tuple(int(tags.get(tag, 0)) for tag in TILE)
+    most = PIXELS // 2 if image.format in HALF else PIXELS
+    for what, (across, down) in {"it": image.size, "a tile of it": tile}.items():
+        if across * down > most:
+            raise ValueError(f"{what} has {across:,} x {down:,} pixels, and {_at_most(most)}")
+    return image.width * image.height
+
+
+def _at_most(pixels: int) -> str:
+    return f"at most {pixels:,} are decoded: save it smaller"
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:
     image.draft(None, (2 * side, 2 * side))  # a large JPEG is decoded at an eighth, quarter or half: four times faster
-    turned = ImageOps.exif_transpose(image)
-    return ImageOps.fit(_rgb(turned), (side, side), Image.Resampling.BICUBIC)
+    middle = _middle(image, side)
+    middle.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+    return ImageOps.fit(ImageOps.exif_transpose(middle), (side, side), Image.Resampling.BICUBIC)
+
+
+def _middle(image: Image.Image, side: int) -> Image.Image:
+    """The middle square and some more, for the filter at its edges, in RGB; of a large image shrunk by a whole factor.
+
+    It is converted band by band, so that a large image is not held a second time.
+    """
+    edge = min(image.size)
+    left, top = (max(0, (length - edge) // 2 - edge // 2 - 4) for length in image.size)
+    right, bottom = image.width - left, image.height - top
+    factor = max(1, edge // (4 * side))
+    rows = factor * max(1, BAND // (factor * (right - left)))
+    found = Image.new("RGB", (-((left - right) // factor), -((top - bottom) // factor)))
+    for first in range(top, bottom, rows):
+        band = _rgb(image.crop((left, first, right, min(first + rows, bottom))))
+        found.paste(band.reduce(factor), (0, (first - top) // factor))
+    return found
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -174,4 +226,10 @@ def _reason(error: BaseException) -> str:
         return "no such file"
     if isinstance(error, UnidentifiedImageError):
         return f"not an image of a kind that is read here, {', '.join(KINDS)}"
-    return str(error) or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError):  # pillow's own limit, above ours
+        return f"it has far too many pixels, and {_at_most(PIXELS)}"
+    if isinstance(error, MemoryError):
+        return "this machine has no memory for it: save it smaller"
+    if "MAX_TEXT" in (said := str(error)):
+        return "its comments or its profile of colours unpack to more than is read: save it without them"
+    return f"it is damaged: {said}" if "decoder error" in said else said or type(error).__name__

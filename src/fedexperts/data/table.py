@@ -15,6 +15,9 @@ from .images import Folder, several
 from .own import PART, Example, Found, Own, below, words
 
 Row = Mapping[str, Any]
+BYTES = 2**30  # of a table, unpacked: some ten million sentences
+ROWS = 256  # of a parquet file, unpacked at once
+LONGEST = 2**17  # characters of a cell, as in CSV: far more than models read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,8 @@ class Table(Own):
     def _example(self, cells: Mapping[str, str], what: str, root: Path | None) -> Example:
         if empty := [name for name, cell in cells.items() if not cell]:
             raise ValueError(f"{empty[0]} is empty")
+        if long := [name for name, cell in cells.items() if len(cell) > LONGEST]:
+            raise ValueError(f"{long[0]} has {len(cells[long[0]]):,} characters, and at most {LONGEST:,} are read")
         if (part := cells.get(self.part_column, "train").lower()) not in PART:
             raise ValueError(f"{self.part_column} is {part!r}, right would be train, valid or test")
         shown = cells[what] if root is None else below(root, root / cells[what])
@@ -105,6 +110,8 @@ class Table(Own):
 
 def _csv(file: Path) -> tuple[list[str], list[Row]]:
     """Columns and rows; commas, semicolons or tabs, whichever the first line has most of."""
+    _check_size(file, file.stat().st_size)
+    csv.field_size_limit(LONGEST)
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:
             comma = max(",;\t", key=lines.readline().count)
@@ -132,8 +139,21 @@ def _parquet(file: Path) -> tuple[list[str], list[Row]]:
         from pyarrow import ArrowException, parquet  # not for a table in CSV
     except ImportError:
         raise ValueError(f"{file}: parquet needs pyarrow; right would be: pip install pyarrow") from None
+    rows: list[Row] = []
+    size = 0
     try:
-        table = parquet.read_table(file)
+        with parquet.ParquetFile(file) as opened:
+            groups = range(opened.metadata.num_row_groups)
+            _check_size(file, sum(opened.metadata.row_group(group).total_byte_size for group in groups))
+            for batch in opened.iter_batches(ROWS):  # a text of many rows may be written once
+                size += batch.nbytes
+                _check_size(file, size)
+                rows += batch.to_pylist()
+            return opened.schema_arrow.names, rows
     except (ArrowException, OSError) as error:
         raise ValueError(f"{file} is not a readable parquet file: {error}") from None
-    return table.column_names, table.to_pylist()
+
+
+def _check_size(file: Path, size: int) -> None:
+    if size > BYTES:
+        raise ValueError(f"{file} has more than {BYTES:,} bytes, unpacked; right would be a table of fewer rows")
