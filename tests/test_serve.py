@@ -3,16 +3,22 @@
 import base64
 import http.client
 import json
+import os
+import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +31,7 @@ pytest.importorskip("uvicorn")
 from fedexperts import serve
 from fedexperts.cli import app
 from fedexperts.predict import Predictor
+from fedexperts.serve import door
 from fedexperts.study import once
 
 HERE = Path(__file__).parent
@@ -36,6 +43,7 @@ class Site:
     """A page that is being served."""
 
     port: int
+    server: Any = None
 
     @property
     def url(self) -> str:
@@ -51,6 +59,16 @@ class Site:
         finally:
             line.close()
 
+    def raw(self, sent: bytes) -> socket.socket:
+        """A stranger's connection, over which this was sent."""
+        line = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        line.sendall(sent)
+        return line
+
+    @property
+    def visitors(self) -> int:
+        return len(self.server.server_state.connections)
+
     def say(self, body: bytes) -> tuple[int, dict[str, Any]]:
         status, _, content = self.ask("/say", body)
         return status, json.loads(content)
@@ -63,7 +81,7 @@ def served(predictor: Predictor, host: str = "127.0.0.1") -> Iterator[Site]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
         thread.start()
         try:
-            yield Site(door.getsockname()[1])
+            yield Site(door.getsockname()[1], server)
         finally:
             server.should_exit = True
             thread.join()
@@ -142,7 +160,7 @@ def test_a_text_is_answered(texts: Site) -> None:
         ("images", lambda good: b"no image", 400, "not an image of a kind that is read here"),
         ("images", lambda good: good[:60], 400, "truncated"),
         ("images", lambda good: b"", 400, "nothing in it"),
-        ("images", lambda good: b"P5 10000 10000 255\n", 400, "exceeds limit of"),
+        ("images", lambda good: b"P5 10000 10000 255\n", 400, "it has 10,000 x 10,000 pixels"),
         ("images", lambda good: bytes(serve.LARGEST + 1), 413, "larger than 33,554,432 bytes"),
         ("texts", lambda good: b"\xff\xfe", 400, "not a text in UTF-8"),
         ("texts", lambda good: b" \n", 400, "nothing in it"),
@@ -206,6 +224,156 @@ def test_the_page_is_kept_from_loading_anything_from_elsewhere(site: Site) -> No
         assert not re.search(rb"https?:", body)
 
 
+def test_a_question_of_another_origin_is_refused_also_from_browsers_that_say_no_more(
+    site: Site, pictures: list[Path]
+) -> None:
+    picture = pictures[0].read_bytes()
+    for origin in ("http://evil.example", "null", f"http://127.0.0.1:{site.port + 1}", "http://127.0.0.1"):
+        assert site.ask("/say", picture, Origin=origin)[0] == 403
+    assert site.ask("/say", picture, Origin=site.url)[0] == 200
+
+
+HEAD = b" HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /../../etc/passwd" + HEAD, 404),
+        (b"GET /%2e%2e/%00%ff\\page.js" + HEAD, 404),
+        (b"GET //page.js" + HEAD, 404),
+        (b"GET http://evil.example/" + HEAD, 404),
+        (b"GET /page.js\xff" + HEAD, 400),
+        (b"CONNECT evil.example:80" + HEAD, 404),
+        (b"OPTIONS *" + HEAD, 404),
+        (b"PUT /say" + HEAD, 405),
+        (b"GET /say" + HEAD, 405),
+        (b"POST /" + HEAD, 405),
+        (b"NO /SUCH" + HEAD, 404),
+        (b"GET / HTTP/1.1\r\n", 400),  # without a host
+        (b"GET / HTTP/1.1\r\nHost: [::1]\r\n", 400),
+        (b"GET /" + HEAD + b"Host: localhost\r\n", 400),
+        (b"GET /" + HEAD + b"Upgrade: websocket\r\nConnection: Upgrade\r\n", 200),
+        (b"GET /" + HEAD + b"X: " + bytes(10) + b"\r\n", 400),
+        (b"GET /" + HEAD + b"X: " + b"x" * 2**17 + b"\r\n", 400),
+        (b"POST /say" + HEAD + b"Content-Length: -1\r\n", 400),
+        (b"POST /say" + HEAD + b"Content-Length: 9\r\nContent-Length: 8\r\n", 400),
+        (b"POST /say" + HEAD + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01" + bytes(600), 400),  # TLS
+    ],
+)
+def test_odd_requests_are_refused_and_nothing_is_said_of_them_on_the_terminal(
+    site: Site, sent: bytes, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with site.raw(b"") as line:
+        with suppress(ConnectionError):
+            line.sendall(sent + b"\r\n")
+        assert line.recv(12) == b"HTTP/1.1 %d" % status
+    assert site.ask("/about")[0] == 200
+    assert caplog.messages == []
+
+
+def test_noise_of_all_kinds_is_never_an_error_of_the_server(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """Also behind a whole request, and while an answer is on its way."""
+    luck, good = random.Random(0), b"POST /say" + HEAD + b"Content-Length: 3\r\n\r\nxyz"
+    for _ in range(150):
+        noise = bytearray(good * luck.randint(1, 3))
+        for _ in range(luck.randint(1, 6)):
+            noise[luck.randrange(len(noise))] = luck.choice(b"\r\n\0 /:%\xff0a")
+        with site.raw(bytes(noise)) as line, suppress(ConnectionError):
+            line.shutdown(socket.SHUT_WR)
+            answers = b"".join(iter(lambda: line.recv(2**16), b""))
+            assert b"HTTP/1.1 5" not in answers
+    assert site.ask("/about")[0] == 200
+    assert caplog.messages == []
+
+
+# ---- strangers
+
+
+def test_an_honest_page_is_answered_among_hundreds_of_strangers(site: Site, pictures: list[Path]) -> None:
+    beginnings = (b"", b"G", b"GET /about HTTP/1.1\r\nHost: 127", b"POST /say" + HEAD + b"Content-Length: 9\r\n\r\nx")
+    strangers = [site.raw(beginnings[i % 4]) for i in range(300)]
+    try:
+        begun = time.monotonic()
+        assert site.ask("/about")[0] == 200
+        assert site.say(pictures[0].read_bytes())[0] == 200
+        assert time.monotonic() - begun < 10
+        assert site.visitors <= door.VISITORS
+    finally:
+        for each in strangers:
+            each.close()
+
+
+def test_strangers_who_send_much_are_not_kept_and_an_honest_picture_is_answered_meanwhile(
+    site: Site, pictures: list[Path]
+) -> None:
+    """15 with 30 MB each, as took 450 MB and kept it."""
+    much = b"x" * (30 * 10**6)
+    before = resident()
+    head = b"POST /say" + HEAD + b"Content-Length: %d\r\n\r\n" % (len(much) + 1)
+    strangers = [site.raw(head) for _ in range(15)]
+    try:
+        for each in strangers:
+            with suppress(OSError):  # it was dropped already
+                each.sendall(much)
+        assert site.say(pictures[0].read_bytes())[0] == 200
+        assert resident() - before < 2 * door.TOGETHER
+    finally:
+        for each in strangers:
+            each.close()
+
+
+def resident() -> int:
+    """Bytes of memory that this process has."""
+    pages = Path("/proc/self/statm")
+    if not pages.exists():
+        pytest.skip("counts memory as Linux does")
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_who_sends_slowly_is_dropped(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(door, "PATIENCE", 0.3)
+    silent, slow = site.raw(b"GET / HTTP/1.1\r\n"), site.raw(b"POST /say" + HEAD + b"Content-Length: 99\r\n\r\nx")
+    with silent, slow:
+        assert silent.recv(99) == b""
+        assert slow.recv(12) == b"HTTP/1.1 408"
+        while slow.recv(2**16):  # and then it is closed
+            pass
+    with site.raw(b"GET /about" + HEAD + b"\r\n") as idle:
+        while idle.recv(2**16):
+            pass
+    assert caplog.messages == []
+
+
+def test_who_leaves_in_the_middle_is_not_said_on_the_terminal(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    site.raw(b"POST /say" + HEAD + b"Content-Length: 99\r\n\r\nx").close()
+    assert site.ask("/about")[0] == 200
+    assert caplog.messages == []
+
+
+def test_when_too_many_wait_for_their_turn_others_are_told_to_come_again(run: Path, pictures: list[Path]) -> None:
+    predictor, going = Predictor.of(run, "a"), threading.Event()
+
+    def slowly(images: Any) -> Any:
+        assert going.wait(30)
+        return predictor.built.encode(images)
+
+    with (
+        served(replace(predictor, built=replace(predictor.built, encode=slowly))) as site,
+        ThreadPoolExecutor(serve.WAITING + 2) as pool,
+    ):
+        asked = [pool.submit(site.say, pictures[0].read_bytes()) for _ in range(serve.WAITING + 2)]
+        refused = [each.result() for each in islice(as_completed(asked), 2)]
+        going.set()
+        statuses = Counter(each.result()[0] for each in asked)
+    assert [status for status, _ in refused] == [503, 503]
+    assert "try again in a moment" in refused[0][1]["error"]
+    assert statuses == {200: serve.WAITING, 503: 2}
+
+
 # ---- on the command line
 
 
@@ -248,7 +416,8 @@ def test_a_port_that_is_taken_is_said(run: Path, site: Site) -> None:
 
 def test_what_to_install_is_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "fedexperts.serve")
+    for name in ("fedexperts.serve", "fedexperts.serve.door"):
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("fedexperts.serve")
     done = CliRunner().invoke(app, ["serve", str(run)])
     assert done.exit_code == 1

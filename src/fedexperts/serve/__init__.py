@@ -1,7 +1,7 @@
 """A local page: drop an image, or type a text, and see what a run says of it and which experts spoke.
 
     application(predictor)     what answers: the page, and POST /say
-    listen(host, port)         the door, opened before anything is promised
+    listen(host, port)         the door, opened before anything is promised; door.py says who may stand at it
     server(application)        to be run at the door until it is stopped
 
 What is sent is predicted and forgotten. The page is page.html, page.css and page.js, and loads nothing from elsewhere.
@@ -9,24 +9,26 @@ This room does not know how an image is read, nor what a method learns.
 """
 
 import asyncio
-import socket
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..data.images import SUFFIXES, decoded
 from ..predict import Predictor
+from .door import PATIENCE, Hearing, listen, server
+
+__all__ = ["LARGEST", "LONGEST", "LOOPBACK", "WAITING", "application", "listen", "server"]
 
 LARGEST = 2**25  # bytes of an image: more than phones make
 LONGEST = 2**16  # bytes of a text: more than models read
+WAITING = 8  # questions that are whole and wait for their turn
 LOOPBACK = ("127.0.0.1", "localhost")
 PAGE = {
     "/": ("page.html", "text/html"),
@@ -38,23 +40,9 @@ HEADERS = {
     "img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket at `host`, at any free port if `port` is 0; ValueError if there is no such place."""
-    try:
-        return socket.create_server((host, port))
-    except OSError as error:
-        why = f"{host}:{port}: {error.strerror}"
-        raise ValueError(f"{why}; right would be a free --port, and as --host an address of this machine") from None
-
-
-def server(application: Starlette) -> uvicorn.Server:
-    """What runs an application at an open door, and says nothing of those who ask."""
-    quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
-    return uvicorn.Server(uvicorn.Config(application, lifespan="off", ws="none", **quiet))
 
 
 def application(predictor: Predictor, host: str = LOOPBACK[0]) -> Starlette:
@@ -62,19 +50,26 @@ def application(predictor: Predictor, host: str = LOOPBACK[0]) -> Starlette:
     leads here.
     """
     most = LONGEST if predictor.side is None else LARGEST
+    hearing, queue = Hearing(), asyncio.Semaphore(WAITING)
     turn = asyncio.Lock()  # one computation at a time, while the server goes on answering
 
     async def say(request: Request) -> Response:
-        if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
-            return _answer({"error": "only this server's own page may ask"}, 403)
-        body = await _body(request, most)
-        if body is None:
-            return _answer({"error": f"it is larger than {most:,} bytes, the most that is taken"}, 413)
+        if _foreign(request):
+            return _wrong("only this server's own page may ask", 403)
         try:
-            async with turn:
+            body = await hearing.whole(request.stream(), most)
+            if body is None:
+                return _wrong(f"it is larger than {most:,} bytes, the most that is taken", 413)
+            if queue.locked():
+                return _wrong("too many ask at once: try again in a moment", 503)
+            async with queue, turn:
                 return _answer(await run_in_threadpool(_said, predictor, body))
+        except TimeoutError:
+            return _wrong(f"it did not arrive within {PATIENCE:g} seconds, or others needed the room", 408)
+        except ClientDisconnect:
+            return Response()  # nobody is there to read it
         except ValueError as error:
-            return _answer({"error": str(error)}, 400)
+            return _wrong(str(error), 400)
 
     suffixes = None if predictor.side is None else SUFFIXES
     about = _answer({"name": predictor.config.name, "who": predictor.who, "suffixes": suffixes})
@@ -88,18 +83,19 @@ def _file(name: str, kind: str) -> Response:
     return Response((Path(__file__).parent / name).read_bytes(), media_type=kind, headers=HEADERS)
 
 
+def _foreign(request: Request) -> bool:
+    """Whether a browser says that another page asks. A program that is no browser says nothing of it."""
+    host = request.headers["host"]
+    origin = request.headers.get("origin", host).rpartition("://")[2]
+    return origin != host or request.headers.get("sec-fetch-site", "same-origin") != "same-origin"
+
+
+def _wrong(why: str, status: int) -> Response:
+    return _answer({"error": why}, status)
+
+
 def _answer(content: dict[str, Any], status: int = 200) -> Response:
     return JSONResponse(content, status, HEADERS)
-
-
-async def _body(request: Request, most: int) -> bytes | None:
-    """What was sent; None if it is more than `most` bytes, which are then heard to their end, but not kept."""
-    body, size = bytearray(), 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size <= most:
-            body += piece
-    return bytes(body) if size <= most else None
 
 
 def _said(predictor: Predictor, body: bytes) -> dict[str, Any]:

@@ -64,7 +64,7 @@ function tell(text, seen) { // an answer stands below for who sees, and is read 
 async function answer(body) {
   try {
     const response = await fetch("/say", { method: "POST", body });
-    return response.status < 500 ? await response.json() : { error: "the server failed; its terminal says why" };
+    return response.status !== 500 ? await response.json() : { error: "the server failed; its terminal says why" };
   } catch {
     return { error: "no answer: is fedexperts still running?" };
   }
