@@ -2,9 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# inside pip's isolated build environments too: an unpinned torch would bring gigabytes of other builds
-export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+# every file that pip takes is compared with supply/hashes.txt; make TRUST=torch demo takes this package's as it is found
+INSTALL := $(BIN)/python supply/install.py $(addprefix --trust ,$(TRUST))
 
 .PHONY: demo test test-slow lint types bench clean
 
@@ -35,10 +34,10 @@ $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/installed: $(VENV)/python pyproject.toml constraints.txt
-	$(PIP) -e .
+$(VENV)/installed: $(VENV)/python pyproject.toml constraints.txt supply/hashes.txt
+	$(INSTALL)
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) -e '.[dev]'
-	@touch $@
+$(VENV)/installed-dev: $(VENV)/python pyproject.toml constraints.txt supply/hashes.txt
+	$(INSTALL) dev
+	@touch $(VENV)/installed $@

@@ -4,6 +4,7 @@ The ModifiedResNet is compared with an independent transcription, over the same 
 text encoder with torch's own transformer layer; SigLIP is compared with transformers.
 """
 
+import hashlib
 import json
 import math
 import warnings
@@ -21,7 +22,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
-from fedexperts.models import PromptedClipSettings
+from fedexperts.models import PromptedClipSettings, openai
 from fedexperts.models.clip import Clip, PromptedClip, encode, words
 from fedexperts.models.huggingface import load_clip
 
@@ -121,8 +122,41 @@ def save_archive(folder: Path, tensors: Tensors) -> Path:
         warnings.simplefilter("ignore", DeprecationWarning)
         module = Holder(tensors | {name: torch.tensor(value) for name, value in numbers.items()})
         torch.jit.save(torch.jit.trace(module, torch.zeros(1)), folder / "RN50.pt")
+    openai.PUBLISHED["tiny"] = hashlib.sha256((folder / "RN50.pt").read_bytes()).hexdigest()
     characters().save_pretrained(folder)
     return folder / "RN50.pt"
+
+
+class Program(torch.nn.Module):
+    """What an archive may do while it is loaded."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path, self.training = state[0], state[1]
+        torch.save(torch.ones(1), self.path)
+
+
+def test_an_archive_that_is_not_openais_is_not_loaded_for_it_may_write_files(tmp_path: Path) -> None:
+    written = tmp_path / "written"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(Program(str(written))), tmp_path / "RN50.pt")
+        with pytest.raises(ValueError, match=r"RN50\.pt .* none of the archives that OpenAI published, .* write files"):
+            load_clip(str(tmp_path))
+        assert not written.exists()
+        torch.jit.load(tmp_path / "RN50.pt")
+        assert written.exists()
 
 
 def save_open_clip(folder: Path, tensors: Tensors, **model: Any) -> None:

@@ -1,7 +1,10 @@
 """A prompted CLIP as a tree of tokens equals the same CLIP run class by class; and a CLIP is loaded as it was saved."""
 
 import json
+import shlex
 import socket
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +15,7 @@ import pytest
 import torch
 from conftest import characters
 from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn.functional import normalize
@@ -389,6 +393,20 @@ def test_a_folder_that_lacks_a_part_is_refused(tmp_path: Path, missing: str, sai
     (tmp_path / missing).unlink()
     with pytest.raises(ValueError, match=f"does not hold a whole CLIP.*{said}"):
         load_clip(str(tmp_path))
+
+
+def test_weights_in_a_pickle_are_refused_with_what_to_type(tmp_path: Path) -> None:
+    save(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    with pytest.raises(
+        ValueError, match=r"pytorch_model\.bin is a pickle, .* type: python -c \"from transformers"
+    ) as no:
+        load_clip(str(tmp_path))
+    command = shlex.split(str(no.value).partition("type: ")[2].rpartition(". Save")[0])
+    subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
+    assert load_clip(str(tmp_path))
 
 
 def test_a_config_that_cannot_be_read_is_refused(tmp_path: Path) -> None:

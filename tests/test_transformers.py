@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import TypeAdapter
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -211,6 +212,14 @@ def test_a_folder_that_lacks_a_part_is_refused(tmp_path: Path, missing: str, sai
     (save(tmp_path, "bert") / missing).unlink()
     with pytest.raises(ValueError, match=f"does not hold a whole text model.*{said}"):
         built(tmp_path)
+
+
+def test_weights_in_a_pickle_are_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path, "bert")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is a pickle, .* AutoModelForSequenceClassification as M"):
+        built(folder)
 
 
 def test_weights_that_are_missing_and_other_kinds_are_refused(tmp_path: Path) -> None:

@@ -84,6 +84,17 @@ def find(name: str, kind: str, ours: str) -> Path:
         ) from None
 
 
+def pickled(folder: Path, kind: str) -> str:
+    """Why the weights in a folder are not read, with what to type, for a class of transformers; "" if they are safe."""
+    if any(folder.glob("*.safetensors")) or not (found := sorted(folder.glob("*.bin"))):
+        return ""
+    return (
+        f"{found[0].name} is a pickle, which can run programs when it is read, so only model.safetensors is. If you "
+        f'trust who made it, type: python -c "from transformers import {kind} as M; '
+        f'M.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"'
+    )
+
+
 @cache
 def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> Clip:
     kind = _kind(folder)
@@ -91,12 +102,16 @@ def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> Clip:
         return _resnet(folder, kind, dtype, device)
     classes = KINDS[kind]
     _check_vocabulary(folder)
+    if why := pickled(folder, classes[0].__name__):
+        raise _broken(folder, why)
     with quiet():
         try:
             tokenizer = classes[1].from_pretrained(folder, local_files_only=True)
             processor = classes[2].from_pretrained(folder, local_files_only=True)
             loader: Any = classes[0].from_pretrained
-            model, report = loader(folder, dtype=torch.float32, output_loading_info=True, local_files_only=True)
+            model, report = loader(
+                folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
+            )
         except ImportError:
             raise ValueError(
                 f"the tokenizer in {folder} needs a package; type: pip install 'fedexperts[siglip]'"

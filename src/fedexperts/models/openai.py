@@ -4,12 +4,13 @@
     open_clip_config.json, open_clip_model.safetensors    open_clip's, as on the hub
 
 Both name their tensors alike. Checkpoints with a ViT are Hugging Face's to read (huggingface.py); tokenizer and image
-processor are made there, too. torch's loader of TorchScript archives reads tensors and runs no Python; an archive is
-a program all the same, so it should come from where its model does.
+processor are made there, too. A TorchScript archive is a program: when it is loaded it runs no Python, but torch's own
+operators, which write files, too. So OpenAI's own archives are loaded, known by their bytes, and no others.
 
 Shapes: W word width, D feature width, L positions.
 """
 
+import hashlib
 import json
 import math
 import warnings
@@ -30,6 +31,13 @@ from .modified_resnet import SHRUNK, ModifiedResNet
 SETTINGS, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 HEAD = 64  # channels of a head, in all of OpenAI's
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's, for pixels in 0..1
+PUBLISHED = {  # sha256 of OpenAI's archives, as they stand in their addresses
+    "RN50": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
+    "RN101": "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
+    "RN50x4": "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
+    "RN50x16": "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
+    "RN50x64": "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
+}
 NEEDED = ("visual.attnpool.c_proj.weight", "transformer.resblocks.0.attn.in_proj_weight", "token_embedding.weight")
 
 
@@ -60,6 +68,11 @@ def checkpoint(place: Path) -> Checkpoint | None:
 
 
 def _archive(file: Path) -> Checkpoint:
+    with open(file, "rb") as data:
+        found = hashlib.file_digest(data, "sha256").hexdigest()
+    if found not in PUBLISHED.values():
+        why = "it is none of the archives that OpenAI published, and another may write files when it is loaded"
+        raise _broken(file, f"{why} (its sha256 is {found})")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it is what OpenAI published
         try:

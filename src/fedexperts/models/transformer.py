@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from ..method import Portable
 from ..tensors import Tensors, under
-from .huggingface import find, quiet
+from .huggingface import find, pickled, quiet
 from .network import seeded
 
 PAD, START, WORDS = 0, 1, 1022  # ids of the tiny ones: 1,024 altogether
@@ -242,6 +242,8 @@ def _tokenizer(folder: Path) -> Any:
 
 def _load(folder: Path, classes: int, tokens: int, pad: int) -> Any:
     """The classifier of a folder in fp32; its head is fresh if the folder has none for so many classes."""
+    if why := pickled(folder, "AutoModelForSequenceClassification"):
+        raise _broken(folder, why)
     with quiet():
         try:
             classifier, report = AutoModelForSequenceClassification.from_pretrained(
@@ -252,6 +254,7 @@ def _load(folder: Path, classes: int, tokens: int, pad: int) -> Any:
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 local_files_only=True,
+                use_safetensors=True,
             )
         except (OSError, RuntimeError, SafetensorError, ValueError) as error:
             raise _broken(folder, str(error).splitlines()[0]) from None
