@@ -4,7 +4,9 @@ import csv
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,13 @@ import pytest
 import torch
 from conftest import CASES, Case, TinyData, tiny
 from PIL import Image
+from rich.markup import escape as rich_escape
+from rich.text import Text
 from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
 from fedexperts.cli import app
+from fedexperts.cli.plain import Plain
 from fedexperts.learn import Examples, Learning
 from fedexperts.method import taught
 from fedexperts.predict import Prediction, Predictor, inputs, labelled, loudest, predictions
@@ -429,3 +434,40 @@ def test_what_cannot_be_predicted_is_said(
 def test_the_three_experts_that_spoke_loudest_are_named_in_order() -> None:
     assert loudest({"own": 0.1, "a": 0.2, "b": 0.65, "c": 0.05}) == "b 0.65, a 0.20, own 0.10"
     assert loudest({}) == ""
+
+
+# ---- words of strangers
+
+MARKUP = "[red]a.png"
+ACTS = "\x1b]0;mine\x07\x1b[2J\u202egnp.png"
+SHOWN = r"\x1b]0;mine\x07\x1b[2J\u202egnp.png"
+
+
+def test_names_of_files_and_classes_are_printed_as_they_are_and_do_nothing_to_a_terminal(
+    learned: Learned, tmp_path: Path
+) -> None:
+    """Rich's markup stays as it stands; what a terminal would act on is shown as its number."""
+    run = tmp_path / "run"
+    copytree(learned(CASES["fedavg-probe"]), run)
+    about = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps(about | {"classes": [f"[b]{i}\x1b[31m" for i in range(3)]}))
+    (tmp_path / "new").mkdir()
+    for name in (MARKUP, ACTS):
+        Image.new("RGB", (9, 9)).save(tmp_path / "new" / name, "PNG")
+    (tmp_path / "new" / f"broken{ACTS}").touch()
+    wide = CliRunner(env={"COLUMNS": "400"})
+    for form in ("table", "csv"):
+        done = wide.invoke(app, ["predict", str(run), str(tmp_path / "new"), "--format", form])
+        assert done.exit_code == 1
+        for name in (MARKUP, SHOWN, "[b]", r"\x1b[31m"):
+            assert name in done.stdout
+        assert f"broken{SHOWN} (not an image" in done.stderr.replace("\n", "")
+        assert not {"\x1b", "\x07", "\u202e"} & {*done.output}
+
+
+def test_colours_of_the_program_itself_stay() -> None:
+    console = Plain(file=StringIO(), force_terminal=True, color_system="standard", highlight=False)
+    console.print("[red]Error:[/] " + rich_escape("[red]\x1b[32m é ü 語 👩‍🔬"))
+    assert console.file.getvalue() == "\x1b[31mError:\x1b[0m [red]\\x1b[32m é ü 語 👩‍🔬\n"  # type: ignore[attr-defined]
+    console.print(Text("\x1b[2J"))
+    assert console.file.getvalue().endswith("\n\\x1b[2J\n")  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@
     serve.py        serve
     deployment.py   deploy ...
     terminal.py     what they share
+    plain.py        consoles on which words of others are only words
 
 Heavy rooms are imported inside the commands, so that help and typing errors answer at once.
 """

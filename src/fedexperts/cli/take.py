@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .plain import plain
 from .terminal import err, errors, out
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _print_predictions(found: "list[Prediction]", form: Form) -> None:
         experts = list(dict.fromkeys(name for each in found for name in each.experts))
         rows.writerow(["input", "class", "probability", *experts])
         rows.writerows(
-            [each.input, each.label, each.probability, *(each.experts.get(name, "") for name in experts)]
+            [plain(each.input), plain(each.label), each.probability, *(each.experts.get(name, "") for name in experts)]
             for each in found
         )
     else:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+from .plain import Plain
+
+out = Plain(highlight=False)
+err = Plain(stderr=True, highlight=False)
 
 Configs = Annotated[list[Path], typer.Argument(help="Config files, or folders of them.", show_default=False)]
 OneConfig = Annotated[Path, typer.Argument(help="A config file.", show_default=False)]
