@@ -26,7 +26,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _PATHS = {f"/v1/fleet/{call}".encode(): call for call in CALLS}
 _KIND = "application/protobuf"
 _PASSED_ON = (*SHOWN, "flwr-package-name", "flwr-package-version", "flwr-component-name")
-_STRANGER = json.dumps({"code": 2004, "message": "The server does not know this key, or its clock is another."})
+_STRANGER = json.dumps({"code": 2004, "detail": "The server does not know this key, or its clock is another."})
 _AGAIN = 60.0  # seconds before the same is said of the same site
 
 

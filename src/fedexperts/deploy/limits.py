@@ -1,5 +1,6 @@
 """What the server's door bears of whoever knocks: [limits] in deploy.toml. This room counts nothing itself."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -33,8 +34,8 @@ class Limits:
 def limits(given: Mapping[str, Any], where: str) -> Limits:
     """The limits that an operator wrote down; ValueError, with all that is wrong, for what cannot be one."""
     try:
-        return TypeAdapter(Limits).validate_python(dict(given))
+        return TypeAdapter(Limits).validate_json(json.dumps(given))  # as JSON: a strict dataclass takes no mapping
     except ValidationError as error:
-        said = [f"limits.{problem['loc'][0]} = {problem['input']!r}: {problem['msg']}" for problem in error.errors()]
+        said = [f"limits.{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()]
         known = ", ".join(f"{name} = {value:g}" for name, value in vars(Limits()).items())
         raise ValueError(f"{where}: {'; '.join(said)}. The defaults are {known}") from None

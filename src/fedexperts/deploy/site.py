@@ -16,7 +16,7 @@ from threading import Lock, Thread
 from .. import config as door
 from ..client import Client, Job
 from ..flower import answered
-from ..message import Reply, encode
+from ..message import Order, Reply, decode_order, encode
 from ..post import About, put, take
 from .folder import SiteFolder
 
@@ -57,7 +57,16 @@ def _answer(site: SiteFolder, about: About, data: bytes) -> tuple[bytes, str]:
         return answered(lambda name: _here(site, about, name), data)
     except Exception as error:
         why = f"an order that cannot be answered: {type(error).__name__}: {str(error)[:200]!r}"
-        return encode(Reply(site.name, 0, "train", error=why)), f"The server sent {why}"
+        asked = _asked(site, data)
+        return encode(Reply(site.name, asked.round, asked.task, error=why)), f"The server sent {why}"
+
+
+def _asked(site: SiteFolder, data: bytes) -> Order:
+    """What an order asks, as far as it can be read."""
+    try:
+        return decode_order(data)
+    except ValueError:
+        return Order(site.name, 0, "train", {})
 
 
 def _here(site: SiteFolder, about: About, name: str) -> tuple[Job, Client]:
