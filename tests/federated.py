@@ -16,6 +16,7 @@ from fedexperts.deploy.processes import free_port
 
 HERE = Path(__file__).parent
 SITES = ("as-scanned-0", "faint-2", "inverted-1")  # what digits-scanners calls its clients
+HOSTILE = "mallory"  # may take part, too; it is asked by those tests alone that say so
 
 
 def experiment(**sections: Any) -> dict[str, Any]:
@@ -36,7 +37,7 @@ class Federation:
         self.path, self.folder = path, path / "dep"
         self.environment = dict(os.environ) | {"FEDEXPERTS_CACHE": str(cache)}
         self.groups: dict[str, subprocess.Popen[bytes]] = {}
-        Deployment.create(self.folder, "localhost", free_port(), list(SITES))
+        Deployment.create(self.folder, "localhost", free_port(), [*SITES, HOSTILE])
         for site in SITES:
             os.replace(self.folder / "sites" / site, path / site)
 
@@ -84,7 +85,7 @@ class Federation:
 
     def submit(self, name: str, **sections: Any) -> runs.Run:
         """Start a run of the experiment, watched by a terminal of its own."""
-        engine = {"name": "flower", "deadline": 120.0, "wait": 120.0} | sections.pop("engine", {})
+        engine = {"name": "flower", "sites": list(SITES), "deadline": 120.0, "wait": 120.0} | sections.pop("engine", {})
         config = door.resolve([(experiment(**sections) | {"name": name, "engine": engine}, "test")])
         (self.path / f"{name}.toml").write_text(config.toml())
         self.start(name, *self.command("run", str(self.folder), str(self.path / f"{name}.toml")))

@@ -1,6 +1,7 @@
 """A site as somebody would write one who means harm: its key is registered, and its program is not ours."""
 
 import datetime
+import ssl
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ class Hostile:
 
     def __init__(self, folder: Path, port: int) -> None:
         self.key = private_key(folder / "node.key")
-        self.line = httpx.Client(base_url=f"https://localhost:{port}", verify=str(folder / "ca.crt"), timeout=20)
+        trusted = ssl.create_default_context(cafile=str(folder / "ca.crt"))
+        self.line = httpx.Client(base_url=f"https://localhost:{port}", verify=trusted, timeout=20)
         self.node = 0
 
     def ask(self, call: str, body: bytes) -> httpx.Response:

@@ -34,6 +34,8 @@ from .site import answering
 
 Tell = Callable[[str], None]
 _INSIDE = 60.0  # seconds for an answer of Flower's server
+_BACKLOG = 64  # connections that wait to be let in
+_SHUT_OUT = "SuperNode terminated gracefully"  # what Flower's program says if its key is refused while it is connected
 _REFUSED = "[code: 2004]"  # Flower's number for a key that it does not know, or that is in use
 
 
@@ -57,6 +59,7 @@ def serve(deployment: Deployment, bind: str | None, tell: Tell) -> None:
             register(deployment)
             roster = Roster()
             _call_up(deployment, roster)
+            entrance.listen(_BACKLOG)  # who comes from now on is answered
             known = ", ".join(deployment.sites) or "none"
             tell(f"The server is up: sites reach it at {host}:{port}. Known sites: {known}.")
             tell(_listening(address, port))
@@ -101,7 +104,7 @@ async def _answer(
         settings = uvicorn.Config(
             Gateway(client, roster, deployment.limits, entrance.knows, tell), loop="asyncio", http="h11", ws="none",
             lifespan="off", proxy_headers=False, server_header=False, log_level="critical", access_log=False,
-            backlog=64, ssl_certfile=str(deployment.path / "server.crt"),
+            backlog=_BACKLOG, ssl_certfile=str(deployment.path / "server.crt"),
             ssl_keyfile=str(deployment.secret / "server.key"),
         )  # fmt: skip
         outside = uvicorn.Server(settings)
@@ -200,11 +203,13 @@ def join(site: SiteFolder, patience: float, tell: Tell) -> None:
         while True:
             with _program(_supernode(site, orders), log) as program:
                 _until_connected(program, log)
-                if program.poll() is None:
+                if inside := program.poll() is None:
                     tell(f"The site {site.name} is connected.")
                 program.wait()
             words = _last(log)
-            if _REFUSED not in words:
+            if inside and _SHUT_OUT in log.read_text(errors="replace"):
+                until = time.monotonic() + patience
+            elif _REFUSED not in words:
                 raise FlowerError(f"the site {site.name} ended: {words}")
             if time.monotonic() > until:
                 raise FlowerError(
