@@ -713,9 +713,10 @@ def as_another(order: Message, victim: str) -> tuple[bytes, dict[str, bytes]]:
     return parts.pop(made.object_id), parts
 
 
-def junk() -> tuple[bytes, dict[str, bytes]]:
-    """Objects that Flower stores, and cannot read."""
-    return b"Message  5\x00\xff\xff\xff\xff\xff", {}
+def junk(order: Message) -> tuple[bytes, dict[str, bytes]]:
+    """Objects that Flower stores, and cannot read; others for every order."""
+    body = b"\xff" * 5 + order.metadata.message_id.encode()
+    return b"Message  %d\x00%s" % (len(body), body), {}
 
 
 def pulled(mallory: Hostile) -> Message:
@@ -733,7 +734,7 @@ def pulled(mallory: Hostile) -> Message:
 def test_a_hostile_site_speaks_for_nobody_else_and_ends_no_run(federation: Federation, mallory: Hostile) -> None:
     asked = {"sites": ["as-scanned-0", "mallory"], "deadline": 40.0}
     run = federation.submit("hostile", run={"rounds": 2, "evaluate_every": 2}, engine=asked)
-    order = pulled(mallory)
+    order = pulled(mallory)  # of round 0: to predict
     number, at = order.metadata.run_id, order.metadata.message_id
     federation.until(lambda: bool(orders_of_others(federation, mallory.node)), "the other's order")
     (victim, other) = orders_of_others(federation, mallory.node)[-1]
@@ -764,8 +765,9 @@ def test_a_hostile_site_speaks_for_nobody_else_and_ends_no_run(federation: Feder
     second = Message(metadata=first[0].metadata)
     second.metadata.message_id = "f" * 64
     assert mallory.pushes(second, tree) == 403
+    upload(mallory, training := pulled(mallory), *as_another(training, victim))
     for _ in ("train", "predict"):
-        upload(mallory, pulled(mallory), *junk())
+        upload(mallory, order := pulled(mallory), *junk(order))
     assert federation.finished("hostile") == 0, federation.words()
     rows = run.rows()
     assert [list(row["trained"]) for row in rows] == [["as-scanned-0"]] * 2
