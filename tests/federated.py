@@ -30,6 +30,18 @@ def experiment(**sections: Any) -> dict[str, Any]:
     } | sections
 
 
+# A fraction of the defaults, which honest sites do not meet, either: no test of a run would pass otherwise.
+TIGHT = """
+[limits]
+connections = 64
+arrival = 30
+at_once = 4
+request = 6291456
+memory = 33554432
+upload = 2097152
+"""
+
+
 class Federation:
     """A server and sites on loopback, each a group of processes that can be killed at once, as a machine is."""
 
@@ -38,6 +50,8 @@ class Federation:
         self.environment = dict(os.environ) | {"FEDEXPERTS_CACHE": str(cache)}
         self.groups: dict[str, subprocess.Popen[bytes]] = {}
         Deployment.create(self.folder, "localhost", free_port(), [*SITES, HOSTILE])
+        with open(self.folder / "deploy.toml", "a") as file:
+            file.write(TIGHT)
         for site in SITES:
             os.replace(self.folder / "sites" / site, path / site)
 
