@@ -6,6 +6,7 @@ user's own classes do. Nothing in here pretends: `Wire` really turns every messa
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -351,6 +352,21 @@ def remembered(tmp_path_factory: pytest.TempPathFactory) -> Remembered:
         return runs[text]
 
     return find
+
+
+@pytest.fixture(scope="session")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A server and three sites that run; whoever changes something of it puts it back."""
+    from federated import SITES, Federation
+
+    made = Federation(tmp_path_factory.mktemp("federation"), Path(os.environ["FEDEXPERTS_CACHE"]))
+    try:
+        made.serve()
+        for site in SITES:
+            made.join(site)
+        yield made
+    finally:
+        made.close()
 
 
 def characters() -> Any:

@@ -1,14 +1,11 @@
 """A real federation on loopback: TLS, keys, processes that are killed, sites that send garbage."""
 
 import json
-import os
-import signal
 import stat
 import subprocess
 import sys
 import time
-import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +13,18 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("flwr")
+from federated import SITES, Federation, experiment
+
 from fedexperts import config as door
 from fedexperts.config import ConfigError
 from fedexperts.deploy import runs
 from fedexperts.deploy.folder import Deployment, SiteFolder
-from fedexperts.deploy.processes import FlowerError, connected, free_port
+from fedexperts.deploy.processes import FlowerError, connected
 from fedexperts.message import Order, Reply
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import unpack
 
 HERE = Path(__file__).parent
-SITES = ("as-scanned-0", "faint-2", "inverted-1")  # what digits-scanners calls its clients
 KEPT = "gate."  # what must never leave a site
 
 
@@ -109,17 +107,6 @@ def test_a_damaged_list_is_an_error_and_not_an_empty_one(made: Deployment, text:
         _ = made.sites
 
 
-def experiment(**sections: Any) -> dict[str, Any]:
-    """pFedMoAP on digits, one scanner a site."""
-    return {
-        "name": "digits",
-        "data": {"name": "digits-scanners", "clients": 3, "scanners": 3, "shots": 2},
-        "model": {"name": "prompted-clip", "context": 2},
-        "method": {"name": "pfedmoap", "experts": 2, "width": 8, "heads": 2},
-        "learning": {"epochs": 1, "batch": 8, "rate": 0.1},
-    } | sections
-
-
 def test_a_run_knows_who_may_take_part(made: Deployment) -> None:
     asked = door.resolve([(experiment(tune={"learning.rate": [0.1, 0.2]}), "test")])
     fitted = runs.fitted(asked, made)
@@ -173,70 +160,6 @@ def test_a_run_that_nobody_knows_is_named(made: Deployment) -> None:
 # ---- processes
 
 
-class Federation:
-    """A server and sites on loopback, each a group of processes that can be killed at once, as a machine is."""
-
-    def __init__(self, path: Path, cache: Path) -> None:
-        self.path, self.folder = path, path / "dep"
-        self.environment = dict(os.environ) | {"FEDEXPERTS_CACHE": str(cache)}
-        self.groups: dict[str, subprocess.Popen[bytes]] = {}
-        Deployment.create(self.folder, "localhost", free_port(), list(SITES))
-        for site in SITES:
-            os.replace(self.folder / "sites" / site, path / site)
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "fedexperts", "deploy", *arguments]
-
-    def start(self, name: str, *command: str) -> None:
-        """Start a program under a name, in a group of its own, its words in NAME.log."""
-        with open(self.path / f"{name}.log", "wb") as log:
-            self.groups[name] = subprocess.Popen(
-                command, env=self.environment, stdout=log, stderr=log, start_new_session=True, cwd=HERE
-            )
-
-    def serve(self) -> None:
-        self.start("server", *self.command("server", str(self.folder)))
-        self.until(lambda: "The server is up" in self.said("server"), "the server")
-
-    def join(self, site: str) -> None:
-        self.start(site, *self.command("site", str(self.path / site), "--name", site))
-
-    def kill(self, name: str) -> None:
-        group = self.groups.pop(name)
-        os.killpg(group.pid, signal.SIGKILL)
-        group.wait()
-
-    def said(self, name: str) -> str:
-        return (self.path / f"{name}.log").read_text()
-
-    def until(self, true: Callable[[], bool], what: str, seconds: float = 300) -> None:
-        end = time.monotonic() + seconds
-        while not true():
-            assert time.monotonic() < end, f"{what} did not come: {self.words()}"
-            time.sleep(0.1)
-
-    def words(self) -> str:
-        return "\n".join(f"{log.name}: {log.read_text()[-600:]}" for log in self.path.glob("*.log"))
-
-    def submit(self, name: str, **sections: Any) -> runs.Run:
-        """Start a run of the experiment, watched by a terminal of its own."""
-        engine = {"name": "flower", "deadline": 120.0, "wait": 120.0} | sections.pop("engine", {})
-        config = door.resolve([(experiment(**sections) | {"name": name, "engine": engine}, "test")])
-        (self.path / f"{name}.toml").write_text(config.toml())
-        self.start(name, *self.command("run", str(self.folder), str(self.path / f"{name}.toml")))
-        run = runs.Run(self.folder / "runs" / name)
-        self.until(lambda: (run.path / "status.json").exists(), f"run {name}")
-        return run
-
-    def finished(self, name: str) -> int:
-        """The exit code of the terminal that watches."""
-        return self.groups.pop(name).wait(400)
-
-    def close(self) -> None:
-        for name in list(self.groups):
-            self.kill(name)
-
-
 def checkpoint(run: runs.Run) -> bytes:
     folder = RunDir(run.path)
     return (run.path / "checkpoints" / f"round-{folder.done():06d}" / "server.safetensors").read_bytes()
@@ -250,18 +173,6 @@ def private(federation: Federation, run: runs.Run) -> dict[str, bytes]:
 
 def logged(run: runs.Run) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in RunDir(run.path).rows("rounds.jsonl")]
-
-
-@pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    made = Federation(tmp_path_factory.mktemp("federation"), Path(os.environ["FEDEXPERTS_CACHE"]))
-    try:
-        made.serve()
-        for site in SITES:
-            made.join(site)
-        yield made
-    finally:
-        made.close()
 
 
 ROUNDS = {"rounds": 3, "evaluate_every": 3}
@@ -350,34 +261,13 @@ def test_a_server_that_is_killed_goes_on_to_the_same_bits(federation: Federation
 
 @pytest.mark.slow
 def test_an_unknown_key_is_refused(federation: Federation, tmp_path: Path) -> None:
-    other = Deployment.create(tmp_path / "other", "localhost", federation_port(federation), ["stranger"])
+    other = Deployment.create(tmp_path / "other", "localhost", federation.port, ["stranger"])
     site = other.path / "sites" / "stranger"
     (site / "ca.crt").write_bytes((federation.folder / "ca.crt").read_bytes())
     command = federation.command("site", str(site), "--name", "stranger", "--patience", "0")
     done = subprocess.run(command, env=federation.environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "does not let the site stranger in" in " ".join(done.stderr.split())
-
-
-@pytest.mark.slow
-def test_the_outside_reaches_nothing_but_what_sites_need(federation: Federation) -> None:
-    """Whoever could submit a run could run code on the server: Flower asks operators for no password."""
-    import httpx
-
-    trusted = str(federation.folder / "ca.crt")
-    import ssl
-
-    context = ssl.create_default_context(cafile=trusted)
-    address = f"https://localhost:{federation_port(federation)}"
-    with httpx.Client(base_url=address, verify=context) as outside:
-        assert outside.post("/v1/control/list-runs").status_code == 404
-        assert outside.post("/v1/runtime/get-nodes").status_code == 404
-        assert outside.post("/v1/fleet/register-node", content=b"\x00").status_code not in (404, 503)
-        assert outside.post("/v1/fleet/push-object", content=bytes(2**26 + 1)).status_code == 413
-
-
-def federation_port(federation: Federation) -> int:
-    return int(tomllib.loads((federation.folder / "deploy.toml").read_text())["port"])
 
 
 @pytest.mark.slow

@@ -33,11 +33,11 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CLOSED = {"methods": {"tensors", "learn", "method"}, "models": {"tensors", "method"}, "data": {"tensors", "method"}}
 ONLY_IN: dict[str, tuple[str, ...]] = {  # outside packages, and the rooms or files that may know them
     "transformers": ("models/huggingface.py", "models/transformer.py"),
-    "flwr": ("flower.py", "post.py", "deploy/app.py", "deploy/courier.py"),
+    "flwr": ("flower.py", "post.py", "deploy/app.py", "deploy/courier.py", "deploy/fleet.py"),
     "typer": ("cli",),
     "rich": ("cli", "report"),
     "matplotlib": ("report",),
-    "starlette": ("deploy/gateway.py", "serve"),
+    "starlette": ("serve",),
     "uvicorn": ("deploy/processes.py", "serve"),
     "tensorboard": ("track/tensorboard.py",),
     "mlflow": ("track/mlflow.py",),

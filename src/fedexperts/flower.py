@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from flwr.app import ConfigRecordValues, Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
+from google.protobuf.message import DecodeError
 
 from .client import Client, Job, answer
 from .message import Order, Reply, decode_order, decode_reply, encode
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from flwr.server.superlink.fleet.vce.backend import BackendConfig
 
 _NEVER_CAME = (3, 4)  # Flower's codes for a message, or its reply, that was not there before its time was up
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError, DecodeError)  # objects of a liar
 
 Site = Callable[[About, str], tuple[Job, Client]]  # the job, and the client of this name, if it is here
 
@@ -54,14 +56,27 @@ class Flower:
         until = time.monotonic() + self.deadline
         while waiting and time.monotonic() < until:
             self.alive()
-            for message in self.grid.pull_messages(list(waiting)):
-                replies.append(self._read(message, waiting.pop(message.metadata.reply_to_message_id)))
+            for number, order in list(waiting.items()):
+                if (reply := self._pulled(number, order)) is not None:
+                    replies.append(reply)
+                    del waiting[number]
             if waiting:
                 time.sleep(self.poll)
         return replies + [self._late(order) for order in waiting.values()]
 
     def _question(self, order: Order, node: int) -> Message:
         return question(encode(order), self.about, node, self.deadline, str(order.round))
+
+    def _pulled(self, number: str, order: Order) -> Reply | None:
+        """The reply to the order that Flower calls `number`, if it is there.
+
+        Each is asked for alone: what cannot be read takes no other with it, and what it says it replies to is nothing.
+        """
+        try:
+            came = list(self.grid.pull_messages([number]))
+            return self._read(came[0], order) if came else None
+        except _UNREADABLE as error:
+            return _failed(order, f"its reply cannot be read: {type(error).__name__}: {str(error)[:100]!r}")
 
     def _read(self, message: Message, order: Order) -> Reply:
         """The reply to an order; whatever is wrong with it is an error that the client made."""

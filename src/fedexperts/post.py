@@ -28,15 +28,18 @@ def reply(data: bytes, to: Message) -> Message:
 
 
 def about_in(message: Message) -> dict[str, str]:
-    """What a question says beside its bytes."""
-    return {key: str(value) for key, value in message.content.config_records["about"].items()}
+    """What a question says beside its bytes; ValueError if it says nothing."""
+    try:
+        return {key: str(value) for key, value in message.content.config_records["about"].items()}
+    except (KeyError, ValueError):
+        raise ValueError("a message that does not say what it is about") from None
 
 
 def bytes_in(message: Message) -> bytes:
     """Our bytes in a message; ValueError if it holds something else."""
     try:
         return message.content.array_records[_WORD][_WORD].data
-    except KeyError:
+    except (KeyError, ValueError):
         raise ValueError("a message without bytes of ours") from None
 
 

@@ -42,13 +42,23 @@ def init(
 
 
 @app.command()
-def server(folder: Folder) -> None:
+def server(
+    folder: Folder,
+    bind: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address of this machine at which sites reach it.",
+            show_default="127.0.0.1 if the server's name is localhost, else every network",
+        ),
+    ] = None,
+) -> None:
     """Run the server until it is stopped."""
     with (
         _flower() as (processes, place),
         stopped("The server is stopped; runs go on from their last round by `resume`."),
     ):
-        processes.serve(place.Deployment.at(folder), say)
+        processes.serve(place.Deployment.at(folder), bind, say)
 
 
 @app.command()
@@ -151,9 +161,10 @@ def _flower() -> Iterator[tuple[Any, Any]]:
 
     with errors():
         processes = door.deploy_room()
-        from ..deploy import folder
+        from ..deploy import folder, owner
 
-        yield processes, folder
+        with owner.unseen():
+            yield processes, folder
 
 
 @contextmanager

@@ -11,7 +11,13 @@ from ..post import about_in, ask, bytes_in, reply
 app = ClientApp()
 
 
+@app.train()
+@app.evaluate()
 @app.query()
 def carry(message: Message, context: Context) -> Message:
-    """The reply to an order."""
-    return reply(ask(str(context.node_config["socket"]), about_in(message), bytes_in(message)), message)
+    """The reply to an order; one that is none is carried as nothing, and answered likewise."""
+    try:
+        order = about_in(message), bytes_in(message)
+    except ValueError:
+        order = {}, b""
+    return reply(ask(str(context.node_config["socket"]), *order), message)

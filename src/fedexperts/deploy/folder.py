@@ -1,6 +1,6 @@
 """What a deployment's folder holds: certificates, keys, who may take part, the app that Flower carries, a site's part.
 
-    FOLDER/deploy.toml     the server's address, and the public key of every site that may take part
+    FOLDER/deploy.toml     the server's address, the public key of every site that may take part, [limits]
     FOLDER/ca.crt          who signs the certificates; FOLDER/secret/ca.key, with which
     FOLDER/server.crt      the server's certificate; FOLDER/secret/server.key, its key
     FOLDER/app/            the Flower app, which imports the installed library and nothing else
@@ -8,7 +8,7 @@
     FOLDER/flower/         what Flower keeps: its database and logs
     FOLDER/runs/NAME/      a run
 
-Private keys are readable by their owner only. This room starts nothing and knows no Flower.
+All of it is readable by its owner only. This room starts nothing and knows no Flower.
 """
 
 import datetime
@@ -30,6 +30,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..data.federation import check_name
 from ..tensors import write
+from .limits import Limits, limits
+from .owner import unseen
 
 YEARS = 5  # that a certificate holds
 _LOCAL = ("localhost", "127.0.0.1")
@@ -85,6 +87,7 @@ class Deployment:
     path: Path
 
     @classmethod
+    @unseen()
     def create(cls, path: Path, server: str, port: int, sites: Sequence[str]) -> "Deployment":
         """A new folder; ValueError if one is there, or if a site's name cannot name a folder."""
         if path.exists():
@@ -141,6 +144,12 @@ class Deployment:
         """What is laid over [data] of a run's config on the server: where its own reserve set lies, say."""
         return dict(self._asked().get("data", {}))
 
+    @property
+    def limits(self) -> Limits:
+        """What the server bears of whoever knocks; ValueError if [limits] cannot be read."""
+        return limits(self._asked().get("limits", {}), str(self.path / "deploy.toml"))
+
+    @unseen()
     def add(self, name: str) -> Path:
         """A new site: its keys, its part of the folder, its place in the list. ValueError if the name is taken."""
         check_name(name)
@@ -158,6 +167,7 @@ class Deployment:
         self._change(lambda asked: asked["sites"].add(name, public))
         return place
 
+    @unseen()
     def remove(self, name: str) -> None:
         """A site that may not take part any more."""
         if name not in self.sites:
@@ -165,6 +175,7 @@ class Deployment:
         self._change(lambda asked: asked["sites"].remove(name))
         shutil.rmtree(self.path / "sites" / name, ignore_errors=True)
 
+    @unseen()
     def renew(self) -> None:
         """A new certificate for the server, from the same authority: sites notice nothing."""
         host, _ = self.address
@@ -243,6 +254,7 @@ class SiteFolder:
         """What is laid over [data] of a run's config."""
         return dict(self._asked().get("data", {}))
 
+    @unseen()
     def point_at(self, data: Path) -> None:
         """Write down where the site's data lie; ValueError if there is nothing."""
         if not data.exists():

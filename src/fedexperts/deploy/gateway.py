@@ -1,50 +1,170 @@
 """The door to the outside: whoever reaches the server's port reaches what sites need of Flower, and nothing else.
 
 Flower's server answers sites and operators at one port and asks operators for no password, so it listens on this
-machine alone, and this small proxy passes on what sites ask, over TLS. What a request means is Flower's to know.
+machine alone. This small proxy, over TLS, knows ten calls by name. It looks at the name, then at the key, and only
+then at what is sent; what a request means is `fleet`'s to know, and who may ask `members`'.
 """
 
-import ssl
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from pathlib import Path
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import Any
 
 import httpx
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
 
-LARGEST = 2**26  # bytes of a request: Flower sends what is large in pieces of at most a third of this
-_OURS = {"host", "content-length", "connection", "transfer-encoding", "content-encoding"}
+from .entrance import Address
+from .fleet import CALLS, Fleet, NotAllowedError
+from .limits import Limits
+from .members import SHOWN, Member, Roster
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_PATHS = {f"/v1/fleet/{call}".encode(): call for call in CALLS}
+_KIND = "application/protobuf"
+_PASSED_ON = (*SHOWN, "flwr-package-name", "flwr-package-version", "flwr-component-name")
+_STRANGER = json.dumps({"code": 2004, "detail": "The server does not know this key, or its clock is another."})
+_AGAIN = 60.0  # seconds before the same is said of the same site
 
 
-def gateway(inside: str, authority: Path) -> Starlette:
-    """An application that passes sites' requests on to the server at `inside` ("127.0.0.1:8000")."""
+class _RefusedError(Exception):
+    """An answer of our own, with its status."""
 
-    @asynccontextmanager
-    async def connected(app: Starlette) -> AsyncIterator[None]:
-        trusted = ssl.create_default_context(cafile=str(authority))
-        async with httpx.AsyncClient(base_url=f"https://{inside}", verify=trusted, timeout=None) as client:
-            app.state.client = client
+    def __init__(self, status: int, why: str, kind: str = "text/plain") -> None:
+        super().__init__(why)
+        self.status, self.kind = status, kind
+
+
+class Gateway:
+    """The application: `inside` asks Flower's server, `knows` is told of connections on which a key was shown."""
+
+    def __init__(
+        self,
+        inside: httpx.AsyncClient,
+        roster: Roster,
+        limits: Limits,
+        knows: Callable[[Address, float], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        self._inside, self._roster, self._limits, self._knows, self._tell = inside, roster, limits, knows, tell
+        self._fleet, self._held = Fleet(limits.upload), _Held(limits)
+        self._said: dict[tuple[str, str], float] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+            return
+        try:
+            status, kind, content = await self._answer(scope, receive)
+        except _RefusedError as no:
+            status, kind, content = no.status, no.kind, str(no).encode()
+        closing = [(b"connection", b"close")] if status >= 400 else []
+        headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(content)), *closing]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, str, bytes]:
+        call, headers = _call(scope), _headers(scope)
+        member = self._member(call, headers)
+        self._knows(scope["client"], self._limits.patience + self._limits.arrival)
+        length = self._length(headers)
+        with self._held.for_site(member.name, length):
+            try:
+                async with asyncio.timeout(self._limits.arrival):
+                    body = await _read(receive, length)
+            except TimeoutError:
+                raise _RefusedError(408, f"not all of it came in {self._limits.arrival:g} s") from None
+            return await self._pass_on(call, member, headers, body)
+
+    def _member(self, call: str, headers: Mapping[str, str]) -> Member:
+        """Who asks, seen before anything is read. A site that begins is told in Flower's words, and tries on."""
+        if member := self._roster.who(headers):
+            return member
+        if call == "activate-node":
+            raise _RefusedError(412, _STRANGER, "application/json")
+        raise _RefusedError(401, "no key of a site that may take part")
+
+    def _length(self, headers: Mapping[str, str]) -> int:
+        said = headers.get("content-length", "")
+        if "transfer-encoding" in headers or not (said.isascii() and said.isdigit()):
+            raise _RefusedError(411, "a request says how long it is")
+        if len(said) > 18 or int(said) > self._limits.request:
+            raise _RefusedError(413, f"more than {self._limits.request} bytes")
+        return int(said)
+
+    async def _pass_on(
+        self, call: str, member: Member, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, str, bytes]:
+        try:
+            request = self._fleet.asked(call, member, body)
+        except NotAllowedError as no:
+            self._log(member.name, call, str(no))
+            raise _RefusedError(403, str(no)) from None
+        kept = {name: headers[name] for name in _PASSED_ON if name in headers} | {"content-type": _KIND}
+        try:
+            answer = await self._inside.post(f"/v1/fleet/{call}", content=body, headers=kept)
+        except httpx.TransportError:
+            raise _RefusedError(503, "the server is not there") from None
+        if answer.status_code != 200:
+            return answer.status_code, answer.headers.get("content-type", "text/plain"), answer.content
+        return 200, _KIND, self._fleet.answered(call, member, request, answer.content)
+
+    def _log(self, site: str, call: str, why: str) -> None:
+        now = time.monotonic()
+        if now > self._said.get((site, why), -_AGAIN) + _AGAIN:
+            self._said[site, why] = now
+            self._tell(f"The site {site}: {call} was refused: {why}.")
+
+
+class _Held:
+    """What is held of requests at this moment, by site."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self._requests, self._bytes = limits, dict[str, int](), 0
+
+    @contextmanager
+    def for_site(self, name: str, length: int) -> Iterator[None]:
+        """Room for one request; _RefusedError, after which Flower's program tries again, if there is none."""
+        requests = self._requests.get(name, 0)
+        if requests >= self._limits.at_once or self._bytes + length > self._limits.memory:
+            raise _RefusedError(503, "too much at once; again in a moment")
+        self._requests[name], self._bytes = requests + 1, self._bytes + length
+        try:
             yield
-
-    return Starlette(routes=[Route("/v1/fleet/{what:path}", _pass_on, methods=["POST"])], lifespan=connected)
-
-
-async def _pass_on(request: Request) -> Response:
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > LARGEST:
-            return PlainTextResponse(f"more than {LARGEST} bytes", 413)
-    client: httpx.AsyncClient = request.app.state.client
-    try:
-        answer = await client.post(request.url.path, content=bytes(body), headers=_kept(request.headers.items()))
-    except httpx.TransportError:
-        return PlainTextResponse("the server is not there", 503)
-    return Response(answer.content, answer.status_code, _kept(answer.headers.items()))
+        finally:
+            self._requests[name] -= 1
+            self._bytes -= length
 
 
-def _kept(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    return {name: value for name, value in headers if name.lower() not in _OURS}
+def _call(scope: Scope) -> str:
+    """The call by whose name, letter by letter as it was sent, the request goes."""
+    call = _PATHS.get(scope.get("raw_path") or b"")
+    if call is None or scope["method"] != "POST" or scope.get("query_string"):
+        raise _RefusedError(404, "nothing is here")
+    return call
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """The headers; one that is there twice could be read in two ways."""
+    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    if len(headers) != len(scope["headers"]):
+        raise _RefusedError(400, "a header is there twice")
+    return headers
+
+
+async def _read(receive: Receive, length: int) -> bytes:
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise _RefusedError(400, "the connection is gone")
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > length:
+            raise _RefusedError(400, "it is longer than it says")
+    if len(body) != length:
+        raise _RefusedError(400, "it is shorter than it says")
+    return bytes(body)

@@ -4,10 +4,12 @@ What they are told lies in folders; they are watched until they end. Flower's ow
 telemetry stays off, and it installs nothing.
 """
 
+import asyncio
 import json
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,16 +19,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import uvicorn
 
 from .. import config as door
 from ..tensors import write
+from .entrance import Entrance
 from .folder import Deployment, SiteFolder
-from .gateway import gateway
+from .gateway import Gateway
+from .members import Roster
+from .owner import owners_alone
 from .runs import Run
 from .site import answering
 
 Tell = Callable[[str], None]
+_INSIDE = 60.0  # seconds for an answer of Flower's server
+_BACKLOG = 64  # connections that wait to be let in
+_SHUT_OUT = "SuperNode terminated gracefully"  # what Flower's program says if its key is refused while it is connected
 _REFUSED = "[code: 2004]"  # Flower's number for a key that it does not know, or that is in use
 
 
@@ -34,37 +43,80 @@ class FlowerError(ChildProcessError):
     """What one of Flower's programs said when it failed."""
 
 
-def serve(deployment: Deployment, tell: Tell) -> None:
-    """Run the server until it is stopped: Flower's on this machine alone, and the gateway before it."""
+def serve(deployment: Deployment, bind: str | None, tell: Tell) -> None:
+    """Run the server until it is stopped: Flower's on this machine alone, and the gateway before it.
+
+    Sites reach the address `bind`; if it is None, the one that the server's name demands.
+    """
     host, port = deployment.address
+    limits, address = deployment.limits, bind or listens_on(host)
+    owners_alone(deployment.path)
     inside, log = free_port(), deployment.path / "flower" / "superlink.log"
-    _check_port(port)
-    _write_connection(deployment, inside)
-    command = [
+    with Entrance(address, port, limits.connections, limits.patience) as entrance:
+        _write_connection(deployment, inside)
+        with _program(_superlink(deployment, inside, log), log) as server:
+            _until_there(server, inside, log)
+            register(deployment)
+            roster = Roster()
+            _call_up(deployment, roster)
+            entrance.listen(_BACKLOG)  # who comes from now on is answered
+            known = ", ".join(deployment.sites) or "none"
+            tell(f"The server is up: sites reach it at {host}:{port}. Known sites: {known}.")
+            tell(_listening(address, port))
+            asyncio.run(_answer(deployment, inside, entrance, roster, server, tell))
+    if server.returncode not in (0, -signal.SIGTERM, -signal.SIGKILL):
+        raise FlowerError(f"Flower's server ended: {_last(log)}")
+
+
+def listens_on(host: str) -> str:
+    """The address at which a server of this name is reached: this machine alone, if the name says so."""
+    if host in ("localhost", "127.0.0.1", "::1"):
+        return "::1" if host == "::1" else "127.0.0.1"
+    return "::" if ":" in host else "0.0.0.0"
+
+
+def _listening(address: str, port: int) -> str:
+    everywhere = address in ("0.0.0.0", "::")
+    where = "every network of this machine; --bind ADDRESS narrows it" if everywhere else "this address alone"
+    return f"It listens on {address}, port {port}: {where}."
+
+
+def _superlink(deployment: Deployment, inside: int, log: Path) -> list[str]:
+    return [
         "flower-superlink", "--host", "127.0.0.1", "--port", str(inside), "--database", str(log.with_name("state.db")),
         "--ssl-ca-certfile", str(deployment.path / "ca.crt"), "--ssl-certfile", str(deployment.path / "server.crt"),
         "--ssl-keyfile", str(deployment.secret / "server.key"), "--enable-supernode-auth",
         "--disable-runtime-dependency-installation",
     ]  # fmt: skip
-    with _program(command, log) as server:
-        _until_there(server, inside, log)
-        register(deployment)
-        tell(
-            f"The server is up: sites reach it at {host}:{port}. Known sites: {', '.join(deployment.sites) or 'none'}."
-        )
+
+
+async def _answer(
+    deployment: Deployment,
+    inside: int,
+    entrance: Entrance,
+    roster: Roster,
+    server: "subprocess.Popen[bytes]",
+    tell: Tell,
+) -> None:
+    """Let sites in, until the server is stopped or Flower's is gone."""
+    trusted = ssl.create_default_context(cafile=str(deployment.path / "ca.crt"))
+    async with httpx.AsyncClient(base_url=f"https://127.0.0.1:{inside}", verify=trusted, timeout=_INSIDE) as client:
         settings = uvicorn.Config(
-            gateway(f"127.0.0.1:{inside}", deployment.path / "ca.crt"), "", port, log_level="error", access_log=False,
-            ssl_certfile=str(deployment.path / "server.crt"), ssl_keyfile=str(deployment.secret / "server.key"),
+            Gateway(client, roster, deployment.limits, entrance.knows, tell), loop="asyncio", http="h11", ws="none",
+            lifespan="off", proxy_headers=False, server_header=False, log_level="critical", access_log=False,
+            backlog=_BACKLOG, ssl_certfile=str(deployment.path / "server.crt"),
+            ssl_keyfile=str(deployment.secret / "server.key"),
         )  # fmt: skip
         outside = uvicorn.Server(settings)
-        threading.Thread(target=_keep_registered, args=(deployment, server, outside, tell), daemon=True).start()
-        outside.run()
-    if server.returncode not in (0, -signal.SIGTERM, -signal.SIGKILL):
-        raise FlowerError(f"Flower's server ended: {_last(log)}")
+        follow = (deployment, roster, server, outside, tell)
+        threading.Thread(target=_keep_registered, args=follow, daemon=True).start()
+        watching = asyncio.create_task(entrance.watch())
+        await outside.serve([entrance])
+        watching.cancel()
 
 
 def _keep_registered(
-    deployment: Deployment, server: "subprocess.Popen[bytes]", outside: uvicorn.Server, tell: Tell
+    deployment: Deployment, roster: Roster, server: "subprocess.Popen[bytes]", outside: uvicorn.Server, tell: Tell
 ) -> None:
     """Follow the list of sites while the server runs; without Flower's server, there is nothing to pass on to."""
     known = deployment.sites
@@ -72,13 +124,20 @@ def _keep_registered(
         time.sleep(1)
         try:
             if (wanted := deployment.sites) != known:
+                _call_up(deployment, roster)  # who was removed is out at once; Flower is slower
                 register(deployment)
+                _call_up(deployment, roster)
                 known = wanted
                 tell(f"Known sites: {', '.join(known) or 'none'}.")
         except (ValueError, OSError) as error:
             tell(f"The list of sites: {error}")
             time.sleep(10)  # and again: it may be in the midst of being written by hand
     outside.should_exit = True
+
+
+def _call_up(deployment: Deployment, roster: Roster) -> None:
+    """Those may take part who are listed and have Flower's number."""
+    roster.are(deployment.sites, _noted(deployment))
 
 
 def register(deployment: Deployment) -> None:
@@ -104,11 +163,18 @@ def connected(deployment: Deployment) -> dict[str, str]:
 
 def _registered(deployment: Deployment) -> dict[str, tuple[str, str]]:
     """Flower's number and the key of each site that the server knows by name: what we noted, if Flower noted it too."""
-    file, status = _register_file(deployment), _status(deployment)
-    noted: dict[str, tuple[str, str]] = json.loads(file.read_bytes()) if file.exists() else {}
+    status = _status(deployment)
     return {
-        name: (node, key) for name, (node, key) in noted.items() if status.get(node, "unregistered") != "unregistered"
+        name: (node, key)
+        for name, (node, key) in _noted(deployment).items()
+        if status.get(node, "unregistered") != "unregistered"
     }
+
+
+def _noted(deployment: Deployment) -> dict[str, tuple[str, str]]:
+    file = _register_file(deployment)
+    noted: dict[str, tuple[str, str]] = json.loads(file.read_bytes()) if file.exists() else {}
+    return noted
 
 
 def _status(deployment: Deployment) -> dict[str, str]:
@@ -129,6 +195,7 @@ def join(site: SiteFolder, patience: float, tell: Tell) -> None:
 
     After a crash the server holds the last session for a while, and lets nobody else in under the same key.
     """
+    owners_alone(site.path)
     log = site.path / "flower" / "supernode.log"
     until = time.monotonic() + patience
     with answering(site, tell) as orders:
@@ -136,11 +203,13 @@ def join(site: SiteFolder, patience: float, tell: Tell) -> None:
         while True:
             with _program(_supernode(site, orders), log) as program:
                 _until_connected(program, log)
-                if program.poll() is None:
+                if inside := program.poll() is None:
                     tell(f"The site {site.name} is connected.")
                 program.wait()
             words = _last(log)
-            if _REFUSED not in words:
+            if inside and _SHUT_OUT in log.read_text(errors="replace"):
+                until = time.monotonic() + patience
+            elif _REFUSED not in words:
                 raise FlowerError(f"the site {site.name} ended: {words}")
             if time.monotonic() > until:
                 raise FlowerError(
@@ -262,18 +331,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _check_port(port: int) -> None:
-    """ValueError if another program has it."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise ValueError(
-                f"port {port}: {error.strerror}; another server may be running, or choose another port"
-            ) from None
 
 
 def _last(log: Path) -> str:

@@ -16,6 +16,7 @@ from threading import Lock, Thread
 from .. import config as door
 from ..client import Client, Job
 from ..flower import answered
+from ..message import Order, Reply, decode_order, encode
 from ..post import About, put, take
 from .folder import SiteFolder
 
@@ -29,13 +30,16 @@ def answering(site: SiteFolder, tell: Tell) -> Iterator[str]:
 
     class Line(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            about: About = json.loads(take(self.request))
-            data = take(self.request)
-            with one_at_a_time:
-                began = time.monotonic()
-                answer, what = answered(lambda name: _here(site, about, name), data)
-                tell(f"{what} ({time.monotonic() - began:.1f} s)")
-            put(self.request, answer)
+            try:
+                about: About = json.loads(take(self.request))
+                data = take(self.request)
+                with one_at_a_time:
+                    began = time.monotonic()
+                    answer, what = _answer(site, about, data)
+                    tell(f"{what} ({time.monotonic() - began:.1f} s)")
+                put(self.request, answer)
+            except ConnectionError as error:  # Flower's process ended meanwhile, as it does when a run is stopped
+                tell(f"An answer was not wanted any more: {error}.")
 
     with TemporaryDirectory(prefix="fedexperts-") as folder:  # its owner's alone; a socket's path must be short
         place = str(Path(folder) / "orders")
@@ -45,6 +49,24 @@ def answering(site: SiteFolder, tell: Tell) -> Iterator[str]:
                 yield place
             finally:
                 server.shutdown()
+
+
+def _answer(site: SiteFolder, about: About, data: bytes) -> tuple[bytes, str]:
+    """The reply to an order, and what to say of it. Whatever a server sends, its site lives on and says why."""
+    try:
+        return answered(lambda name: _here(site, about, name), data)
+    except Exception as error:
+        why = f"an order that cannot be answered: {type(error).__name__}: {str(error)[:200]!r}"
+        asked = _asked(site, data)
+        return encode(Reply(site.name, asked.round, asked.task, error=why)), f"The server sent {why}"
+
+
+def _asked(site: SiteFolder, data: bytes) -> Order:
+    """What an order asks, as far as it can be read."""
+    try:
+        return decode_order(data)
+    except ValueError:
+        return Order(site.name, 0, "train", {})
 
 
 def _here(site: SiteFolder, about: About, name: str) -> tuple[Job, Client]:
