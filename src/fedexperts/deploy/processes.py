@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,18 @@ from .. import config as door
 from ..tensors import write
 from .folder import Deployment, SiteFolder
 from .gateway import gateway
+from .hub import hub
 from .runs import Run
+from .signing import NAME, trusting
 from .site import answering
 
 Tell = Callable[[str], None]
 _REFUSED = "[code: 2004]"  # Flower's number for a key that it does not know, or that is in use
+_UNSIGNED = re.compile("could not be verified|could not verify the FAB")  # Flower's words when a site refuses an app
+_NOT_OURS = (
+    "refused to run what the server sent: it is not signed by the key of app.pub. Either the server's app is another "
+    "deployment's or was signed by another key, which `fedexperts deploy app` there mends, or somebody changed it"
+)
 
 
 class FlowerError(ChildProcessError):
@@ -39,6 +46,7 @@ def serve(deployment: Deployment, tell: Tell) -> None:
     host, port = deployment.address
     inside, log = free_port(), deployment.path / "flower" / "superlink.log"
     _check_port(port)
+    deployment.signed()  # before anything is started: sites would refuse another
     _write_connection(deployment, inside)
     command = [
         "flower-superlink", "--host", "127.0.0.1", "--port", str(inside), "--database", str(log.with_name("state.db")),
@@ -46,7 +54,7 @@ def serve(deployment: Deployment, tell: Tell) -> None:
         "--ssl-keyfile", str(deployment.secret / "server.key"), "--enable-supernode-auth",
         "--disable-runtime-dependency-installation",
     ]  # fmt: skip
-    with _program(command, log) as server:
+    with hub(deployment.signed) as address, _program(command, log, _asking(address)) as server:
         _until_there(server, inside, log)
         register(deployment)
         tell(
@@ -61,6 +69,11 @@ def serve(deployment: Deployment, tell: Tell) -> None:
         outside.run()
     if server.returncode not in (0, -signal.SIGTERM, -signal.SIGKILL):
         raise FlowerError(f"Flower's server ended: {_last(log)}")
+
+
+def _asking(address: str) -> dict[str, str]:
+    """What Flower's server is told: our hub, where it would ask its maker's; it calls nobody else, by no proxy."""
+    return {"FLWR_SUPERGRID_API_URL": address, "NO_PROXY": "*", "no_proxy": "*"}
 
 
 def _keep_registered(
@@ -138,7 +151,7 @@ def join(site: SiteFolder, patience: float, tell: Tell) -> None:
                 _until_connected(program, log)
                 if program.poll() is None:
                     tell(f"The site {site.name} is connected.")
-                program.wait()
+                _until_ended(program, log, lambda: tell(f"The site {site.name} {_NOT_OURS}"))
             words = _last(log)
             if _REFUSED not in words:
                 raise FlowerError(f"the site {site.name} ended: {words}")
@@ -159,19 +172,31 @@ def _until_connected(program: "subprocess.Popen[bytes]", log: Path) -> None:
         time.sleep(0.2)
 
 
+def _until_ended(program: "subprocess.Popen[bytes]", log: Path, refused: Callable[[], None]) -> None:
+    """Until Flower's program has ended; each app that it refuses meanwhile is told."""
+    with open(log, errors="replace") as words:
+        while program.poll() is None:
+            time.sleep(0.5)
+            for _ in _UNSIGNED.findall(words.read()):
+                refused()
+
+
 def _supernode(site: SiteFolder, orders: str) -> list[str]:
+    write(trusted := site.path / "flower" / "trusted.yaml", trusting(site.signer))
     return [
         "flower-supernode", "--superlink", site.server, "--root-certificates", str(site.path / "ca.crt"),
         "--auth-supernode-private-key", str(site.path / "node.key"), "--host", "127.0.0.1", "--port", str(free_port()),
         "--ssl-certfile", str(site.path / "tls.crt"), "--ssl-keyfile", str(site.path / "tls.key"),
         "--ssl-ca-certfile", str(site.path / "ca.crt"), "--node-config", f'socket="{orders}"',
+        "--trusted-entities", str(trusted),
     ]  # fmt: skip
 
 
 def submit(deployment: Deployment, run: Run) -> None:
     """Give a run to Flower, which carries it out whether anybody watches or not."""
     about = f'folder="{deployment.path}" run="{run.path.name}"'
-    said = _flwr(deployment, "run", str(deployment.path / "app"), "here", "-c", about)
+    deployment.signed()  # Flower's words, if it is not there, would be of a hub
+    said = _flwr(deployment, "run", NAME, "here", "-c", about)
     run.numbered(int(said["run-id"]))
 
 
@@ -208,13 +233,12 @@ def _flwr(deployment: Deployment, *arguments: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _program(command: Sequence[str], log: Path) -> "Iterator[subprocess.Popen[bytes]]":
+def _program(command: Sequence[str], log: Path, told: Mapping[str, str] = {}) -> "Iterator[subprocess.Popen[bytes]]":
     """A program that ends with us, its words in a log, its files beside it."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    environment = door.flower_environment(log.parent) | dict(told)
     with open(log, "wb") as words:
-        program = subprocess.Popen(
-            command, env=door.flower_environment(log.parent), stdout=words, stderr=words, preexec_fn=_end_with_parent
-        )
+        program = subprocess.Popen(command, env=environment, stdout=words, stderr=words, preexec_fn=_end_with_parent)
     try:
         yield program
     finally:
