@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flwr.server.superlink.fleet.vce.backend import BackendConfig
 
 _NEVER_CAME = (3, 4)  # Flower's codes for a message, or its reply, that was not there before its time was up
-_NOT_SIGNED = 9  # and for an app that is not signed by the key that a site trusts
+_NOT_SIGNED = 7  # and for an app that is not signed by the key that a site trusts
 
 Site = Callable[[About, str], tuple[Job, Client]]  # the job, and the client of this name, if it is here
 

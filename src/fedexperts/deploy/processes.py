@@ -30,7 +30,8 @@ from .site import answering
 
 Tell = Callable[[str], None]
 _REFUSED = "[code: 2004]"  # Flower's number for a key that it does not know, or that is in use
-_UNSIGNED = re.compile("could not be verified|could not verify the FAB")  # Flower's words when a site refuses an app
+# Flower's words of an app that our key did not sign; the last where a signature is such that Flower fell over it
+_UNSIGNED = re.compile("could not be verified|could not verify the FAB|in _verify_fab")
 _NOT_OURS = (
     "refused to run what the server sent: it is not signed by the key of app.pub. Either the server's app is another "
     "deployment's or was signed by another key, which `fedexperts deploy app` there mends, or somebody changed it"
@@ -175,10 +176,12 @@ def _until_connected(program: "subprocess.Popen[bytes]", log: Path) -> None:
 def _until_ended(program: "subprocess.Popen[bytes]", log: Path, refused: Callable[[], None]) -> None:
     """Until Flower's program has ended; each app that it refuses meanwhile is told."""
     with open(log, errors="replace") as words:
-        while program.poll() is None:
-            time.sleep(0.5)
+        ended = False
+        while not ended:
+            ended = program.poll() is not None  # and then once more, for its last words
             for _ in _UNSIGNED.findall(words.read()):
                 refused()
+            time.sleep(0.5)
 
 
 def _supernode(site: SiteFolder, orders: str) -> list[str]:
