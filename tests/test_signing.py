@@ -31,7 +31,7 @@ from fedexperts.config import Allowed
 from fedexperts.deploy import processes
 from fedexperts.deploy.folder import Deployment, SiteFolder, signing_key_of
 from fedexperts.deploy.hub import hub
-from fedexperts.deploy.signing import NAME, Signed, built, public_half, read_key, trusting
+from fedexperts.deploy.signing import NAME, SIGNER, Signed, built, public_half, read_key, trusting
 
 # ---- the app and its signature, in the eyes of Flower at a site
 
