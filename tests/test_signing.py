@@ -315,6 +315,25 @@ def test_every_option_of_text_that_could_be_a_place_is_looked_at() -> None:
                     assert field.name in words or (section, field.name) in door.PLACES, (section, field.name)
 
 
+def test_a_run_goes_on_by_the_method_with_which_it_began(tmp_path: Path) -> None:
+    """A model that is trained alone stays at its site. Fed-MoE would go on with it, and upload it."""
+
+    def ask(method: str, run: str, **sections: Any) -> None:
+        given = door.resolve([(experiment(), "test"), ({"method": {"name": method}, **sections}, "the run")])
+        door.site(given.toml(), SITES[0], {}, tmp_path / run)
+
+    model = {"name": "compact-cnn", "width": 2}
+    ask("alone", "one", model=model)
+    ask("alone", "one", model=model, learning={"rate": 0.5})
+    with pytest.raises(ValueError, match=r"the run one began at this site with another method.name, and what it kept"):
+        ask("fedmoe", "one", model=model)
+    with pytest.raises(ValueError, match=r"with another \[mixture\]"):
+        ask("alone", "one", model=model, mixture={"experts": 2})
+    with pytest.raises(ValueError, match=r"with another model.width"):
+        ask("alone", "one", model=model | {"width": 3})
+    ask("fedavg", "two", model=model)
+
+
 @pytest.mark.parametrize("table", [{"module": ["x"]}, {"modules": "x"}, {"paths": [3]}])
 def test_a_misspelt_permission_is_an_error(table: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"\[allow\] of site.toml is .*; right would be modules"):

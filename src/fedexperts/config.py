@@ -6,6 +6,7 @@ room chooses threads and folders of the machine, and reads environment variables
 
 import difflib
 import importlib
+import json
 import os
 import platform
 import sys
@@ -34,7 +35,7 @@ from .method import Method, Model, needs_reserve, taught
 from .methods import METHODS
 from .models import MODELS, Built, Mixture, computing_on
 from .private import Private
-from .tensors import rng
+from .tensors import rng, write
 
 Sites = Mapping[str, Client]
 Layer = tuple[dict[str, Any], str]  # nested values, and where they came from
@@ -397,6 +398,7 @@ def site(
     own = {"site": name, "reserve": 0} if hasattr(config.section("data"), "server") else {}
     config = _with_data(config, {"path": ""} | own | dict(data) if own else data)
     _check_places(config, data, allowed)
+    _check_same(config, private)
     job, sites = build(config.having({"start.epochs": 0}, "a site"), private)
     if name not in sites:
         raise ValueError(f"the data hold {', '.join(sites) or 'no client'}, and not {name}")
@@ -429,6 +431,30 @@ def _check_places(config: Config, own: Mapping[str, Any], allowed: Allowed) -> N
                 f"{section}.{key} = {path!r} is a place on the site's machine, which its site.toml does not name: "
                 f"leave it out, or let the site add paths = [{tomlkit.item(path).as_string()}] to its [allow]"
             )
+
+
+def _check_same(config: Config, private: Path) -> None:
+    """Write down by which method and model a run began at a site; ValueError if it goes on by others.
+
+    What is private in the one may leave a site in the other: it would be read from the site's disk, and sent.
+    """
+    file, sections = private / "experiment.json", ("method", "model", "gate", "mixture")
+    now = json.dumps({section: config.values[section] for section in sections if section in config.values})
+    if not file.exists():
+        write(file, now.encode())
+        return
+    try:
+        before, after = json.loads(file.read_bytes()), json.loads(now)
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): put a backup of {private} in its place") from None
+    changed = [f"[{section}]" for section in sorted(before.keys() ^ after.keys())]
+    for section in before.keys() & after.keys():  # a key that is new is a newer version's
+        changed += [f"{section}.{key}" for key, value in before[section].items() if after[section].get(key) != value]
+    if changed:
+        raise ValueError(
+            f"the run {private.name} began at this site with another {', '.join(changed)}, and what it kept to itself "
+            "then might be sent now; right would be a new run, by `fedexperts deploy run`"
+        )
 
 
 def _is_place(name: str) -> bool:
