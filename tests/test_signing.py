@@ -301,6 +301,14 @@ def test_a_place_that_the_site_allows_is_read_and_what_lies_in_it(tmp_path: Path
             read(outside)
 
 
+def test_no_shipped_experiment_needs_a_permission() -> None:
+    files = [door.shipped_folder() / path.relative_to("configs") for path, _ in door.shipped()]
+    for config in map(door.load, files):
+        door._check_code(config.toml().split("[tune]")[0], Allowed())  # a run at sites has none
+        door._check_places(config, {}, Allowed())
+    assert len(files) > 20
+
+
 def test_every_option_of_text_that_could_be_a_place_is_looked_at() -> None:
     """Who adds such an option says here whether it is one."""
     import dataclasses
@@ -411,11 +419,15 @@ def test_an_unsigned_app_runs_on_a_captured_server_and_not_at_the_site(captured:
 @pytest.mark.slow
 def test_an_app_signed_by_another_key_is_refused_and_both_ends_read_why(captured: Federation, tmp_path: Path) -> None:
     """Whoever has the server can make its folder agree with a key of his own; the sites do not."""
-    deployment = Deployment.at(captured.folder)
-    (captured.folder / "app" / "app.pub").unlink()
-    deployment.sign(tmp_path / "mine.key")
-    captured.submit("foreign", run={"rounds": 1}, engine={"sites": [SITES[0]]})
-    assert captured.finished("foreign") == 1
+    app = captured.folder / "app"
+    shutil.copytree(app, tmp_path / "honest")
+    (app / "app.pub").unlink()
+    Deployment.at(captured.folder).sign(tmp_path / "mine.key")
+    try:
+        captured.submit("foreign", run={"rounds": 1}, engine={"sites": [SITES[0]]})
+        assert captured.finished("foreign") == 1
+    finally:
+        shutil.copytree(tmp_path / "honest", app, dirs_exist_ok=True)
     said = " ".join(captured.said("foreign").split())
     assert f"{SITES[0]}: it refuses the server's app, which is not signed by the key in the site's app.pub" in said
     assert captured.said(SITES[0]).count("it is not signed by the key of app.pub") >= 2
