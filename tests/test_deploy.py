@@ -85,7 +85,7 @@ def test_a_folder_is_never_written_over_or_left_half_made(tmp_path: Path, made: 
         Deployment.create(made.path, "localhost", 1, ["a"])
     with pytest.raises(ValueError, match="cannot name a tensor and a folder"):
         Deployment.create(tmp_path / "new", "localhost", 1, ["a", "b c"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dep"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dep", "dep-signing"]
 
 
 def test_where_the_data_lie_is_remembered_at_the_site(made: Deployment, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ room chooses threads and folders of the machine, and reads environment variables
 
 import difflib
 import importlib
+import json
 import os
 import platform
 import sys
@@ -34,7 +35,7 @@ from .method import Method, Model, needs_reserve, taught
 from .methods import METHODS
 from .models import MODELS, Built, Mixture, computing_on
 from .private import Private
-from .tensors import rng
+from .tensors import rng, write
 
 Sites = Mapping[str, Client]
 Layer = tuple[dict[str, Any], str]  # nested values, and where they came from
@@ -157,6 +158,10 @@ PLAIN: dict[str, type] = {
     "learning": Learning, "run": RunSettings, "start": StartSettings, "mixture": MixtureSettings,
 }  # fmt: skip
 OPTIONAL = {"gate", "mixture"}  # sections without which there is no mixture, or a gate like its experts
+PLACES = tuple(  # keys that may name a file or folder
+    [("data", key) for key in ("path", "root", "split")]
+    + [(section, key) for section in ("model", "gate") for key in ("clip", "model")]
+)
 DEFAULT_NAMES = {"engine": "inprocess"}
 
 
@@ -352,18 +357,110 @@ def served(config: Config, data: Mapping[str, Any]) -> tuple[Job, Federation]:
     return replace(_build(config, federation, Path())[0], exam={}), federation
 
 
-def site(text: str, name: str, data: Mapping[str, Any], private: Path) -> tuple[Job, Client]:
+@dataclass(frozen=True)
+class Allowed:
+    """What a run's config may name on a site's machine, beside the site's own data; by default, nothing."""
+
+    modules: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, table: Mapping[str, Any]) -> "Allowed":
+        """From [allow] of site.toml; ValueError for what does not fit."""
+        lists = all(isinstance(v, list) and all(isinstance(name, str) for name in v) for v in table.values())
+        if not lists or table.keys() - {"modules", "paths"}:
+            raise ValueError(
+                f"[allow] of site.toml is {dict(table)}; right would be modules = [names] and paths = [places]"
+            )
+        return cls(**{key: tuple(names) for key, names in table.items()})
+
+    def code(self, name: str) -> bool:
+        """Whether code of this name, "module:Class", may be run."""
+        module = name.partition(":")[0]
+        return any(module == known or module.startswith(f"{known}.") for known in self.modules)
+
+    def place(self, path: str) -> bool:
+        """Whether what lies there may be read."""
+        real = Path(path).expanduser().resolve()
+        return any(real.is_relative_to(Path(known).expanduser().resolve()) for known in self.paths)
+
+
+def site(
+    text: str, name: str, data: Mapping[str, Any], private: Path, allowed: Allowed = Allowed()
+) -> tuple[Job, Client]:
     """The job of an experiment, and the site `name` with its own data; ValueError if they hold no such client.
 
-    The common start is the server's, and comes with its first order; the reserve set is the server's, too.
+    The common start is the server's, and comes with its first order; the reserve set is the server's, too. Whoever has
+    the server writes the text: it names no code and no place of this machine but what the site allows.
     """
+    _check_code(text, allowed)  # before anything is imported
     config = parse(text, "the run")
     own = {"site": name, "reserve": 0} if hasattr(config.section("data"), "server") else {}
     config = _with_data(config, {"path": ""} | own | dict(data) if own else data)
+    _check_places(config, data, allowed)
+    _check_same(config, private)
     job, sites = build(config.having({"start.epochs": 0}, "a site"), private)
     if name not in sites:
         raise ValueError(f"the data hold {', '.join(sites) or 'no client'}, and not {name}")
     return job, sites[name]
+
+
+def _check_code(text: str, allowed: Allowed) -> None:
+    """ValueError if an experiment names code, "module:Class", that a site does not allow; nothing is imported."""
+    sections = {key: values for key, values in tomllib.loads(text).items() if isinstance(values, dict)}
+    if sections.get("tune"):
+        raise ValueError(
+            "the run has [tune], and nothing is tried at sites; right would be a run of `fedexperts deploy`"
+        )
+    for section, values in sections.items():
+        name = values.get("name")
+        if isinstance(name, str) and ":" in name and not allowed.code(name):
+            raise ValueError(
+                f"{section}.name = {name!r} names code, and this site allows none of that name: use a {section} of "
+                f'fedexperts, or add modules = ["{name.partition(":")[0]}"] to [allow] of the site\'s site.toml'
+            )
+
+
+def _check_places(config: Config, own: Mapping[str, Any], allowed: Allowed) -> None:
+    """ValueError if an experiment names a place of a site's machine that neither the site's data nor [allow] name."""
+    for section, key in PLACES:
+        path = config.values.get(section, {}).get(key, "")
+        asked = path and not (section == "data" and key in own)
+        if asked and (section == "data" or _is_place(path)) and not allowed.place(path):
+            raise ValueError(
+                f"{section}.{key} = {path!r} is a place on the site's machine, which its site.toml does not name: "
+                f"leave it out, or let the site add paths = [{tomlkit.item(path).as_string()}] to its [allow]"
+            )
+
+
+def _check_same(config: Config, private: Path) -> None:
+    """Write down by which method and model a run began at a site; ValueError if it goes on by others.
+
+    What is private in the one may leave a site in the other: it would be read from the site's disk, and sent.
+    """
+    file, sections = private / "experiment.json", ("method", "model", "gate", "mixture")
+    now = json.dumps({section: config.values[section] for section in sections if section in config.values})
+    if not file.exists():
+        write(file, now.encode())
+        return
+    try:
+        before, after = json.loads(file.read_bytes()), json.loads(now)
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): put a backup of {private} in its place") from None
+    changed = [f"[{section}]" for section in sorted(before.keys() ^ after.keys())]
+    for section in before.keys() & after.keys():  # a key that is new is a newer version's
+        changed += [f"{section}.{key}" for key, value in before[section].items() if after[section].get(key) != value]
+    if changed:
+        raise ValueError(
+            f"the run {private.name} began at this site with another {', '.join(changed)}, and what it kept to itself "
+            "then might be sent now; right would be a new run, by `fedexperts deploy run`"
+        )
+
+
+def _is_place(name: str) -> bool:
+    """Whether a model's name leads to a file or folder, or would if one were there; or else it is a hub's or ours."""
+    path = Path(name).expanduser()
+    return path.is_absolute() or name.startswith((".", "~")) or ".." in path.parts or path.exists()
 
 
 def _with_data(config: Config, data: Mapping[str, Any]) -> Config:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _NEVER_CAME = (3, 4)  # Flower's codes for a message, or its reply, that was not there before its time was up
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError, DecodeError)  # objects of a liar
+_NOT_SIGNED = 7  # and for an app that is not signed by the key that a site trusts
 
 Site = Callable[[About, str], tuple[Job, Client]]  # the job, and the client of this name, if it is here
 
@@ -82,6 +83,8 @@ class Flower:
         """The reply to an order; whatever is wrong with it is an error that the client made."""
         if message.has_error() and message.error.code in _NEVER_CAME:
             return self._late(order)
+        if message.has_error() and message.error.code == _NOT_SIGNED:
+            return _failed(order, "it refuses the server's app, which is not signed by the key in the site's app.pub")
         if message.has_error():
             return _failed(order, f"Flower says: {message.error.reason}")
         try:

@@ -27,7 +27,14 @@ def init(
     with _flower() as (_, place):
         names = [name.strip() for name in sites.split(",") if name.strip()]
         made = place.Deployment.create(folder, server, port, names)
-        out.print(f"Wrote {folder}. Next:", soft_wrap=True)
+        key = place.signing_key_of(folder)
+        out.print(
+            f"Wrote {folder}, and apart from it the signing key {key}.\n"
+            f"  Keep {key} elsewhere, off this machine, and delete it here: who has it can run code at\n"
+            f"  the sites, and who has the server alone cannot. `fedexperts deploy app` asks for it after an upgrade.\n"
+            f"Next:",
+            soft_wrap=True,
+        )
         for name in made.sites:
             out.print(
                 f"  carry {folder}/sites/{name} to the site {name}'s machine, delete it here, and there type\n"
@@ -91,6 +98,7 @@ def run(folder: Folder, config: OneConfig, settings: Settings = None) -> None:
         if asked.tune:
             say(f"{asked.name}: the values in [tune] are not tried here; those in the file are taken.")
         processes.connected(deployment)  # before anything is written: is the server there?
+        deployment.signed()  # and an app that sites run?
         run = runs.Run.create(deployment, fitted, free(folder / "runs" / asked.name).name)
         processes.submit(deployment, run)
         _watch(folder, deployment, run)
@@ -136,6 +144,20 @@ def add(folder: Folder, site: Annotated[str, typer.Argument(help="The new site's
     with _flower() as (_, place):
         made = place.Deployment.at(folder).add(site)
         out.print(f"Carry {made} to the site's machine and delete it here.", soft_wrap=True)
+
+
+@app.command("app")
+def sign(
+    folder: Folder,
+    key: Annotated[Path, typer.Option(help="The signing key that `init` wrote, from where it is kept.")],
+) -> None:
+    """Build and sign the app that sites run, after an upgrade; a server that runs takes notice by itself."""
+    with _flower() as (_, place):
+        deployment = place.Deployment.at(folder)
+        lacking = deployment.sign(key)
+        out.print(f"Signed the app in {folder}/app by {key}; keep that key off the server.", soft_wrap=True)
+        for name in lacking:
+            out.print(f"Carry {folder}/app/app.pub into the folder of the site {name}.", soft_wrap=True)
 
 
 @app.command()

@@ -3,7 +3,8 @@
     FOLDER/deploy.toml     the server's address, the public key of every site that may take part, [limits]
     FOLDER/ca.crt          who signs the certificates; FOLDER/secret/ca.key, with which
     FOLDER/server.crt      the server's certificate; FOLDER/secret/server.key, its key
-    FOLDER/app/            the Flower app, which imports the installed library and nothing else
+    FOLDER/app/app.json    the app that Flower carries, and its signature; FOLDER/app/app.pub, the key it is signed by
+    FOLDER-signing/app.key with which it is signed: to be kept elsewhere, so that nobody finds it on the server
     FOLDER/sites/NAME/     all that the site NAME needs, to be carried there: its key, its certificate, site.toml
     FOLDER/flower/         what Flower keeps: its database and logs
     FOLDER/runs/NAME/      a run
@@ -26,46 +27,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives import serialization as form
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..data.federation import check_name
 from ..tensors import write
 from .limits import Limits, limits
 from .owner import unseen
+from .signing import Signed, built, public_half, read_key, read_public
 
 YEARS = 5  # that a certificate holds
 _LOCAL = ("localhost", "127.0.0.1")
-_APP = {
-    "pyproject.toml": """\
-[build-system]
-requires = ["hatchling"]
-build-backend = "hatchling.build"
-
-[project]
-name = "fedexperts-app"
-version = "1.0.0"
-description = "Carries fedexperts' orders; the library itself is installed on every machine."
-license = "Apache-2.0"
-dependencies = []
-
-[tool.hatch.build.targets.wheel]
-packages = ["."]
-
-[tool.flwr.app]
-publisher = "fedexperts"
-
-[tool.flwr.app.components]
-serverapp = "fedexperts_app.server:app"
-clientapp = "fedexperts_app.site:app"
-
-[tool.flwr.app.config]
-folder = ""
-run = ""
-""",
-    "fedexperts_app/__init__.py": '"""What Flower carries: two names of the installed library."""\n',
-    "fedexperts_app/server.py": "from fedexperts.deploy import app as room\n\napp = room.app\n",
-    "fedexperts_app/site.py": "from fedexperts.deploy import courier as room\n\napp = room.app\n",
-}
 _SITE = """\
 # The site {name}. Carry this folder to the site's machine, keep it there, and delete it here.
 name = "{name}"
@@ -77,6 +49,11 @@ server = "{address}"
 #   test = 0.3
 # `fedexperts deploy site FOLDER --name {name} --data PATH` writes the path here.
 [data]
+
+# What a run's config may name on this machine beside these data; nothing, as long as nothing stands here.
+#   modules = ["our_methods"]      code that is installed here: method.name = "our_methods:Ours"
+#   paths = ["/models/clip"]       files, or folders with all that is in them: model.clip = "/models/clip"
+[allow]
 """
 
 
@@ -89,11 +66,13 @@ class Deployment:
     @classmethod
     @unseen()
     def create(cls, path: Path, server: str, port: int, sites: Sequence[str]) -> "Deployment":
-        """A new folder; ValueError if one is there, or if a site's name cannot name a folder."""
-        if path.exists():
-            raise ValueError(
-                f"{path} is there already; right would be a new folder, or `fedexperts deploy add {path} SITE`"
-            )
+        """A new folder, and its signing key apart; ValueError if one is there, or a site's name can name no folder."""
+        signing_key = signing_key_of(path)
+        for place in (path, signing_key.parent):
+            if place.exists():
+                raise ValueError(
+                    f"{place} is there already; right would be a new folder, or `fedexperts deploy add {path} SITE`"
+                )
         found = cls(path.with_name(f".{path.name}.{os.getpid()}.part"))
         try:
             _keep_key(found.secret / "ca.key", key := _new_key())
@@ -104,14 +83,14 @@ class Deployment:
             )
             asked |= {"server": server, "port": port, "sites": {}}
             write(found.path / "deploy.toml", tomlkit.dumps(asked).encode())
-            for name, text in _APP.items():
-                write(found.path / "app" / name, text.encode())
+            found.sign(signing_key)
             found.renew()
             for name in sites:
                 found.add(name)
             os.replace(found.path, path)
         except BaseException:
-            shutil.rmtree(found.path, ignore_errors=True)
+            for place in (found.path, signing_key.parent):
+                shutil.rmtree(place, ignore_errors=True)
             raise
         return cls(path)
 
@@ -153,6 +132,7 @@ class Deployment:
     def add(self, name: str) -> Path:
         """A new site: its keys, its part of the folder, its place in the list. ValueError if the name is taken."""
         check_name(name)
+        self._signer()  # before anything is written
         if name in self.sites:
             raise ValueError(
                 f"a site {name} is there already; remove it first: fedexperts deploy remove {self.path} {name}"
@@ -161,6 +141,7 @@ class Deployment:
         _keep_key(place / "node.key", node := _new_key(), form.PrivateFormat.OpenSSH)
         self._certify(place / "tls.key", place / "tls.crt", _LOCAL)
         write(place / "ca.crt", (self.path / "ca.crt").read_bytes())
+        write(place / "app.pub", self._signer().encode())
         host, port = self.address
         write(place / "site.toml", _SITE.format(name=name, address=f"{host}:{port}").encode())
         public = node.public_key().public_bytes(form.Encoding.OpenSSH, form.PublicFormat.OpenSSH).decode()
@@ -180,6 +161,55 @@ class Deployment:
         """A new certificate for the server, from the same authority: sites notice nothing."""
         host, _ = self.address
         self._certify(self.secret / "server.key", self.path / "server.crt", (host, *_LOCAL))
+
+    @unseen()
+    def sign(self, key_file: Path) -> list[str]:
+        """Build the app of this version of the library, and sign it; the names of sites that lack the public key.
+
+        A deployment without a public key, as version 0.1 made them, gets a key, in `key_file` if nothing is there.
+        """
+        public = self.path / "app" / "app.pub"
+        if not public.exists() and not key_file.exists():
+            _keep_key(key_file, Ed25519PrivateKey.generate(), form.PrivateFormat.OpenSSH)
+        key = read_key(key_file)
+        if public.exists() and public_half(key) != read_public(public):
+            raise ValueError(
+                f"--key {key_file}: its public half is not {public}, which sites trust; use the key of that"
+            )
+        write(self.path / "app" / "app.json", Signed.by(key, built()).written())
+        if public.exists():
+            return []
+        write(public, public_half(key).encode())
+        here = {place.parent.name for place in self.path.glob("sites/*/site.toml")}
+        for name in here:
+            write(self.path / "sites" / name / "app.pub", public.read_bytes())
+        return [name for name in self.sites if name not in here]
+
+    def signed(self) -> Signed:
+        """The signed app; ValueError, with what to type, if it is damaged or another version's."""
+        file, again = self.path / "app" / "app.json", self._sign_it()
+        public = self._signer()
+        if not file.exists():
+            raise ValueError(f"{file} is missing, so that no site would run the app: {again}")
+        try:
+            found = Signed.read(file.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}: {again}") from None
+        if not found.holds(public):
+            raise ValueError(f"{file} is not signed by the key that sites trust, so that none would run it: {again}")
+        if found.app != built():
+            raise ValueError(f"{file} is the app of another version of fedexperts: {again}")
+        return found
+
+    def _signer(self) -> str:
+        """The public key of the app; ValueError, with what to type, if the deployment has none."""
+        file = self.path / "app" / "app.pub"
+        if not file.exists():
+            raise ValueError(f"{self.path} was made by a version that did not sign its app: {self._sign_it()}")
+        return read_public(file)
+
+    def _sign_it(self) -> str:
+        return f"type `fedexperts deploy app {self.path} --key {signing_key_of(self.path)}`"
 
     def _certify(self, key_file: Path, certificate: Path, hosts: Sequence[str]) -> None:
         """A key, and a certificate of this deployment's authority that it is one of `hosts`."""
@@ -221,6 +251,11 @@ class Deployment:
         write(self.path / "deploy.toml", tomlkit.dumps(asked).encode())
 
 
+def signing_key_of(path: Path) -> Path:
+    """Where a deployment's signing key is written: beside its folder, so that it is not carried along with it."""
+    return path.with_name(f"{path.name}-signing") / "app.key"
+
+
 @dataclass(frozen=True)
 class SiteFolder:
     """A site's own part of the folder, on the site's machine."""
@@ -254,6 +289,23 @@ class SiteFolder:
         """What is laid over [data] of a run's config."""
         return dict(self._asked().get("data", {}))
 
+    @property
+    def allowed(self) -> dict[str, Any]:
+        """What a run's config may name on this machine: modules and paths."""
+        return dict(self._asked().get("allow", {}))
+
+    @property
+    def signer(self) -> str:
+        """The public key of the one whose app may run here; ValueError, with what to do, if none is known."""
+        file = self.path / "app.pub"
+        if not file.exists():
+            raise ValueError(
+                f"{file} is missing, by which a site knows the app that it may run; it is in the server's folder, as "
+                "app/app.pub (if not, `fedexperts deploy app` makes it there): carry it here, in a way that nobody "
+                "can change it"
+            )
+        return read_public(file)
+
     @unseen()
     def point_at(self, data: Path) -> None:
         """Write down where the site's data lie; ValueError if there is nothing."""
@@ -277,9 +329,13 @@ def _new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP384R1())
 
 
-def _keep_key(path: Path, key: ec.EllipticCurvePrivateKey, kind: form.PrivateFormat = form.PrivateFormat.PKCS8) -> None:
+def _keep_key(
+    path: Path,
+    key: ec.EllipticCurvePrivateKey | Ed25519PrivateKey,
+    kind: form.PrivateFormat = form.PrivateFormat.PKCS8,
+) -> None:
     """A private key's file, which nobody but its owner could read at any time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(key.private_bytes(form.Encoding.PEM, kind, form.NoEncryption()))

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,11 @@ from ..tensors import write
 from .entrance import Entrance
 from .folder import Deployment, SiteFolder
 from .gateway import Gateway
+from .hub import hub
 from .members import Roster
 from .owner import owners_alone
 from .runs import Run
+from .signing import NAME, trusting
 from .site import answering
 
 Tell = Callable[[str], None]
@@ -37,6 +39,12 @@ _INSIDE = 60.0  # seconds for an answer of Flower's server
 _BACKLOG = 64  # connections that wait to be let in
 _SHUT_OUT = "SuperNode terminated gracefully"  # what Flower's program says if its key is refused while it is connected
 _REFUSED = "[code: 2004]"  # Flower's number for a key that it does not know, or that is in use
+# Flower's words of an app that our key did not sign; the last where a signature is such that Flower fell over it
+_UNSIGNED = re.compile("could not be verified|could not verify the FAB|in _verify_fab")
+_NOT_OURS = (
+    "refused to run what the server sent: it is not signed by the key of app.pub. Either the server's app is another "
+    "deployment's or was signed by another key, which `fedexperts deploy app` there mends, or somebody changed it"
+)
 
 
 class FlowerError(ChildProcessError):
@@ -52,9 +60,11 @@ def serve(deployment: Deployment, bind: str | None, tell: Tell) -> None:
     limits, address = deployment.limits, bind or listens_on(host)
     owners_alone(deployment.path)
     inside, log = free_port(), deployment.path / "flower" / "superlink.log"
+    deployment.signed()  # before anything is started: sites would refuse another
     with Entrance(address, port, limits.connections, limits.patience) as entrance:
         _write_connection(deployment, inside)
-        with _program(_superlink(deployment, inside, log), log) as server:
+        program = _superlink(deployment, inside, log)
+        with hub(deployment.signed) as apps, _program(program, log, _asking(apps)) as server:
             _until_there(server, inside, log)
             register(deployment)
             roster = Roster()
@@ -113,6 +123,11 @@ async def _answer(
         watching = asyncio.create_task(entrance.watch())
         await outside.serve([entrance])
         watching.cancel()
+
+
+def _asking(address: str) -> dict[str, str]:
+    """What Flower's server is told: our hub, where it would ask its maker's; it calls nobody else, by no proxy."""
+    return {"FLWR_SUPERGRID_API_URL": address, "NO_PROXY": "*", "no_proxy": "*"}
 
 
 def _keep_registered(
@@ -205,7 +220,7 @@ def join(site: SiteFolder, patience: float, tell: Tell) -> None:
                 _until_connected(program, log)
                 if inside := program.poll() is None:
                     tell(f"The site {site.name} is connected.")
-                program.wait()
+                _until_ended(program, log, lambda: tell(f"The site {site.name} {_NOT_OURS}"))
             words = _last(log)
             if inside and _SHUT_OUT in log.read_text(errors="replace"):
                 until = time.monotonic() + patience
@@ -228,19 +243,33 @@ def _until_connected(program: "subprocess.Popen[bytes]", log: Path) -> None:
         time.sleep(0.2)
 
 
+def _until_ended(program: "subprocess.Popen[bytes]", log: Path, refused: Callable[[], None]) -> None:
+    """Until Flower's program has ended; each app that it refuses meanwhile is told."""
+    with open(log, errors="replace") as words:
+        ended = False
+        while not ended:
+            ended = program.poll() is not None  # and then once more, for its last words
+            for _ in _UNSIGNED.findall(words.read()):
+                refused()
+            time.sleep(0.5)
+
+
 def _supernode(site: SiteFolder, orders: str) -> list[str]:
+    write(trusted := site.path / "flower" / "trusted.yaml", trusting(site.signer))
     return [
         "flower-supernode", "--superlink", site.server, "--root-certificates", str(site.path / "ca.crt"),
         "--auth-supernode-private-key", str(site.path / "node.key"), "--host", "127.0.0.1", "--port", str(free_port()),
         "--ssl-certfile", str(site.path / "tls.crt"), "--ssl-keyfile", str(site.path / "tls.key"),
         "--ssl-ca-certfile", str(site.path / "ca.crt"), "--node-config", f'socket="{orders}"',
+        "--trusted-entities", str(trusted),
     ]  # fmt: skip
 
 
 def submit(deployment: Deployment, run: Run) -> None:
     """Give a run to Flower, which carries it out whether anybody watches or not."""
     about = f'folder="{deployment.path}" run="{run.path.name}"'
-    said = _flwr(deployment, "run", str(deployment.path / "app"), "here", "-c", about)
+    deployment.signed()  # Flower's words, if it is not there, would be of a hub
+    said = _flwr(deployment, "run", NAME, "here", "-c", about)
     run.numbered(int(said["run-id"]))
 
 
@@ -277,13 +306,12 @@ def _flwr(deployment: Deployment, *arguments: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _program(command: Sequence[str], log: Path) -> "Iterator[subprocess.Popen[bytes]]":
+def _program(command: Sequence[str], log: Path, told: Mapping[str, str] = {}) -> "Iterator[subprocess.Popen[bytes]]":
     """A program that ends with us, its words in a log, its files beside it."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    environment = door.flower_environment(log.parent) | dict(told)
     with open(log, "wb") as words:
-        program = subprocess.Popen(
-            command, env=door.flower_environment(log.parent), stdout=words, stderr=words, preexec_fn=_end_with_parent
-        )
+        program = subprocess.Popen(command, env=environment, stdout=words, stderr=words, preexec_fn=_end_with_parent)
     try:
         yield program
     finally:

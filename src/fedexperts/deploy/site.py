@@ -73,12 +73,13 @@ def _here(site: SiteFolder, about: About, name: str) -> tuple[Job, Client]:
     """The job of an order, and this site with its own data; ValueError if the order is another's."""
     if name != site.name:
         raise ValueError(f"this is the site {site.name}, not {name}")
-    return _built_once(about["config"], name, json.dumps(site.data), str(site.path / "private" / _safe(about["run"])))
+    own, allowed = json.dumps(site.data), door.Allowed.read(site.allowed)
+    return _built_once(about["config"], name, own, str(site.path / "private" / _safe(about["run"])), allowed)
 
 
 @lru_cache(maxsize=1)
-def _built_once(text: str, name: str, data: str, private: str) -> tuple[Job, Client]:
-    return door.site(text, name, json.loads(data), Path(private))
+def _built_once(text: str, name: str, data: str, private: str, allowed: door.Allowed) -> tuple[Job, Client]:
+    return door.site(text, name, json.loads(data), Path(private), allowed)
 
 
 def _safe(run: str) -> str:
