@@ -183,7 +183,7 @@ def test_a_split_of_texts_is_taken_up_and_that_of_other_texts_refused(texts: Pat
     split.write_text(json.dumps(load(texts, seed=1).manifest()))
     assert load(texts, seed=2, split=str(split)).manifest() == load(texts, seed=1).manifest()
     texts.write_text(texts.read_text().replace("cold", "icy"))
-    with pytest.raises(ValueError, match="data.split is a split of other examples: row 1 has changed since"):
+    with pytest.raises(ValueError, match="data.split is a split of other examples: row 2 has changed since"):
         load(texts, split=str(split))
 
 

@@ -186,6 +186,7 @@ class Own(Listed, ABC):
         seats, changed = kept.seats(given, now, self._chooser(found.examples, now, seed), self.shots)
         held = _held(seats)
         parts = {site: Parts(*(_places(held.get((site, part), [])) for part in PARTS)) for site in domains}
+        _check_left(parts)
         reserve = _places(held.get((kept.SERVER, kept.RESERVE), []))
         spare = {site: held[site, kept.SPARE] for site in domains if (site, kept.SPARE) in held}
         return Federation(inputs, labels, classes, parts, domains, reserve, files, found.notes, spare, changed)
@@ -319,6 +320,17 @@ def _check_known(examples: Sequence[Example], classes: tuple[str, ...], given: m
         raise ValueError(f"class {_quoted(strange)} came after the split was written, and {wants}")
     if strange := sorted({example.site for example in examples} - given.clients.keys()):
         raise ValueError(f"client {_quoted(strange)} came after the split was written, and {wants}")
+
+
+def _check_left(parts: Mapping[str, Parts]) -> None:
+    """ValueError if too much of a split is gone."""
+    for site, own in parts.items():
+        for part in ("train", "test"):
+            if not len(getattr(own, part)):
+                raise ValueError(
+                    f"client {site!r} has nothing left to {part} on of its split: right would be to put back what is "
+                    "gone, or to split anew, by another run or, at a site, without the split that it kept"
+                )
 
 
 def _held(seats: Mapping[int, kept.Seat]) -> dict[tuple[str, str], list[int]]:
