@@ -147,6 +147,10 @@ def test_equal_pictures_in_two_classes_keep_their_class_and_part(images: Path, t
     assert not after.changed
     assert held(after)["dog/other.jpg"] == then["dog/05.jpg"]
     assert held(after)["house/another.jpg"] == then["house/zz.jpg"]
+    (images / "dog" / "other.jpg").unlink()
+    last = source(images).again(split, 0)
+    assert str(last.changed["a"]) == "1 gone (dog/05.jpg)"
+    assert held(last)["house/another.jpg"] == then["house/zz.jpg"]
 
 
 def test_new_pictures_take_the_places_that_shots_leave_and_no_more(images: Path, tmp_path: Path) -> None:
@@ -345,7 +349,8 @@ def parts(run: Path) -> set[tuple[str, str]]:
 
 def test_a_run_that_has_not_begun_is_held_to_the_data_of_the_others(begun: Path, images: Path) -> None:
     study.advance(begun)
-    shutil.rmtree(begun / "two" / "seed-1")
+    for name in ("one", "two"):
+        shutil.rmtree(begun / name / "seed-1")
     (images / "dog" / "00.jpg").unlink()
     with pytest.raises(ValueError, match=r"1 gone \(dog/00.jpg\)"):
         study.advance(begun)
