@@ -261,8 +261,11 @@ class Own(Listed, ABC):
 
 
 def words(name: str) -> str:
-    """A class as a text encoder reads it: "golden_retriever" is "golden retriever", in whatever spelling of é."""
-    return " ".join(re.sub("[_-]", " ", composed(name)).split())
+    """A class as a text encoder reads it: "golden_retriever" is "golden retriever", in whatever spelling of é.
+
+    A dash that joins no two words is a sign: "-1" is not "1", nor "HER2-" "HER2".
+    """
+    return " ".join(re.sub(r"_|(?<=\w)-(?=\w)", " ", composed(name)).split())
 
 
 def composed(name: str) -> str:
