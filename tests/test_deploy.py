@@ -16,7 +16,8 @@ pytest.importorskip("flwr")
 from federated import SITES, Federation, experiment
 
 from fedexperts import config as door
-from fedexperts.config import ConfigError
+from fedexperts.client import Client, Job
+from fedexperts.config import Config, ConfigError
 from fedexperts.deploy import runs
 from fedexperts.deploy.folder import Deployment, SiteFolder
 from fedexperts.deploy.processes import FlowerError, connected
@@ -320,9 +321,14 @@ def own(**data: Any) -> door.Config:
     )
 
 
+def at_site(config: Config, name: str, home: Path, **data: object) -> tuple[Job, Client, str]:
+    """What a site with these data makes of a run, and what changed since it first did."""
+    return door.site(config.toml(), name, data, home / "private", home / "split")
+
+
 def test_a_site_trains_on_its_own_folder_under_its_own_name(tmp_path: Path) -> None:
     place = pictures(tmp_path / "images", {"cat": 6, "dog": 4})
-    job, client = door.site(own().toml(), "clinic-a", {"path": str(place)}, tmp_path / "private")
+    job, client, _ = at_site(own(), "clinic-a", tmp_path, path=str(place))
     assert client.name == "clinic-a"
     assert [len(client.train), len(client.valid), len(client.test)] == [5, 2, 3]
     assert job.model.classes == ("cat", "dog")
@@ -330,7 +336,7 @@ def test_a_site_trains_on_its_own_folder_under_its_own_name(tmp_path: Path) -> N
 
 def test_what_stands_in_the_sites_file_is_laid_over_the_runs_data(tmp_path: Path) -> None:
     place = pictures(tmp_path / "images", {"cat": 6, "dog": 4})
-    _, client = door.site(own(reserve=3).toml(), "a", {"path": str(place), "valid": 0.0}, tmp_path / "private")
+    _, client, _ = at_site(own(reserve=3), "a", tmp_path, path=str(place), valid=0.0)
     assert [len(client.train), len(client.valid), len(client.test)] == [
         7,
         0,
@@ -348,12 +354,12 @@ def test_what_stands_in_the_sites_file_is_laid_over_the_runs_data(tmp_path: Path
 def test_a_missing_or_extra_class_is_an_error_of_that_site(tmp_path: Path, counts: dict[str, int], why: str) -> None:
     place = pictures(tmp_path / "images", counts)
     with pytest.raises(ValueError, match=why):
-        door.site(own().toml(), "a", {"path": str(place)}, tmp_path / "private")
+        at_site(own(), "a", tmp_path, path=str(place))
 
 
 def test_a_site_without_a_path_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="data.path is missing: right would be .* --data PLACE at a site"):
-        door.site(own(path="/of/the/operator").toml(), "a", {}, tmp_path / "private")
+        at_site(own(path="/of/the/operator"), "a", tmp_path)
 
 
 def test_the_server_has_the_classes_and_nobodys_images(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Folders of one's own images become a federation, or the first thing that does not fit is said with what to do."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -215,6 +216,26 @@ def test_one_sites_folder_is_not_taken_for_a_folder_of_sites_nor_the_other_way_r
         load(sites / "north")
     with pytest.raises(ValueError, match="north/cat: a folder where images should be"):
         load(sites, site="north", classes=("north", "south"))
+
+
+@pytest.mark.parametrize("parts", [("train", "val", "test"), ("Train", "validation"), ("train",)])
+def test_parts_are_not_taken_for_sites(tmp_path: Path, parts: tuple[str, ...]) -> None:
+    for place, part in enumerate(parts):
+        fill(tmp_path / part, {"cat": 6, "dog": 6}, 100 * place)
+    with pytest.raises(ValueError, match="parts of one site's own data and no sites: right would be data.site ="):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("HER2", "HER2+", "HER2-"), ("-1", "1"), ("A", "A-")])
+def test_a_sign_in_the_name_of_a_class_stays(tmp_path: Path, names: tuple[str, ...]) -> None:
+    fill(tmp_path / "north", dict.fromkeys(names, 6))
+    assert load(tmp_path).classes == tuple(sorted(names))
+
+
+def test_a_pipe_among_the_images_is_named_and_not_waited_for(sites: Path) -> None:
+    os.mkfifo(sites / "north" / "cat" / "pipe.png")
+    with pytest.raises(ValueError, match=r"north/cat/pipe.png \(it is no file"):
+        load(sites)
 
 
 def test_an_image_outside_of_every_class_is_named(sites: Path) -> None:

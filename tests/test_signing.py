@@ -246,13 +246,13 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
 def test_a_run_cannot_name_code_of_the_site(section: str, trap: Callable[[], bool], tmp_path: Path) -> None:
     given = {section: {"name": "trap_module:Trap"}}
     with pytest.raises(ValueError, match=rf'{section}.name .* names code, .* add modules = \["trap_module"\] to'):
-        door.site(asked(**given), "a", {}, tmp_path)
+        door.site(asked(**given), "a", {}, tmp_path, tmp_path / "split")
     assert not trap()
 
 
 def test_a_run_cannot_name_code_among_values_to_try(trap: Callable[[], bool], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing is tried at sites"):
-        door.site(asked(tune={"method.name": ["trap_module:Trap"]}), "a", {}, tmp_path)
+        door.site(asked(tune={"method.name": ["trap_module:Trap"]}), "a", {}, tmp_path, tmp_path / "split")
     assert not trap()
 
 
@@ -260,10 +260,10 @@ def test_code_that_the_site_allows_by_name_is_run(trap: Callable[[], bool], tmp_
     given = asked(method={"name": "trap_module:Trap"})
     for other in ("trap", "trap_module_2", "trap_module.inner"):
         with pytest.raises(ValueError, match="names code"):
-            door.site(given, "a", {}, tmp_path, Allowed(modules=(other,)))
+            door.site(given, "a", {}, tmp_path, tmp_path / "split", Allowed(modules=(other,)))
     assert not trap()
     with pytest.raises(ValueError, match="has no attribute 'Trap'"):
-        door.site(given, "a", {}, tmp_path, Allowed(modules=("trap_module",)))
+        door.site(given, "a", {}, tmp_path, tmp_path / "split", Allowed(modules=("trap_module",)))
     assert trap()
 
 
@@ -283,7 +283,7 @@ PLACES: dict[str, dict[str, dict[str, Any]]] = {
 def test_a_run_cannot_name_a_place_of_the_site(what: str, tmp_path: Path) -> None:
     config = door.resolve([(experiment(), "test"), (PLACES[what], "the run")])
     with pytest.raises(ValueError, match=r"is a place on the site's machine, which its site.toml does not name: leave"):
-        door.site(config.toml(), "a", {}, tmp_path)
+        door.site(config.toml(), "a", {}, tmp_path, tmp_path / "split")
 
 
 def test_a_place_that_the_site_allows_is_read_and_what_lies_in_it(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_a_place_that_the_site_allows_is_read_and_what_lies_in_it(tmp_path: Path
 
     def read(place: str) -> None:
         given = door.resolve([(experiment(model={"name": "linear-probe", "clip": str(tmp_path / place)}), "test")])
-        door.site(given.toml(), SITES[0], {}, tmp_path, Allowed(paths=(str(tmp_path / "models"),)))
+        door.site(given.toml(), SITES[0], {}, tmp_path, tmp_path / "split", Allowed(paths=(str(tmp_path / "models"),)))
 
     with pytest.raises(ValueError, match="a learned context needs a text encoder"):
         read("models/clip")
@@ -329,7 +329,7 @@ def test_a_run_goes_on_by_the_method_with_which_it_began(tmp_path: Path) -> None
 
     def ask(method: str, run: str, **sections: Any) -> None:
         given = door.resolve([(experiment(), "test"), ({"method": {"name": method}, **sections}, "the run")])
-        door.site(given.toml(), SITES[0], {}, tmp_path / run)
+        door.site(given.toml(), SITES[0], {}, tmp_path / run, tmp_path / "split")
 
     model = {"name": "compact-cnn", "width": 2}
     ask("alone", "one", model=model)

@@ -52,7 +52,7 @@ def test_texts_keep_their_rows_labels_and_sites(texts: Path) -> None:
         "b": [5, 2, 3],
     }
     assert all(SHOPS[place][2] == client for place, (client, _) in made.holders().items())
-    assert made.files == {}
+    assert list(made.files) == [f"row {number}" for number in range(1, 21)]
 
 
 def test_images_are_read_beside_the_table_with_their_parts(pictures: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_split_of_texts_is_taken_up_and_that_of_other_texts_refused(texts: Pat
     split.write_text(json.dumps(load(texts, seed=1).manifest()))
     assert load(texts, seed=2, split=str(split)).manifest() == load(texts, seed=1).manifest()
     texts.write_text(texts.read_text().replace("cold", "icy"))
-    with pytest.raises(ValueError, match="data.split is a split of other examples: its inputs have another hash"):
+    with pytest.raises(ValueError, match="data.split is a split of other examples: row 2 has changed since"):
         load(texts, split=str(split))
 
 
@@ -223,3 +223,23 @@ def test_a_cell_longer_than_a_text_can_be_is_named(tmp_path: Path) -> None:
         load(tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=r"after line 1: field larger than field limit \(131072\)"):
         load(csv(tmp_path / "x.csv", [("text", "label", "site"), *long]))
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    file = csv(
+        tmp_path / "twice.csv",
+        [("text", "label", "label", "site"), *((text, "x", label, site) for text, label, site in SHOPS)],
+    )
+    with pytest.raises(ValueError, match="label more than once; right would be a name for each column"):
+        load(file)
+
+
+def test_a_label_that_is_not_a_number_in_a_column_of_numbers_is_missing(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    labels = [0.0, 1.0] * 9 + [0.0, float("nan")]
+    columns = {"text": [text for text, _, _ in SHOPS], "label": labels, "site": [site for _, _, site in SHOPS]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="row 20: label is empty"):
+        load(tmp_path / "x.parquet")

@@ -6,7 +6,7 @@ sealed: a tensor that the method does not name in `uploads` cannot be sent.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -30,6 +30,7 @@ class Client:
     valid: Examples
     test: Examples
     private: Private
+    changed: Facts = field(default_factory=dict)  # since its data were split: how many came, how many went
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -
     leaves = seal(finished.leaves | said, job.method.uploads(job.model), client.name)
     if finished.stays:
         client.private.save(client.name, order.round, finished.stays)
-    facts: Facts = {"loss": loss, "parameters": count(local.trained), "bytes": size(local.trained)}
+    facts: Facts = {"loss": loss, "parameters": count(local.trained), "bytes": size(local.trained)} | client.changed
     return Reply(client.name, order.round, "train", leaves, len(client.train), facts)
 
 
@@ -159,7 +160,7 @@ def _predict(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
             "test_examples": len(client.test),
         }
         with torch.no_grad():
-            facts |= job.method.facts(job.model, own[i], client.test.x[:, 0])
+            facts |= job.method.facts(job.model, own[i], client.test.x[:, 0]) | client.changed
         replies.append(Reply(client.name, order.round, "predict", facts=facts))
     return replies
 

@@ -27,11 +27,11 @@ from torch import Tensor
 
 from . import __version__
 from .client import Client, Job
-from .data import DATA, Federation, features
+from .data import DATA, Federation, Parts, features, kept, manifest
 from .engine import Engine, InProcess
 from .learn import Examples, Learning
 from .loop import Schedule
-from .method import Method, Model, needs_reserve, taught
+from .method import Facts, Method, Model, needs_reserve, taught
 from .methods import METHODS
 from .models import MODELS, Built, Mixture, computing_on
 from .private import Private
@@ -300,9 +300,30 @@ def lacking(config: Config) -> list[str]:
     return found
 
 
-def build(config: Config, private: Path) -> tuple[Job, Sites]:
-    """The job and the clients of an experiment; their private states lie in the folder `private`."""
-    return _build(config, config.section("data").load(config.values["run"]["seed"]), private)
+def build(config: Config, private: Path, split: Path | None = None) -> tuple[Job, Sites]:
+    """The job and the clients of an experiment; their private states lie in the folder `private`.
+
+    The data are split as the file `split` says, if there is one by now.
+    """
+    return _build(config, split_as(config, split)[0] if split and split.exists() else _data(config), private)
+
+
+def _data(config: Config) -> Federation:
+    found: Federation = config.section("data").load(config.values["run"]["seed"])
+    return found
+
+
+def split_as(config: Config, split: Path) -> tuple[Federation, str]:
+    """An experiment's data, with all that is known in its part of a split; what changed since it was written, or "".
+
+    A source that does not know its examples one by one is taken as it is.
+    """
+    given, source, seed = manifest.load(split), config.section("data"), config.values["run"]["seed"]
+    if hasattr(source, "again"):
+        found: Federation = source.again(given, seed)
+        return found, kept.said(found.changed)
+    found = source.load(seed)
+    return found, manifest.difference(given, found.inputs, found.labels, found.classes, found.files)
 
 
 def _build(config: Config, federation: Federation, private: Path) -> tuple[Job, Sites]:
@@ -316,10 +337,11 @@ def _build(config: Config, federation: Federation, private: Path) -> tuple[Job, 
         places = torch.cat(index) if index else torch.empty(0, dtype=torch.int64)
         return Examples(inputs[places], federation.labels[places])
 
-    sites = {
-        name: Client(name, examples(own.train), examples(own.valid), examples(own.test), Private(private))
-        for name, own in federation.parts.items()
-    }
+    def client(name: str, own: Parts) -> Client:
+        changed: Facts = {**federation.changed[name].counts()} if name in federation.changed else {}
+        return Client(name, examples(own.train), examples(own.valid), examples(own.test), Private(private), changed)
+
+    sites = {name: client(name, own) for name, own in federation.parts.items()}
     exam = {part: examples(*(getattr(own, part) for own in federation.parts.values())) for part in ("valid", "test")}
     reserve = examples(federation.reserve)
     model = _mixed(config, _started(config, built.model, reserve))
@@ -327,24 +349,47 @@ def _build(config: Config, federation: Federation, private: Path) -> tuple[Job, 
 
 
 @contextmanager
-def opened(config: Config, private: Path) -> Iterator[tuple[Job, Engine, Federation]]:
-    """The job of an experiment, the engine that its [engine] names, as long as it is needed, and the data."""
-    federation: Federation = config.section("data").load(config.values["run"]["seed"])
+def opened(
+    config: Config, private: Path, split: Path | None = None, changed_data: bool = False
+) -> Iterator[tuple[Job, Engine, Federation]]:
+    """The job of an experiment, the engine that its [engine] names, as long as it is needed, and the data.
+
+    With a `split`, the data as it has them; ValueError if they changed since, unless that is allowed.
+    """
+    federation = _unchanged(config, split, changed_data) if split else _data(config)
     job, sites = _build(config, federation, private)
-    recipe = {"config": config.toml(), "private": str(private.absolute())}  # what `simulated` reads
+    home = private.absolute()
+    recipe = {"config": config.toml(), "private": str(home), "split": str(home.with_name("split.json"))}
     with config.section("engine").open(job, sites, recipe) as engine:
         yield job, engine, federation
 
 
+def _unchanged(config: Config, split: Path, changed_data: bool) -> Federation:
+    federation, what = split_as(config, split)
+    if what and not changed_data:
+        raise ValueError(
+            f"the data are not those of {split}. {what}. Right would be to put them back, or another run; or go on by "
+            "`fedexperts resume RUN --changed-data`: what is known stays in its part, and the run's log and report say "
+            "what changed"
+        )
+    return federation
+
+
+def check_data(config: Config, split: Path) -> None:
+    """ValueError if an experiment's data changed since a split, from another seed perhaps, was written."""
+    if hasattr(config.section("data"), "again"):
+        _unchanged(config, split, changed_data=False)
+
+
 def simulated(about: Mapping[str, str], client: str) -> tuple[Job, Client]:
     """In a process of a simulation: the job, and the client of this name; built once for as many orders as come."""
-    job, sites = _built_once(about["config"], about["private"])
+    job, sites = _built_once(about["config"], about["private"], about["split"])
     return job, sites[client]
 
 
 @lru_cache(maxsize=2)
-def _built_once(text: str, private: str) -> tuple[Job, Sites]:
-    return build(parse(text, "an order"), Path(private))
+def _built_once(text: str, private: str, split: str) -> tuple[Job, Sites]:
+    return build(parse(text, "an order"), Path(private), Path(split))
 
 
 def served(config: Config, data: Mapping[str, Any]) -> tuple[Job, Federation]:
@@ -386,9 +431,11 @@ class Allowed:
 
 
 def site(
-    text: str, name: str, data: Mapping[str, Any], private: Path, allowed: Allowed = Allowed()
-) -> tuple[Job, Client]:
-    """The job of an experiment, and the site `name` with its own data; ValueError if they hold no such client.
+    text: str, name: str, data: Mapping[str, Any], private: Path, splits: Path, allowed: Allowed = Allowed()
+) -> tuple[Job, Client, str]:
+    """The job of an experiment, the site `name` with its own data, and what changed in them since they were split.
+
+    Its split is written once into the folder `splits`. ValueError if the data hold no such client.
 
     The common start is the server's, and comes with its first order; the reserve set is the server's, too. Whoever has
     the server writes the text: it names no code and no place of this machine but what the site allows.
@@ -399,10 +446,24 @@ def site(
     config = _with_data(config, {"path": ""} | own | dict(data) if own else data)
     _check_places(config, data, allowed)
     _check_same(config, private)
-    job, sites = build(config.having({"start.epochs": 0}, "a site"), private)
+    federation, what = _kept(config, splits) if own else (_data(config), "")
+    job, sites = _build(config.having({"start.epochs": 0}, "a site"), federation, private)
     if name not in sites:
         raise ValueError(f"the data hold {', '.join(sites) or 'no client'}, and not {name}")
-    return job, sites[name]
+    return job, sites[name], what
+
+
+def _kept(config: Config, splits: Path) -> tuple[Federation, str]:
+    """A site's data, split as they were when they were first asked for with these settings."""
+    source, seed = config.section("data"), config.values["run"]["seed"]
+    split = splits / f"{source.mark(seed)}.json"
+    if split.exists():
+        return split_as(config, split)
+    federation: Federation = source.load(seed)
+    splits.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write(split, json.dumps(manifest.sealed(federation.manifest()), separators=(",", ":")).encode())
+    split.chmod(0o600)
+    return federation, ""
 
 
 def _check_code(text: str, allowed: Allowed) -> None:

@@ -343,3 +343,18 @@ def sizes(round_rows: Sequence[Row], server_rows: Sequence[Row]) -> dict[tuple[s
 def refusals(round_rows: Sequence[Row]) -> list[tuple[int, str, str]]:
     """Round, client and reason of every upload that was not taken."""
     return [(row["round"], client, why) for row in round_rows for client, why in row["refused"].items()]
+
+
+CHANGED = {"data_new": "new", "data_gone": "gone", "data_relabelled": "of another class"}
+
+
+def changes(client_rows: Sequence[Row]) -> list[tuple[int, str, str]]:
+    """Round, client and what became of its data since they were split, wherever that is another than it was before."""
+    known: dict[str, str] = {}
+    found = []
+    for row in client_rows:
+        what = ", ".join(f"{row[name]} {word}" for name, word in CHANGED.items() if row.get(name))
+        if what != known.get(row["client"], ""):
+            found.append((row["round"], row["client"], what or "as they were"))
+        known[row["client"]] = what
+    return found

@@ -90,7 +90,8 @@ class Predictor:
         method: Method = config.section("method")
         shared = method.publish(server)
         if config.values["start"]["epochs"] and not shared and own is None:
-            model = door.build(config, states.folder)[0].model  # all it has is the common start, which data taught it
+            split = folder.path / "split.json"
+            model = door.build(config, states.folder, split)[0].model  # all it has is what data taught the common start
         local = method.recall(model, shared, own)
         return cls(folder, config, built, model, method, server, round, client, local, kept, about["side"])
 

@@ -27,6 +27,7 @@ from . import config as door
 from . import track
 from .config import Config, ConfigError
 from .data import Federation
+from .data.manifest import sealed
 from .loop import NobodyLeftError, run
 from .metrics import Row, Score, last, last_valid
 from .rundir import RunDir, taken
@@ -125,21 +126,28 @@ def free(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def advance(path: Path, jobs: int = 1, tell: Progress = lambda _: None, warn: Warn = lambda _: None) -> None:
+def advance(
+    path: Path,
+    jobs: int = 1,
+    tell: Progress = lambda _: None,
+    warn: Warn = lambda _: None,
+    changed_data: bool = False,
+) -> None:
     """Do what is left of a study: trials first, then every seed with the chosen values. Of a single run: its rounds.
 
-    `warn` hears of trackers that fail.
+    `warn` hears of trackers that fail. With `changed_data`, it goes on though the data changed since it began.
     """
     if not (path / "study.json").exists() and (path / "config.toml").exists():
         unit = Unit(door.parse((path / "config.toml").read_text(), str(path)), path)
         with _followed(path.absolute().parent.parent, warn) as follow:
-            failed = _run_all([unit], jobs, tell, "running", follow)
+            failed = _run_all([unit], jobs, changed_data, tell, "running", follow)
     else:
         seeds, configs = read(path)
         with RunDir(path).locked(), _followed(path, warn) as follow:
-            _run_all([unit for config in configs for unit in trials(path, config, seeds[0])], jobs, tell, "tuning")
+            tried = [unit for config in configs for unit in trials(path, config, seeds[0])]
+            _run_all(tried, jobs, changed_data, tell, "tuning")
             units = [unit for config in configs for unit in repeats(path, config, seeds)]
-            failed = _run_all(units, jobs, tell, "running", follow)
+            failed = _run_all(units, jobs, changed_data, tell, "running", follow)
     if failed:
         raise NobodyLeftError("\n".join(f"{unit.folder}: {why}" for unit, why in failed))
 
@@ -238,9 +246,19 @@ def _logs(unit: Unit) -> tuple[list[Row], list[Row]]:
     return folder.rows("clients.jsonl"), folder.rows("server.jsonl")
 
 
-def work(unit: Unit, beat: Callable[[], None] = lambda: None) -> str:
-    """Run a unit from wherever it stands, `beat` after each round; why it cannot go on, or ""."""
-    with door.opened(unit.config, unit.folder / "private") as (job, engine, federation):
+def _silent() -> None:
+    """Nobody hears of a round that is finished in another process: the folder says it."""
+
+
+def work(
+    unit: Unit, beat: Callable[[], None] = _silent, beside: Sequence[Unit] = (), changed_data: bool = False
+) -> str:
+    """Run a unit from wherever it stands, `beat` after each round; why it cannot go on, or "".
+
+    A unit that begins has the data of those `beside` it.
+    """
+    split = _split(unit, beside, changed_data)
+    with door.opened(unit.config, unit.folder / "private", split, changed_data) as (job, engine, federation):
         folder = _folder(unit, federation)
         try:
             run(job, engine, unit.config.section("run"), folder, lambda _: beat())
@@ -249,19 +267,39 @@ def work(unit: Unit, beat: Callable[[], None] = lambda: None) -> str:
     return ""
 
 
+def _split(unit: Unit, beside: Sequence[Unit], changed_data: bool) -> Path | None:
+    """Where the split of a unit was written, by itself or by another with these data and this seed; None: nowhere yet.
+
+    ValueError if its folder holds a run of another config, or if the data are not those of a unit with another seed,
+    unless that is allowed.
+    """
+    if unit.folder.exists():
+        if door.parse((unit.folder / "config.toml").read_text(), str(unit.folder)).values != unit.config.values:
+            raise ValueError(f"{unit.folder} holds a run of another config; right would be another folder")
+        return unit.folder / "split.json"
+    alike = [u for u in beside if u.folder.exists() and u.config.values["data"] == unit.config.values["data"]]
+    same = [u for u in alike if u.config.values["run"]["seed"] == unit.config.values["run"]["seed"]]
+    if alike and not same and not changed_data:
+        door.check_data(unit.config, alike[0].folder / "split.json")
+    return same[0].folder / "split.json" if same else None
+
+
 def _folder(unit: Unit, federation: Federation) -> RunDir:
-    """The unit's folder, new or as it stands; ValueError if it holds a run of another config."""
+    """The unit's folder, new or as it stands."""
     if not unit.folder.exists():
         return RunDir.create(
-            unit.folder, unit.config.toml(), door.about(unit.config, federation), federation.manifest()
+            unit.folder, unit.config.toml(), door.about(unit.config, federation), sealed(federation.manifest())
         )
-    if door.parse((unit.folder / "config.toml").read_text(), str(unit.folder)).values != unit.config.values:
-        raise ValueError(f"{unit.folder} holds a run of another config; right would be another folder")
     return RunDir(unit.folder)
 
 
 def _run_all(
-    units: Sequence[Unit], jobs: int, tell: Progress, what: str, follow: Callable[[Unit], None] = lambda _: None
+    units: Sequence[Unit],
+    jobs: int,
+    changed_data: bool,
+    tell: Progress,
+    what: str,
+    follow: Callable[[Unit], None] = lambda _: None,
 ) -> list[tuple[Unit, str]]:
     """Run what is left of the units, `jobs` at a time, and let each be followed; those that failed, and why."""
     left = [unit for unit in units if unit.done() < unit.rounds]
@@ -274,19 +312,21 @@ def _run_all(
         tell(Beat(what, sum(done), sum(unit.rounds for unit in units), active.clients()))
 
     if jobs == 1 or len(left) < 2:
-        results = [(unit, work(unit, beat)) for unit in left]
+        results = [(unit, work(unit, beat, units, changed_data)) for unit in left]
     else:
-        results = _in_processes(left, min(jobs, len(left)), beat)
+        results = _in_processes(left, units, changed_data, min(jobs, len(left)), beat)
     if units:
         beat()
     return [(unit, why) for unit, why in results if why]
 
 
-def _in_processes(units: Sequence[Unit], jobs: int, beat: Callable[[], None]) -> list[tuple[Unit, str]]:
+def _in_processes(
+    units: Sequence[Unit], beside: Sequence[Unit], changed_data: bool, jobs: int, beat: Callable[[], None]
+) -> list[tuple[Unit, str]]:
     """Units and why each could not go on, or ""; `beat` twice a second."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
-        futures = {pool.submit(work, unit): unit for unit in units}
+        futures = {pool.submit(work, unit, _silent, beside, changed_data): unit for unit in units}
         try:
             while wait(futures, timeout=0.5).not_done:
                 beat()

@@ -61,10 +61,13 @@ def run(
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `fedexperts run` made.")],
     jobs: Jobs = None,
+    changed_data: Annotated[
+        bool, typer.Option("--changed-data", help="Go on though the data changed: what is known stays in its part.")
+    ] = False,
 ) -> None:
     """Go on with what was stopped, from the last finished round of each run."""
     with errors():
-        _advance(folder, jobs)
+        _advance(folder, jobs, changed_data)
 
 
 def reproduce(
@@ -169,7 +172,7 @@ def _load(paths: list[Path], settings: list[str]) -> list["Config"]:
     return found
 
 
-def _advance(folder: Path, jobs: int | None) -> None:
+def _advance(folder: Path, jobs: int | None, changed_data: bool = False) -> None:
     """Run what is left in a folder with a progress bar; then tables, report, and what to type next."""
     from .. import config as door
     from .. import report as pictures
@@ -177,8 +180,12 @@ def _advance(folder: Path, jobs: int | None) -> None:
 
     if (folder / "study.json").exists() or not (folder / "config.toml").exists():
         _announce(folder)
+
+    def warn(what: str) -> None:
+        err.print(escape(what), soft_wrap=True)
+
     with stopped(f"{KEPT}fedexperts resume {folder}"), _progress() as tell:
-        study.advance(folder, jobs or door.cores(), tell, lambda what: err.print(escape(what), soft_wrap=True))
+        study.advance(folder, jobs or door.cores(), tell, warn, changed_data)
     found = pictures.collect([folder])
     for table in pictures.tables(found):
         out.print(table)

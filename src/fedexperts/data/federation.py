@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .kept import Change
 from .manifest import sha256
 
 PARTS = ("train", "valid", "test")
@@ -43,8 +44,10 @@ class Federation:
     reserve: Tensor = field(
         default_factory=lambda: torch.empty(0, dtype=torch.int64)
     )  # the server's own, positions [n]
-    files: dict[str, str] = field(default_factory=dict)  # where inputs are files: name -> sha256, in their order
+    files: dict[str, str] = field(default_factory=dict)  # of files and rows: name -> sha256, in the inputs' order
     notes: tuple[str, ...] = ()  # what the source would have a person know, a line each
+    spare: dict[str, list[int]] = field(default_factory=dict)  # client -> its examples that `shots` left in no part
+    changed: dict[str, Change] = field(default_factory=dict)  # client -> what became of its examples since it was split
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", dict(sorted(self.parts.items())))
@@ -93,11 +96,12 @@ class Federation:
             "clients": {
                 client: {"domain": self.domains[client]}
                 | {part: index.tolist() for part, index in parts.named().items()}
+                | ({"spare": self.spare[client]} if client in self.spare else {})
                 | {"counts": counts[client]}
                 for client, parts in self.parts.items()
             },
         }
-        return found | ({"files": self.files} if self.files else {})
+        return found | ({"files": self.files, "labelled": self.labels.tolist()} if self.files else {})
 
     def holders(self) -> dict[int, tuple[str, str]]:
         """Example -> the client that has it, and in which part; the server's few are ("", "reserve")."""

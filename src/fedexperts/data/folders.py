@@ -34,6 +34,11 @@ class ImageFolders(Own):
         walk = _Walk(root)
         homes = {self.site: root} if self.site else {composed(home.name): home for home in walk.folders(root)}
         examples = [example for site, home in homes.items() for example in walk.site(site, home)]
+        if not self.site and homes and all(name.lower() in PART for name in homes):
+            raise ValueError(
+                f"{root} holds {several(homes)}, which are parts of one site's own data and no sites: right would be "
+                "data.site = its name, or a folder of that name around them"
+            )
         if bare := sorted(homes.keys() - {example.site for example in examples}):
             raise ValueError(f"no image in {several(bare)}, in {root}: right would be some, or no such folder")
         if not examples:

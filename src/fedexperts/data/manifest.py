@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
@@ -26,6 +27,7 @@ class Held:
     train: list[int]
     valid: list[int]
     test: list[int]
+    spare: list[int] = field(default_factory=list)  # in no part, as `shots` left them out
     counts: list[int] = field(default_factory=list)  # of each class, all parts together
 
 
@@ -39,7 +41,9 @@ class Manifest:
     labels: str  # sha256 of all labels
     reserve: list[int]
     clients: dict[str, Held]
-    files: dict[str, str] = field(default_factory=dict)  # each file's sha256, in the order of the inputs
+    files: dict[str, str] = field(default_factory=dict)  # each file's or row's sha256, in the order of the inputs
+    labelled: list[int] = field(default_factory=list)  # the class of each of them
+    check: str = ""  # hash of all the rest: a place that is another by a flipped bit would move an example
 
 
 def sha256(values: Tensor | Sequence[str]) -> str:
@@ -51,39 +55,53 @@ def sha256(values: Tensor | Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def sealed(plain: dict[str, Any]) -> dict[str, Any]:
+    """A manifest's values with the hash of them."""
+    return plain | {"check": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()}
+
+
 def load(path: Path) -> Manifest:
-    """The manifest in a file; ValueError if there is none."""
+    """The manifest in a file; ValueError, with the file's name, if there is none, or it is damaged."""
     try:
-        return TypeAdapter(Manifest).validate_json(path.read_bytes())
+        found = TypeAdapter(Manifest).validate_json(data := path.read_bytes())
     except (FileNotFoundError, IsADirectoryError):
-        raise ValueError(f"data.split = {str(path)!r}: no such file; right would be the split.json of a run") from None
+        raise ValueError(f"{path}, a split: no such file; right would be the split.json of a run") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "its content"
         raise ValueError(f"{path} is not a split that a run wrote: {where}: {first['msg']}") from None
+    plain = json.loads(data)
+    if found.check and found.check != sealed({name: plain[name] for name in plain if name != "check"})["check"]:
+        raise ValueError(f"{path} is damaged, its hash is another: put a backup in its place")
+    return found
 
 
 def check_same(
     split: Manifest, inputs: Tensor | tuple[str, ...], labels: Tensor, classes: Sequence[str], files: dict[str, str]
 ) -> None:
-    """ValueError with the first thing in which these examples are not those that the split is of.
+    """ValueError with the first thing in which these examples are not those that the split is of."""
+    if why := difference(split, inputs, labels, classes, files):
+        raise ValueError(
+            f"data.split is a split of other examples: {why}. Right would be the data that it was made of, or another "
+            "split"
+        )
+
+
+def difference(
+    split: Manifest, inputs: Tensor | tuple[str, ...], labels: Tensor, classes: Sequence[str], files: dict[str, str]
+) -> str:
+    """The first thing in which these examples are not those that the split is of, or "".
 
     Files are compared as they are, not as they were decoded, so that a split outlives pillow and the size of pixels.
     """
     if list(classes) != split.classes:
-        raise _other(f"its classes are {', '.join(split.classes)}, and here they are {', '.join(classes)}")
-    for place, (then, now) in enumerate(zip_longest(split.files, files)):
+        return f"its classes are {', '.join(split.classes)}, and here they are {', '.join(classes)}"
+    names = files if split.files else {}  # texts had none once
+    for place, (then, now) in enumerate(zip_longest(split.files, names)):
         if then != now:
-            raise _other(f"its file number {place} is {then or 'none'}, and here it is {now or 'none'}")
+            return f"its file number {place} is {then or 'none'}, and here it is {now or 'none'}"
         if split.files[then] != files[now]:
-            raise _other(f"{now} has changed since")
-    if not files and sha256(inputs) != split.inputs:
-        raise _other("its inputs have another hash")
-    if sha256(labels) != split.labels:
-        raise _other("its labels have another hash")
-
-
-def _other(why: str) -> ValueError:
-    return ValueError(
-        f"data.split is a split of other examples: {why}. Right would be the data that it was made of, or another split"
-    )
+            return f"{now} has changed since"
+    if not names and sha256(inputs) != split.inputs:
+        return "its inputs have another hash"
+    return "its labels have another hash" if sha256(labels) != split.labels else ""

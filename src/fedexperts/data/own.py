@@ -6,13 +6,15 @@ found before the first image is read. This room does not know how examples were 
 """
 
 import difflib
+import hashlib
+import json
 import os
 import re
 import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..tensors import rng
-from . import images, manifest, split
+from . import images, kept, manifest, split
 from .federation import PARTS, Federation, Parts, check_name
 from .options import Drawn, Shots
 
@@ -82,12 +84,13 @@ class Listed(Drawn):
             given = manifest.load(Path(self.split).expanduser())
             inputs, files = self._inputs(whats, found.store)
             manifest.check_same(given, inputs, labels, classes, files)
-            return Federation(inputs, labels, classes, *_taken_up(given), files, found.notes)
+            return Federation(inputs, labels, classes, *_taken_up(given), files, found.notes, _left_out(given))
         reserve = self._reserved(found.examples, labels, classes, seed)
         parts = self._parts(found.examples, labels, classes, reserve, seed)
         domains = {example.site: example.domain or example.site for example in found.examples}
         inputs, files = self._inputs(whats, found.store)
-        return Federation(inputs, labels, classes, parts, domains, reserve, files, found.notes)
+        spare = _spare(found.examples, parts, reserve) if self.shots else {}
+        return Federation(inputs, labels, classes, parts, domains, reserve, files, found.notes, spare)
 
     def _inputs(
         self, whats: Sequence[str], store: images.Store | None
@@ -131,13 +134,17 @@ class Listed(Drawn):
     def _cut(self, site: str, given: dict[str, list[int]], labels: Tensor, seed: int) -> Parts:
         """One site's parts; those that are not given are cut off what is there to train on."""
         train, valid, test = (torch.tensor(given[part], dtype=torch.int64) for part in PARTS)
-        share = {"valid": 0 if len(valid) else self.valid, "test": 0 if len(test) else self.test}
+        share = self._share({part for part in PARTS if given[part]})
         sizes = split.apportion(len(train), [1 - sum(share.values()), *share.values()], least=1)
         kept, validated, tested = (
             train[piece] for piece in split.deal(labels[train], sizes, rng(seed, "parts", client=site))
         )
         few = split.few(labels[kept], self.shots, rng(seed, "shots", client=site))
         return Parts(kept[few], torch.cat([valid, validated]), torch.cat([test, tested]))
+
+    def _share(self, given: Set[str]) -> dict[str, float]:
+        """What is validated and tested on, of what is there to train on: nothing, where a site gives the part."""
+        return {part: 0 if part in given else getattr(self, part) for part in ("valid", "test")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +165,57 @@ class Own(Listed, ABC):
             raise ValueError("data.path is missing: right would be --set data.path=PLACE, or --data PLACE at a site")
         found = self.found()
         return self.build(found, self._classes(found), seed)
+
+    def again(self, given: manifest.Manifest, seed: int) -> Federation:
+        """What is found now, split as `given` says; ValueError if that cannot be.
+
+        What is new moves nothing: its part is drawn from the seed, its client and its bytes alone.
+        """
+        if self.split:  # by which nothing is drawn, and which refuses other examples
+            return self.load(seed)
+        found = self.found()
+        classes = self._classes(found) if self.classes else tuple(given.classes)
+        _check_known(found.examples, classes, given)
+        labels = torch.tensor([classes.index(example.label) for example in found.examples], dtype=torch.int64)
+        inputs, files = self._inputs([example.what for example in found.examples], found.store)
+        domains = {example.site: example.domain or example.site for example in found.examples}
+        if not given.labelled:  # of a run that did not write down which example has which class
+            manifest.check_same(given, inputs, labels, classes, files)
+            return Federation(inputs, labels, classes, *_taken_up(given), files, found.notes, _left_out(given))
+        now = [kept.Entry(e.site, *file, e.label) for e, file in zip(found.examples, files.items(), strict=True)]
+        seats, changed = kept.seats(given, now, self._chooser(found.examples, now, seed), self.shots)
+        held = _held(seats)
+        parts = {site: Parts(*(_places(held.get((site, part), [])) for part in PARTS)) for site in domains}
+        _check_left(parts)
+        reserve = _places(held.get((kept.SERVER, kept.RESERVE), []))
+        spare = {site: held[site, kept.SPARE] for site in domains if (site, kept.SPARE) in held}
+        return Federation(inputs, labels, classes, parts, domains, reserve, files, found.notes, spare, changed)
+
+    def _inputs(
+        self, whats: Sequence[str], store: images.Store | None
+    ) -> tuple[Tensor | tuple[str, ...], dict[str, str]]:
+        """Texts have a hash each, as images' files have."""
+        if store is not None:
+            return super()._inputs(whats, store)
+        hashes = (hashlib.sha256(text.encode()).hexdigest() for text in whats)
+        return tuple(whats), {f"row {number}": sha256 for number, sha256 in enumerate(hashes, start=1)}
+
+    def mark(self, seed: int) -> str:
+        """The same for all that asks for the same split, wherever the data lie and however large they are shown."""
+        asked = asdict(self) | dict.fromkeys(("path", "root", "side"))
+        return hashlib.sha256(json.dumps([type(self).__name__, seed, asked], sort_keys=True).encode()).hexdigest()[:16]
+
+    def _chooser(self, examples: Sequence[Example], now: Sequence[kept.Entry], seed: int) -> Callable[[int], str]:
+        """Says the part of a new example: the one that is given or, of those that are not, one by the hash."""
+        given: dict[str, set[str]] = {}
+        for example in examples:
+            given.setdefault(example.site, set()).add(example.part)
+
+        def choose(place: int) -> str:
+            example, key = examples[place], f"{seed} {now[place].owner} {now[place].sha256}"
+            return kept.drawn(key, **self._share(given[example.site])) if example.part == "train" else example.part
+
+        return choose
 
     def nothing(self) -> Tensor | tuple[str, ...]:
         """Inputs of no example: images, as a run writes down how large they are."""
@@ -203,8 +261,11 @@ class Own(Listed, ABC):
 
 
 def words(name: str) -> str:
-    """A class as a text encoder reads it: "golden_retriever" is "golden retriever", in whatever spelling of é."""
-    return " ".join(re.sub("[_-]", " ", composed(name)).split())
+    """A class as a text encoder reads it: "golden_retriever" is "golden retriever", in whatever spelling of é.
+
+    A dash that joins no two words is a sign: "-1" is not "1", nor "HER2-" "HER2".
+    """
+    return " ".join(re.sub(r"_|(?<=\w)-(?=\w)", " ", composed(name)).split())
 
 
 def composed(name: str) -> str:
@@ -253,14 +314,62 @@ def _check_sites(sites: Iterable[str]) -> None:
             raise ValueError(f"{error}. Right would be to rename it, for example to {better!r}") from None
 
 
+def _check_known(examples: Sequence[Example], classes: tuple[str, ...], given: manifest.Manifest) -> None:
+    """ValueError for a class or client that a split does not have: what was learned has no place for it."""
+    if list(classes) != given.classes:
+        raise ValueError(f"the classes are {', '.join(classes)}, and those of the split {', '.join(given.classes)}")
+    wants = "what was learned has no place for it: right would be to take it out, or another run"
+    if strange := sorted({example.label for example in examples} - {*classes}):
+        raise ValueError(f"class {_quoted(strange)} came after the split was written, and {wants}")
+    if strange := sorted({example.site for example in examples} - given.clients.keys()):
+        raise ValueError(f"client {_quoted(strange)} came after the split was written, and {wants}")
+
+
+def _check_left(parts: Mapping[str, Parts]) -> None:
+    """ValueError if too much of a split is gone."""
+    for site, own in parts.items():
+        for part in ("train", "test"):
+            if not len(getattr(own, part)):
+                raise ValueError(
+                    f"client {site!r} has nothing left to {part} on of its split: right would be to put back what is "
+                    "gone, or to split anew, by another run or, at a site, without the split that it kept"
+                )
+
+
+def _held(seats: Mapping[int, kept.Seat]) -> dict[tuple[str, str], list[int]]:
+    """Client and part -> places, sorted."""
+    held: dict[tuple[str, str], list[int]] = {}
+    for place, seat in sorted(seats.items()):
+        held.setdefault((seat.owner, seat.part), []).append(place)
+    return held
+
+
+def _spare(examples: Sequence[Example], parts: Mapping[str, Parts], reserve: Tensor) -> dict[str, list[int]]:
+    """Client -> its examples that nobody has."""
+    held = {*reserve.tolist()}
+    for own in parts.values():
+        held.update(*(index.tolist() for index in own.named().values()))
+    found: dict[str, list[int]] = {}
+    for place, example in enumerate(examples):
+        if place not in held:
+            found.setdefault(example.site, []).append(place)
+    return found
+
+
+def _left_out(given: manifest.Manifest) -> dict[str, list[int]]:
+    return {name: own.spare for name, own in given.clients.items() if own.spare}
+
+
+def _places(of: Sequence[int]) -> Tensor:
+    return torch.tensor(of, dtype=torch.int64)
+
+
 def _taken_up(given: manifest.Manifest) -> tuple[dict[str, Parts], dict[str, str], Tensor]:
     """Parts, domains and reserve of a split."""
-
-    def places(of: list[int]) -> Tensor:
-        return torch.tensor(of, dtype=torch.int64)
-
-    parts = {name: Parts(places(own.train), places(own.valid), places(own.test)) for name, own in given.clients.items()}
-    return parts, {name: own.domain for name, own in given.clients.items()}, places(given.reserve)
+    parts = {
+        name: Parts(_places(own.train), _places(own.valid), _places(own.test)) for name, own in given.clients.items()
+    }
+    return parts, {name: own.domain for name, own in given.clients.items()}, _places(given.reserve)
 
 
 def _where(marks: Iterable[bool]) -> Tensor:

@@ -65,6 +65,8 @@ class Table(Own):
             if needed and column not in columns:
                 raise ValueError(f"{there}, and none is {column!r}; right would be data.{option} = one of them")
         whats = [column for column in (self.path_column, self.text_column) if column in columns]
+        if twice := [column for column in {*asked.values()} if columns.count(column) > 1]:
+            raise ValueError(f"{there}: {several(sorted(twice))} more than once; right would be a name for each column")
         if len(whats) != 1:
             raise ValueError(
                 f"{there}: it must have one of files, {self.path_column!r}, or one of texts, {self.text_column!r}; "
@@ -85,7 +87,7 @@ class Table(Own):
         found: dict[str, Example] = {}  # an image by its file, a text by its row
         wrong = []
         for number, row in enumerate(rows, start=1):
-            cells = {name: "" if row[name] is None else str(row[name]).strip() for name in needed}
+            cells = {name: _cell(row[name]) for name in needed}
             try:
                 example = self._example(cells, what, root)
                 if root and example.what in found:
@@ -106,6 +108,11 @@ class Table(Own):
             raise ValueError(f"{self.part_column} is {part!r}, right would be train, valid or test")
         shown = cells[what] if root is None else below(root, root / cells[what])
         return Example(shown, words(cells[self.label_column]), cells.get(self.site_column, self.site), PART[part])
+
+
+def _cell(value: Any) -> str:
+    """What stands in a cell; "" for what is missing, of which NaN is one spelling."""
+    return "" if value is None or value != value else str(value).strip()
 
 
 def _csv(file: Path) -> tuple[list[str], list[Row]]:

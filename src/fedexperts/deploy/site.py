@@ -4,6 +4,7 @@ Orders come through a socket that only this user can open. Nothing here knows ho
 """
 
 import json
+import os
 import socketserver
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ def answering(site: SiteFolder, tell: Tell) -> Iterator[str]:
                 data = take(self.request)
                 with one_at_a_time:
                     began = time.monotonic()
-                    answer, what = _answer(site, about, data)
+                    answer, what = _answer(site, about, data, tell)
                     tell(f"{what} ({time.monotonic() - began:.1f} s)")
                 put(self.request, answer)
             except ConnectionError as error:  # Flower's process ended meanwhile, as it does when a run is stopped
@@ -51,10 +52,10 @@ def answering(site: SiteFolder, tell: Tell) -> Iterator[str]:
                 server.shutdown()
 
 
-def _answer(site: SiteFolder, about: About, data: bytes) -> tuple[bytes, str]:
+def _answer(site: SiteFolder, about: About, data: bytes, tell: Tell) -> tuple[bytes, str]:
     """The reply to an order, and what to say of it. Whatever a server sends, its site lives on and says why."""
     try:
-        return answered(lambda name: _here(site, about, name), data)
+        return answered(lambda name: _here(site, about, name, tell), data)
     except Exception as error:
         why = f"an order that cannot be answered: {type(error).__name__}: {str(error)[:200]!r}"
         asked = _asked(site, data)
@@ -69,17 +70,26 @@ def _asked(site: SiteFolder, data: bytes) -> Order:
         return Order(site.name, 0, "train", {})
 
 
-def _here(site: SiteFolder, about: About, name: str) -> tuple[Job, Client]:
+def _here(site: SiteFolder, about: About, name: str, tell: Tell) -> tuple[Job, Client]:
     """The job of an order, and this site with its own data; ValueError if the order is another's."""
     if name != site.name:
         raise ValueError(f"this is the site {site.name}, not {name}")
-    own, allowed = json.dumps(site.data), door.Allowed.read(site.allowed)
-    return _built_once(about["config"], name, own, str(site.path / "private" / _safe(about["run"])), allowed)
+    allowed = door.Allowed.read(site.allowed)
+    return _built_once(about["config"], site, json.dumps(site.data), _safe(about["run"]), allowed, tell)
 
 
 @lru_cache(maxsize=1)
-def _built_once(text: str, name: str, data: str, private: str, allowed: door.Allowed) -> tuple[Job, Client]:
-    return door.site(text, name, json.loads(data), Path(private), allowed)
+def _built_once(
+    text: str, site: SiteFolder, data: str, run: str, allowed: door.Allowed, tell: Tell
+) -> tuple[Job, Client]:
+    splits, private = site.path / "split", site.path / "private" / run
+    job, client, changed = door.site(text, site.name, json.loads(data), private, splits, allowed)
+    if changed:
+        line = f"The data changed since they were split, in {splits}. {changed}"
+        tell(line)
+        with open(splits / "changes.log", "a", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} run {run}. {line}\n")
+    return job, client
 
 
 def _safe(run: str) -> str:

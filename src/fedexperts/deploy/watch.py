@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from ..metrics import changes
 from .folder import Deployment
 from .processes import FlowerError, carried_out
 from .runs import Run, Status
@@ -23,6 +24,9 @@ def lines(deployment: Deployment, run: Run) -> Iterator[str]:
         finished = run.rows()
         for row in finished[rows:]:
             yield _round(row, status.rounds)
+        for round, client, what in _changed(finished):
+            if round in {row["round"] for row in finished[rows:]}:
+                yield f"round {round}: the data of {client} are not what they were when they were split: {what}"
         rows = len(finished)
         if status.over:
             return
@@ -40,6 +44,13 @@ def _look_after(deployment: Deployment, run: Run) -> None:
         gone = f"the server is gone: {error}"
     if gone and not run.status.over:
         run.stands(Status("failed", run.status.rounds, why=gone))
+
+
+def _changed(rows: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
+    trained = [
+        facts | {"round": row["round"], "client": client} for row in rows for client, facts in row["trained"].items()
+    ]
+    return changes(trained)
 
 
 def _standing(status: Status) -> str:

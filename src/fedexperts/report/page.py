@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 
 from .. import __version__
-from ..metrics import mean_sd, refusals
+from ..metrics import changes, mean_sd, refusals
 from ..tensors import write as write_whole
 from .claims import headline, shown
 from .collect import Experiment
@@ -73,6 +73,7 @@ def page(experiments: Sequence[Experiment]) -> str:
         *(["<h2>Pictures</h2>", *pictures] if pictures else []),
         *_clients(experiments),
         *_refused(experiments),
+        *_changed(experiments),
         *_settings(experiments),
         f'<p class="small">Made by fedexperts {escape(__version__)} from the logs of the runs.</p>',
     ]
@@ -126,6 +127,16 @@ def _refused(experiments: Sequence[Experiment]) -> list[str]:
         return []
     head = ["experiment", "seed", "round", "client", "why"]
     return ["<h2>Refused uploads</h2>", _grid(head, rows, "words")]
+
+
+def _changed(experiments: Sequence[Experiment]) -> list[str]:
+    runs = [(e.name, seed, run) for e in experiments for seed, run in e.runs.items()]
+    rows = [[name, seed, *change] for name, seed, run in runs for change in changes(run.clients)]
+    if not rows:
+        return []
+    head = ["experiment", "seed", "from round", "client", "examples"]
+    says = "<p>Against the split that was written at first; what was known stayed in its part.</p>"
+    return ["<h2>Data that changed</h2>", says, _grid(head, rows, "words")]
 
 
 def _settings(experiments: Sequence[Experiment]) -> list[str]:
