@@ -8,7 +8,7 @@ network. This room does not know where a function runs, how a client trains, or 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -236,12 +236,50 @@ def portable(model: Model, tensors: Tensors) -> Portable:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """A number that a method logs beside accuracy, and what a report says of it."""
+
+    name: str  # its key in the log
+    title: str  # of its picture
+    unit: str
+    says: str  # how it is computed, and what its ends mean
+    of: Literal["client", "server"] = "client"  # who logs it; the mean over clients is shown
+
+
+@dataclass(frozen=True)
+class Control:
+    """Another experiment that tells what one part of this method adds: the same, but for a few settings."""
+
+    what: str  # a name for it: "gate alone"
+    having: Mapping[str, Sequence[Any]]  # dotted settings of the control, each with the values that it may have
+    alike: tuple[str, ...] = ("",)  # beginnings of the dotted settings that must be equal otherwise; "": all
+    free: tuple[str, ...] = ()  # settings that may differ, as they mean nothing to the control
+    of: Literal["clients", "server"] = "clients"  # whose accuracy is compared
+    needed: str = ""  # what nobody can tell without it, for a report that lacks it
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a report must know of a method. A run's folder holds it, so that no report knows a method by name."""
+
+    shared: bool = True  # whether there is a model that all share; without, the server has no accuracy
+    controls: tuple[Control, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    routes: bool = True  # whether a mixture's gate is meant to tell its experts apart: not in an ablation of just that
+    order: str = ""  # in what order a client's experts stand in `weights`, its own first
+
+
+@dataclass(frozen=True)
 class Method(ABC):
     """Subclass it with hyperparameters as fields; examples/own_method.py is a whole one in thirty lines."""
 
     def fits(self, model: Model, reserve: int) -> None:
         """ValueError, with what to type, if the method cannot work with this model and so many reserve examples."""
         return  # most work with any
+
+    def declares(self) -> Declared:
+        """What a report says of the method beside accuracy, and what it compares it with."""
+        return Declared()
 
     def open(self, given: Given) -> Tensors:
         """The server's state before the first round."""

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..learn import Local
-from ..method import Finished, Given, Method, Model, Sent, Upload, held, proximal
+from ..method import Declared, Finished, Given, Method, Model, Sent, Upload, held, proximal
 from ..tensors import Tensors, mean, named, under
 
 
@@ -51,6 +51,9 @@ class FedAvg(Method):
 @dataclass(frozen=True)
 class Alone(Method):
     """Every client by itself, from the common start: nothing is sent, nothing is uploaded."""
+
+    def declares(self) -> Declared:
+        return Declared(shared=False)
 
     def open(self, given: Given) -> Tensors:
         return {}

@@ -21,6 +21,8 @@ from torch.nn.functional import nll_loss
 from ..learn import Examples, Learning, Local
 from ..method import (
     Chosen,
+    Control,
+    Declared,
     Facts,
     Finished,
     Given,
@@ -42,6 +44,19 @@ from ..method import (
 from ..tensors import Tensors, combine, mean, named, rng, under
 
 NEVER = 1e-6  # a spread below it is rounding, a weight below it is none
+
+
+_CONTROLS = (
+    Control("uniform relevance", {"method.relevance": ("uniform",)}, free=("method.temperature",), of="server"),
+    Control(
+        "one averaged model",
+        {"method.name": ("fedavg", "fedavg-tuned")},
+        alike=("data.", "model.", "start."),
+        of="server",
+        needed="no finished run of fedavg on the same data and from the same start is among these, so they do not tell "
+        "whether a mixture adds anything to one averaged model",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +100,11 @@ class FedMoE(Method):
     tune_epochs: Annotated[int, Field(ge=0, description="passes over the reserve set that tune fused experts")] = 0
     tune_rate: Annotated[float, Field(gt=0, description="learning rate (Adam) of these passes")] = 0.001
 
+    def declares(self) -> Declared:
+        """Where gate or relevance is switched off on purpose it is a control itself, and needs none."""
+        routes = "uniform" not in (self.gate, self.relevance)
+        return Declared(controls=_CONTROLS if routes else (), routes=routes)
+
     def fits(self, model: Model, reserve: int) -> None:
         as_mixture(model)
         needs_reserve(reserve)
@@ -118,7 +138,7 @@ class FedMoE(Method):
         """One model at most a round: nothing to those who hold one or are given theirs after the round; a fresh blend,
         if it travels now; the published model to newcomers.
         """
-        sent, known = dict.fromkeys(clients, Sent({})), [c for c in clients if f"relevance.{c}" in server]
+        sent, known = dict.fromkeys(clients, Sent({})), [c for c in clients if f"shares.{c}" in server]
         if self.blend == "next-order":
             sent |= {client: Sent(named("blend", blend)) for client, blend in _blends(server, known).items()}
         if self.blend != "same-round" and (newcomers := set(clients) - set(known)):
@@ -138,7 +158,7 @@ class FedMoE(Method):
             server = self._train(given, mixture, server, rng(given.seed, "gate", round * self.inner + inner))
         shares_Em = self._shares(server, self._relevance(mixture, server, given.reserve, answers_mR))
         return server | {
-            f"relevance.{u.client}": share for u, share in zip(uploads, shares_Em.T.contiguous(), strict=True)
+            f"shares.{u.client}": share for u, share in zip(uploads, shares_Em.T.contiguous(), strict=True)
         }
 
     def give_back(self, server: Tensors, uploads: Sequence[Upload]) -> dict[str, Sent]:
@@ -192,7 +212,7 @@ class FedMoE(Method):
                 "main_correct": right(mains_MBC.mean(0)),
                 "alpha": float(server["alpha"]),
             }
-        return facts | {f"relevance.{c}": value.tolist() for c, value in under(server, "relevance").items()}
+        return facts | {f"shares.{c}": value.tolist() for c, value in under(server, "shares").items()}
 
     def _relevance(self, mixture: MixtureModel, server: Tensors, reserve: Examples, answers_mR: Tensor) -> Tensor:
         """W [K, m]: how much a client's model is worth on the reserve examples that the gate gives to an expert."""
@@ -331,7 +351,7 @@ class FedMoE(Method):
         """
         right_K = _right(as_mixture(model).expert, _experts(server, "expert"), few).mean(1)
         shares_E = self._shares(server, right_K[:, None])[:, 0]
-        blend = _blends(server | {"relevance.": shares_E}, [""])[""]
+        blend = _blends(server | {"shares.": shares_E}, [""])[""]
         names = [*(["main"] if "alpha" in server else []), *(f"expert {k}" for k in range(len(right_K)))]
         return [Chosen(Local(blend), dict(zip(names, shares_E.tolist(), strict=True)))]
 
@@ -375,7 +395,7 @@ def _blends(server: Tensors, clients: Sequence[str]) -> dict[str, Tensors]:
         return {}
     mains, routed = _experts(server, "main"), _experts(server, "expert")
     experts = [*([mean(mains, [1] * len(mains))] if mains else []), *routed]
-    shares_mE = torch.stack([server[f"relevance.{client}"] for client in clients])
+    shares_mE = torch.stack([server[f"shares.{client}"] for client in clients])
     return dict(zip(clients, combine(shares_mE, experts), strict=True))
 
 
