@@ -53,8 +53,8 @@ def comparison(experiments: Sequence[Experiment]) -> Table:
     chance = " or ".join(levels) if levels else "not known from these runs"
     whose = "the" if by_server else "a client's"
     about = (
-        f"Accuracies are top-1. Means over seeds. Always saying {whose} commonest class gives {chance}. Nothing here is "
-        "from the round that is best on test data."
+        f"Accuracies are top-1. Means over seeds. Always saying {whose} commonest class gives {chance}. Nothing "
+        "here is from the round that is best on test data."
     )
     table = _table("Accuracy in percent", experiments, columns, about)
     table.caption = Text("\n".join([str(table.caption), *notes(experiments)]))
