@@ -6,24 +6,25 @@ import json
 import re
 import shutil
 import statistics
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from conftest import CASES, CLASSES, COUNTS, GATE, Case, Spoilt, carry_out, tiny
+from conftest import CASES, COUNTS, GATE, Case, Spoilt, carry_out, tiny
 from rich.console import Console
 
 from fedexperts import report, rundir
-from fedexperts.config import load, resolve
+from fedexperts.config import about, load, resolve
 from fedexperts.message import Reply
-from fedexperts.metrics import gain, valid
-from fedexperts.report import claims, figures
+from fedexperts.methods import METHODS
+from fedexperts.metrics import valid
+from fedexperts.report import claims, figures, paired
 from fedexperts.rundir import RunDir
 from fedexperts.study import once
 
 EXPERIMENTS = {"mixture": Case(GATE), "gate-alone": Case(GATE | {"experts": 0}), "coop-alone": CASES["alone"]}
-SEEDS = (0, 1)
+SEEDS = (0, 1, 2)
 
 
 class StoppedError(Exception):
@@ -39,7 +40,8 @@ def make(path, case, *, name, wrap=lambda engine: engine, stop=None, **sections)
         if round == stop:
             raise StoppedError
 
-    RunDir.create(path, config.toml(), {"classes": list(CLASSES), "python": "3.x"})
+    federation = config.section("data").load(config.values["run"]["seed"])
+    RunDir.create(path, config.toml(), about(config, federation) | {"python": "3.x"})
     try:
         return carry_out(config, path, wrap, tell)
     except StoppedError:
@@ -110,18 +112,28 @@ def with_rows(experiment, name, by_seed, **settings):
         for dotted, value in settings.items():
             section, _, key = dotted.partition("__")
             values[section][key] = value
-        run = experiment.first
-        runs[seed] = replace(run, name=name, values=values, clients=found, done=values["run"]["rounds"])
+        environment = experiment.first.environment | {"declared": declared(values["method"])}
+        done = values["run"]["rounds"]
+        run = replace(experiment.first, name=name, values=values, environment=environment, clients=found, done=done)
+        runs[seed] = run
     return report.Experiment(name, runs)
+
+
+def declared(settings):
+    """What a method with these settings writes into its runs."""
+    method = METHODS[settings["name"]]
+    known = {field.name for field in fields(method)}
+    found = method(**{key: value for key, value in settings.items() if key in known}).declares()
+    return json.loads(json.dumps(asdict(found)))
 
 
 # ---- figures
 
 
 def test_the_table_says_what_the_rows_say(study, experiments):
-    table = report.tables(experiments)[0]
+    table, differing, *_ = report.tables(experiments)
     for row, name in enumerate(EXPERIMENTS):
-        means, spreads, worst, pooled = [], [], [], []
+        means, spreads, pooled, lows = [], [], [], []
         for seed in SEEDS:
             path = study / name / f"seed-{seed}"
             last = [r for r in logged(path, "clients.jsonl") if r["round"] == 2]
@@ -129,14 +141,14 @@ def test_the_table_says_what_the_rows_say(study, experiments):
             local = [100 * r["test_correct"] / r["test_examples"] for r in last]
             means.append(statistics.fmean(local))
             spreads.append(statistics.pstdev(local))
-            worst.append(min(local))
+            lows += [(r["test_correct"] / r["test_examples"], r["test_examples"], seed) for r in last]
             pooled.append(100 * sum(r["test_global_correct"] for r in last) / sum(r["test_examples"] for r in last))
         found = cells(table, row)
         assert found["experiment"] == name
         assert found["local"] == f"{statistics.fmean(means):.1f}"
-        assert found["sd seeds"] == f"{statistics.stdev(means):.1f} (2)"
-        assert found["sd clients"] == f"{statistics.fmean(spreads):.1f}"
-        assert found["worst client"] == f"{statistics.fmean(worst):.1f}"
+        assert found["sd seeds"] == f"{statistics.stdev(means):.1f} (3)"
+        assert cells(differing, row)["sd"] == f"{statistics.fmean(spreads):.1f}"
+        assert cells(differing, row)["lowest"] == f"{100 * min(lows)[0]:.1f}"
         assert found["server"] == ("-" if name == "coop-alone" else f"{statistics.fmean(pooled):.1f}")
 
 
@@ -162,8 +174,8 @@ def test_what_is_held_and_sent_is_a_mean_over_rounds_and_seeds_and_seconds_are_a
         )
         for seed, log in enumerate(logs)
     }  # fmt: skip
-    accuracy, held, *_ = report.tables([report.Experiment("x", runs)])
-    assert cells(accuracy, 0)["sec- onds"] == "16"
+    accuracy, _, held, *_ = report.tables([report.Experiment("x", runs)])
+    assert cells(accuracy, 0)["time (s)"] == "16"
     line = cells(held, 0)
     assert (line["client params"], line["client bytes"]) == ("200", "1k")
     assert (line["down params"], line["down bytes"]) == ("7.5k", "30k")
@@ -178,7 +190,7 @@ def test_what_a_log_does_not_say_has_no_size(experiments):
         rounds=[{"bytes_down": 8, "bytes_up": 8, "seconds": 1, "round": 1, "refused": {}, "trained": {"c": {}}}],
         server=[],
     )
-    line = cells(report.tables([report.Experiment("x", {0: old})])[1], 0)
+    line = cells(report.tables([report.Experiment("x", {0: old})])[2], 0)
     assert [line[who] for who in ("client bytes", "down params", "down bytes", "server params")] == ["-", "-", "8", "-"]
 
 
@@ -188,16 +200,21 @@ def test_without_validation_examples_there_is_no_best_round(experiments):
     assert (line["local"], line["best valid"], line["at round"]) == ("35.0", "-", "-")
 
 
-def test_the_footer_says_chance_and_that_nothing_is_the_best_test_round(experiments):
+def test_the_footer_says_what_the_commonest_class_gives_and_that_nothing_is_the_best_test_round(experiments):
+    """By hand: each client's commonest class of training, on its own test part."""
+    right = []
+    for seed in SEEDS:
+        federation = tiny(EXPERIMENTS["mixture"]).section("data").load(seed)
+        for own in federation.parts.values():
+            train, test = (federation.labels[part].tolist() for part in (own.train, own.test))
+            right.append(test.count(max(sorted(set(train)), key=train.count)) / len(test))
     text = " ".join(printed(report.tables(experiments)).split())
-    assert "The chance level is 33.3 %." in text
-    assert "all clients, sampled or not (5)" in text
+    assert f"Always saying each client's commonest class gives {100 * statistics.fmean(right):.3g} %." in text
     assert "Nothing here is from the round that is best on test data" in text
 
 
 def test_every_column_fits_a_terminal_of_80_letters(experiments):
-    lines = printed(report.tables(experiments)[:2], 80).splitlines()
-    assert any("sec-" in line for line in lines)
+    lines = printed(report.tables(experiments), 80).splitlines()
     assert max(map(len, lines)) <= 80
     assert "…" not in "".join(lines)
 
@@ -206,7 +223,7 @@ def test_a_run_of_zero_rounds_is_a_finished_one(tmp_path):
     make(tmp_path / "run", CASES["alone"], name="zero-shot", run={"rounds": 0})
     found = report.collect([tmp_path])
     line = cells(report.tables(found)[0], 0)
-    assert (line["at round"], line["sec- onds"]) == ("0", "0.0")
+    assert (line["at round"], line["time (s)"]) == ("0", "0.0")
     report.write_html(found, tmp_path / "report.html")
 
 

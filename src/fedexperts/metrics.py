@@ -6,7 +6,7 @@ computed here, so a figure in a table is never kept twice. This room reads rows,
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -48,6 +48,22 @@ class Score:
         """The spread that clients would have by their finite test parts alone, if all were as accurate as the mean."""
         share = self.mean / 100
         return 100 * math.sqrt(statistics.fmean(share * (1 - share) / examples for _, examples in self.right.values()))
+
+
+@dataclass(frozen=True)
+class Lowest:
+    """The client that fares worst in any seed: its right answers of its test examples, and where that was."""
+
+    client: str
+    seed: int
+    right: int
+    examples: int
+
+
+def lowest(scores: Mapping[int, Score]) -> Lowest:
+    """The client with the lowest accuracy in scores by seed; of equals, the one of whom most examples say so."""
+    every = [Lowest(client, seed, *counts) for seed, score in scores.items() for client, counts in score.right.items()]
+    return min(every, key=lambda found: (found.right / found.examples, -found.examples))
 
 
 def accuracy(row: Row, part: str) -> float:

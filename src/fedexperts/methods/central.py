@@ -11,8 +11,9 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
+from ..declared import Declared
 from ..learn import Local
-from ..method import Declared, Finished, Given, Model, Sent, Upload, needs_reserve, taught
+from ..method import Finished, Given, Model, Sent, Upload, needs_reserve, taught
 from ..tensors import Tensors, named, rng, under
 from .fedavg import Alone, FedAvg
 

@@ -12,8 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..declared import Declared
 from ..learn import Local
-from ..method import Declared, Finished, Given, Method, Model, Sent, Upload, held, proximal
+from ..method import Finished, Given, Method, Model, Sent, Upload, held, proximal
 from ..tensors import Tensors, mean, named, under
 
 

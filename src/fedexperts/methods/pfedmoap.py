@@ -20,16 +20,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
 
+from ..declared import Control, Declared, Metric
 from ..learn import Examples, Local
 from ..method import (
     Chosen,
-    Control,
-    Declared,
     Facts,
     Finished,
     Given,
     Method,
-    Metric,
     Model,
     Portable,
     PromptModel,
@@ -56,7 +54,7 @@ _APART = Metric(
     "Text features of the experts against the client's own, mean over classes, experts and clients: at 0 all experts "
     "say the same.",
 )
-_ORDER = {"nearest": "by nearness", "farthest": "farthest first", "random": "in the order drawn"}
+_LISTED = {"nearest": "by nearness", "farthest": "farthest first", "random": "in the order drawn"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ class PFedMoAP(Method):
     def declares(self) -> Declared:
         if not self.experts:
             return Declared()
-        return Declared(controls=_CONTROLS, metrics=(_APART,), order=_ORDER[self.select])
+        return Declared(controls=_CONTROLS, metrics=(_APART,), listed=_LISTED[self.select])
 
     # ---- server
 

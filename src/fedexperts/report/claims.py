@@ -23,52 +23,60 @@ class Claim:
     experiment: Experiment
     other: str  # its name, or what else the experiment is held against
     what: str
+    of: str  # whose accuracy is compared: "clients" or "server"
     difference: Difference
     beside: str = ""  # settings that differ too, though they should not
 
-
-def sentence(claim: Claim, says: str) -> str:
-    """A claim in words; `says` is its verdict."""
-    against = f"{claim.other} ({claim.what})" if claim.what else claim.other
-    return f"{shown(claim.experiment.name)} against {against}: {says}{claim.beside}."
+    @property
+    def against(self) -> str:
+        return f"{self.other} ({self.what})" if self.what else self.other
 
 
 def sentences(claims: Sequence[Claim]) -> list[str]:
     """All claims of a table in words, judged together."""
-    verdicts = judged([claim.difference for claim in claims])
-    return [sentence(claim, says) for claim, says in zip(claims, verdicts, strict=True)]
-
-
-def judged(found: Sequence[Difference]) -> list[str]:
-    """What differences say, each with its interval, if they are judged together."""
-    count = sum(difference.judged for difference in found)
+    differences = [claim.difference for claim in claims]
+    count = sum(difference.judged for difference in differences)
     return [
-        verdict(difference, holds, count) for difference, holds in zip(found, paired.established(found), strict=True)
+        f"{shown(claim.experiment.name)} against {claim.against}: {_verdict(claim.difference, holds, count)}"
+        f"{claim.beside}."
+        for claim, holds in zip(claims, paired.established(differences), strict=True)
     ]
 
 
-def verdict(found: Difference, holds: bool, comparisons: int = 1) -> str:
-    """One difference in words and numbers; `holds` if it is established among so many comparisons."""
-    if not found.judged:
+def legend(claims: Sequence[Claim]) -> list[str]:
+    """How the sentences of a table are judged; nothing without any."""
+    if not claims:
+        return []
+    count = sum(claim.difference.judged for claim in claims)
+    together = f", for all {count} comparisons of this table together (Holm, 5 %)" if count > 1 else ""
+    return [f"Intervals are Student's t over seeds. Better or worse is said where zero is ruled out{together}."]
+
+
+def estimate(found: Difference) -> str:
+    """A difference in numbers: with its interval, or else seed by seed."""
+    seeds = plural(len(found.by_seed), "seed")
+    if found.nothing:
+        return f"no difference at all in {seeds}"
+    if len(found.by_seed) < paired.SEEDS:
         values = ", ".join(f"{signed(value)} (seed {seed})" for seed, value in found.by_seed.items())
         return f"{values} points; an interval needs {paired.SEEDS} seeds"
-    if not any(found.by_seed.values()):
-        return f"no difference at all in {plural(len(found.by_seed), 'seed')}"
+    if not found.judged:
+        return f"{signed(found.mean)} points in each of {seeds}; an interval needs seeds that differ"
     low, high = found.interval
-    says = f"{signed(found.mean)} points (between {signed(low)} and {signed(high)}, 95 %, "
-    says += f"{plural(len(found.by_seed), 'seed')})"
+    return f"{signed(found.mean)} points (between {signed(low)} and {signed(high)}, 95 %, {seeds})"
+
+
+def _verdict(found: Difference, holds: bool, comparisons: int) -> str:
+    """The same, and in a word what it says; `holds` if zero is ruled out among so many comparisons."""
+    says = estimate(found)
+    if not found.judged:
+        return says
     if holds:
         return f"{says}, {'better' if found.mean > 0 else 'worse'}"
+    low, high = found.interval
     if low <= 0 <= high:
         return f"{says}, no difference is established"
     return f"{says}, not established among {comparisons} comparisons"
-
-
-def legend(claims: Sequence[Claim]) -> str:
-    """How the sentences of a table are judged."""
-    count = sum(claim.difference.judged for claim in claims)
-    together = f", and hold for all {count} comparisons of this table together (Holm, 5 %)" if count > 1 else ""
-    return f"Intervals are Student's t over seeds. Better and worse are said where zero is outside{together}."
 
 
 def local(experiment: Experiment) -> float:
@@ -93,15 +101,14 @@ def compared(one: Experiment, other: Experiment, of: str) -> Difference | None:
     return paired.local(one.rows, other.rows)
 
 
-def claims(experiments: Sequence[Experiment], of: str) -> list[Claim]:
+def claims(experiments: Sequence[Experiment]) -> list[Claim]:
     """Every experiment against the controls that its method declared, as far as both have finished runs."""
     return [
-        Claim(experiment, shown(other.name), control["what"], found, _beside(experiment, other))
+        Claim(experiment, shown(other.name), control["what"], control["of"], found, _beside(experiment, other))
         for experiment in experiments
         for control in experiment.controls
-        if control["of"] == of
         for other in experiments
-        if fits(experiment, control, other) and (found := compared(experiment, other, of))
+        if fits(experiment, control, other) and (found := compared(experiment, other, control["of"]))
     ]
 
 
@@ -122,20 +129,15 @@ def _beside(one: Experiment, other: Experiment) -> str:
     return f"; {', '.join(differ)} differ too" if differ else ""
 
 
-def unknown(experiments: Sequence[Experiment], of: str) -> list[str]:
+def unknown(experiments: Sequence[Experiment]) -> list[str]:
     """What cannot be said for want of a control, and what run would tell."""
-    told = {(id(claim.experiment), claim.what) for claim in claims(experiments, of)}
+    told = {(id(claim.experiment), claim.what) for claim in claims(experiments)}
     return [
         f"{shown(e.name)}: {control['needed']}."
         for e in experiments
         for control in e.controls
-        if control["of"] == of and control["needed"] and (id(e), control["what"]) not in told
+        if control["needed"] and (id(e), control["what"]) not in told
     ]
-
-
-def has_experts(experiment: Experiment) -> bool:
-    """Whether its clients have experts to be compared with their controls."""
-    return any(control["of"] == "clients" for control in experiment.controls)
 
 
 def different(one: Experiment, other: Experiment) -> list[str]:
@@ -169,27 +171,29 @@ def headline(experiments: Sequence[Experiment]) -> list[str]:
     if not same_seeds(ranked):
         return ["These experiments have different seeds, so they are listed and not ranked.", *_about_experts(ranked)]
     best = ranked[0]
-    level = best.chance("server" if by_server else "clients")
-    chance = f"; the commonest class alone gives {level:.0f} %" if level else ""
+    level = best.commonest("server" if by_server else "clients")
+    commonest = f"; the commonest class alone gives {level:.0f} %" if level else ""
     over = "" if by_server else f"{plural(len(best.clients), 'client')} and "
     text = [
         f"{f'Highest {whose} accuracy: ' if ranked[1:] else ''}{shown(best.name)}, {value(best):.1f} % on average over "
-        f"{over}{plural(len(best.finished), 'seed')}{chance}."
+        f"{over}{plural(len(best.finished), 'seed')}{commonest}."
     ]
     if ranked[1:]:
         second = ranked[1]
         found = compared(best, second, "server" if by_server else "clients")
-        says = judged([found])[0] if found else "no client in common, so the two cannot be compared"
+        says = estimate(found) if found else "no client in common, so the two cannot be compared"
         text.append(f"Next: {shown(second.name)}, {value(second):.1f} %. The first minus the next: {says}.")
     return text + _about_experts(experiments)
 
 
 def _about_experts(experiments: Sequence[Experiment]) -> list[str]:
-    """The first control of each experiment with experts: the one that its method names first."""
-    found = claims(experiments, "clients")
-    first = {id(e): e.controls[0]["what"] for e in experiments if e.controls}
-    lines = zip(found, sentences(found), strict=True)
-    return [f"What experts add: {line}" for claim, line in lines if claim.what == first[id(claim.experiment)]]
+    """Each experiment with experts against the control that its method names first."""
+    found = claims(experiments)
+    return [
+        f"What experts add: {line}"
+        for claim, line in zip(found, sentences(found), strict=True)
+        if claim.what == claim.experiment.controls[0]["what"]
+    ]
 
 
 def notes(experiments: Sequence[Experiment]) -> list[str]:
@@ -202,11 +206,7 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
     ]
     counted = [e for e in experiments if e.finished]
     for e in counted:
-        for seed, run in e.finished.items():
-            if quiet := silent(run.clients):
-                names = ", ".join(map(shown, quiet))
-                found.append(f"{shown(e.name)}, seed {seed}: the last evaluation lacks {names}, who did not answer.")
-        found += _refused(e)
+        found += [*_silent(e), *_refused(e)]
     if not same_data(counted):
         found.append("The experiments do not have the same data: their figures cannot be compared with each other.")
     if not same_seeds(counted):
@@ -214,19 +214,28 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
     return found
 
 
+def _silent(experiment: Experiment) -> Iterator[str]:
+    """Clients whom the last evaluation lacks."""
+    for seed, run in experiment.finished.items():
+        if quiet := silent(run.clients):
+            names = ", ".join(map(shown, quiet))
+            yield f"{shown(experiment.name)}, seed {seed}: the last evaluation lacks {names}, who did not answer."
+
+
 def _refused(experiment: Experiment) -> Iterator[str]:
     """Uploads that were not taken; a client of whom none was ever taken is named."""
-    every = [refusal for run in experiment.finished.values() for refusal in refusals(run.rounds)]
-    if not every:
-        return
-    yield f"{shown(experiment.name)}: {plural(len(every), 'upload')} refused; the report lists the reasons."
+    count = 0
     for seed, run in experiment.finished.items():
+        found = refusals(run.rounds)
+        count += len(found)
         trained = {client for row in run.rounds for client in row["trained"]}
-        for client in sorted({client for _, client, _ in refusals(run.rounds)} - trained):
+        for client in sorted({client for _, client, _ in found} - trained):
             yield (
-                f"WARNING: {shown(experiment.name)}, seed {seed}: {shown(client)} was refused in every round; "
-                "this result is without it."
+                f"WARNING: {shown(experiment.name)}, seed {seed}: every upload of {shown(client)} was refused, so "
+                "nothing of it is in this result."
             )
+    if count:
+        yield f"{shown(experiment.name)}: {plural(count, 'upload')} refused; the report lists the reasons."
 
 
 def shown(text: object) -> str:

@@ -117,7 +117,7 @@ class Experiment:
 
     @property
     def declared(self) -> dict[str, Any]:
-        """What its method declared, as `method.Declared` names it; nothing in runs of before methods did."""
+        """What its method declared, as `declared.Declared` names it; nothing in runs of before methods did."""
         return dict(self.first.environment.get("declared") or {})
 
     @property
@@ -131,9 +131,19 @@ class Experiment:
         return list(self.declared.get("controls", ()))
 
     @property
-    def routes(self) -> bool:
-        """Whether its server's gate is meant to tell experts apart."""
-        return bool(self.declared.get("routes", True))
+    def metrics(self) -> list[dict[str, Any]]:
+        """The numbers that its method logs beside accuracy."""
+        return list(self.declared.get("metrics", ()))
+
+    @property
+    def listed(self) -> str:
+        """How a client's experts are listed in its `weights`, after its own."""
+        return str(self.declared.get("listed", ""))
+
+    @property
+    def ablation(self) -> bool:
+        """Whether its server's routing is switched off on purpose."""
+        return bool(self.declared.get("ablation", False))
 
     @property
     def judged_by(self) -> str:
@@ -146,15 +156,13 @@ class Experiment:
         classes = self.first.environment.get("classes") or ()
         return [str(name) for name in (range(classes) if isinstance(classes, int) else classes)]
 
-    def chance(self, of: str) -> float | None:
+    def commonest(self, of: str) -> float | None:
         """Accuracy in percent of always saying the commonest class, of "clients" each its own, or of the "server".
 
-        Of guessing among all classes, where the runs do not know their clients' classes; None if not even those.
+        None if its runs do not know what classes their clients have.
         """
         told = [found[of] for run in self.runs.values() if (found := run.environment.get("commonest"))]
-        if told:
-            return statistics.fmean(map(float, told))
-        return 100 / len(self.classes) if self.classes else None
+        return statistics.fmean(map(float, told)) if told else None
 
 
 def judged_by_server(experiments: Sequence[Experiment]) -> bool:

@@ -22,8 +22,9 @@ from ..metrics import Row, by_round
 class Routing:
     """The server's mixture after its last round: what it gets right in percent, whole and without its parts.
 
-    `top` is what it predicts with; `main` and `alpha` are NaN without main experts. `use` has a row an expert: how
-    many test inputs of each class it is the first choice for.
+    `top` is what it predicts with: the server's own predictor, or all experts where all share the mixture as it is.
+    `main` and `alpha` are NaN without main experts. `use` has a
+    row an expert: how many test inputs of each class it is the first choice for.
     """
 
     top: float
@@ -58,18 +59,18 @@ def routing(server_rows: Sequence[Row]) -> Routing | None:
     if "dense_correct" not in row:
         return None
     experts, use = row["experts_correct"], row["use"]
-    classes = len(use) // len(experts)
+    classes, examples = len(use) // len(experts), sum(use)
 
     def percent(part: str) -> float:
-        return 100 * float(row.get(f"{part}_correct", math.nan)) / float(row["test_examples"])
+        return 100 * float(row.get(f"{part}_correct", math.nan)) / examples
 
     return Routing(
-        top=percent("test"),
+        top=percent("test" if "test_correct" in row else "dense"),
         dense=percent("dense"),
         uniform=percent("uniform"),
         routed=percent("routed"),
         main=percent("main"),
-        experts=[100 * right / row["test_examples"] for right in experts],
+        experts=[100 * right / examples for right in experts],
         apart=row["apart"],
         entropy=row["entropy"],
         alpha=row.get("alpha", math.nan),

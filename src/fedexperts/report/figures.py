@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.ticker import MaxNLocator
 
-from ..metrics import curve, logged, moved, server_curve
+from ..metrics import curve, logged, lowest, moved, server_curve
 from .claims import plural, shown
 from .collect import Experiment, judged_by_server
 from .experts import received, weights
@@ -56,7 +56,9 @@ def draw(experiments: Sequence[Experiment]) -> list[Picture]:
 def _accuracy(experiments: Sequence[Experiment]) -> Picture:
     series = [(e.name, [curve(rows) for rows in e.rows.values()]) for e in experiments]
     caption = "After every evaluated round, all clients, test part. Band: standard deviation over seeds."
-    return _above_chance(experiments, series, "Accuracy over rounds", "local accuracy, %, mean over clients", caption)
+    return _above_commonest(
+        experiments, series, "Accuracy over rounds", "local accuracy, %, mean over clients", caption
+    )
 
 
 def _server(experiments: Sequence[Experiment]) -> Picture:
@@ -65,17 +67,17 @@ def _server(experiments: Sequence[Experiment]) -> Picture:
         "The server's own predictor, or the global model where it has none, on the test parts of all clients in one. "
         "Band: standard deviation over seeds."
     )
-    return _above_chance(
+    return _above_commonest(
         experiments, series, "Accuracy of the server over rounds", "server's accuracy, %", caption, "server"
     )
 
 
-def _above_chance(
+def _above_commonest(
     experiments: Sequence[Experiment], series: Series, title: str, unit: str, caption: str, of: str = "clients"
 ) -> Picture:
     figure, axes = paper(3.6)
     lines(axes, series)
-    levels = sorted({level for e in experiments if (level := e.chance(of))})
+    levels = sorted({level for e in experiments if (level := e.commonest(of))})
     for level in levels:
         axes.axhline(level, color="0.45", linewidth=1, linestyle=(0, (1, 2)))
         axes.annotate(
@@ -100,12 +102,12 @@ def _moved(experiments: Sequence[Experiment]) -> Picture | None:
 
 
 def _declared(experiments: Sequence[Experiment]) -> list[Picture | None]:
-    """A picture for each number that a method declared, of all experiments that log it."""
-    declared = {metric["name"]: metric for e in experiments for metric in e.declared.get("metrics", ())}
+    """A picture for each number that methods declared, of the experiments whose method did."""
+    every = [metric for e in experiments for metric in e.metrics]
     found = []
-    for name, metric in declared.items():
-        log = "clients" if metric["of"] == "client" else "server"
-        series = [(e.name, [logged(getattr(run, log), name) for run in e.finished.values()]) for e in experiments]
+    for metric in [metric for place, metric in enumerate(every) if metric not in every[:place]]:
+        runs = {e.name: e.finished.values() for e in experiments if metric in e.metrics}
+        series = [(name, [logged(getattr(run, metric["of"]), metric["name"]) for run in r]) for name, r in runs.items()]
         found.append(over_rounds(series, metric["title"], metric["unit"], metric["says"]))
     return found
 
@@ -129,8 +131,8 @@ def _clients(experiments: Sequence[Experiment]) -> Picture:
             )  # fmt: skip
         mean = statistics.fmean(s.mean for s in scores)
         axes.plot([mean, mean], [place - 0.38, place + 0.38], color="black", linewidth=1.6)
-        low = min(((value, client) for s in scores for client, value in s.clients.items()))
-        worst.append(f"{shown(experiment.name)} {low[0]:.0f} % ({shown(low[1])})")
+        low = lowest(experiment.last)
+        worst.append(f"{shown(experiment.name)} {low.right} of {low.examples} ({shown(low.client)}, seed {low.seed})")
     axes.set_yticks(range(len(experiments)), [short(e.name) for e in experiments])
     axes.set_ylim(len(experiments) - 0.5, -0.5)
     axes.set_xlabel("accuracy on the client's own test part, %")
@@ -156,8 +158,7 @@ def _weights(experiment: Experiment) -> Picture | None:
     image = axes.imshow(grid, aspect="auto", cmap="PuOr_r", norm=norm, interpolation="nearest")
     figure.colorbar(image, ax=axes, label="weight; equal: 1", pad=0.02)
     axes.set_xticks(range(width), ["own", *(str(e) for e in range(1, width))])
-    by = experiment.declared.get("order")
-    axes.set_xlabel(f"expert ({by})" if by else "expert")
+    axes.set_xlabel(f"expert ({experiment.listed})" if experiment.listed else "expert")
     axes.set_facecolor("0.8")
     name_clients(axes, names, "y")
     own = _mean([row[0] for row in grid])

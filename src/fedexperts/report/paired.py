@@ -43,13 +43,18 @@ class Difference:
         return statistics.stdev(self.by_seed.values()) / math.sqrt(count) if count > 1 else math.nan
 
     @property
+    def nothing(self) -> bool:
+        """Whether there is no difference at all, in any seed and any client."""
+        return not (self.better or self.worse or any(self.by_seed.values()))
+
+    @property
     def judged(self) -> bool:
-        """Whether there are seeds enough for an interval."""
-        return len(self.by_seed) >= SEEDS
+        """Whether seeds are enough for an interval, and tell how far they are apart: equal ones do not."""
+        return len(self.by_seed) >= SEEDS and self.error > 0
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the mean; NaN without seeds enough."""
+        """The 95 % interval of the mean; NaN if it cannot be judged."""
         if not self.judged:
             return math.nan, math.nan
         reach = float(stdtrit(len(self.by_seed) - 1, (1 + LEVEL) / 2)) * self.error
@@ -57,11 +62,9 @@ class Difference:
 
     @property
     def p(self) -> float:
-        """How often seeds alone would make so large a mean, if there were no difference; NaN without seeds enough."""
+        """How often seeds alone would make so large a mean, if there were no difference; NaN if it cannot be judged."""
         if not self.judged:
             return math.nan
-        if not self.error:
-            return 0.0 if self.mean else 1.0
         return 2 * float(stdtr(len(self.by_seed) - 1, -abs(self.mean) / self.error))
 
 
@@ -97,9 +100,8 @@ def established(found: Sequence[Difference]) -> list[bool]:
 def wilson(right: int, examples: int) -> tuple[float, float]:
     """The 95 % interval, in percent, of a share seen as `right` of `examples` (Wilson, JASA 22, 1927)."""
     z = 1.959963984540054
-    centre, share = examples + z * z, right / examples
-    middle = (right + z * z / 2) / centre
-    reach = z * math.sqrt(examples * share * (1 - share) + z * z / 4) / centre
+    middle = (right + z * z / 2) / (examples + z * z)
+    reach = z * math.sqrt(right * (examples - right) / examples + z * z / 4) / (examples + z * z)
     return 100 * max(0.0, middle - reach), 100 * min(1.0, middle + reach)
 
 

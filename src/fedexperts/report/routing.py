@@ -1,4 +1,4 @@
-"""What routing adds: a server's mixture against itself without its parts, and against experiments without any.
+"""What routing adds: a server's mixture against itself without its parts.
 
 A server has one accuracy a seed. This room makes sentences and cells; it knows no method, table, page or picture.
 """
@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from . import paired
-from .claims import Claim, claims, legend, plural, sentences, shown, unknown
+from .claims import Claim, legend, plural, sentences, shown
 from .collect import Experiment
 from .experts import Routing
 
@@ -20,11 +20,11 @@ def mean(experiment: Experiment, fact: str) -> float:
 
 
 def lines(experiments: Sequence[Experiment]) -> list[str]:
-    """What can be said of every experiment with a mixture, and what cannot."""
-    routing = [e for e in experiments if e.routing and e.routes]
-    found = [claim for e in routing for claim in _own_gate(e)] + claims(experiments, "server")
+    """What can be said of every experiment whose gate is meant to tell its experts apart."""
+    routing = [e for e in experiments if e.routing and not e.ablation]
+    found = [claim for e in routing for claim in _own_gate(e)]
     collapsed = [line for e in routing for line in _collapse(e)]
-    return [legend(found), *sentences(found), *unknown(experiments, "server"), *collapsed]
+    return [*legend(found), *sentences(found), *collapsed]
 
 
 def _own_gate(experiment: Experiment) -> Iterator[Claim]:
@@ -32,7 +32,7 @@ def _own_gate(experiment: Experiment) -> Iterator[Claim]:
     routing = experiment.routing.items()
     found = paired.server({seed: r.top for seed, r in routing}, {seed: r.uniform for seed, r in routing})
     if found:
-        yield Claim(experiment, "its own experts under a uniform gate", "", found)
+        yield Claim(experiment, "its own experts under a uniform gate", "", "server", found)
 
 
 def _collapse(experiment: Experiment) -> Iterator[str]:

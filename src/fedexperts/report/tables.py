@@ -13,11 +13,14 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..metrics import Score, mean_sd
-from .claims import Claim, claims, has_experts, legend, notes, sentences, shown, signed, unknown
+from ..metrics import Lowest, Score, lowest, mean_sd
+from .claims import Claim, claims, legend, notes, sentences, shown, signed, unknown
 from .collect import Experiment, judged_by_server
 from .paired import wilson
 from .routing import lines, mean
+
+Cell = Callable[[Experiment], str]
+Value = Callable[[Score], float]
 
 _NONE = "-"
 _SD = "standard deviation of it over seeds (their number)"
@@ -30,16 +33,16 @@ class Column:
 
     head: str
     says: str
-    cell: Callable[[Experiment], str]
+    cell: Cell
 
 
 def tables(experiments: Sequence[Experiment]) -> list[Table]:
     """The comparison, how clients differ, at what size; and, where there are experts, what they and routing add."""
     return [
         comparison(experiments),
-        apart(experiments),
+        differing(experiments),
         held(experiments),
-        *([added(experiments)] if any(map(has_experts, experiments)) else []),
+        *([added(experiments)] if any(e.controls for e in experiments) else []),
         *([routed(experiments)] if any(e.routing for e in experiments) else []),
     ]
 
@@ -47,34 +50,39 @@ def tables(experiments: Sequence[Experiment]) -> list[Table]:
 def comparison(experiments: Sequence[Experiment]) -> Table:
     """One row an experiment, in the order given; the server's accuracy leads where it is what they are judged by."""
     by_server = judged_by_server(experiments)
-    columns = _by_server() if by_server else _by_clients()
-    of = "server" if by_server else "clients"
-    levels = sorted({f"{level:.3g} %" for e in experiments if (level := e.chance(of))})
-    chance = " or ".join(levels) if levels else "not known from these runs"
-    whose = "the" if by_server else "a client's"
     about = (
-        f"Accuracies are top-1. Means over seeds. Always saying {whose} commonest class gives {chance}. Nothing "
-        "here is from the round that is best on test data."
+        f"Accuracies are top-1, means over seeds. {_commonest(experiments, by_server)}Nothing here is from the round "
+        "that is best on test data."
     )
-    table = _table("Accuracy in percent", experiments, columns, about)
-    table.caption = Text("\n".join([str(table.caption), *notes(experiments)]))
-    return table
+    columns = _by_server() if by_server else _by_clients()
+    return _table("Accuracy in percent", experiments, columns, about, notes(experiments))
 
 
-def apart(experiments: Sequence[Experiment]) -> Table:
+def _commonest(experiments: Sequence[Experiment], by_server: bool) -> str:
+    """What is reached without looking at an input; "" where runs do not know their clients' classes."""
+    levels = {f"{level:.3g} %" for e in experiments if (level := e.commonest("server" if by_server else "clients"))}
+    whose = "the" if by_server else "each client's"
+    return f"Always saying {whose} commonest class gives {' or '.join(sorted(levels))}. " if levels else ""
+
+
+def differing(experiments: Sequence[Experiment]) -> Table:
     """How far clients are from each other, and the client that fares worst."""
     columns = [
-        Column("clients", "all of them, sampled or not", _scored(lambda scores: str(len(scores[0].right)))),
+        Column("clients", "all of them, sampled or not", _if_finished(lambda e: str(len(e.clients)))),
         Column("sd", "standard deviation of local accuracy over clients", _averaged(lambda score: score.spread)),
         Column(
             "sampling",
             "the part of it that finite test parts alone would give, if all clients were as accurate as the mean",
             _averaged(lambda score: score.sampling),
         ),
-        Column("lowest", "the lowest local accuracy of any client in any seed", _scored(_lowest)),
-        Column("right", "its right answers of its test examples", _scored(_lowest_right)),
-        Column("95 %", "Wilson's interval of them", _scored(_lowest_interval)),
-        Column("seed", "the seed in which that was", _lowest_seed),
+        Column("lowest", "the lowest local accuracy of any client in any seed", _of_lowest(_percent)),
+        Column(
+            "right", "its right answers of its test examples", _of_lowest(lambda low: f"{low.right}/{low.examples}")
+        ),
+        Column(
+            "95 %", "Wilson's interval of that client, as if it had not been picked as the lowest", _of_lowest(_wilson)
+        ),
+        Column("seed", "the seed in which that was", _of_lowest(lambda low: str(low.seed))),
     ]
     return _table("How clients differ", experiments, columns, "Local accuracy in percent after the last round.")
 
@@ -96,26 +104,26 @@ def held(experiments: Sequence[Experiment]) -> Table:
 
 
 def added(experiments: Sequence[Experiment]) -> Table:
-    """Paired differences of every experiment with experts to its controls."""
-    heads = ("experiment", "against", "points", "low", "high", "better", "worse", "same")
-    table = _empty("What do experts add?", heads, words=2)
-    found = claims(experiments, "clients")
+    """Paired differences of every experiment to the controls that its method names."""
+    found = claims(experiments)
+    about = (
+        "points: difference of accuracy after the last round, paired by seed, mean over seeds: of local accuracy, mean "
+        "over clients, or of the server's. low, high: its 95 % interval. better, worse, same: pairs of client and seed."
+    )
+    below = [*([about] if found else []), *legend(found), *sentences(found), *unknown(experiments)]
+    heads = ("experiment", "against", "of", "points", "low", "high", "better", "worse", "same")
+    table = _empty("What do experts add?", heads, "\n".join(below), words=3)
     for claim in found:
         table.add_row(*_added(claim))
-    about = (
-        "points: difference of local accuracy after the last round, paired by seed and client, mean over seeds. low, "
-        "high: its 95 % interval. better, worse, same: pairs of client and seed."
-    )
-    said = [*([about, legend(found)] if found else []), *sentences(found), *unknown(experiments, "clients")]
-    table.caption = Text("\n".join(said))
     return table
 
 
 def _added(claim: Claim) -> list[Text | str]:
     found = claim.difference
-    names = [Text(shown(claim.experiment.name)), Text(f"{claim.other} ({claim.what})")]
+    names = [Text(shown(claim.experiment.name)), Text(claim.against), "local" if claim.of == "clients" else "server"]
     interval = [_NONE if math.isnan(end) else signed(end) for end in found.interval]
-    return [*names, signed(found.mean), *interval, *map(str, (found.better, found.worse, found.same))]
+    pairs = (found.better, found.worse, found.same)
+    return [*names, signed(found.mean), *interval, *(map(str, pairs) if any(pairs) else [_NONE] * 3)]
 
 
 def routed(experiments: Sequence[Experiment]) -> Table:
@@ -129,7 +137,7 @@ def routed(experiments: Sequence[Experiment]) -> Table:
         return Column(head, says, cell)
 
     columns = [
-        column("server", "top", "as it predicts, with its few best experts"),
+        column("server", "top", "as it predicts, with as many experts as it is meant to"),
         column("dense", "dense", "all experts, weighed by the gate"),
         column("flat\ngate", "uniform", "all experts alike"),
         column("no\nmain", "routed", "without the main experts"),
@@ -141,10 +149,8 @@ def routed(experiments: Sequence[Experiment]) -> Table:
         column("alpha", "alpha", "weight of the routed experts against the main ones", 2),
     ]
     about = "Test accuracy in percent of the server's mixture after the last round, means over seeds."
-    shown_here = [e for e in experiments if e.routing]
-    table = _table("What does routing add?", shown_here, columns, about)
-    table.caption = Text("\n".join([str(table.caption), *lines(shown_here)]))
-    return table
+    with_mixture = [e for e in experiments if e.routing]
+    return _table("What does routing add?", with_mixture, columns, about, lines(with_mixture))
 
 
 # ---- columns
@@ -183,22 +189,15 @@ def _server_column() -> Column:
 
 
 def _seconds_column() -> Column:
-    return Column("time\n(s)", "seconds of training, mean over runs", _scored_experiment(_seconds))
+    return Column("time\n(s)", "seconds of training, mean over runs", _if_finished(_seconds))
 
 
-Value = Callable[[Score], float]
+def _if_finished(cell: Cell) -> Cell:
+    """The cell, or "-" where no run is finished."""
+    return lambda experiment: cell(experiment) if experiment.finished else _NONE
 
 
-def _scored(cell: Callable[[Sequence[Score]], str]) -> Callable[[Experiment], str]:
-    """A cell made of the scores after the last round; "-" without any."""
-    return _scored_experiment(lambda experiment: cell(list(experiment.last.values())))
-
-
-def _scored_experiment(cell: Callable[[Experiment], str]) -> Callable[[Experiment], str]:
-    return lambda experiment: cell(experiment) if experiment.last else _NONE
-
-
-def _averaged(value: Value, shared: bool = False) -> Callable[[Experiment], str]:
+def _averaged(value: Value, shared: bool = False) -> Cell:
     """The mean over seeds; of what all share, where there is such a model."""
 
     def cell(experiment: Experiment) -> str:
@@ -206,10 +205,10 @@ def _averaged(value: Value, shared: bool = False) -> Callable[[Experiment], str]
             return _NONE
         return f"{statistics.fmean(map(value, experiment.last.values())):.1f}"
 
-    return _scored_experiment(cell)
+    return _if_finished(cell)
 
 
-def _over_seeds(value: Value, shared: bool = False) -> Callable[[Experiment], str]:
+def _over_seeds(value: Value, shared: bool = False) -> Cell:
     """The standard deviation over seeds, with their number and, where some are not finished, how many there are."""
 
     def cell(experiment: Experiment) -> str:
@@ -227,7 +226,7 @@ def _over_seeds(value: Value, shared: bool = False) -> Callable[[Experiment], st
     return cell
 
 
-def _best(value: Value, shared: bool = False) -> Callable[[Experiment], str]:
+def _best(value: Value, shared: bool = False) -> Cell:
     """The mean over seeds after the round that is best on validation data."""
 
     def cell(experiment: Experiment) -> str:
@@ -236,7 +235,7 @@ def _best(value: Value, shared: bool = False) -> Callable[[Experiment], str]:
             return _NONE
         return f"{statistics.fmean(map(value, scores)):.1f}"
 
-    return _scored_experiment(cell)
+    return _if_finished(cell)
 
 
 def _best_round(experiment: Experiment) -> str:
@@ -251,31 +250,17 @@ def _seconds(experiment: Experiment) -> str:
     return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
 
 
-def _worst(scores: Sequence[Score]) -> tuple[int, int]:
-    """Right answers and examples of the client with the lowest accuracy in any seed."""
-    return min((counts for score in scores for counts in score.right.values()), key=lambda c: (c[0] / c[1], -c[1]))
+def _of_lowest(cell: Callable[[Lowest], str]) -> Cell:
+    """A cell about the client with the lowest accuracy in any seed."""
+    return _if_finished(lambda experiment: cell(lowest(experiment.last)))
 
 
-def _lowest(scores: Sequence[Score]) -> str:
-    right, examples = _worst(scores)
-    return f"{100 * right / examples:.1f}"
+def _percent(low: Lowest) -> str:
+    return f"{100 * low.right / low.examples:.1f}"
 
 
-def _lowest_right(scores: Sequence[Score]) -> str:
-    right, examples = _worst(scores)
-    return f"{right}/{examples}"
-
-
-def _lowest_interval(scores: Sequence[Score]) -> str:
-    low, high = wilson(*_worst(scores))
-    return f"{low:.0f}-{high:.0f}"
-
-
-def _lowest_seed(experiment: Experiment) -> str:
-    if not experiment.last:
-        return _NONE
-    worst = _worst(list(experiment.last.values()))
-    return str(next(seed for seed, score in experiment.last.items() if worst in score.right.values()))
+def _wilson(low: Lowest) -> str:
+    return "{:.0f}-{:.0f}".format(*wilson(low.right, low.examples))
 
 
 def _size(count: float) -> str:
@@ -290,23 +275,26 @@ def _size(count: float) -> str:
 # ---- setting
 
 
-def _table(title: str, experiments: Iterable[Experiment], columns: Sequence[Column], about: str) -> Table:
-    """A row an experiment, and below it what its columns are."""
-    table = _empty(title, ("experiment", *(column.head for column in columns)))
-    for experiment in experiments:
-        name = Text(shown(experiment.name), overflow="ellipsis", no_wrap=True)  # a long one is cut at its end
-        table.add_row(name, *(column.cell(experiment) for column in columns))
+def _table(
+    title: str, experiments: Iterable[Experiment], columns: Sequence[Column], about: str, below: Iterable[str] = ()
+) -> Table:
+    """A row an experiment; under it what its columns are, and lines of its own."""
     told = [f"{' '.join(column.head.split())}: {column.says}." for column in columns if column.says]
-    table.caption = Text(" ".join([about, *told]))
+    caption = "\n".join([" ".join([about, *told]), *below])
+    table = _empty(title, ("experiment", *(column.head for column in columns)), caption)
+    for experiment in experiments:
+        name = Text(shown(experiment.name), no_wrap=True)
+        table.add_row(name, *(column.cell(experiment) for column in columns))
     return table
 
 
-def _empty(title: str, heads: Sequence[str], words: int = 1) -> Table:
-    """The first `words` columns hold words, the others numbers."""
+def _empty(title: str, heads: Sequence[str], caption: str, words: int = 1) -> Table:
+    """The first `words` columns hold words, which are cut at their end where there is no room; the others, numbers."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", padding=0)
+    table.caption = Text(caption)
     for place, head in enumerate(heads):
         if place < words:
-            table.add_column(head, overflow="fold", min_width=8)
+            table.add_column(head, overflow="ellipsis", min_width=8 if place < 2 else None)
         else:
             table.add_column(head, justify="right", no_wrap=True)
     return table
