@@ -77,6 +77,14 @@ def page(experiments, tmp_path_factory):
     return path.read_text(encoding="utf-8")
 
 
+ADDED, ROUTED = "What do experts add?", "What does routing add?"
+
+
+def table_of(experiments, title):
+    (found,) = (table for table in report.tables(experiments) if table.title == title)
+    return found
+
+
 def logged(path, log):
     return [json.loads(line) for line in (path / log).read_text().splitlines()]
 
@@ -111,7 +119,7 @@ def with_rows(experiment, name, by_seed, **settings):
         values["run"] |= {"seed": seed, "rounds": max(row["round"] for row in found)}
         for dotted, value in settings.items():
             section, _, key = dotted.partition("__")
-            values[section][key] = value
+            values.setdefault(section, {})[key] = value
         environment = experiment.first.environment | {"declared": declared(values["method"])}
         done = values["run"]["rounds"]
         run = replace(experiment.first, name=name, values=values, environment=environment, clients=found, done=done)
@@ -250,70 +258,110 @@ def test_a_difference_is_paired_by_seed_and_client(study, experiments):
             for name in ("mixture", "gate-alone")
         }
         differences.append([last["mixture"][c] - last["gate-alone"][c] for c in sorted(COUNTS)])
-    line = cells(report.tables(experiments)[2], 0)
+    line = cells(table_of(experiments, ADDED), 0)
     means = [statistics.fmean(d) for d in differences]
     every = [d for ds in differences for d in ds]
     assert line["experiment"] == "mixture"
     assert line["against"] == "gate-alone (gate alone)"
     assert line["points"] == f"{round(statistics.fmean(means), 1) + 0.0:+.1f}"
-    assert line["sd seeds"] == f"{statistics.stdev(means):.1f} (2)"
-    assert line["sd clients"] == f"{statistics.fmean(map(statistics.pstdev, differences)):.1f}"
+    reach = 4.302652730 * statistics.stdev(means) / 3**0.5  # Student's t, 2 degrees of freedom, 97.5 %
+    low, high = statistics.fmean(means) - reach, statistics.fmean(means) + reach
+    assert (line["of"], line["low"], line["high"]) == ("local", f"{low:+.1f}", f"{high:+.1f}")
     counts = (sum(d > 0 for d in every), sum(d < 0 for d in every), sum(d == 0 for d in every))
-    assert (line["gain"], line["lose"], line["same"]) == tuple(map(str, counts))
+    assert (line["better"], line["worse"], line["same"]) == tuple(map(str, counts))
+
+
+NOTHING = "no difference is established"
+
+
+def against(*seeds):
+    """What is said of clients with so many of 10 right, a list a seed, against clients with 5 each."""
+    these = {seed: rows([right]) for seed, right in enumerate(seeds)}
+    return paired.local(these, {seed: rows([[5] * len(right)]) for seed, right in enumerate(seeds)})
 
 
 @pytest.mark.parametrize(
-    ("these", "says"),
+    ("seeds", "says"),
     [
-        (
-            [6, 4, 6, 4],
-            "+0.0 points, no difference beyond the noise between clients, which one seed alone does not settle (two",
-        ),
-        (
-            [6, 6, 6, 5],
-            "+7.5 points, better beyond the noise between clients, which one seed alone does not settle (two",
-        ),
-        ([4, 4, 4, 5], "-7.5 points, worse beyond the noise"),
-        ([9, 5, 5, 5], "+10.0 points, no difference beyond"),  # one client makes the mean
-        ([5, 5, 5, 5], "no difference at all, every client scores the same (4 pairs"),
+        ([[6, 6], [7, 7], [8, 8]], f"+20.0 points (between -4.8 and +44.8, 95 %, 3 seeds), {NOTHING}"),
+        ([[7, 7], [7, 8], [8, 8]], "+25.0 points (between +12.6 and +37.4, 95 %, 3 seeds), better"),
+        ([[3, 3], [3, 2], [2, 2]], "-25.0 points (between -37.4 and -12.6, 95 %, 3 seeds), worse"),
+        ([[5, 5], [5, 5], [5, 5]], "no difference at all in 3 seeds"),
+        ([[4, 6], [6, 4], [5, 5]], "+0.0 points in each of 3 seeds; an interval needs seeds that differ"),
+        ([[6, 6], [6, 6], [6, 6]], "+10.0 points in each of 3 seeds; an interval needs seeds that differ"),
+        ([[6, 6], [7, 7]], "+10.0 (seed 0), +20.0 (seed 1) points; an interval needs 3 seeds"),
+        ([[6, 6]], "+10.0 (seed 0) points; an interval needs 3 seeds"),
     ],
-)
-def test_a_plain_sentence_says_whether_experts_add_anything(these, says):
-    found = gain({0: rows([these])}, {0: rows([[5, 5, 5, 5]])})
-    assert claims.verdict(found).startswith(says)
+)  # fmt: skip
+def test_a_plain_sentence_says_what_the_seeds_allow(experiments, seeds, says):
+    """Student's t by hand: 4.303 times the standard error of three seeds. Fewer give no verdict, nor do equal ones."""
+    claim = claims.Claim(experiments[0], "others", "", "clients", against(*seeds))
+    assert claims.sentences([claim]) == [f"mixture against others: {says}."]
 
 
 def test_clients_of_one_seed_are_not_independent():
-    """Four clients agree within each seed, and the seeds do not agree: the noise is that of the seeds."""
-    found = gain({0: rows([[6, 6, 6, 6]]), 1: rows([[4, 4, 4, 5]])}, {s: rows([[5, 5, 5, 5]]) for s in (0, 1)})
-    assert found.error == pytest.approx(found.over_seeds / 2**0.5)
-    assert "no difference beyond the noise (two standard errors" in claims.verdict(found)
+    """A hundred clients agree within each seed, and the seeds do not: the error is that of three values."""
+    found = against([6] * 100, [4] * 100, [5] * 100)
+    assert found.error == pytest.approx(10 / 3**0.5)
+    assert (found.better, found.worse, found.same) == (100, 100, 100)
+
+
+def test_comparisons_of_one_table_are_judged_together(experiments):
+    """By Holm: alone each of these is established, its p between 1/80 and 1/20; of four, none is; nor are their
+    intervals hidden. What has no interval takes nobody's chance.
+    """
+    seeds = [[7, 7], [8, 8], [7, 8]]
+    good = against(*seeds)
+    assert 0.05 / 4 < good.p < 0.05
+    claim = claims.Claim(experiments[0], "others", "", "clients", good)
+    assert claims.sentences([claim])[0].endswith("(between +12.6 and +37.4, 95 %, 3 seeds), better.")
+    together = claims.sentences([claim] * 4)
+    assert all(line.endswith("3 seeds), not established among 4 comparisons.") for line in together)
+    assert "for all 4 comparisons of this table together" in claims.legend([claim] * 4)[0]
+    unjudged = replace(claim, difference=against([9, 9]))
+    assert claims.sentences([claim, unjudged, unjudged])[0].endswith(", better.")
+
+
+def test_holm_goes_down_from_the_smallest_p():
+    """The steps of Holm's procedure by hand: the smallest p times 3, the next times 2, and no further than it holds."""
+
+    def difference(p):
+        """Of three seeds, with this p: t at 2 degrees of freedom has p = 1 - t / sqrt(t^2 + 2)."""
+        t = (1 - p) * (2 / (1 - (1 - p) ** 2)) ** 0.5
+        found = paired.Difference({0: t - 3**0.5, 1: t, 2: t + 3**0.5})
+        assert found.p == pytest.approx(p)
+        return found
+
+    for ps, holds in (
+        ([0.04, 0.01, 0.02], [True, True, True]),
+        ([0.04, 0.02, 0.01], [True, True, True]),
+        ([0.03, 0.01, 0.03], [False, True, False]),  # 2 x 0.03 is over 5 %, and with it all that follow
+        ([0.02, 0.02, 0.02], [False, False, False]),
+        ([0.016, 0.026, 0.04], [True, False, False]),
+    ):
+        assert paired.established([difference(p) for p in ps]) == holds, ps
 
 
 def test_no_minus_stands_before_a_zero():
     assert (claims.signed(-0.04), claims.signed(0.04), claims.signed(-0.06)) == ("+0.0", "+0.0", "-0.1")
 
 
-def test_one_pair_says_nothing_about_noise():
-    assert "says nothing about the noise" in claims.verdict(gain({0: rows([[6]])}, {0: rows([[5]])}))
-
-
 def test_only_the_same_experiment_without_experts_is_its_control(experiments):
     mixture, alone, _ = experiments
     data = {seed: run.clients for seed, run in alone.finished.items()}
     other = with_rows(alone, "other-gate", data, method__lam=2.0)
-    table = report.tables([mixture, other])[2]
+    table = table_of([mixture, other], ADDED)
     assert not table.rows
     assert "they do not tell whether the experts add anything" in " ".join(printed([table]).split())
     free = report.Experiment("tuned", {s: replace(r, tuned=frozenset({"method.lam"})) for s, r in other.runs.items()})
-    assert len(report.tables([mixture, free])[2].rows) == 1, "what was tuned for each alike may differ"
+    assert len(table_of([mixture, free], ADDED).rows) == 1, "what was tuned for each alike may differ"
 
 
 def test_a_linear_probe_and_experts_by_chance_are_controls_too(experiments):
     mixture, alone, coop = experiments
     probe = with_rows(coop, "probe", coop.rows, model__name="linear-probe")
     chance = with_rows(mixture, "chance", mixture.rows, method__select="random")
-    lines = [cells(report.tables([mixture, alone, probe, chance])[2], i) for i in range(5)]
+    lines = [cells(table_of([mixture, alone, probe, chance], ADDED), i) for i in range(5)]
     assert [(line["experiment"], line["against"]) for line in lines] == [
         ("mixture", "gate-alone (gate alone)"),
         ("mixture", "chance (random experts)"),
@@ -324,15 +372,30 @@ def test_a_linear_probe_and_experts_by_chance_are_controls_too(experiments):
 
 
 def test_without_an_experiment_with_experts_there_is_no_table_of_what_they_add(experiments):
-    assert [table.title for table in report.tables(experiments[1:])] == ["Accuracy in percent", "What is held and sent"]
+    titles = [table.title for table in report.tables(experiments[1:])]
+    assert titles == ["Accuracy in percent", "How clients differ", "What is held and sent"]
 
 
-def test_the_headline_ranks_and_says_the_noise(experiments):
-    good = with_rows(experiments[0], "good", {0: rows([[8, 8, 8, 7]])})
-    poor = with_rows(experiments[1], "poor", {0: rows([[5, 5, 5, 5]])})
+def test_the_headline_ranks_and_says_the_interval(experiments):
+    good = with_rows(experiments[0], "good", {s: rows([[8, 8, 8, 7 - s]]) for s in SEEDS})
+    poor = with_rows(experiments[1], "poor", {s: rows([[5, 5, 5, 5]]) for s in SEEDS})
     text = " ".join(claims.headline([poor, good]))
-    assert text.startswith("Highest local accuracy: good, 77.5 % on average over 4 clients and 1 seed, where guessing")
-    assert "Next: poor, 50.0 %. The first against the next: +27.5 points, better beyond the noise" in text
+    assert text.startswith("Highest local accuracy: good, 75.0 % on average over 4 clients and 3 seeds; the commonest")
+    assert (
+        "Next: poor, 50.0 %. The first minus the next: +25.0 points (between +18.8 and +31.2, 95 %, 3 seeds)." in text
+    )
+    assert "What experts add: good against poor (gate alone): +25.0 points" in text
+
+
+def test_experiments_over_different_seeds_are_not_ranked_in_words(experiments):
+    """The mean of the first is higher, by its seeds alone: where both were run, it is lower."""
+    first = with_rows(experiments[0], "first", {0: rows([[4]]), 1: rows([[9]]), 2: rows([[9]])})
+    other = with_rows(experiments[1], "other", {0: rows([[5]])})
+    lines = claims.headline([first, other])
+    assert lines[0] == "These experiments have different seeds, so they are listed and not ranked."
+    assert not any("Highest" in line or "Next" in line for line in lines)
+    assert lines[1].endswith("(gate alone): -10.0 (seed 0) points; an interval needs 3 seeds.")
+    assert "do not have the same seeds" in printed(report.tables([first, other]))
 
 
 def test_experiments_on_different_data_are_not_ranked(experiments):
@@ -340,7 +403,7 @@ def test_experiments_on_different_data_are_not_ranked(experiments):
     other = with_rows(experiments[1], "other", {0: rows([[5]])}, data__name="other-data")
     assert "not ranked" in claims.headline([first, other])[0]
     assert "do not have the same data" in printed(report.tables([first, other]))
-    assert not report.tables([first, other])[2].rows
+    assert not table_of([first, other], ADDED).rows
 
 
 # ---- which runs
@@ -353,7 +416,7 @@ def test_seeds_of_one_config_are_one_experiment_in_the_order_of_the_study(experi
 def test_an_experiment_or_a_run_may_be_given_alone_and_twice_counts_once(study):
     one, other = study / "gate-alone", study / "mixture" / "seed-1"
     found = report.collect([one, other, other, one / "seed-0"])
-    assert [(e.name, list(e.runs)) for e in found] == [("gate-alone", [0, 1]), ("mixture", [1])]
+    assert [(e.name, list(e.runs)) for e in found] == [("gate-alone", [0, 1, 2]), ("mixture", [1])]
 
 
 def test_trials_are_left_out_unless_asked_for(study):
@@ -368,8 +431,8 @@ def test_an_unfinished_run_is_named_and_counted_nowhere(study, tmp_path):
     make(tmp_path / "late", CASES["fedavg"], name="late", stop=0)
     found = report.collect([tmp_path / "mixture", tmp_path / "late"])
     tables = report.tables(found)
-    text = printed(tables)
-    assert cells(tables[0], 0) == whole | {"sd seeds": whole["sd seeds"].replace("(2)", "(2/3)")}
+    text = said(*found)
+    assert cells(tables[0], 0) == whole | {"sd seeds": whole["sd seeds"].replace("(3)", "(3/4)")}
     assert set(cells(tables[0], 1).values()) == {"late", "(0/1)", "-"}
     assert "Not counted: mixture, seed 7: unfinished, 1 of 2 rounds done." in text
     assert "Not counted: late, seed 0: unfinished, 0 of 2 rounds done." in text
@@ -390,16 +453,16 @@ def test_equal_names_with_other_settings_or_the_same_seed_are_never_mixed(study,
     found = report.collect([tmp_path])
     assert [(e.name, list(e.runs)) for e in found] == [
         ("mixture (a)", [9]),
-        ("mixture (b/seed-0)", [0, 1]),
-        ("mixture (c/seed-0)", [0, 1]),
+        ("mixture (b/seed-0)", [0, 1, 2]),
+        ("mixture (c/seed-0)", [0, 1, 2]),
     ]
     found = report.collect([tmp_path / "a", tmp_path / "b"])
-    assert [list(e.runs) for e in found] == [[9], [0, 1]], "other settings, even without a seed in common"
+    assert [list(e.runs) for e in found] == [[9], [0, 1, 2]], "other settings, even without a seed in common"
 
 
 def test_a_client_who_did_not_answer_is_named(experiments):
     found = [row for row in rows([[5, 5, 5], [5, 5, 5]]) if (row["round"], row["client"]) != (1, "c-2")]
-    text = printed(report.tables([with_rows(experiments[0], "x", {0: found})]))
+    text = said(with_rows(experiments[0], "x", {0: found}))
     assert "x, seed 0: the last evaluation lacks c-2, who did not answer." in text
 
 
@@ -482,7 +545,7 @@ def test_the_page_has_every_picture_for_which_there_is_something_to_show(page):
         "Accuracy over rounds",
         "Every client",
         "How images weigh the experts: mixture",
-        "Who received whose prompt: mixture",
+        "Who received whose expert: mixture",
         "How far clients move what they share",
         "How different the experts are",
         "What travels",
@@ -573,7 +636,7 @@ def test_a_shipped_config_resolves_to_what_the_report_reads():
 
 MIXED = {
     "dense_correct": 55, "uniform_correct": 40, "routed_correct": 50, "main_correct": 45, "experts_correct": [30, 20],
-    "use": [30, 10, 0, 0, 20, 40], "entropy": 0.5, "apart": 0.25, "alpha": 0.75, "relevance.c-0": [0.2, 0.7, 0.1],
+    "use": [30, 10, 0, 0, 20, 40], "entropy": 0.5, "apart": 0.25, "alpha": 0.75, "shares.c-0": [0.2, 0.7, 0.1],
 }  # fmt: skip
 METHOD = {"method__name": "fedmoe", "method__relevance": "mean", "method__temperature": 1.0, "method__gate": "trained"}
 AVERAGING = {"method__name": "fedavg"}
@@ -661,14 +724,11 @@ def test_a_mixture_without_main_experts_has_no_alpha(experiments):
 @pytest.mark.parametrize(
     ("rights", "says"),
     [
-        ((60,), "+20.0 points of the server's accuracy, which one seed does not settle"),
-        (
-            (60, 64),
-            "+22.0 points of the server's accuracy, better beyond the noise (two standard errors: 4.0; 2 seeds)",
-        ),
-        ((38, 44), "+1.0 points of the server's accuracy, no difference beyond the noise"),
-        ((30, 31), "-9.5 points of the server's accuracy, worse beyond the noise"),
-        ((40, 40), "no difference at all in the server's accuracy (2 seeds)"),
+        ((60,), "+20.0 (seed 0) points; an interval needs 3 seeds."),
+        ((60, 62, 64), "+22.0 points (between +17.0 and +27.0, 95 %, 3 seeds), better."),
+        ((38, 41, 44), "+1.0 points (between -6.5 and +8.5, 95 %, 3 seeds), no difference is established."),
+        ((30, 31, 32), "-9.0 points (between -11.5 and -6.5, 95 %, 3 seeds), worse."),
+        ((40, 40), "no difference at all in 2 seeds."),
     ],
 )
 def test_the_gate_is_held_against_none_over_seeds(experiments, rights, says):
@@ -677,15 +737,25 @@ def test_the_gate_is_held_against_none_over_seeds(experiments, rights, says):
 
 
 def test_a_mixture_is_held_against_copies_and_against_averaging(experiments):
-    moe = with_mixture(experiments[0], "moe", (60, 62))
-    copies = with_mixture(experiments[0], "copies", (50, 52), method__relevance="uniform", method__temperature=9.0)
-    fedavg = with_server(experiments[0], "fedavg", {s: [row_of_server(0, 55)] for s in (0, 1)}, **AVERAGING)
+    moe = with_mixture(experiments[0], "moe", (60, 62, 67))
+    copies = with_mixture(experiments[0], "copies", (50, 52, 54), method__relevance="uniform", method__temperature=9.0)
+    fedavg = with_server(experiments[0], "fedavg", {s: [row_of_server(0, 55)] for s in SEEDS}, **AVERAGING)
     text = said(moe, copies, fedavg)
-    assert "moe against copies (uniform relevance): +10.0 points" in text
-    assert "moe against fedavg (one averaged model): +6.0 points" in text
-    assert "copies against moe" not in text
+    assert "moe against copies (uniform relevance): +11.0 points" in text
+    assert "moe against fedavg (one averaged model): +8.0 points" in text
+    assert "copies against" not in text
     assert "do not tell" not in text
-    assert "Highest server accuracy: moe, 61.0 %" in claims.headline([fedavg, moe, copies])[0]
+    lines = claims.headline([fedavg, moe, copies])
+    assert lines[0].startswith("Highest server accuracy: moe, 63.0 %")
+    assert lines[-1].startswith("What experts add: moe against fedavg (one averaged model): +8.0 points")
+    line = cells(table_of([moe, copies], ADDED), 0)
+    assert (line["of"], line["better"]) == ("server", "-")
+
+
+def test_an_averaged_mixture_is_not_one_averaged_model(experiments):
+    moe = with_mixture(experiments[0], "moe")
+    fedmix = with_server(experiments[0], "fedmix", {0: [row_of_server(0, 55)]}, **AVERAGING, mixture__experts=4)
+    assert "they do not tell whether a mixture adds anything" in said(moe, fedmix)
 
 
 @pytest.mark.parametrize("key", ["data__name", "model__name"])

@@ -207,7 +207,11 @@ def dissected(
         "entropy": float(entropy(weights_BK)),
         "apart": apart(weights),
     }
-    mains = {"main_correct": right(mains_MBC.mean(0)), "alpha": float(tensors["alpha"].clamp(0, 1))} if mixture.mains else {}
+    mains = (
+        {"main_correct": right(mains_MBC.mean(0)), "alpha": float(tensors["alpha"].clamp(0, 1))}
+        if mixture.mains
+        else {}
+    )
     return facts | mains
 
 
