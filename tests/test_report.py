@@ -6,18 +6,23 @@ import json
 import re
 import shutil
 import statistics
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
 from conftest import CASES, COUNTS, GATE, Case, Spoilt, carry_out, tiny
 from rich.console import Console
+from typer.testing import CliRunner
 
 from fedexperts import report, rundir
+from fedexperts.cli import app
 from fedexperts.config import about, load, resolve
+from fedexperts.declared import Control, Declared, Metric
 from fedexperts.message import Reply
 from fedexperts.methods import METHODS
+from fedexperts.methods.fedavg import Alone, FedAvg
+from fedexperts.methods.pfedmoap import PFedMoAP
 from fedexperts.metrics import valid
 from fedexperts.report import claims, figures, paired
 from fedexperts.rundir import RunDir
@@ -227,6 +232,53 @@ def test_every_column_fits_a_terminal_of_80_letters(experiments):
     assert "…" not in "".join(lines)
 
 
+def test_a_long_name_is_cut_at_its_end_and_no_number_is(experiments):
+    long = "an-experiment-with-a-name-that-no-terminal-has-room-for-" * 2
+    wordy = with_mixture(experiments[0], long, (100, 50, 60))
+    tables = report.tables([wordy, *(with_rows(e, f"{i}-{long}", e.rows) for i, e in enumerate(experiments))])
+    assert len(tables) == 5
+    for table in tables:
+        table.caption = None  # which says names whole
+        lines = printed([table], 80).splitlines()
+        assert max(map(len, lines)) <= 80
+        named = [line.split() for line in lines if "an-ex" in line]
+        assert len(named) == len(table.rows)
+        assert all(words[0].endswith("…") and "…" not in "".join(words[2:]) for words in named)
+
+
+def test_a_head_breaks_between_words_alone(experiments):
+    tables = report.tables([with_mixture(experiments[0], "moe", (100, 50)), *experiments])
+    heads = [str(column.header) for table in tables for column in table.columns]
+    assert not [head for head in heads if "-\n" in head]
+    for table in tables:
+        body = " ".join(printed([table], 80).split())
+        assert all(word in body for column in table.columns for word in str(column.header).split())
+
+
+def test_a_table_stands_apart_from_the_title_of_the_next(study):
+    lines = CliRunner().invoke(app, ["compare", str(study)]).output.splitlines()
+    titles = [
+        i for i, line in enumerate(lines) if line.rstrip() in {t.title for t in report.tables(report.collect([study]))}
+    ]
+    assert len(titles) == 4
+    assert all(not lines[i - 1].strip() for i in titles[1:])
+
+
+def test_the_worst_client_is_the_lowest_of_all_seeds_with_its_counts(experiments):
+    """A mean over seeds of 60, 64 and 0 % would hide a client that is wrong on all of its examples."""
+    worst = [rows([[9, 6]]), rows([[9, 7]]), rows([[9, 0]])]
+    line = cells(report.tables([with_rows(experiments[0], "x", dict(enumerate(worst)))])[1], 0)
+    assert (line["clients"], line["lowest"], line["right"], line["95 %"], line["seed"]) == (
+        "2", "0.0", "0/10", "0-28", "2",
+    )  # fmt: skip
+
+
+def test_the_spread_stands_beside_what_sampling_alone_would_give(experiments):
+    """By hand: clients with 10 test examples and a mean of 70 % are sqrt(.7 x .3 / 10) apart by chance."""
+    line = cells(report.tables([with_rows(experiments[0], "x", {0: rows([[9, 5]])})])[1], 0)
+    assert (line["sd"], line["sampling"]) == ("20.0", f"{100 * (0.7 * 0.3 / 10) ** 0.5:.1f}")
+
+
 def test_a_run_of_zero_rounds_is_a_finished_one(tmp_path):
     make(tmp_path / "run", CASES["alone"], name="zero-shot", run={"rounds": 0})
     found = report.collect([tmp_path])
@@ -369,6 +421,79 @@ def test_a_linear_probe_and_experts_by_chance_are_controls_too(experiments):
         ("chance", "gate-alone (gate alone)"),
         ("chance", "probe (linear probe)"),
     ]
+
+
+class Mine(PFedMoAP):
+    """pFedMoAP under a name of one's own."""
+
+
+class Lonely(Alone):
+    """And so with clients that share nothing."""
+
+
+@dataclass(frozen=True)
+class Told(FedAvg):
+    """A method of one's own that logs a number and names its control."""
+
+    depth: int = 3
+
+    def declares(self):
+        controls = (Control("no depth", {"method.depth": (0,)}),) if self.depth else ()
+        metrics = (Metric("deep", "How deep it went", "metres", "At 0 it stayed where it was."),)
+        below = Metric("below", "How deep the server went", "fathoms", "The same.", of="server")
+        return Declared(controls=controls, metrics=(*metrics, below))
+
+    def facts(self, model, local, x):
+        return {"deep": float(self.depth)}
+
+    def shows(self, model, server, x, y):
+        return {"below": self.depth / 1.8288}
+
+
+@pytest.fixture(scope="module")
+def own(study, tmp_path_factory):
+    """The same experiments as the study's, but that each method is another class."""
+    path = tmp_path_factory.mktemp("own")
+    names = {"pfedmoap": "test_report:Mine", "alone": "test_report:Lonely"}
+    for name, case in EXPERIMENTS.items():
+        renamed = replace(case, method=case.method | {"name": names[case.method["name"]]})
+        for seed in SEEDS:
+            make(path / name / f"seed-{seed}", renamed, name=name, run=seeded(seed))
+    return report.collect([path / name for name in EXPERIMENTS])
+
+
+def test_a_subclass_of_ones_own_has_every_table_and_picture_of_its_parent(experiments, own):
+    """But for seconds, which are measured."""
+
+    def shown(found):
+        return [[cells(table, i) for i in range(len(table.rows))] for table in report.tables(found)]
+
+    ours, theirs = shown(experiments), shown(own)
+    for row in (*ours[0], *theirs[0]):
+        del row["time (s)"]
+    assert theirs == ours
+    assert [table.title for table in report.tables(own)] == [table.title for table in report.tables(experiments)]
+    alike = lambda found: [(p.title, p.alt, p.caption) for p in figures.draw(found)]  # noqa: E731
+    assert alike(own) == alike(experiments)
+    assert claims.headline(own) == claims.headline(experiments)
+    assert ours[0][2]["server"] == "-", "who shares nothing has no server accuracy"
+    assert len(ours) == 4
+
+
+def test_a_method_of_ones_own_has_its_picture_and_its_row(tmp_path):
+    for depth in (3, 0):
+        for seed in SEEDS:
+            case = Case({"name": "test_report:Told", "depth": depth})
+            make(tmp_path / f"deep-{depth}" / f"seed-{seed}", case, name=f"deep-{depth}", run=seeded(seed))
+    found = report.collect([tmp_path / "deep-3", tmp_path / "deep-0"])
+    table = table_of(found, ADDED)
+    assert [(cells(table, i)["experiment"], cells(table, i)["against"]) for i in range(len(table.rows))] == [
+        ("deep-3", "deep-0 (no depth)")
+    ]
+    pictures = {picture.title: picture for picture in figures.draw(found)}
+    assert pictures["How deep it went"].caption.startswith("At 0 it stayed where it was.")
+    assert "deep-3 3" in pictures["How deep it went"].alt
+    assert "deep-3 1.6" in pictures["How deep the server went"].alt
 
 
 def test_without_an_experiment_with_experts_there_is_no_table_of_what_they_add(experiments):
@@ -609,6 +734,22 @@ def test_refused_uploads_are_listed_with_client_and_reason(tmp_path):
     assert "<td>b</td><td>the &lt;disk&gt; is full</td>" in (tmp_path / "report.html").read_text()
 
 
+def test_a_client_that_is_refused_in_every_round_is_said_loudly(tmp_path):
+    """One whose last upload was taken is in the result; one whose never was is not, and nobody may overlook it."""
+
+    def spoil(reply):
+        if reply.task == "train" and (reply.client == "b" or (reply.client == "c" and reply.round == 1)):
+            return Reply(reply.client, reply.round, "train", error="the disk is full")
+        return reply
+
+    full = {"rounds": 2, "participation": 1.0}
+    make(tmp_path / "run", CASES["fedavg"], name="x", wrap=lambda engine: Spoilt(engine, spoil), run=full)
+    (found,) = report.collect([tmp_path])
+    lines = [line for line in claims.notes([found]) if line.startswith("WARNING")]
+    assert lines == ["WARNING: x, seed 0: every upload of b was refused, so nothing of it is in this result."]
+    assert lines[0] in said(found)
+
+
 def test_writing_over_a_folder_says_what_would_be_right(experiments, tmp_path):
     with pytest.raises(ValueError, match=r"is a folder; right would be the name of a file in it"):
         report.write_html(experiments, tmp_path)
@@ -792,12 +933,15 @@ def test_the_pictures_of_a_mixture_say_their_figures_in_words(experiments):
     assert alts["What the routed experts weigh"].endswith("moe 0.75.")
 
 
+AVERAGED = ("fedmix", "fedjets", "cent-moe")  # their servers hold a mixture that all share
+
+
 @pytest.fixture(scope="session")
 def fedmoe(tmp_path_factory):
     """Real runs of Fed-MoE and of FedAvg on a few digits."""
     path = tmp_path_factory.mktemp("fedmoe")
     small = ["data.clients=4", "start.epochs=1", "learning.rate=0.01", "run.rounds=2", "run.evaluate_every=1"]
-    for name in ("fedmoe-letter", "fedavg"):
+    for name in ("fedmoe-letter", "fedavg", *AVERAGED):
         once(load(f"configs/demo/fedmoe-digits/{name}.toml", small), path / name)
     return path
 
@@ -822,6 +966,22 @@ def test_the_page_shows_a_mixture_beside_runs_without_one(fedmoe, study, tmp_pat
     assert "serves which class: mixture" not in text
     for image in reader.images():
         assert ElementTree.fromstring(svg(image)).tag.endswith("svg")
+
+
+def test_every_server_that_holds_a_mixture_has_a_row_of_what_routing_adds(fedmoe):
+    """The mixture that all share predicts with every expert: dense, at all clients' test parts in one."""
+    found = report.collect([fedmoe])
+    table = table_of(found, ROUTED)
+    lines = {line["experiment"]: line for line in (cells(table, i) for i in range(len(table.rows)))}
+    assert lines.keys() == {"fedmoe-letter", *AVERAGED}
+    accuracy = {line["experiment"]: line for line in (cells(report.tables(found)[0], i) for i in range(len(found)))}
+    for name, line in lines.items():
+        assert line["server"] == accuracy[name]["server"]
+        assert name not in AVERAGED or line["dense"] == line["server"]
+        assert f"{name} against its own experts under a uniform gate" in said(*found)
+    assert lines["fedmix"]["alpha"] == "-"
+    titles = [picture.title for picture in figures.draw(found)]
+    assert "Which expert serves which class: fedmix" in titles
 
 
 def test_a_run_of_the_version_before_servers_had_a_log_is_shown_as_ever(study, tmp_path):
