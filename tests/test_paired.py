@@ -95,7 +95,7 @@ def test_counts_of_right_answers_keep_the_level_as_well(seeds: int, whose: str) 
 
 
 def test_fewer_than_three_seeds_and_equal_ones_are_judged_nowhere() -> None:
-    for by_seed in ({0: 9.0}, {0: 9.0, 1: 9.5}, {0: 9.0, 1: 9.0, 2: 9.0}):
+    for by_seed in ({0: 9.0}, {0: 9.0, 1: 9.5}, {0: 9.0, 1: 9.0, 2: 9.0}, {0: 0.1 + 0.2, 1: 0.3, 2: 0.3}):
         found = Difference(by_seed)
         assert established([found]) == [False]
         assert math.isnan(found.p)

@@ -18,6 +18,7 @@ from ..metrics import Row, last
 
 LEVEL = 0.95
 SEEDS = 3  # fewer say nothing of the noise
+ROUNDING = 1e-9  # points; an error below it is none
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Difference:
     @property
     def judged(self) -> bool:
         """Whether seeds are enough for an interval, and tell how far they are apart: equal ones do not."""
-        return len(self.by_seed) >= SEEDS and self.error > 0
+        return len(self.by_seed) >= SEEDS and self.error > ROUNDING
 
     @property
     def interval(self) -> tuple[float, float]:
