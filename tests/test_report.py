@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from conftest import CASES, COUNTS, GATE, Case, Spoilt, carry_out, tiny
 from rich.console import Console
 from typer.testing import CliRunner
@@ -221,6 +222,10 @@ def test_the_footer_says_what_the_commonest_class_gives_and_that_nothing_is_the_
         for own in federation.parts.values():
             train, test = (federation.labels[part].tolist() for part in (own.train, own.test))
             right.append(test.count(max(sorted(set(train)), key=train.count)) / len(test))
+        everybody = [torch.cat([getattr(own, part) for own in federation.parts.values()]) for part in ("train", "test")]
+        train, test = (federation.labels[part].tolist() for part in everybody)
+        common = max(sorted(set(train)), key=train.count)
+        assert federation.commonest()["server"] == pytest.approx(100 * test.count(common) / len(test))
     text = " ".join(printed(report.tables(experiments)).split())
     assert f"Always saying each client's commonest class gives {100 * statistics.fmean(right):.3g} %." in text
     assert "Nothing here is from the round that is best on test data" in text
