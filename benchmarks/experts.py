@@ -5,14 +5,15 @@
 
 Every variant of a row has the same clients, split, seeds, steps and rates; what differs is whose prompts a client
 receives and whether gates are averaged. Accuracies are local test accuracies in percent after the last round, means
-over clients and seeds; differences are paired by seed, with their standard deviation over seeds.
+over clients and seeds; differences are paired by seed, with their 95 % interval (Student's t over seeds), each row's
+by itself.
 """
 
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from grid import rows, run, variant
+from grid import minus, rows, run, said, variant
 
 from fedexperts import config as door
 from fedexperts.config import Config
@@ -51,10 +52,8 @@ def accuracy(out: Path, experiment: str) -> list[float]:
 
 
 def added(out: Path, with_experts: str, without: str) -> str:
-    """Difference in points, paired by seed: mean and standard deviation."""
-    pairs = zip(accuracy(out, with_experts), accuracy(out, without), strict=True)
-    differences = [a - b for a, b in pairs]
-    return f"{statistics.fmean(differences):+.1f} ± {statistics.stdev(differences):.1f}"
+    """Difference in points, paired by seed, with its interval."""
+    return said(minus(accuracy(out, with_experts), accuracy(out, without)))
 
 
 def spread(out: Path, experiment: str, fact: str) -> float:

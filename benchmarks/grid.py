@@ -1,8 +1,9 @@
 """Variants of one experiment as a study, and what came out; other benchmarks use it. No benchmark itself."""
 
 import argparse
+import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from fedexperts import config as door
 from fedexperts import study
 from fedexperts.config import Config
 from fedexperts.metrics import Row, by_round, last, last_valid
+from fedexperts.report import paired
+from fedexperts.report.paired import Difference
 from fedexperts.rundir import RunDir
 
 
@@ -52,3 +55,35 @@ def logs(out: Path, name: str, seeds: Sequence[int]) -> list[tuple[list[Row], li
 def served(out: Path, name: str, seeds: Sequence[int]) -> list[tuple[float, float]]:
     """The server's accuracy in percent after the last round, on validation and on test examples, a pair a seed."""
     return [(last_valid(*log, "server"), last(*log).server) for log in logs(out, name, seeds)]
+
+
+def minus(these: Sequence[float], those: Sequence[float]) -> Difference:
+    """Paired by seed; the values are in the order of the seeds."""
+    return Difference(dict(enumerate(a - b for a, b in zip(these, those, strict=True))))
+
+
+def said(found: Difference) -> str:
+    """The mean difference in points with its 95 % interval, or seed by seed where there is none."""
+    if not found.judged:
+        return f"{found.mean:+.1f} (by seed {', '.join(f'{value:+.1f}' for value in found.by_seed.values())})"
+    low, high = found.interval
+    return f"{found.mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def choices(found: Mapping[str, Sequence[tuple[float, float]]]) -> Iterator[str]:
+    """A table of choices, each with its validation and test accuracy, a pair a seed; the first is the default.
+
+    What is established among all of them together (Holm, 5 %) is marked with a star.
+    """
+    (default, first), *others = found.items()
+    valid = {choice: [pair[0] for pair in pairs] for choice, pairs in found.items()}
+    test = {choice: statistics.fmean(pair[1] for pair in pairs) for choice, pairs in found.items()}
+    differences = [minus(valid[choice], valid[default]) for choice, _ in others]
+    stars = ["*" if holds else "" for holds in paired.established(differences)]
+    yield "| choice | validation | minus the default | test |\n|---|---|---|---|"
+    yield f"| {default} | {statistics.fmean(valid[default]):.1f} | | {test[default]:.1f} |"
+    for (choice, _), difference, star in zip(others, differences, stars, strict=True):
+        mean = statistics.fmean(valid[choice])
+        yield f"| {choice} | {mean:.1f} | {said(difference)}{star} | {test[choice]:.1f} |"
+    yield f"\n{len(first)} seeds. In brackets the 95 % interval of the paired difference (Student's t over seeds)."
+    yield f"*: not zero, for all {len(others)} choices together (Holm, 5 %)."

@@ -7,20 +7,20 @@ Every experiment of configs/demo/fedmoe-digits at the rates that its file names 
 fedavg-random at fedavg's); test accuracy after the last round in percent, mean over two seeds; of `alone`, where no
 server learns, the clients' own on their own parts. Clients have 1, 4 and 16 thousand parameters. The second table asks
 the two presets how far their routed experts are apart, and how much better their server is than with a flat gate over
-the experts it ends with, and than the control whose gate was uniform all along; ± is the standard deviation over seeds
-of the paired difference.
+the experts it ends with, and than the control whose gate was uniform all along; two seeds allow no interval, so
+differences stand seed by seed.
 """
 
-import math
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from grid import logs, run, variant
+from grid import logs, minus, run, said, variant
 
 from fedexperts import config as door
 from fedexperts.config import Config
-from fedexperts.metrics import Routing, last, mean_sd, routing
+from fedexperts.metrics import last
+from fedexperts.report.experts import Routing, routing
 
 SEEDS = (0, 1)
 EXPERIMENTS = (
@@ -59,20 +59,14 @@ def parts(out: Path, experiment: str, setting: Setting) -> list[Routing]:
     return [each for each in found if each]
 
 
-def ahead(these: list[float], those: list[float]) -> str:
-    """Difference in points, paired by seed: mean and standard deviation."""
-    mean, sd = mean_sd([a - b for a, b in zip(these, those, strict=True)])
-    return f"{mean:+.1f}" + ("" if math.isnan(sd) else f" ± {sd:.1f}")
-
-
 def routed(out: Path, setting: Setting) -> Iterator[str]:
     """Of each preset: experts apart, and what routing adds over a flat gate and over the control."""
     control = accuracy(out, "uniform-gate", setting)
     for preset in ("fedmoe-letter", "fedmoe"):
         found = parts(out, preset, setting)
         yield f"{statistics.fmean(each.apart for each in found):.4f}"
-        yield ahead([each.top for each in found], [each.uniform for each in found])
-        yield ahead(accuracy(out, preset, setting), control)
+        yield said(minus([each.top for each in found], [each.uniform for each in found]))
+        yield said(minus(accuracy(out, preset, setting), control))
 
 
 def tables(out: Path) -> Iterator[str]:

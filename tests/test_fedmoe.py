@@ -226,9 +226,9 @@ def test_who_is_who_decides_nothing() -> None:
     sent, own = uploads(mixture), having(mixture)
     renamed = [replace(sent[j], client=name) for name, j in zip(CLIENTS, (2, 0, 3, 1), strict=True)]
     before, after = (method.merge(own, state(mixture), each, 1) for each in (sent, renamed))
-    new = {f"relevance.{sent[j].client}": f"relevance.{name}" for name, j in zip(CLIENTS, (2, 0, 3, 1), strict=True)}
+    new = {f"shares.{sent[j].client}": f"shares.{name}" for name, j in zip(CLIENTS, (2, 0, 3, 1), strict=True)}
     assert close(before, {name: after[new.get(name, name)] for name in after})
-    assert not close(under(before, "relevance"), under(after, "relevance"))
+    assert not close(under(before, "shares"), under(after, "shares"))
 
 
 # The mixture
@@ -273,7 +273,7 @@ def test_experts_share_no_storage(mains: int) -> None:
     """Pitfall 14: neither at the start nor after a round is one of them another."""
     mixture = mixed(mains)
     for server in (mixture.initial, FedMoE(lam=1.0).merge(having(mixture), state(mixture), uploads(mixture), 1)):
-        own = [value for name, value in server.items() if not name.startswith("relevance.")]
+        own = [value for name, value in server.items() if not name.startswith("shares.")]
         assert len({value.untyped_storage().data_ptr() for value in own}) == len(own)
 
 
@@ -291,7 +291,7 @@ def test_what_is_shown_of_a_mixture_is_how_it_does_without_its_parts() -> None:
     mixture = mixed(2, top=2)
     server, draw = state(mixture), rng(0, "shown")
     x, y = torch.randn(40, WIDTH, generator=draw), torch.randint(len(CLASSES), (40,), generator=draw)
-    shown = FedMoE().shows(mixture, server | {"relevance.a": torch.tensor([0.5, 0.25])}, x, y)
+    shown = FedMoE().shows(mixture, server | {"shares.a": torch.tensor([0.5, 0.25])}, x, y)
     weights, even, sure = gate_of(mixture, server, x), torch.full((40, K), 1 / K), {"alpha": torch.tensor(1.0)}
     few = torch.where(weights > weights.min(-1, keepdim=True).values, weights, 0)
     few /= few.sum(-1, keepdim=True)
@@ -308,7 +308,7 @@ def test_what_is_shown_of_a_mixture_is_how_it_does_without_its_parts() -> None:
     chosen = weights.argmax(-1)
     assert shown["use"] == [float(((chosen == k) & (y == c)).sum()) for k in range(K) for c in range(len(CLASSES))]
     assert shown["entropy"] == pytest.approx(float(-(weights * weights.log()).sum(-1).mean()), rel=1e-4)
-    assert (shown["alpha"], shown["relevance.a"]) == (pytest.approx(0.3), [0.5, 0.25])
+    assert (shown["alpha"], shown["shares.a"]) == (pytest.approx(0.3), [0.5, 0.25])
 
 
 def test_a_warm_gate_knows_the_clusters_of_the_reserve_set(tmp_path: Path) -> None:

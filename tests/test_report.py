@@ -6,24 +6,31 @@ import json
 import re
 import shutil
 import statistics
-from dataclasses import replace
+from dataclasses import asdict, dataclass, fields, replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from conftest import CASES, CLASSES, COUNTS, GATE, Case, Spoilt, carry_out, tiny
+import torch
+from conftest import CASES, COUNTS, GATE, Case, Spoilt, carry_out, tiny
 from rich.console import Console
+from typer.testing import CliRunner
 
 from fedexperts import report, rundir
-from fedexperts.config import load, resolve
+from fedexperts.cli import app
+from fedexperts.config import about, load, resolve
+from fedexperts.declared import Control, Declared, Metric
 from fedexperts.message import Reply
-from fedexperts.metrics import gain, valid
-from fedexperts.report import claims, figures
+from fedexperts.methods import METHODS
+from fedexperts.methods.fedavg import Alone, FedAvg
+from fedexperts.methods.pfedmoap import PFedMoAP
+from fedexperts.metrics import valid
+from fedexperts.report import claims, figures, paired
 from fedexperts.rundir import RunDir
 from fedexperts.study import once
 
 EXPERIMENTS = {"mixture": Case(GATE), "gate-alone": Case(GATE | {"experts": 0}), "coop-alone": CASES["alone"]}
-SEEDS = (0, 1)
+SEEDS = (0, 1, 2)
 
 
 class StoppedError(Exception):
@@ -39,7 +46,8 @@ def make(path, case, *, name, wrap=lambda engine: engine, stop=None, **sections)
         if round == stop:
             raise StoppedError
 
-    RunDir.create(path, config.toml(), {"classes": list(CLASSES), "python": "3.x"})
+    federation = config.section("data").load(config.values["run"]["seed"])
+    RunDir.create(path, config.toml(), about(config, federation) | {"python": "3.x"})
     try:
         return carry_out(config, path, wrap, tell)
     except StoppedError:
@@ -73,6 +81,14 @@ def page(experiments, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "deep" / "report.html"
     report.write_html(experiments, path)
     return path.read_text(encoding="utf-8")
+
+
+ADDED, ROUTED = "What do experts add?", "What does routing add?"
+
+
+def table_of(experiments, title):
+    (found,) = (table for table in report.tables(experiments) if table.title == title)
+    return found
 
 
 def logged(path, log):
@@ -109,19 +125,29 @@ def with_rows(experiment, name, by_seed, **settings):
         values["run"] |= {"seed": seed, "rounds": max(row["round"] for row in found)}
         for dotted, value in settings.items():
             section, _, key = dotted.partition("__")
-            values[section][key] = value
-        run = experiment.first
-        runs[seed] = replace(run, name=name, values=values, clients=found, done=values["run"]["rounds"])
+            values.setdefault(section, {})[key] = value
+        environment = experiment.first.environment | {"declared": declared(values["method"])}
+        done = values["run"]["rounds"]
+        run = replace(experiment.first, name=name, values=values, environment=environment, clients=found, done=done)
+        runs[seed] = run
     return report.Experiment(name, runs)
+
+
+def declared(settings):
+    """What a method with these settings writes into its runs."""
+    method = METHODS[settings["name"]]
+    known = {field.name for field in fields(method)}
+    found = method(**{key: value for key, value in settings.items() if key in known}).declares()
+    return json.loads(json.dumps(asdict(found)))
 
 
 # ---- figures
 
 
 def test_the_table_says_what_the_rows_say(study, experiments):
-    table = report.tables(experiments)[0]
+    table, differing, *_ = report.tables(experiments)
     for row, name in enumerate(EXPERIMENTS):
-        means, spreads, worst, pooled = [], [], [], []
+        means, spreads, pooled, lows = [], [], [], []
         for seed in SEEDS:
             path = study / name / f"seed-{seed}"
             last = [r for r in logged(path, "clients.jsonl") if r["round"] == 2]
@@ -129,14 +155,14 @@ def test_the_table_says_what_the_rows_say(study, experiments):
             local = [100 * r["test_correct"] / r["test_examples"] for r in last]
             means.append(statistics.fmean(local))
             spreads.append(statistics.pstdev(local))
-            worst.append(min(local))
+            lows += [(r["test_correct"] / r["test_examples"], r["test_examples"], seed) for r in last]
             pooled.append(100 * sum(r["test_global_correct"] for r in last) / sum(r["test_examples"] for r in last))
         found = cells(table, row)
         assert found["experiment"] == name
         assert found["local"] == f"{statistics.fmean(means):.1f}"
-        assert found["sd seeds"] == f"{statistics.stdev(means):.1f} (2)"
-        assert found["sd clients"] == f"{statistics.fmean(spreads):.1f}"
-        assert found["worst client"] == f"{statistics.fmean(worst):.1f}"
+        assert found["sd seeds"] == f"{statistics.stdev(means):.1f} (3)"
+        assert cells(differing, row)["sd"] == f"{statistics.fmean(spreads):.1f}"
+        assert cells(differing, row)["lowest"] == f"{100 * min(lows)[0]:.1f}"
         assert found["server"] == ("-" if name == "coop-alone" else f"{statistics.fmean(pooled):.1f}")
 
 
@@ -162,8 +188,8 @@ def test_what_is_held_and_sent_is_a_mean_over_rounds_and_seeds_and_seconds_are_a
         )
         for seed, log in enumerate(logs)
     }  # fmt: skip
-    accuracy, held, *_ = report.tables([report.Experiment("x", runs)])
-    assert cells(accuracy, 0)["sec- onds"] == "16"
+    accuracy, _, held, *_ = report.tables([report.Experiment("x", runs)])
+    assert cells(accuracy, 0)["time (s)"] == "16"
     line = cells(held, 0)
     assert (line["client params"], line["client bytes"]) == ("200", "1k")
     assert (line["down params"], line["down bytes"]) == ("7.5k", "30k")
@@ -178,7 +204,7 @@ def test_what_a_log_does_not_say_has_no_size(experiments):
         rounds=[{"bytes_down": 8, "bytes_up": 8, "seconds": 1, "round": 1, "refused": {}, "trained": {"c": {}}}],
         server=[],
     )
-    line = cells(report.tables([report.Experiment("x", {0: old})])[1], 0)
+    line = cells(report.tables([report.Experiment("x", {0: old})])[2], 0)
     assert [line[who] for who in ("client bytes", "down params", "down bytes", "server params")] == ["-", "-", "8", "-"]
 
 
@@ -188,25 +214,81 @@ def test_without_validation_examples_there_is_no_best_round(experiments):
     assert (line["local"], line["best valid"], line["at round"]) == ("35.0", "-", "-")
 
 
-def test_the_footer_says_chance_and_that_nothing_is_the_best_test_round(experiments):
+def test_the_footer_says_what_the_commonest_class_gives_and_that_nothing_is_the_best_test_round(experiments):
+    """By hand: each client's commonest class of training, on its own test part."""
+    right = []
+    for seed in SEEDS:
+        federation = tiny(EXPERIMENTS["mixture"]).section("data").load(seed)
+        for own in federation.parts.values():
+            train, test = (federation.labels[part].tolist() for part in (own.train, own.test))
+            right.append(test.count(max(sorted(set(train)), key=train.count)) / len(test))
+        everybody = [torch.cat([getattr(own, part) for own in federation.parts.values()]) for part in ("train", "test")]
+        train, test = (federation.labels[part].tolist() for part in everybody)
+        common = max(sorted(set(train)), key=train.count)
+        assert federation.commonest()["server"] == pytest.approx(100 * test.count(common) / len(test))
     text = " ".join(printed(report.tables(experiments)).split())
-    assert "The chance level is 33.3 %." in text
-    assert "all clients, sampled or not (5)" in text
+    assert f"Always saying each client's commonest class gives {100 * statistics.fmean(right):.3g} %." in text
     assert "Nothing here is from the round that is best on test data" in text
 
 
 def test_every_column_fits_a_terminal_of_80_letters(experiments):
-    lines = printed(report.tables(experiments)[:2], 80).splitlines()
-    assert any("sec-" in line for line in lines)
+    lines = printed(report.tables(experiments), 80).splitlines()
     assert max(map(len, lines)) <= 80
     assert "…" not in "".join(lines)
+
+
+def test_a_long_name_is_cut_at_its_end_and_no_number_is(experiments):
+    long = "an-experiment-with-a-name-that-no-terminal-has-room-for-" * 2
+    wordy = with_mixture(experiments[0], long, (100, 50, 60))
+    tables = report.tables([wordy, *(with_rows(e, f"{i}-{long}", e.rows) for i, e in enumerate(experiments))])
+    assert len(tables) == 5
+    for table in tables:
+        table.caption = None  # which says names whole
+        lines = printed([table], 80).splitlines()
+        assert max(map(len, lines)) <= 80
+        named = [line.split() for line in lines if "an-ex" in line]
+        assert len(named) == len(table.rows)
+        assert all(words[0].endswith("…") and "…" not in "".join(words[2:]) for words in named)
+
+
+def test_a_head_breaks_between_words_alone(experiments):
+    tables = report.tables([with_mixture(experiments[0], "moe", (100, 50)), *experiments])
+    heads = [str(column.header) for table in tables for column in table.columns]
+    assert not [head for head in heads if "-\n" in head]
+    for table in tables:
+        body = " ".join(printed([table], 80).split())
+        assert all(word in body for column in table.columns for word in str(column.header).split())
+
+
+def test_a_table_stands_apart_from_the_title_of_the_next(study):
+    lines = CliRunner().invoke(app, ["compare", str(study)]).output.splitlines()
+    titles = [
+        i for i, line in enumerate(lines) if line.rstrip() in {t.title for t in report.tables(report.collect([study]))}
+    ]
+    assert len(titles) == 4
+    assert all(not lines[i - 1].strip() for i in titles[1:])
+
+
+def test_the_worst_client_is_the_lowest_of_all_seeds_with_its_counts(experiments):
+    """A mean over seeds of 60, 64 and 0 % would hide a client that is wrong on all of its examples."""
+    worst = [rows([[9, 6]]), rows([[9, 7]]), rows([[9, 0]])]
+    line = cells(report.tables([with_rows(experiments[0], "x", dict(enumerate(worst)))])[1], 0)
+    assert (line["clients"], line["lowest"], line["right"], line["95 %"], line["seed"]) == (
+        "2", "0.0", "0/10", "0-28", "2",
+    )  # fmt: skip
+
+
+def test_the_spread_stands_beside_what_sampling_alone_would_give(experiments):
+    """By hand: clients with 10 test examples and a mean of 70 % are sqrt(.7 x .3 / 10) apart by chance."""
+    line = cells(report.tables([with_rows(experiments[0], "x", {0: rows([[9, 5]])})])[1], 0)
+    assert (line["sd"], line["sampling"]) == ("20.0", f"{100 * (0.7 * 0.3 / 10) ** 0.5:.1f}")
 
 
 def test_a_run_of_zero_rounds_is_a_finished_one(tmp_path):
     make(tmp_path / "run", CASES["alone"], name="zero-shot", run={"rounds": 0})
     found = report.collect([tmp_path])
     line = cells(report.tables(found)[0], 0)
-    assert (line["at round"], line["sec- onds"]) == ("0", "0.0")
+    assert (line["at round"], line["time (s)"]) == ("0", "0.0")
     report.write_html(found, tmp_path / "report.html")
 
 
@@ -233,70 +315,110 @@ def test_a_difference_is_paired_by_seed_and_client(study, experiments):
             for name in ("mixture", "gate-alone")
         }
         differences.append([last["mixture"][c] - last["gate-alone"][c] for c in sorted(COUNTS)])
-    line = cells(report.tables(experiments)[2], 0)
+    line = cells(table_of(experiments, ADDED), 0)
     means = [statistics.fmean(d) for d in differences]
     every = [d for ds in differences for d in ds]
     assert line["experiment"] == "mixture"
     assert line["against"] == "gate-alone (gate alone)"
     assert line["points"] == f"{round(statistics.fmean(means), 1) + 0.0:+.1f}"
-    assert line["sd seeds"] == f"{statistics.stdev(means):.1f} (2)"
-    assert line["sd clients"] == f"{statistics.fmean(map(statistics.pstdev, differences)):.1f}"
+    reach = 4.302652730 * statistics.stdev(means) / 3**0.5  # Student's t, 2 degrees of freedom, 97.5 %
+    low, high = statistics.fmean(means) - reach, statistics.fmean(means) + reach
+    assert (line["of"], line["low"], line["high"]) == ("local", f"{low:+.1f}", f"{high:+.1f}")
     counts = (sum(d > 0 for d in every), sum(d < 0 for d in every), sum(d == 0 for d in every))
-    assert (line["gain"], line["lose"], line["same"]) == tuple(map(str, counts))
+    assert (line["better"], line["worse"], line["same"]) == tuple(map(str, counts))
+
+
+NOTHING = "no difference is established"
+
+
+def against(*seeds):
+    """What is said of clients with so many of 10 right, a list a seed, against clients with 5 each."""
+    these = {seed: rows([right]) for seed, right in enumerate(seeds)}
+    return paired.local(these, {seed: rows([[5] * len(right)]) for seed, right in enumerate(seeds)})
 
 
 @pytest.mark.parametrize(
-    ("these", "says"),
+    ("seeds", "says"),
     [
-        (
-            [6, 4, 6, 4],
-            "+0.0 points, no difference beyond the noise between clients, which one seed alone does not settle (two",
-        ),
-        (
-            [6, 6, 6, 5],
-            "+7.5 points, better beyond the noise between clients, which one seed alone does not settle (two",
-        ),
-        ([4, 4, 4, 5], "-7.5 points, worse beyond the noise"),
-        ([9, 5, 5, 5], "+10.0 points, no difference beyond"),  # one client makes the mean
-        ([5, 5, 5, 5], "no difference at all, every client scores the same (4 pairs"),
+        ([[6, 6], [7, 7], [8, 8]], f"+20.0 points (between -4.8 and +44.8, 95 %, 3 seeds), {NOTHING}"),
+        ([[7, 7], [7, 8], [8, 8]], "+25.0 points (between +12.6 and +37.4, 95 %, 3 seeds), better"),
+        ([[3, 3], [3, 2], [2, 2]], "-25.0 points (between -37.4 and -12.6, 95 %, 3 seeds), worse"),
+        ([[5, 5], [5, 5], [5, 5]], "no difference at all in 3 seeds"),
+        ([[4, 6], [6, 4], [5, 5]], "+0.0 points in each of 3 seeds; an interval needs seeds that differ"),
+        ([[6, 6], [6, 6], [6, 6]], "+10.0 points in each of 3 seeds; an interval needs seeds that differ"),
+        ([[6, 6], [7, 7]], "+10.0 (seed 0), +20.0 (seed 1) points; an interval needs 3 seeds"),
+        ([[6, 6]], "+10.0 (seed 0) points; an interval needs 3 seeds"),
     ],
-)
-def test_a_plain_sentence_says_whether_experts_add_anything(these, says):
-    found = gain({0: rows([these])}, {0: rows([[5, 5, 5, 5]])})
-    assert claims.verdict(found).startswith(says)
+)  # fmt: skip
+def test_a_plain_sentence_says_what_the_seeds_allow(experiments, seeds, says):
+    """Student's t by hand: 4.303 times the standard error of three seeds. Fewer give no verdict, nor do equal ones."""
+    claim = claims.Claim(experiments[0], "others", "", "clients", against(*seeds))
+    assert claims.sentences([claim]) == [f"mixture against others: {says}."]
 
 
 def test_clients_of_one_seed_are_not_independent():
-    """Four clients agree within each seed, and the seeds do not agree: the noise is that of the seeds."""
-    found = gain({0: rows([[6, 6, 6, 6]]), 1: rows([[4, 4, 4, 5]])}, {s: rows([[5, 5, 5, 5]]) for s in (0, 1)})
-    assert found.error == pytest.approx(found.over_seeds / 2**0.5)
-    assert "no difference beyond the noise (two standard errors" in claims.verdict(found)
+    """A hundred clients agree within each seed, and the seeds do not: the error is that of three values."""
+    found = against([6] * 100, [4] * 100, [5] * 100)
+    assert found.error == pytest.approx(10 / 3**0.5)
+    assert (found.better, found.worse, found.same) == (100, 100, 100)
+
+
+def test_comparisons_of_one_table_are_judged_together(experiments):
+    """By Holm: alone each of these is established, its p between 1/80 and 1/20; of four, none is; nor are their
+    intervals hidden. What has no interval takes nobody's chance.
+    """
+    seeds = [[7, 7], [8, 8], [7, 8]]
+    good = against(*seeds)
+    assert 0.05 / 4 < good.p < 0.05
+    claim = claims.Claim(experiments[0], "others", "", "clients", good)
+    assert claims.sentences([claim])[0].endswith("(between +12.6 and +37.4, 95 %, 3 seeds), better.")
+    together = claims.sentences([claim] * 4)
+    assert all(line.endswith("3 seeds), not established among 4 comparisons.") for line in together)
+    assert "for all 4 comparisons of this table together" in claims.legend([claim] * 4)[0]
+    unjudged = replace(claim, difference=against([9, 9]))
+    assert claims.sentences([claim, unjudged, unjudged])[0].endswith(", better.")
+
+
+def test_holm_goes_down_from_the_smallest_p():
+    """The steps of Holm's procedure by hand: the smallest p times 3, the next times 2, and no further than it holds."""
+
+    def difference(p):
+        """Of three seeds, with this p: t at 2 degrees of freedom has p = 1 - t / sqrt(t^2 + 2)."""
+        t = (1 - p) * (2 / (1 - (1 - p) ** 2)) ** 0.5
+        found = paired.Difference({0: t - 3**0.5, 1: t, 2: t + 3**0.5})
+        assert found.p == pytest.approx(p)
+        return found
+
+    for ps, holds in (
+        ([0.04, 0.01, 0.02], [True, True, True]),
+        ([0.04, 0.02, 0.01], [True, True, True]),
+        ([0.03, 0.01, 0.03], [False, True, False]),  # 2 x 0.03 is over 5 %, and with it all that follow
+        ([0.02, 0.02, 0.02], [False, False, False]),
+        ([0.016, 0.026, 0.04], [True, False, False]),
+    ):
+        assert paired.established([difference(p) for p in ps]) == holds, ps
 
 
 def test_no_minus_stands_before_a_zero():
     assert (claims.signed(-0.04), claims.signed(0.04), claims.signed(-0.06)) == ("+0.0", "+0.0", "-0.1")
 
 
-def test_one_pair_says_nothing_about_noise():
-    assert "says nothing about the noise" in claims.verdict(gain({0: rows([[6]])}, {0: rows([[5]])}))
-
-
 def test_only_the_same_experiment_without_experts_is_its_control(experiments):
     mixture, alone, _ = experiments
     data = {seed: run.clients for seed, run in alone.finished.items()}
     other = with_rows(alone, "other-gate", data, method__lam=2.0)
-    table = report.tables([mixture, other])[2]
+    table = table_of([mixture, other], ADDED)
     assert not table.rows
     assert "they do not tell whether the experts add anything" in " ".join(printed([table]).split())
     free = report.Experiment("tuned", {s: replace(r, tuned=frozenset({"method.lam"})) for s, r in other.runs.items()})
-    assert len(report.tables([mixture, free])[2].rows) == 1, "what was tuned for each alike may differ"
+    assert len(table_of([mixture, free], ADDED).rows) == 1, "what was tuned for each alike may differ"
 
 
 def test_a_linear_probe_and_experts_by_chance_are_controls_too(experiments):
     mixture, alone, coop = experiments
     probe = with_rows(coop, "probe", coop.rows, model__name="linear-probe")
     chance = with_rows(mixture, "chance", mixture.rows, method__select="random")
-    lines = [cells(report.tables([mixture, alone, probe, chance])[2], i) for i in range(5)]
+    lines = [cells(table_of([mixture, alone, probe, chance], ADDED), i) for i in range(5)]
     assert [(line["experiment"], line["against"]) for line in lines] == [
         ("mixture", "gate-alone (gate alone)"),
         ("mixture", "chance (random experts)"),
@@ -306,16 +428,104 @@ def test_a_linear_probe_and_experts_by_chance_are_controls_too(experiments):
     ]
 
 
+class Mine(PFedMoAP):
+    """pFedMoAP under a name of one's own."""
+
+
+class Lonely(Alone):
+    """And so with clients that share nothing."""
+
+
+@dataclass(frozen=True)
+class Told(FedAvg):
+    """A method of one's own that logs a number and names its control."""
+
+    depth: int = 3
+
+    def declares(self):
+        controls = (Control("no depth", {"method.depth": (0,)}),) if self.depth else ()
+        metrics = (Metric("deep", "How deep it went", "metres", "At 0 it stayed where it was."),)
+        below = Metric("below", "How deep the server went", "fathoms", "The same.", of="server")
+        return Declared(controls=controls, metrics=(*metrics, below))
+
+    def facts(self, model, local, x):
+        return {"deep": float(self.depth)}
+
+    def shows(self, model, server, x, y):
+        return {"below": self.depth / 1.8288}
+
+
+@pytest.fixture(scope="module")
+def own(study, tmp_path_factory):
+    """The same experiments as the study's, but that each method is another class."""
+    path = tmp_path_factory.mktemp("own")
+    names = {"pfedmoap": "test_report:Mine", "alone": "test_report:Lonely"}
+    for name, case in EXPERIMENTS.items():
+        renamed = replace(case, method=case.method | {"name": names[case.method["name"]]})
+        for seed in SEEDS:
+            make(path / name / f"seed-{seed}", renamed, name=name, run=seeded(seed))
+    return report.collect([path / name for name in EXPERIMENTS])
+
+
+def test_a_subclass_of_ones_own_has_every_table_and_picture_of_its_parent(experiments, own):
+    """But for seconds, which are measured."""
+
+    def shown(found):
+        return [[cells(table, i) for i in range(len(table.rows))] for table in report.tables(found)]
+
+    ours, theirs = shown(experiments), shown(own)
+    for row in (*ours[0], *theirs[0]):
+        del row["time (s)"]
+    assert theirs == ours
+    assert [table.title for table in report.tables(own)] == [table.title for table in report.tables(experiments)]
+    alike = lambda found: [(p.title, p.alt, p.caption) for p in figures.draw(found)]  # noqa: E731
+    assert alike(own) == alike(experiments)
+    assert claims.headline(own) == claims.headline(experiments)
+    assert ours[0][2]["server"] == "-", "who shares nothing has no server accuracy"
+    assert len(ours) == 4
+
+
+def test_a_method_of_ones_own_has_its_picture_and_its_row(tmp_path):
+    for depth in (3, 0):
+        for seed in SEEDS:
+            case = Case({"name": "test_report:Told", "depth": depth})
+            make(tmp_path / f"deep-{depth}" / f"seed-{seed}", case, name=f"deep-{depth}", run=seeded(seed))
+    found = report.collect([tmp_path / "deep-3", tmp_path / "deep-0"])
+    table = table_of(found, ADDED)
+    assert [(cells(table, i)["experiment"], cells(table, i)["against"]) for i in range(len(table.rows))] == [
+        ("deep-3", "deep-0 (no depth)")
+    ]
+    pictures = {picture.title: picture for picture in figures.draw(found)}
+    assert pictures["How deep it went"].caption.startswith("At 0 it stayed where it was.")
+    assert "deep-3 3" in pictures["How deep it went"].alt
+    assert "deep-3 1.6" in pictures["How deep the server went"].alt
+
+
 def test_without_an_experiment_with_experts_there_is_no_table_of_what_they_add(experiments):
-    assert [table.title for table in report.tables(experiments[1:])] == ["Accuracy in percent", "What is held and sent"]
+    titles = [table.title for table in report.tables(experiments[1:])]
+    assert titles == ["Accuracy in percent", "How clients differ", "What is held and sent"]
 
 
-def test_the_headline_ranks_and_says_the_noise(experiments):
-    good = with_rows(experiments[0], "good", {0: rows([[8, 8, 8, 7]])})
-    poor = with_rows(experiments[1], "poor", {0: rows([[5, 5, 5, 5]])})
+def test_the_headline_ranks_and_says_the_interval(experiments):
+    good = with_rows(experiments[0], "good", {s: rows([[8, 8, 8, 7 - s]]) for s in SEEDS})
+    poor = with_rows(experiments[1], "poor", {s: rows([[5, 5, 5, 5]]) for s in SEEDS})
     text = " ".join(claims.headline([poor, good]))
-    assert text.startswith("Highest local accuracy: good, 77.5 % on average over 4 clients and 1 seed, where guessing")
-    assert "Next: poor, 50.0 %. The first against the next: +27.5 points, better beyond the noise" in text
+    assert text.startswith("Highest local accuracy: good, 75.0 % on average over 4 clients and 3 seeds; the commonest")
+    assert (
+        "Next: poor, 50.0 %. The first minus the next: +25.0 points (between +18.8 and +31.2, 95 %, 3 seeds)." in text
+    )
+    assert "What experts add: good against poor (gate alone): +25.0 points" in text
+
+
+def test_experiments_over_different_seeds_are_not_ranked_in_words(experiments):
+    """The mean of the first is higher, by its seeds alone: where both were run, it is lower."""
+    first = with_rows(experiments[0], "first", {0: rows([[4]]), 1: rows([[9]]), 2: rows([[9]])})
+    other = with_rows(experiments[1], "other", {0: rows([[5]])})
+    lines = claims.headline([first, other])
+    assert lines[0] == "These experiments have different seeds, so they are listed and not ranked."
+    assert not any("Highest" in line or "Next" in line for line in lines)
+    assert lines[1].endswith("(gate alone): -10.0 (seed 0) points; an interval needs 3 seeds.")
+    assert "do not have the same seeds" in printed(report.tables([first, other]))
 
 
 def test_experiments_on_different_data_are_not_ranked(experiments):
@@ -323,7 +533,7 @@ def test_experiments_on_different_data_are_not_ranked(experiments):
     other = with_rows(experiments[1], "other", {0: rows([[5]])}, data__name="other-data")
     assert "not ranked" in claims.headline([first, other])[0]
     assert "do not have the same data" in printed(report.tables([first, other]))
-    assert not report.tables([first, other])[2].rows
+    assert not table_of([first, other], ADDED).rows
 
 
 # ---- which runs
@@ -336,7 +546,7 @@ def test_seeds_of_one_config_are_one_experiment_in_the_order_of_the_study(experi
 def test_an_experiment_or_a_run_may_be_given_alone_and_twice_counts_once(study):
     one, other = study / "gate-alone", study / "mixture" / "seed-1"
     found = report.collect([one, other, other, one / "seed-0"])
-    assert [(e.name, list(e.runs)) for e in found] == [("gate-alone", [0, 1]), ("mixture", [1])]
+    assert [(e.name, list(e.runs)) for e in found] == [("gate-alone", [0, 1, 2]), ("mixture", [1])]
 
 
 def test_trials_are_left_out_unless_asked_for(study):
@@ -351,8 +561,8 @@ def test_an_unfinished_run_is_named_and_counted_nowhere(study, tmp_path):
     make(tmp_path / "late", CASES["fedavg"], name="late", stop=0)
     found = report.collect([tmp_path / "mixture", tmp_path / "late"])
     tables = report.tables(found)
-    text = printed(tables)
-    assert cells(tables[0], 0) == whole | {"sd seeds": whole["sd seeds"].replace("(2)", "(2/3)")}
+    text = said(*found)
+    assert cells(tables[0], 0) == whole | {"sd seeds": whole["sd seeds"].replace("(3)", "(3/4)")}
     assert set(cells(tables[0], 1).values()) == {"late", "(0/1)", "-"}
     assert "Not counted: mixture, seed 7: unfinished, 1 of 2 rounds done." in text
     assert "Not counted: late, seed 0: unfinished, 0 of 2 rounds done." in text
@@ -373,16 +583,16 @@ def test_equal_names_with_other_settings_or_the_same_seed_are_never_mixed(study,
     found = report.collect([tmp_path])
     assert [(e.name, list(e.runs)) for e in found] == [
         ("mixture (a)", [9]),
-        ("mixture (b/seed-0)", [0, 1]),
-        ("mixture (c/seed-0)", [0, 1]),
+        ("mixture (b/seed-0)", [0, 1, 2]),
+        ("mixture (c/seed-0)", [0, 1, 2]),
     ]
     found = report.collect([tmp_path / "a", tmp_path / "b"])
-    assert [list(e.runs) for e in found] == [[9], [0, 1]], "other settings, even without a seed in common"
+    assert [list(e.runs) for e in found] == [[9], [0, 1, 2]], "other settings, even without a seed in common"
 
 
 def test_a_client_who_did_not_answer_is_named(experiments):
     found = [row for row in rows([[5, 5, 5], [5, 5, 5]]) if (row["round"], row["client"]) != (1, "c-2")]
-    text = printed(report.tables([with_rows(experiments[0], "x", {0: found})]))
+    text = said(with_rows(experiments[0], "x", {0: found}))
     assert "x, seed 0: the last evaluation lacks c-2, who did not answer." in text
 
 
@@ -465,7 +675,7 @@ def test_the_page_has_every_picture_for_which_there_is_something_to_show(page):
         "Accuracy over rounds",
         "Every client",
         "How images weigh the experts: mixture",
-        "Who received whose prompt: mixture",
+        "Who received whose expert: mixture",
         "How far clients move what they share",
         "How different the experts are",
         "What travels",
@@ -529,6 +739,22 @@ def test_refused_uploads_are_listed_with_client_and_reason(tmp_path):
     assert "<td>b</td><td>the &lt;disk&gt; is full</td>" in (tmp_path / "report.html").read_text()
 
 
+def test_a_client_that_is_refused_in_every_round_is_said_loudly(tmp_path):
+    """One whose last upload was taken is in the result; one whose never was is not, and nobody may overlook it."""
+
+    def spoil(reply):
+        if reply.task == "train" and (reply.client == "b" or (reply.client == "c" and reply.round == 1)):
+            return Reply(reply.client, reply.round, "train", error="the disk is full")
+        return reply
+
+    full = {"rounds": 2, "participation": 1.0}
+    make(tmp_path / "run", CASES["fedavg"], name="x", wrap=lambda engine: Spoilt(engine, spoil), run=full)
+    (found,) = report.collect([tmp_path])
+    lines = [line for line in claims.notes([found]) if line.startswith("WARNING")]
+    assert lines == ["WARNING: x, seed 0: every upload of b was refused, so nothing of it is in this result."]
+    assert lines[0] in said(found)
+
+
 def test_writing_over_a_folder_says_what_would_be_right(experiments, tmp_path):
     with pytest.raises(ValueError, match=r"is a folder; right would be the name of a file in it"):
         report.write_html(experiments, tmp_path)
@@ -556,7 +782,7 @@ def test_a_shipped_config_resolves_to_what_the_report_reads():
 
 MIXED = {
     "dense_correct": 55, "uniform_correct": 40, "routed_correct": 50, "main_correct": 45, "experts_correct": [30, 20],
-    "use": [30, 10, 0, 0, 20, 40], "entropy": 0.5, "apart": 0.25, "alpha": 0.75, "relevance.c-0": [0.2, 0.7, 0.1],
+    "use": [30, 10, 0, 0, 20, 40], "entropy": 0.5, "apart": 0.25, "alpha": 0.75, "shares.c-0": [0.2, 0.7, 0.1],
 }  # fmt: skip
 METHOD = {"method__name": "fedmoe", "method__relevance": "mean", "method__temperature": 1.0, "method__gate": "trained"}
 AVERAGING = {"method__name": "fedavg"}
@@ -644,14 +870,11 @@ def test_a_mixture_without_main_experts_has_no_alpha(experiments):
 @pytest.mark.parametrize(
     ("rights", "says"),
     [
-        ((60,), "+20.0 points of the server's accuracy, which one seed does not settle"),
-        (
-            (60, 64),
-            "+22.0 points of the server's accuracy, better beyond the noise (two standard errors: 4.0; 2 seeds)",
-        ),
-        ((38, 44), "+1.0 points of the server's accuracy, no difference beyond the noise"),
-        ((30, 31), "-9.5 points of the server's accuracy, worse beyond the noise"),
-        ((40, 40), "no difference at all in the server's accuracy (2 seeds)"),
+        ((60,), "+20.0 (seed 0) points; an interval needs 3 seeds."),
+        ((60, 62, 64), "+22.0 points (between +17.0 and +27.0, 95 %, 3 seeds), better."),
+        ((38, 41, 44), "+1.0 points (between -6.5 and +8.5, 95 %, 3 seeds), no difference is established."),
+        ((30, 31, 32), "-9.0 points (between -11.5 and -6.5, 95 %, 3 seeds), worse."),
+        ((40, 40), "no difference at all in 2 seeds."),
     ],
 )
 def test_the_gate_is_held_against_none_over_seeds(experiments, rights, says):
@@ -660,15 +883,25 @@ def test_the_gate_is_held_against_none_over_seeds(experiments, rights, says):
 
 
 def test_a_mixture_is_held_against_copies_and_against_averaging(experiments):
-    moe = with_mixture(experiments[0], "moe", (60, 62))
-    copies = with_mixture(experiments[0], "copies", (50, 52), method__relevance="uniform", method__temperature=9.0)
-    fedavg = with_server(experiments[0], "fedavg", {s: [row_of_server(0, 55)] for s in (0, 1)}, **AVERAGING)
+    moe = with_mixture(experiments[0], "moe", (60, 62, 67))
+    copies = with_mixture(experiments[0], "copies", (50, 52, 54), method__relevance="uniform", method__temperature=9.0)
+    fedavg = with_server(experiments[0], "fedavg", {s: [row_of_server(0, 55)] for s in SEEDS}, **AVERAGING)
     text = said(moe, copies, fedavg)
-    assert "moe against copies (uniform relevance): +10.0 points" in text
-    assert "moe against fedavg (one averaged model): +6.0 points" in text
-    assert "copies against moe" not in text
+    assert "moe against copies (uniform relevance): +11.0 points" in text
+    assert "moe against fedavg (one averaged model): +8.0 points" in text
+    assert "copies against" not in text
     assert "do not tell" not in text
-    assert "Highest server accuracy: moe, 61.0 %" in claims.headline([fedavg, moe, copies])[0]
+    lines = claims.headline([fedavg, moe, copies])
+    assert lines[0].startswith("Highest server accuracy: moe, 63.0 %")
+    assert lines[-1].startswith("What experts add: moe against fedavg (one averaged model): +8.0 points")
+    line = cells(table_of([moe, copies], ADDED), 0)
+    assert (line["of"], line["better"]) == ("server", "-")
+
+
+def test_an_averaged_mixture_is_not_one_averaged_model(experiments):
+    moe = with_mixture(experiments[0], "moe")
+    fedmix = with_server(experiments[0], "fedmix", {0: [row_of_server(0, 55)]}, **AVERAGING, mixture__experts=4)
+    assert "they do not tell whether a mixture adds anything" in said(moe, fedmix)
 
 
 @pytest.mark.parametrize("key", ["data__name", "model__name"])
@@ -705,12 +938,15 @@ def test_the_pictures_of_a_mixture_say_their_figures_in_words(experiments):
     assert alts["What the routed experts weigh"].endswith("moe 0.75.")
 
 
+AVERAGED = ("fedmix", "fedjets", "cent-moe")  # their servers hold a mixture that all share
+
+
 @pytest.fixture(scope="session")
 def fedmoe(tmp_path_factory):
     """Real runs of Fed-MoE and of FedAvg on a few digits."""
     path = tmp_path_factory.mktemp("fedmoe")
     small = ["data.clients=4", "start.epochs=1", "learning.rate=0.01", "run.rounds=2", "run.evaluate_every=1"]
-    for name in ("fedmoe-letter", "fedavg"):
+    for name in ("fedmoe-letter", "fedavg", *AVERAGED):
         once(load(f"configs/demo/fedmoe-digits/{name}.toml", small), path / name)
     return path
 
@@ -735,6 +971,22 @@ def test_the_page_shows_a_mixture_beside_runs_without_one(fedmoe, study, tmp_pat
     assert "serves which class: mixture" not in text
     for image in reader.images():
         assert ElementTree.fromstring(svg(image)).tag.endswith("svg")
+
+
+def test_every_server_that_holds_a_mixture_has_a_row_of_what_routing_adds(fedmoe):
+    """The mixture that all share predicts with every expert: dense, at all clients' test parts in one."""
+    found = report.collect([fedmoe])
+    table = table_of(found, ROUTED)
+    lines = {line["experiment"]: line for line in (cells(table, i) for i in range(len(table.rows)))}
+    assert lines.keys() == {"fedmoe-letter", *AVERAGED}
+    accuracy = {line["experiment"]: line for line in (cells(report.tables(found)[0], i) for i in range(len(found)))}
+    for name, line in lines.items():
+        assert line["server"] == accuracy[name]["server"]
+        assert name not in AVERAGED or line["dense"] == line["server"]
+        assert f"{name} against its own experts under a uniform gate" in said(*found)
+    assert lines["fedmix"]["alpha"] == "-"
+    titles = [picture.title for picture in figures.draw(found)]
+    assert "Which expert serves which class: fedmix" in titles
 
 
 def test_a_run_of_the_version_before_servers_had_a_log_is_shown_as_ever(study, tmp_path):

@@ -12,7 +12,7 @@ import fedexperts
 
 ROOT = Path(fedexperts.__file__).parent
 FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do not know each other
-    ("tensors",),
+    ("tensors", "declared"),
     ("learn",),
     ("method",),
     ("metrics",),
@@ -30,7 +30,11 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("", "__main__"),  # the package's front page, which names what users need; who imports it gets the version alone
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-CLOSED = {"methods": {"tensors", "learn", "method"}, "models": {"tensors", "method"}, "data": {"tensors", "method"}}
+CLOSED = {
+    "methods": {"tensors", "declared", "learn", "method"},
+    "models": {"tensors", "method"},
+    "data": {"tensors", "method"},
+}
 ONLY_IN: dict[str, tuple[str, ...]] = {  # outside packages, and the rooms or files that may know them
     "transformers": ("models/huggingface.py", "models/transformer.py"),
     "flwr": ("flower.py", "post.py", "deploy/app.py", "deploy/courier.py", "deploy/fleet.py"),

@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .config import Config, ConfigError, build, load, opened
+    from .declared import Control, Declared, Metric
     from .learn import Local
     from .loop import NobodyLeftError
     from .method import Finished, Given, Method, Model, Sent, Upload
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "config": ("Config", "ConfigError", "build", "load", "opened"),
+    "declared": ("Control", "Declared", "Metric"),
     "loop": ("NobodyLeftError",),
     "learn": ("Local",),
     "method": ("Finished", "Given", "Method", "Model", "Sent", "Upload"),
@@ -36,10 +38,13 @@ __all__ = [
     "Built",
     "Config",
     "ConfigError",
+    "Control",
+    "Declared",
     "Finished",
     "Given",
     "Local",
     "Method",
+    "Metric",
     "Model",
     "Network",
     "NobodyLeftError",

@@ -13,7 +13,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -686,7 +686,7 @@ def cache_folder() -> Path:
 
 
 def about(config: Config, federation: Federation) -> dict[str, Any]:
-    """What a run writes down of its data, and of the machine: what a result may depend on beside its config."""
+    """What a run writes down of its data, of its method for reports, and of the machine: all beside its config."""
     return {
         "fedexperts": __version__,
         "python": platform.python_version(),
@@ -696,6 +696,8 @@ def about(config: Config, federation: Federation) -> dict[str, Any]:
         "device": _called(device(config)),
         "classes": list(federation.classes),
         "side": federation.side,
+        "commonest": federation.commonest(),
+        "declared": asdict(config.section("method").declares()),
     }
 
 

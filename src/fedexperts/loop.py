@@ -105,8 +105,7 @@ def examine(job: Job, server: Tensors, round: int) -> Row:
         logits = job.method.serve(job.model, server, examples.x[:, 0])
         if logits is not None:
             row |= {f"{part}_correct": int((logits.argmax(-1) == examples.y).sum()), f"{part}_examples": len(examples)}
-    if "test_correct" in row:
-        test = job.exam["test"]
+    if test := job.exam.get("test"):
         row |= job.method.shows(job.model, server, test.x[:, 0], test.y)
     return row
 

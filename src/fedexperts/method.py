@@ -6,15 +6,18 @@ network. This room does not know where a function runs, how a client trains, or 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from .declared import Declared
 from .learn import Examples, Learning, Local, fit
-from .tensors import CPU, Tensors, named, sum_in_order, under
+from .tensors import CPU, Tensors, apart, named, sum_in_order, under
+
+NEVER = 1e-6  # a weight below it is none
 
 Fact = float | int | str | list[float] | list[str]
 Facts = dict[str, Fact]  # plain values beside the tensors: what a round's log says
@@ -171,6 +174,52 @@ def taught(
     return trained
 
 
+def dissected(
+    mixture: MixtureModel,
+    tensors: Tensors,
+    x: Tensor,
+    y: Tensor,
+    weights_BK: Tensor,
+    predict: Callable[[Tensors, Tensor], Tensor],
+) -> Facts:
+    """How many of inputs x with labels y a mixture gets right without its parts, and how its experts are used.
+
+    `weights_BK` is what its gate says; `predict` answers with whatever experts it is meant to.
+    """
+    mains_MBC, routed_KBC = (mixture.answers(tensors, prefix, x) for prefix in ("main", "expert"))
+    alike_BK = torch.full_like(weights_BK, 1 / mixture.experts)
+    use_KC = torch.zeros(mixture.experts, len(mixture.classes)).index_put_(
+        (weights_BK.argmax(-1), y), torch.ones(len(y)), accumulate=True
+    )
+    skipped = moving(mixture.expert)
+    experts = [under(tensors, f"expert.{k}") for k in range(mixture.experts)]
+    weights = [{name: value for name, value in one.items() if name not in skipped} for one in experts]
+
+    def right(answer_BC: Tensor) -> int:
+        return int((answer_BC.argmax(-1) == y).sum())
+
+    facts: Facts = {
+        "dense_correct": right(mixture.mix(tensors, mains_MBC, routed_KBC, weights_BK)),
+        "uniform_correct": right(mixture.mix(tensors, mains_MBC, routed_KBC, alike_BK)),
+        "routed_correct": right(predict(tensors | {"alpha": torch.tensor(1.0)}, x)),
+        "experts_correct": [float(right(answer_BC)) for answer_BC in routed_KBC],
+        "use": use_KC.flatten().tolist(),
+        "entropy": float(entropy(weights_BK)),
+        "apart": apart(weights),
+    }
+    mains = (
+        {"main_correct": right(mains_MBC.mean(0)), "alpha": float(tensors["alpha"].clamp(0, 1))}
+        if mixture.mains
+        else {}
+    )
+    return facts | mains
+
+
+def entropy(weights_BK: Tensor) -> Tensor:
+    """Mean over inputs, in nats; a weight that is exactly 0 has no infinite gradient."""
+    return -(weights_BK * weights_BK.clamp_min(NEVER).log()).sum(-1).mean()
+
+
 @dataclass(frozen=True)
 class Given:
     """What the server has beside its state: the same in every round."""
@@ -243,6 +292,10 @@ class Method(ABC):
         """ValueError, with what to type, if the method cannot work with this model and so many reserve examples."""
         return  # most work with any
 
+    def declares(self) -> Declared:
+        """What a report compares the method with, and what it says of it beside accuracy."""
+        return Declared()
+
     def open(self, given: Given) -> Tensors:
         """The server's state before the first round."""
         return named("global", given.model.initial)
@@ -281,8 +334,12 @@ class Method(ABC):
         return None
 
     def shows(self, model: Model, server: Tensors, x: Tensor, y: Tensor) -> Facts:
-        """What is worth logging of the server's own predictor, examined on inputs x with labels y."""
-        return {}
+        """What is worth logging of the server, examined on inputs x with labels y: of a mixture, its parts."""
+        shared = under(self.publish(server), "global")
+        if not (isinstance(model, MixtureModel) and under(shared, "gate")):
+            return {}
+        weights_BK = model.gate.logits(under(shared, "gate"), x).softmax(-1)
+        return dissected(model, shared, x, y, weights_BK, model.logits)
 
     @abstractmethod
     def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:

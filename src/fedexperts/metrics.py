@@ -6,9 +6,9 @@ computed here, so a figure in a table is never kept twice. This room reads rows,
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 Row = dict[str, Any]
@@ -23,11 +23,47 @@ class Score:
     """
 
     round: int
-    mean: float
-    spread: float
-    worst: float
     server: float
-    clients: dict[str, float]
+    right: dict[str, tuple[int, int]]  # of each client: test examples classified right, and all of them
+
+    @cached_property
+    def clients(self) -> dict[str, float]:
+        """Each client's accuracy."""
+        return {client: 100 * float(right) / float(examples) for client, (right, examples) in self.right.items()}
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.clients.values())
+
+    @property
+    def spread(self) -> float:
+        return statistics.pstdev(self.clients.values())
+
+    @property
+    def worst(self) -> float:
+        return min(self.clients.values())
+
+    @property
+    def sampling(self) -> float:
+        """The spread that clients would have by their finite test parts alone, if all were as accurate as the mean."""
+        share = self.mean / 100
+        return 100 * math.sqrt(statistics.fmean(share * (1 - share) / examples for _, examples in self.right.values()))
+
+
+@dataclass(frozen=True)
+class Lowest:
+    """The client that fares worst in any seed: its right answers of its test examples, and where that was."""
+
+    client: str
+    seed: int
+    right: int
+    examples: int
+
+
+def lowest(scores: Mapping[int, Score]) -> Lowest:
+    """The client with the lowest accuracy in scores by seed; of equals, the one of whom most examples say so."""
+    every = [Lowest(client, seed, *counts) for seed, score in scores.items() for client, counts in score.right.items()]
+    return min(every, key=lambda found: (found.right / found.examples, -found.examples))
 
 
 def accuracy(row: Row, part: str) -> float:
@@ -45,10 +81,8 @@ def served(rows: Sequence[Row], server: Row, part: str) -> float:
 
 def score(rows: Sequence[Row], server: Row | None = None) -> Score:
     """The score of one evaluated round from its client rows and, if there is one, the server's."""
-    clients = {row["client"]: accuracy(row, "test") for row in rows}
-    values = list(clients.values())
-    spread, worst = statistics.pstdev(values), min(values)
-    return Score(rows[0]["round"], statistics.fmean(values), spread, worst, served(rows, server or {}, "test"), clients)
+    right = {row["client"]: (int(row["test_correct"]), int(row["test_examples"])) for row in rows}
+    return Score(rows[0]["round"], served(rows, server or {}, "test"), right)
 
 
 def valid(rows: Sequence[Row], server: Row | None = None, judged_by: str = "clients") -> float:
@@ -123,132 +157,6 @@ def figures(round_rows: Sequence[Row], client_rows: Sequence[Row], server_rows: 
 # ---- what a report shows beside scores
 
 
-@dataclass(frozen=True)
-class Gain:
-    """Differences of local accuracy in points, paired by seed and client, after the last round.
-
-    `error` is the standard error of the mean over all pairs, or over seeds where that is larger (NaN: a single pair).
-    """
-
-    mean: float
-    over_seeds: float
-    over_clients: float
-    error: float
-    seeds: int
-    better: int
-    worse: int
-    same: int
-
-    @property
-    def beyond_noise(self) -> bool:
-        """Whether the mean is further from zero than two standard errors of the paired differences."""
-        return self.mean != 0 and abs(self.mean) >= 2 * self.error
-
-
-def gain(these: Mapping[int, Sequence[Row]], those: Mapping[int, Sequence[Row]]) -> Gain | None:
-    """What the first have over the second, each client rows by seed; None if they share no client of a seed."""
-    pairs = {seed: _differences(these[seed], those[seed]) for seed in sorted(set(these) & set(those))}
-    means = [statistics.fmean(found) for found in pairs.values() if found]
-    found = [difference for found in pairs.values() for difference in found]
-    if not found:
-        return None
-    mean, over_seeds = mean_sd(means)
-    error = mean_sd(found)[1] / math.sqrt(len(found))
-    if len(means) > 1:  # clients of one seed share split and server: they are not independent
-        error = max(error, over_seeds / math.sqrt(len(means)))
-    better, worse = sum(d > 0 for d in found), sum(d < 0 for d in found)
-    spread = statistics.fmean(statistics.pstdev(d) for d in pairs.values() if d)
-    return Gain(mean, over_seeds, spread, error, len(means), better, worse, len(found) - better - worse)
-
-
-def _differences(these: Sequence[Row], those: Sequence[Row]) -> list[float]:
-    first, second = last(these).clients, last(those).clients
-    return [first[client] - second[client] for client in sorted(set(first) & set(second))]
-
-
-@dataclass(frozen=True)
-class Lead:
-    """Differences of the server's accuracy in points, one a seed, after the last round (`over_seeds` NaN: one seed)."""
-
-    mean: float
-    over_seeds: float
-    seeds: int
-
-    @property
-    def error(self) -> float:
-        """Standard error of the mean over seeds; NaN for one."""
-        return self.over_seeds / math.sqrt(self.seeds)
-
-    @property
-    def beyond_noise(self) -> bool:
-        """Whether the mean is further from zero than two standard errors: never for one seed."""
-        return self.mean != 0 and abs(self.mean) >= 2 * self.error
-
-
-def lead(these: Mapping[int, float], those: Mapping[int, float]) -> Lead | None:
-    """What the first have over the second, each an accuracy by seed; None if they share no seed."""
-    found = [these[seed] - those[seed] for seed in sorted(set(these) & set(those))]
-    return Lead(*mean_sd(found), len(found)) if found else None
-
-
-@dataclass(frozen=True)
-class Routing:
-    """The server's mixture after its last round: what it gets right in percent, whole and without its parts.
-
-    `top` is what it predicts with; `main` and `alpha` are NaN without main experts. `use` has a row an expert: how
-    many test inputs of each class it is the first choice for.
-    """
-
-    top: float
-    dense: float
-    uniform: float
-    routed: float
-    main: float
-    experts: list[float]
-    apart: float
-    entropy: float
-    alpha: float
-    use: list[list[float]]
-    shares: dict[str, list[float]]  # each client's shares of the experts, the main ones first
-
-    @property
-    def busiest(self) -> float:
-        """Share of the test inputs whose first choice is the most chosen expert."""
-        return max(map(sum, self.use)) / sum(map(sum, self.use))
-
-
-def routing(server_rows: Sequence[Row]) -> Routing | None:
-    """None if the server has no mixture."""
-    row = server_rows[-1] if server_rows else {}
-    if "dense_correct" not in row:
-        return None
-    experts, use = row["experts_correct"], row["use"]
-    classes = len(use) // len(experts)
-
-    def percent(part: str) -> float:
-        return 100 * float(row.get(f"{part}_correct", math.nan)) / float(row["test_examples"])
-
-    return Routing(
-        top=percent("test"),
-        dense=percent("dense"),
-        uniform=percent("uniform"),
-        routed=percent("routed"),
-        main=percent("main"),
-        experts=[100 * right / row["test_examples"] for right in experts],
-        apart=row["apart"],
-        entropy=row["entropy"],
-        alpha=row.get("alpha", math.nan),
-        use=[use[k * classes : (k + 1) * classes] for k in range(len(experts))],
-        shares=shares(row),
-    )
-
-
-def shares(server_row: Row) -> dict[str, list[float]]:
-    """Each client's shares of the experts."""
-    prefix = "relevance."
-    return {key.removeprefix(prefix): value for key, value in server_row.items() if key.startswith(prefix)}
-
-
 def validated(client_rows: Sequence[Row], judged_by: str = "clients") -> bool:
     """Whether there are validation examples to choose a round by: every client's own, or any for the server."""
     enough = any if judged_by == "server" else all
@@ -271,14 +179,9 @@ def server_curve(client_rows: Sequence[Row], server_rows: Sequence[Row]) -> dict
     return {round: score(*rows).server for round, rows in evaluated(client_rows, server_rows).items()}
 
 
-def logged(server_rows: Sequence[Row], key: str) -> dict[int, float]:
-    """A number of the server's after each evaluated round that has it."""
-    return {row["round"]: float(row[key]) for row in server_rows if key in row}
-
-
-def largest_share(server_rows: Sequence[Row]) -> dict[int, float]:
-    """The largest share that a client has in one expert, mean over clients."""
-    found = {row["round"]: [max(share) for share in shares(row).values()] for row in server_rows}
+def logged(rows: Sequence[Row], name: str) -> dict[int, float]:
+    """A number that rows of clients or the server log, after each evaluated round: mean over those that have it."""
+    found = {round: [float(row[name]) for row in rows if name in row] for round, rows in by_round(rows).items()}
     return {round: statistics.fmean(values) for round, values in found.items() if values}
 
 
@@ -292,34 +195,9 @@ def blended(round_rows: Sequence[Row], when: str) -> dict[int, float]:
     }
 
 
-def apart(client_rows: Sequence[Row]) -> dict[int, float]:
-    """How far the experts' text features are from the client's own (1 - cosine), mean over the clients with experts."""
-    far = {
-        round: [float(row["experts_apart"]) for row in rows if "experts_apart" in row]
-        for round, rows in by_round(client_rows).items()
-    }
-    return {round: statistics.fmean(values) for round, values in far.items() if values}
-
-
-def weights(client_rows: Sequence[Row]) -> dict[str, list[float]]:
-    """How each client's images weigh the experts after the last round, own first; only clients with a mixture."""
-    rounds = by_round(client_rows)
-    return {row["client"]: list(row["weights"]) for row in rounds[max(rounds)] if "weights" in row}
-
-
 def moved(round_rows: Sequence[Row]) -> dict[int, float]:
     """How far an upload is from the global tensors (l2), mean over a round's clients."""
     return {row["round"]: statistics.fmean(t["moved"] for t in row["trained"].values()) for row in round_rows}
-
-
-def received(round_rows: Sequence[Row]) -> Counter[tuple[str, str]]:
-    """In how many rounds a client received another one's prompt: (receiver, giver)."""
-    return Counter(
-        (client, giver)
-        for row in round_rows
-        for client, facts in row["trained"].items()
-        for giver in facts.get("received", [])
-    )
 
 
 def sizes(round_rows: Sequence[Row], server_rows: Sequence[Row]) -> dict[tuple[str, str], float]:

@@ -137,6 +137,13 @@ def sum_in_order(values: Iterable[Tensor]) -> Tensor:
     return first
 
 
+def apart(items: Sequence[Mapping[str, Tensor]]) -> float:
+    """Root mean square distance of items from their mean, as a share of the mean's norm; 0 if all are 0."""
+    flat = torch.stack([torch.cat([value.flatten().double() for _, value in sorted(item.items())]) for item in items])
+    centre = flat.mean(0)
+    return float((flat - centre).norm() / (len(items) ** 0.5 * centre.norm()).clamp_min(1e-30))
+
+
 @torch.no_grad()
 def combine(weights: Tensor, items: Sequence[Mapping[str, Tensor]]) -> list[Tensors]:
     """n weighted sums of m equally named items, by weights [n, m]: client models into experts, and experts back.

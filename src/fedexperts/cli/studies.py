@@ -138,8 +138,7 @@ def compare(runs: Runs) -> None:
     from .. import report as pictures
 
     with errors():
-        for table in pictures.tables(pictures.collect(runs)):
-            out.print(table)
+        _print_tables(pictures.tables(pictures.collect(runs)))
 
 
 def report(
@@ -156,6 +155,13 @@ def report(
         written = pictures.write_pictures(found, folder) if folder else []
         for each in (path, *written):
             out.print(f"Wrote {each}", soft_wrap=True)
+
+
+def _print_tables(tables: list[Table]) -> None:
+    """Each with an empty line below, so that what is said of one does not run into the title of the next."""
+    for table in tables:
+        out.print(table)
+        out.print()
 
 
 def _load(paths: list[Path], settings: list[str]) -> list["Config"]:
@@ -187,11 +193,10 @@ def _advance(folder: Path, jobs: int | None, changed_data: bool = False) -> None
     with stopped(f"{KEPT}fedexperts resume {folder}"), _progress() as tell:
         study.advance(folder, jobs or door.cores(), tell, warn, changed_data)
     found = pictures.collect([folder])
-    for table in pictures.tables(found):
-        out.print(table)
+    _print_tables(pictures.tables(found))
     pictures.write_html(found, folder / "report.html")
     report_line = f"Report: {folder / 'report.html'}"
-    out.print(f"\n{report_line}\nTables again: fedexperts compare {folder}", soft_wrap=True)
+    out.print(f"{report_line}\nTables again: fedexperts compare {folder}", soft_wrap=True)
 
 
 def _announce(folder: Path) -> None:

@@ -5,6 +5,7 @@ does not know where the examples come from, how they were split, or what a model
 """
 
 import hashlib
+import statistics
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -117,6 +118,17 @@ class Federation:
                 found.append((other, example))
         return found
 
+    def commonest(self) -> dict[str, float]:
+        """Accuracy in percent of always saying the commonest class of training, on test parts as accuracies are.
+
+        "clients": each its own, mean over clients; "server": the one of all, on all. Empty without clients.
+        """
+        trains, tests = ([self.labels[getattr(own, part)] for own in self.parts.values()] for part in ("train", "test"))
+        if not trains:
+            return {}
+        alone = statistics.fmean(_guessed(train, test) for train, test in zip(trains, tests, strict=True))
+        return {"clients": alone, "server": _guessed(torch.cat(trains), torch.cat(tests))}
+
     def _count(self, index: Tensor) -> list[int]:
         counts: list[int] = self.labels[index].bincount(minlength=len(self.classes)).tolist()
         return counts
@@ -128,6 +140,11 @@ class Source(Protocol):
     def load(self, seed: int) -> Federation:
         """The same federation for the same options and seed."""
         ...
+
+
+def _guessed(train: Tensor, test: Tensor) -> float:
+    """Percent of test labels that are the commonest among those of training."""
+    return 100 * float((test == train.bincount().argmax()).double().mean())
 
 
 def _key(example: Tensor | str) -> str:

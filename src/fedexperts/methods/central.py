@@ -11,6 +11,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
+from ..declared import Declared
 from ..learn import Local
 from ..method import Finished, Given, Model, Sent, Upload, needs_reserve, taught
 from ..tensors import Tensors, named, rng, under
@@ -25,6 +26,9 @@ class Central(Alone):
 
     epochs: Epochs = 20
     rate: Annotated[float, Field(gt=0, description="learning rate of these passes")] = 0.003
+
+    def declares(self) -> Declared:
+        return Declared()
 
     def fits(self, model: Model, reserve: int) -> None:
         needs_reserve(reserve)

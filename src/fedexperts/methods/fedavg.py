@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..declared import Declared
 from ..learn import Local
 from ..method import Finished, Given, Method, Model, Sent, Upload, held, proximal
 from ..tensors import Tensors, mean, named, under
@@ -51,6 +52,9 @@ class FedAvg(Method):
 @dataclass(frozen=True)
 class Alone(Method):
     """Every client by itself, from the common start: nothing is sent, nothing is uploaded."""
+
+    def declares(self) -> Declared:
+        return Declared(shared=False)
 
     def open(self, given: Given) -> Tensors:
         return {}

@@ -11,6 +11,7 @@ experts that a blend has shares of, the mains (as one, their mean) first if ther
 
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass, replace
+from functools import partial
 from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
@@ -18,6 +19,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import nll_loss
 
+from ..declared import Control, Declared
 from ..learn import Examples, Learning, Local
 from ..method import (
     Chosen,
@@ -31,6 +33,8 @@ from ..method import (
     Sent,
     Upload,
     as_mixture,
+    dissected,
+    entropy,
     held,
     moving,
     needs_reserve,
@@ -41,7 +45,18 @@ from ..method import (
 )
 from ..tensors import Tensors, combine, mean, named, rng, under
 
-NEVER = 1e-6  # a spread below it is rounding, a weight below it is none
+NEVER = 1e-6  # a spread or a sum of weights below it is rounding
+_CONTROLS = (
+    Control(
+        "one averaged model",
+        {"method.name": ("fedavg", "fedavg-tuned"), "mixture.experts": (None,)},
+        alike=("data.", "model.", "start."),
+        of="server",
+        needed="no finished run of fedavg on the same data and from the same start is among these, so they do not tell "
+        "whether a mixture adds anything to one averaged model",
+    ),
+    Control("uniform relevance", {"method.relevance": ("uniform",)}, free=("method.temperature",), of="server"),
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +100,11 @@ class FedMoE(Method):
     tune_epochs: Annotated[int, Field(ge=0, description="passes over the reserve set that tune fused experts")] = 0
     tune_rate: Annotated[float, Field(gt=0, description="learning rate (Adam) of these passes")] = 0.001
 
+    def declares(self) -> Declared:
+        """Where gate or relevance is switched off on purpose it is a control itself, and needs none."""
+        ablation = "uniform" in (self.gate, self.relevance)
+        return Declared(controls=() if ablation else _CONTROLS, ablation=ablation)
+
     def fits(self, model: Model, reserve: int) -> None:
         as_mixture(model)
         needs_reserve(reserve)
@@ -118,7 +138,7 @@ class FedMoE(Method):
         """One model at most a round: nothing to those who hold one or are given theirs after the round; a fresh blend,
         if it travels now; the published model to newcomers.
         """
-        sent, known = dict.fromkeys(clients, Sent({})), [c for c in clients if f"relevance.{c}" in server]
+        sent, known = dict.fromkeys(clients, Sent({})), [c for c in clients if f"shares.{c}" in server]
         if self.blend == "next-order":
             sent |= {client: Sent(named("blend", blend)) for client, blend in _blends(server, known).items()}
         if self.blend != "same-round" and (newcomers := set(clients) - set(known)):
@@ -138,7 +158,7 @@ class FedMoE(Method):
             server = self._train(given, mixture, server, rng(given.seed, "gate", round * self.inner + inner))
         shares_Em = self._shares(server, self._relevance(mixture, server, given.reserve, answers_mR))
         return server | {
-            f"relevance.{u.client}": share for u, share in zip(uploads, shares_Em.T.contiguous(), strict=True)
+            f"shares.{u.client}": share for u, share in zip(uploads, shares_Em.T.contiguous(), strict=True)
         }
 
     def give_back(self, server: Tensors, uploads: Sequence[Upload]) -> dict[str, Sent]:
@@ -167,32 +187,11 @@ class FedMoE(Method):
         return torch.cat([mains_BM, alpha * weights_BK], dim=1)
 
     def shows(self, model: Model, server: Tensors, x: Tensor, y: Tensor) -> Facts:
-        """How well the mixture does without its parts, how its experts are used, and how far they are apart."""
+        """Its mixture, whole and without its parts, and the clients' shares of the experts."""
         mixture = as_mixture(model)
-        mains_MBC, routed_KBC = (mixture.answers(server, prefix, x) for prefix in ("main", "expert"))
         weights_BK = self._weigh(mixture, server, x)
-        use_KC = torch.zeros(mixture.experts, len(mixture.classes)).index_put_(
-            (weights_BK.argmax(-1), y), torch.ones(len(y)), accumulate=True
-        )
-
-        def right(answer_BC: Tensor) -> int:
-            return int((answer_BC.argmax(-1) == y).sum())
-
-        facts: Facts = {
-            "dense_correct": right(mixture.mix(server, mains_MBC, routed_KBC, weights_BK)),
-            "uniform_correct": right(mixture.mix(server, mains_MBC, routed_KBC, _uniform(weights_BK))),
-            "routed_correct": right(self.serve(model, server | {"alpha": torch.tensor(1.0)}, x)),
-            "experts_correct": [float(right(answer_BC)) for answer_BC in routed_KBC],
-            "use": use_KC.flatten().tolist(),
-            "entropy": float(_entropy(weights_BK)),
-            "apart": _apart(_experts(server, "expert"), moving(mixture.expert)),
-        }
-        if mixture.mains:
-            facts |= {
-                "main_correct": right(mains_MBC.mean(0)),
-                "alpha": float(server["alpha"]),
-            }
-        return facts | {f"relevance.{c}": value.tolist() for c, value in under(server, "relevance").items()}
+        facts = dissected(mixture, server, x, y, weights_BK, partial(self.serve, model))
+        return facts | {f"shares.{c}": value.tolist() for c, value in under(server, "shares").items()}
 
     def _relevance(self, mixture: MixtureModel, server: Tensors, reserve: Examples, answers_mR: Tensor) -> Tensor:
         """W [K, m]: how much a client's model is worth on the reserve examples that the gate gives to an expert."""
@@ -260,7 +259,7 @@ class FedMoE(Method):
                 logits, moved = step(mixture.gate, gate, x[rows])
                 weights_BK = self._weights(logits)
                 answer_BC = mixture.mix(alpha, mains_MRC[:, rows], routed_KRC[:, rows], weights_BK)
-                loss = nll_loss(answer_BC, y[rows]) + self.beta * _entropy(weights_BK)
+                loss = nll_loss(answer_BC, y[rows]) + self.beta * entropy(weights_BK)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -331,7 +330,7 @@ class FedMoE(Method):
         """
         right_K = _right(as_mixture(model).expert, _experts(server, "expert"), few).mean(1)
         shares_E = self._shares(server, right_K[:, None])[:, 0]
-        blend = _blends(server | {"relevance.": shares_E}, [""])[""]
+        blend = _blends(server | {"shares.": shares_E}, [""])[""]
         names = [*(["main"] if "alpha" in server else []), *(f"expert {k}" for k in range(len(right_K)))]
         return [Chosen(Local(blend), dict(zip(names, shares_E.tolist(), strict=True)))]
 
@@ -375,7 +374,7 @@ def _blends(server: Tensors, clients: Sequence[str]) -> dict[str, Tensors]:
         return {}
     mains, routed = _experts(server, "main"), _experts(server, "expert")
     experts = [*([mean(mains, [1] * len(mains))] if mains else []), *routed]
-    shares_mE = torch.stack([server[f"relevance.{client}"] for client in clients])
+    shares_mE = torch.stack([server[f"shares.{client}"] for client in clients])
     return dict(zip(clients, combine(shares_mE, experts), strict=True))
 
 
@@ -389,19 +388,6 @@ def _right(expert: Model, clients: Sequence[Tensors], reserve: Examples) -> Tens
 
 def _uniform(logits: Tensor) -> Tensor:
     return torch.full_like(logits, 1 / logits.shape[-1])
-
-
-def _entropy(weights_BK: Tensor) -> Tensor:
-    """Mean over inputs, in nats; a weight that is exactly 0 has no infinite gradient."""
-    return -(weights_BK * weights_BK.clamp_min(NEVER).log()).sum(-1).mean()
-
-
-def _apart(experts: Sequence[Tensors], others: frozenset[str]) -> float:
-    """Root mean square distance of experts' weights from their mean, as a share of the mean's norm; 0 if all are 0."""
-    weights = [[value.flatten().double() for name, value in sorted(e.items()) if name not in others] for e in experts]
-    flat = torch.stack([torch.cat(values) for values in weights])
-    centre = flat.mean(0)
-    return float((flat - centre).norm() / (len(experts) ** 0.5 * centre.norm()).clamp_min(1e-30))
 
 
 def _fitted(

@@ -20,9 +20,41 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
 
+from ..declared import Control, Declared, Metric
 from ..learn import Examples, Local
-from ..method import Chosen, Facts, Finished, Given, Method, Model, Portable, PromptModel, Sent, Upload
+from ..method import (
+    Chosen,
+    Facts,
+    Finished,
+    Given,
+    Method,
+    Model,
+    Portable,
+    PromptModel,
+    Sent,
+    Upload,
+)
 from ..tensors import Tensors, mean, named, rng, under
+
+_CONTROLS = (
+    Control(
+        "gate alone",
+        {"method.experts": (0,)},
+        free=("method.select",),
+        needed="no finished run of the same with method.experts = 0 is among these, so they do not tell whether the "
+        "experts add anything or the gate does it alone",
+    ),
+    Control("random experts", {"method.select": ("random",)}),
+    Control("linear probe", {"model.name": ("linear-probe",)}, alike=("data.",)),
+)
+_APART = Metric(
+    "experts_apart",
+    "How different the experts are",
+    "1 - cosine of text features",
+    "Text features of the experts against the client's own, mean over classes, experts and clients: at 0 all experts "
+    "say the same.",
+)
+_LISTED = {"nearest": "by nearness", "farthest": "farthest first", "random": "in the order drawn"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +112,11 @@ class PFedMoAP(Method):
             raise ValueError(f"upload_noise = {self.upload_noise} counts in units of upload_clip: set upload_clip > 0")
         if self.upload_clip and self.gates == "averaged":
             raise ValueError('upload_clip protects the prompt alone, and averaged gates are sent: set gates = "local"')
+
+    def declares(self) -> Declared:
+        if not self.experts:
+            return Declared()
+        return Declared(controls=_CONTROLS, metrics=(_APART,), listed=_LISTED[self.select])
 
     # ---- server
 

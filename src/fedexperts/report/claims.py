@@ -1,39 +1,82 @@
 """What may be said of experiments in words, and what must be said beside their figures.
 
-Differences are paired by seed and client, and a difference within two standard errors is called none. Experiments on
-different data are not ranked. This room makes sentences; it knows no table, page or picture.
+Every difference is paired by seed and printed with its interval; a verdict needs three seeds, and holds for all
+comparisons of its table together. Experiments on different data, or with different seeds, are not ranked. What a method
+is compared with is what it declared. This room makes sentences; it knows no method, table, page or picture.
 """
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..metrics import Gain, Lead, gain, lead, refusals, silent
+from ..metrics import refusals, silent
+from . import paired
 from .collect import Experiment, judged_by_server
-
-ALONE = "gate alone"
-_UNUSED = {ALONE: {"method.experts", "method.select"}, "random experts": {"method.select"}}  # free to differ
+from .paired import Difference
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One experiment against a control that lacks one thing, `what`."""
+    """One experiment against another that lacks one thing, `what`."""
 
     experiment: Experiment
-    control: Experiment
+    other: str  # its name, or what else the experiment is held against
     what: str
-    gain: Gain
+    of: str  # whose accuracy is compared: "clients" or "server"
+    difference: Difference
+    beside: str = ""  # settings that differ too, though they should not
 
-    def sentence(self) -> str:
-        return against(self.experiment, self.control, self.what, verdict(self.gain))
+    @property
+    def against(self) -> str:
+        return f"{self.other} ({self.what})" if self.what else self.other
 
 
-def against(experiment: Experiment, control: Experiment, what: str, says: str) -> str:
-    """A sentence on two experiments, and the settings of the run in which they should not differ, yet do."""
-    differ = [key for key in different(experiment, control) if key.startswith("run.")]
-    beside = f"; {', '.join(differ)} differ too" if differ else ""
-    return f"{shown(experiment.name)} against {shown(control.name)} ({what}): {says}{beside}."
+def sentences(claims: Sequence[Claim]) -> list[str]:
+    """All claims of a table in words, judged together."""
+    differences = [claim.difference for claim in claims]
+    count = sum(difference.judged for difference in differences)
+    return [
+        f"{shown(claim.experiment.name)} against {claim.against}: {_verdict(claim.difference, holds, count)}"
+        f"{claim.beside}."
+        for claim, holds in zip(claims, paired.established(differences), strict=True)
+    ]
+
+
+def legend(claims: Sequence[Claim]) -> list[str]:
+    """How the sentences of a table are judged; nothing without any."""
+    if not claims:
+        return []
+    count = sum(claim.difference.judged for claim in claims)
+    together = f", for all {count} comparisons of this table together (Holm, 5 %)" if count > 1 else ""
+    return [f"Intervals are Student's t over seeds. Better or worse is said where zero is ruled out{together}."]
+
+
+def estimate(found: Difference) -> str:
+    """A difference in numbers: with its interval, or else seed by seed."""
+    seeds = plural(len(found.by_seed), "seed")
+    if found.nothing:
+        return f"no difference at all in {seeds}"
+    if len(found.by_seed) < paired.SEEDS:
+        values = ", ".join(f"{signed(value)} (seed {seed})" for seed, value in found.by_seed.items())
+        return f"{values} points; an interval needs {paired.SEEDS} seeds"
+    if not found.judged:
+        return f"{signed(found.mean)} points in each of {seeds}; an interval needs seeds that differ"
+    low, high = found.interval
+    return f"{signed(found.mean)} points (between {signed(low)} and {signed(high)}, 95 %, {seeds})"
+
+
+def _verdict(found: Difference, holds: bool, comparisons: int) -> str:
+    """The same, and in a word what it says; `holds` if zero is ruled out among so many comparisons."""
+    says = estimate(found)
+    if not found.judged:
+        return says
+    if holds:
+        return f"{says}, {'better' if found.mean > 0 else 'worse'}"
+    low, high = found.interval
+    if low <= 0 <= high:
+        return f"{says}, no difference is established"
+    return f"{says}, not established among {comparisons} comparisons"
 
 
 def local(experiment: Experiment) -> float:
@@ -51,66 +94,50 @@ def served(experiment: Experiment) -> dict[int, float]:
     return {seed: score.server for seed, score in experiment.last.items() if experiment.has_global}
 
 
-def verdict(found: Gain) -> str:
-    """What a paired difference says, in words and numbers."""
-    pairs = found.better + found.worse + found.same
-    of = f"{plural(pairs, 'pair')} of client and seed, {plural(found.seeds, 'seed')}"
-    if pairs == 1:
-        return f"{signed(found.mean)} points in a single pair, which says nothing about the noise"
-    if not (found.better or found.worse):
-        return f"no difference at all, every client scores the same ({of})"
-    says = _noise(found)
-    if found.seeds == 1:
-        says += " between clients, which one seed alone does not settle"
-    return f"{signed(found.mean)} points, {says} (two standard errors: {2 * found.error:.1f}; {of})"
-
-
-def leads(found: Lead) -> str:
-    """What a difference of the server's accuracy says, in words and numbers."""
-    if found.seeds == 1:
-        return f"{signed(found.mean)} points of the server's accuracy, which one seed does not settle"
-    if found.mean == found.over_seeds == 0:
-        return f"no difference at all in the server's accuracy ({plural(found.seeds, 'seed')})"
-    of = f"two standard errors: {2 * found.error:.1f}; {plural(found.seeds, 'seed')}"
-    return f"{signed(found.mean)} points of the server's accuracy, {_noise(found)} ({of})"
-
-
-def _noise(found: Gain | Lead) -> str:
-    if not found.beyond_noise:
-        return "no difference beyond the noise"
-    return "better beyond the noise" if found.mean > 0 else "worse beyond the noise"
+def compared(one: Experiment, other: Experiment, of: str) -> Difference | None:
+    """The accuracy of one's clients, or of its server, minus the other's; None without a seed in common."""
+    if of == "server":
+        return paired.server(served(one), served(other))
+    return paired.local(one.rows, other.rows)
 
 
 def claims(experiments: Sequence[Experiment]) -> list[Claim]:
-    """What experts add: every experiment with experts against its controls, as far as both have finished runs."""
+    """Every experiment against the controls that its method declared, as far as both have finished runs."""
     return [
-        Claim(experiment, control, what, found)
-        for experiment in filter(has_experts, experiments)
-        for control, what in controls(experiment, experiments)
-        if (found := gain(experiment.rows, control.rows))
+        Claim(experiment, shown(other.name), control["what"], control["of"], found, _beside(experiment, other))
+        for experiment in experiments
+        for control in experiment.controls
+        for other in experiments
+        if fits(experiment, control, other) and (found := compared(experiment, other, control["of"]))
     ]
 
 
-def controls(experiment: Experiment, experiments: Sequence[Experiment]) -> Iterator[tuple[Experiment, str]]:
-    """The same without experts, the same with experts by chance, and a linear probe on the same data."""
-    kinds: dict[str, Callable[[Experiment], bool]] = {
-        ALONE: lambda other: is_pfedmoap(other) and not has_experts(other),
-        "random experts": lambda other: has_experts(other) and _select(other) == "random" != _select(experiment),
-        "linear probe": lambda other: other.values["model"]["name"] == "linear-probe",
-    }
-    for what, fits in kinds.items():
-        for other in filter(fits, experiments):
-            differ = set(different(experiment, other)) - _UNUSED.get(what, set())
-            if not differ or (what not in _UNUSED and not any(key.startswith("data.") for key in differ)):
-                yield other, what
+def fits(experiment: Experiment, control: dict[str, Any], other: Experiment) -> bool:
+    """Whether another experiment is this one's control: it has the settings asked for, and differs in nothing else."""
+    first, second = experiment.first.settings, other.first.settings
+    asked = control["having"]
+    if any(second.get(key) not in values for key, values in asked.items()):
+        return False
+    if all(first.get(key) in values for key, values in asked.items()):
+        return False  # the experiment is what its control should be
+    differ = set(different(experiment, other)) - set(asked) - set(control["free"])
+    return not any(key.startswith(tuple(control["alike"])) for key in differ if not key.startswith("run."))
 
 
-def is_pfedmoap(experiment: Experiment) -> bool:
-    return bool(experiment.values["method"]["name"] == "pfedmoap")
+def _beside(one: Experiment, other: Experiment) -> str:
+    differ = [key for key in different(one, other) if key.startswith("run.")]
+    return f"; {', '.join(differ)} differ too" if differ else ""
 
 
-def has_experts(experiment: Experiment) -> bool:
-    return is_pfedmoap(experiment) and int(experiment.values["method"]["experts"]) > 0
+def unknown(experiments: Sequence[Experiment]) -> list[str]:
+    """What cannot be said for want of a control, and what run would tell."""
+    told = {(id(claim.experiment), claim.what) for claim in claims(experiments)}
+    return [
+        f"{shown(e.name)}: {control['needed']}."
+        for e in experiments
+        for control in e.controls
+        if control["needed"] and (id(e), control["what"]) not in told
+    ]
 
 
 def different(one: Experiment, other: Experiment) -> list[str]:
@@ -127,6 +154,10 @@ def same_data(experiments: Sequence[Experiment]) -> bool:
     return not any(key.startswith("data.") for other in experiments[1:] for key in different(experiments[0], other))
 
 
+def same_seeds(experiments: Sequence[Experiment]) -> bool:
+    return len({tuple(experiment.finished) for experiment in experiments}) < 2
+
+
 def headline(experiments: Sequence[Experiment]) -> list[str]:
     """The result in words and numbers, a sentence or two a line."""
     by_server = judged_by_server(experiments)
@@ -137,42 +168,31 @@ def headline(experiments: Sequence[Experiment]) -> list[str]:
         return ["No run is finished yet, so there is no result."]
     if not same_data(ranked):
         return ["These experiments have different data, so they are listed and not ranked."]
+    if not same_seeds(ranked):
+        return ["These experiments have different seeds, so they are listed and not ranked.", *_about_experts(ranked)]
     best = ranked[0]
-    chance = f", where guessing gives {best.chance:.0f} %" if best.chance else ""
+    level = best.commonest("server" if by_server else "clients")
+    commonest = f"; the commonest class alone gives {level:.0f} %" if level else ""
     over = "" if by_server else f"{plural(len(best.clients), 'client')} and "
     text = [
         f"{f'Highest {whose} accuracy: ' if ranked[1:] else ''}{shown(best.name)}, {value(best):.1f} % on average over "
-        f"{over}{plural(len(best.finished), 'seed')}{chance}."
+        f"{over}{plural(len(best.finished), 'seed')}{commonest}."
     ]
     if ranked[1:]:
         second = ranked[1]
-        between = _leads(best, second) if by_server else _gains(best, second)
-        says = between or "no seed in common, so the two cannot be compared"
-        text.append(f"Next: {shown(second.name)}, {value(second):.1f} %. The first against the next: {says}.")
-    about = [c for c in claims(experiments) if c.what == ALONE]
-    seen = {id(e) for e in ranked[:2]} if not by_server else set()  # said already
-    text += [f"What experts add: {c.sentence()}" for c in about if {id(c.experiment), id(c.control)} != seen]
-    return text
+        found = compared(best, second, "server" if by_server else "clients")
+        says = estimate(found) if found else "no client in common, so the two cannot be compared"
+        text.append(f"Next: {shown(second.name)}, {value(second):.1f} %. The first minus the next: {says}.")
+    return text + _about_experts(experiments)
 
 
-def _gains(one: Experiment, other: Experiment) -> str:
-    found = gain(one.rows, other.rows)
-    return verdict(found) if found else ""
-
-
-def _leads(one: Experiment, other: Experiment) -> str:
-    found = lead(served(one), served(other))
-    return leads(found) if found else ""
-
-
-def unknown(experiments: Sequence[Experiment]) -> list[str]:
-    """What cannot be said of experts, and what run would tell."""
-    told = {id(claim.experiment) for claim in claims(experiments) if claim.what == ALONE}
+def _about_experts(experiments: Sequence[Experiment]) -> list[str]:
+    """Each experiment with experts against the control that its method names first."""
+    found = claims(experiments)
     return [
-        f"{shown(e.name)}: no finished run of the same with method.experts = 0 is among these, so they do not tell "
-        f"whether the experts add anything or the gate does it alone."
-        for e in experiments
-        if has_experts(e) and id(e) not in told
+        f"What experts add: {line}"
+        for claim, line in zip(found, sentences(found), strict=True)
+        if claim.what == claim.experiment.controls[0]["what"]
     ]
 
 
@@ -186,17 +206,36 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
     ]
     counted = [e for e in experiments if e.finished]
     for e in counted:
-        for seed, run in e.finished.items():
-            if quiet := silent(run.clients):
-                names = ", ".join(map(shown, quiet))
-                found.append(f"{shown(e.name)}, seed {seed}: the last evaluation lacks {names}, who did not answer.")
-        if refused := sum(len(refusals(run.rounds)) for run in e.finished.values()):
-            found.append(f"{shown(e.name)}: {plural(refused, 'upload')} refused; the report lists the reasons.")
+        found += [*_silent(e), *_refused(e)]
     if not same_data(counted):
         found.append("The experiments do not have the same data: their figures cannot be compared with each other.")
-    if len({tuple(e.finished) for e in counted}) > 1:
+    if not same_seeds(counted):
         found.append("The experiments do not have the same seeds: compare the paired differences, not the means.")
     return found
+
+
+def _silent(experiment: Experiment) -> Iterator[str]:
+    """Clients whom the last evaluation lacks."""
+    for seed, run in experiment.finished.items():
+        if quiet := silent(run.clients):
+            names = ", ".join(map(shown, quiet))
+            yield f"{shown(experiment.name)}, seed {seed}: the last evaluation lacks {names}, who did not answer."
+
+
+def _refused(experiment: Experiment) -> Iterator[str]:
+    """Uploads that were not taken; a client of whom none was ever taken is named."""
+    count = 0
+    for seed, run in experiment.finished.items():
+        found = refusals(run.rounds)
+        count += len(found)
+        trained = {client for row in run.rounds for client in row["trained"]}
+        for client in sorted({client for _, client, _ in found} - trained):
+            yield (
+                f"WARNING: {shown(experiment.name)}, seed {seed}: every upload of {shown(client)} was refused, so "
+                "nothing of it is in this result."
+            )
+    if count:
+        yield f"{shown(experiment.name)}: {plural(count, 'upload')} refused; the report lists the reasons."
 
 
 def shown(text: object) -> str:
@@ -211,7 +250,3 @@ def plural(count: int, word: str) -> str:
 def signed(value: float) -> str:
     """With its sign, and no minus before a zero."""
     return f"{round(value, 1) + 0.0:+.1f}"
-
-
-def _select(experiment: Experiment) -> Any:
-    return experiment.values["method"]["select"]

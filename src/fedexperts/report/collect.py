@@ -14,8 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..metrics import Routing, Row, Score, best_valid, by_round, last, routing, sizes, validated
+from ..metrics import Row, Score, best_valid, by_round, last, sizes, validated
 from ..rundir import RunDir
+from .experts import Routing, routing
 
 Values = dict[str, dict[str, Any]]
 
@@ -115,9 +116,34 @@ class Experiment:
         return sorted({row["client"] for rows in self.rows.values() for row in rows})
 
     @property
+    def declared(self) -> dict[str, Any]:
+        """What its method declared, as `declared.Declared` names it; nothing in runs of before methods did."""
+        return dict(self.first.environment.get("declared") or {})
+
+    @property
     def has_global(self) -> bool:
         """Whether there is a global model to speak of."""
-        return bool(self.values["method"]["name"] != "alone")
+        return bool(self.declared.get("shared", True))
+
+    @property
+    def controls(self) -> list[dict[str, Any]]:
+        """What its method is compared with."""
+        return list(self.declared.get("controls", ()))
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The numbers that its method logs beside accuracy."""
+        return list(self.declared.get("metrics", ()))
+
+    @property
+    def listed(self) -> str:
+        """How a client's experts are listed in its `weights`, after its own."""
+        return str(self.declared.get("listed", ""))
+
+    @property
+    def ablation(self) -> bool:
+        """Whether its server's routing is switched off on purpose."""
+        return bool(self.declared.get("ablation", False))
 
     @property
     def judged_by(self) -> str:
@@ -130,10 +156,13 @@ class Experiment:
         classes = self.first.environment.get("classes") or ()
         return [str(name) for name in (range(classes) if isinstance(classes, int) else classes)]
 
-    @property
-    def chance(self) -> float | None:
-        """Accuracy of guessing among all classes, in percent; None if its runs do not say how many there are."""
-        return 100 / len(self.classes) if self.classes else None
+    def commonest(self, of: str) -> float | None:
+        """Accuracy in percent of always saying the commonest class, of "clients" each its own, or of the "server".
+
+        None if its runs do not know what classes their clients have.
+        """
+        told = [found[of] for run in self.runs.values() if (found := run.environment.get("commonest"))]
+        return statistics.fmean(map(float, told)) if told else None
 
 
 def judged_by_server(experiments: Sequence[Experiment]) -> bool:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.ticker import MaxNLocator
 
-from ..metrics import apart, curve, moved, received, server_curve, weights
+from ..metrics import curve, logged, lowest, moved, server_curve
 from .claims import plural, shown
 from .collect import Experiment, judged_by_server
+from .experts import received, weights
 from .ink import (
     COLOURS,
     MARKS,
@@ -32,7 +33,6 @@ from .ink import (
     short,
 )  # fmt: skip
 from .mixtures import mixtures
-from .routing import has_routing
 
 
 def draw(experiments: Sequence[Experiment]) -> list[Picture]:
@@ -41,12 +41,12 @@ def draw(experiments: Sequence[Experiment]) -> list[Picture]:
     if not counted:
         return []
     accuracy = [_accuracy(counted)]
-    if judged_by_server(counted) or any(map(has_routing, counted)):
+    if judged_by_server(counted) or any(e.routing for e in counted):
         accuracy.insert(0, _server([e for e in counted if e.has_global]))
     found: list[Picture | None] = [*accuracy, _clients(counted)]
     for experiment in counted:
         found += [_weights(experiment), _received(experiment)]
-    found += [*mixtures(counted), _moved(counted), _apart(counted), _bytes(counted)]
+    found += [*mixtures(counted), _moved(counted), *_declared(counted), _bytes(counted)]
     return [picture for picture in found if picture]
 
 
@@ -56,7 +56,9 @@ def draw(experiments: Sequence[Experiment]) -> list[Picture]:
 def _accuracy(experiments: Sequence[Experiment]) -> Picture:
     series = [(e.name, [curve(rows) for rows in e.rows.values()]) for e in experiments]
     caption = "After every evaluated round, all clients, test part. Band: standard deviation over seeds."
-    return _above_chance(experiments, series, "Accuracy over rounds", "local accuracy, %, mean over clients", caption)
+    return _above_commonest(
+        experiments, series, "Accuracy over rounds", "local accuracy, %, mean over clients", caption
+    )
 
 
 def _server(experiments: Sequence[Experiment]) -> Picture:
@@ -65,18 +67,22 @@ def _server(experiments: Sequence[Experiment]) -> Picture:
         "The server's own predictor, or the global model where it has none, on the test parts of all clients in one. "
         "Band: standard deviation over seeds."
     )
-    return _above_chance(experiments, series, "Accuracy of the server over rounds", "server's accuracy, %", caption)
+    return _above_commonest(
+        experiments, series, "Accuracy of the server over rounds", "server's accuracy, %", caption, "server"
+    )
 
 
-def _above_chance(experiments: Sequence[Experiment], series: Series, title: str, unit: str, caption: str) -> Picture:
+def _above_commonest(
+    experiments: Sequence[Experiment], series: Series, title: str, unit: str, caption: str, of: str = "clients"
+) -> Picture:
     figure, axes = paper(3.6)
     lines(axes, series)
-    levels = sorted({e.chance for e in experiments if e.chance})
+    levels = sorted({level for e in experiments if (level := e.commonest(of))})
     for level in levels:
         axes.axhline(level, color="0.45", linewidth=1, linestyle=(0, (1, 2)))
         axes.annotate(
-            "guessing", (1, level), (-3, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
-            color="0.35",
+            "commonest class", (1, level), (-3, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha="right", color="0.35",
         )  # fmt: skip
     above(axes, unit)
     axes.set_ylim(bottom=0)
@@ -95,15 +101,15 @@ def _moved(experiments: Sequence[Experiment]) -> Picture | None:
     )
 
 
-def _apart(experiments: Sequence[Experiment]) -> Picture | None:
-    series = [(e.name, [apart(rows) for rows in e.rows.values()]) for e in experiments]
-    return over_rounds(
-        series,
-        "How different the experts are",
-        "1 - cosine of text features",
-        "Text features of the experts against the client's own, mean over classes, experts and clients: "
-        "at 0 all experts say the same.",
-    )
+def _declared(experiments: Sequence[Experiment]) -> list[Picture | None]:
+    """A picture for each number that methods declared, of the experiments whose method did."""
+    every = [metric for e in experiments for metric in e.metrics]
+    found = []
+    for metric in [metric for place, metric in enumerate(every) if metric not in every[:place]]:
+        runs = {e.name: e.finished.values() for e in experiments if metric in e.metrics}
+        series = [(name, [logged(getattr(run, metric["of"]), metric["name"]) for run in r]) for name, r in runs.items()]
+        found.append(over_rounds(series, metric["title"], metric["unit"], metric["says"]))
+    return found
 
 
 # ---- clients
@@ -125,8 +131,8 @@ def _clients(experiments: Sequence[Experiment]) -> Picture:
             )  # fmt: skip
         mean = statistics.fmean(s.mean for s in scores)
         axes.plot([mean, mean], [place - 0.38, place + 0.38], color="black", linewidth=1.6)
-        low = min(((value, client) for s in scores for client, value in s.clients.items()))
-        worst.append(f"{shown(experiment.name)} {low[0]:.0f} % ({shown(low[1])})")
+        low = lowest(experiment.last)
+        worst.append(f"{shown(experiment.name)} {low.right} of {low.examples} ({shown(low.client)}, seed {low.seed})")
     axes.set_yticks(range(len(experiments)), [short(e.name) for e in experiments])
     axes.set_ylim(len(experiments) - 0.5, -0.5)
     axes.set_xlabel("accuracy on the client's own test part, %")
@@ -151,14 +157,12 @@ def _weights(experiment: Experiment) -> Picture | None:
     norm = TwoSlopeNorm(1, 0, max(2, *(share for row in grid for share in row if not math.isnan(share))))
     image = axes.imshow(grid, aspect="auto", cmap="PuOr_r", norm=norm, interpolation="nearest")
     figure.colorbar(image, ax=axes, label="weight; equal: 1", pad=0.02)
-    nearness = {"nearest": "by nearness", "farthest": "farthest first"}
-    by = nearness.get(str(experiment.values["method"].get("select")), "in the order drawn")
     axes.set_xticks(range(width), ["own", *(str(e) for e in range(1, width))])
-    axes.set_xlabel(f"expert ({by})")
+    axes.set_xlabel(f"expert ({experiment.listed})" if experiment.listed else "expert")
     axes.set_facecolor("0.8")
     name_clients(axes, names, "y")
     own = _mean([row[0] for row in grid])
-    said = f"On average a client's own prompt has {own:.2f} times the weight that it would have if all were equal."
+    said = f"On average a client's own expert has {own:.2f} times the weight that it would have if all were equal."
     caption = (
         f"{said} Means over test images, classes and seeds, after the last round. White: equal. Grey: no such expert."
     )
@@ -166,7 +170,7 @@ def _weights(experiment: Experiment) -> Picture | None:
 
 
 def _received(experiment: Experiment) -> Picture | None:
-    """Who received whose prompt, summed over rounds and seeds."""
+    """Who received whose expert, summed over rounds and seeds."""
     counts = [received(run.rounds) for run in experiment.finished.values()]
     total = sum(sum(c.values()) for c in counts)
     if not total:
@@ -179,12 +183,12 @@ def _received(experiment: Experiment) -> Picture | None:
     name_clients(axes, names, "y")
     name_clients(axes, names, "x")
     axes.set_facecolor("0.8")
-    axes.set_xlabel("whose prompt")
+    axes.set_xlabel("whose expert")
     axes.set_ylabel("who received it")
     near = sum(n for c in counts for pair, n in c.items() if domain(pair[0]) == domain(pair[1]))
-    said = f"{total} prompts were received{_by_chance(names, near / total)}."
+    said = f"{total} experts were received{_by_chance(names, near / total)}."
     caption = f"{said} Summed over rounds and {plural(len(counts), 'seed')}; lines part the domains."
-    return printed(figure, axes, f"Who received whose prompt: {shown(experiment.name)}", said, caption)
+    return printed(figure, axes, f"Who received whose expert: {shown(experiment.name)}", said, caption)
 
 
 def _by_chance(names: Sequence[str], share: float) -> str:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from matplotlib.ticker import MaxNLocator
 
-from ..metrics import Row, blended, largest_share, logged
+from ..metrics import Row, blended, logged
 from .claims import shown
 from .collect import Experiment
+from .experts import largest_share
 from .ink import CROWD, Picture, name_clients, order, over_rounds, paper, printed, short
 
 
