@@ -199,6 +199,12 @@ class Work:
             for name, value in self.trained.items():
                 value.sub_(found[name], alpha=RATE)
 
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Back to where the clients start: measuring moves them."""
+        for name, value in self.trained.items():
+            value.copy_(self.starts[0].trained[name])
+
     @cached_property
     def compiled(self) -> Callable[..., Tensor]:
         return torch.compile(self.losses, dynamic=False)  # type: ignore[no-any-return]
@@ -335,6 +341,7 @@ def one_way(sheet: Sheet, way: str, doing: Work) -> tuple[float, Tensor, float]:
     if "graph" in way and not sheet.cuda:
         raise ValueError("CUDA graphs need CUDA")
     losses = doing.compiled if "compiled" in way else doing.losses
+    doing.begin()
     began = time.perf_counter()
     gradient = doing.gradients(losses)["context"][0].clone()
     sheet.sync()
