@@ -302,15 +302,19 @@ def job_and_engine(config: Config, path: Path) -> tuple[Job, InProcess]:
     return job, InProcess(job, sites, settings.together, settings.workers)
 
 
-def left_behind(folder: RunDir) -> dict[str, Any]:
-    """The server's state, every private file and the logs (except seconds): what must not differ."""
-    newest = folder.path / "checkpoints" / f"round-{folder.done():06d}"
-    files = [*sorted(newest.glob("*.safetensors")), *sorted((folder.path / "private").rglob("*.private"))]
-    whole: dict[str, Any] = {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
-    for log in ("rounds.jsonl", "clients.jsonl", "server.jsonl"):
-        lines = (folder.path / log).read_text().splitlines() if (folder.path / log).exists() else []
-        whole[log] = [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-    return whole
+TIMES = ("seconds.jsonl", "seconds.json")  # what a clock says differs between runs that are the same
+
+
+def every_file(path: Path) -> dict[str, bytes]:
+    """Every file of a run's folder, byte for byte, but those of times."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name not in TIMES)
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+def left_behind(folder: RunDir) -> dict[str, bytes]:
+    """The same without what says where it ran and who followed it: what must not differ between engines."""
+    where = {"config.toml", "environment.json", "split.json", "hashes.json", "tracked.json", "report.html"}
+    return {name: data for name, data in every_file(folder.path).items() if name not in where}
 
 
 def server(folder: RunDir) -> Tensors:

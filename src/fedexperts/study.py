@@ -10,7 +10,6 @@ looked at here: a trial's score is its validation accuracy after its last round,
 """
 
 import itertools
-import json
 import multiprocessing
 import os
 import shutil
@@ -27,10 +26,12 @@ from . import config as door
 from . import track
 from .config import Config, ConfigError
 from .data import Federation
+from .disk import making, read_checked, sweep, write_checked
 from .loop import NobodyLeftError, run
 from .metrics import Row, Score, last, last_valid
-from .rundir import RunDir, taken
-from .tensors import write
+from .rundir import RunDir, is_run
+
+STUDY = "study.json"
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,23 @@ class Unit:
     folder: Path
 
     @property
+    def run(self) -> RunDir:
+        return RunDir(self.folder)
+
+    @property
     def rounds(self) -> int:
         """Rounds in all, the evaluation of the start counted as one."""
         return int(self.config.values["run"]["rounds"]) + 1
 
     def done(self) -> int:
         """Rounds that are finished, counted likewise."""
-        newest = RunDir(self.folder).done()
+        newest = self.run.done()
         return 0 if newest is None else newest + 1
 
     def clients(self) -> int:
         """Clients that trained in the newest finished round."""
-        log = self.folder / "rounds.jsonl"  # another process may be writing it: whole lines only
-        lines = log.read_text().split("\n")[:-1] if log.exists() else []
-        return len(json.loads(lines[-1])["trained"]) if lines else 0
+        rows = self.run.latest()
+        return len(rows[-1]["trained"]) if rows else 0
 
 
 def create(
@@ -79,12 +83,11 @@ def create(
     `trackers` follow its runs: "tensorboard" and a folder, "mlflow" and an address, "wandb" and a project.
     """
     _check(configs)
-    if path.exists():
-        raise taken(path)
     for kind in trackers or {}:
         door.tracker_room(kind)  # is it installed?
-    track.create(path, trackers or {})
-    _ask(path, configs, seeds)
+    with making(path) as part:
+        track.create(part, path.name, trackers or {})
+        _ask(part, configs, seeds)
 
 
 def widen(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
@@ -93,14 +96,16 @@ def widen(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
     ValueError if it holds another experiment of the same name.
     """
     _check(configs)
-    before, there = read(path) if (path / "study.json").exists() else ([], [])
-    known = {config.name: config for config in there}
-    for config in configs:
-        if (other := known.setdefault(config.name, config)).nested() != config.nested():
-            raise ConfigError(
-                f"{path} holds {other.name} with other settings; right would be the same --set, or another --out"
-            )
-    _ask(path, list(known.values()), list(dict.fromkeys([*before, *seeds])))
+    path.mkdir(parents=True, exist_ok=True)
+    with RunDir(path).locked():
+        before, there = read(path) if (path / STUDY).exists() else ([], [])
+        known = {config.name: config for config in there}
+        for config in configs:
+            if (other := known.setdefault(config.name, config)).nested() != config.nested():
+                raise ConfigError(
+                    f"{path} holds {other.name} with other settings; right would be the same --set, or another --out"
+                )
+        _ask(path, list(known.values()), list(dict.fromkeys([*before, *seeds])))
 
 
 def _check(configs: Sequence[Config]) -> None:
@@ -116,7 +121,7 @@ def _check(configs: Sequence[Config]) -> None:
 def _ask(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
     """Write down what a study is asked for."""
     asked = {"seeds": list(seeds), "experiments": {config.name: config.toml() for config in configs}}
-    write(path / "study.json", (json.dumps(asked, indent=1) + "\n").encode())
+    write_checked(path / STUDY, asked)
 
 
 def free(path: Path) -> Path:
@@ -130,13 +135,14 @@ def advance(path: Path, jobs: int = 1, tell: Progress = lambda _: None, warn: Wa
 
     `warn` hears of trackers that fail.
     """
-    if not (path / "study.json").exists() and (path / "config.toml").exists():
-        unit = Unit(door.parse((path / "config.toml").read_text(), str(path)), path)
+    if is_run(path):
+        unit = Unit(door.parse(RunDir(path).text("config.toml"), str(path)), path)
         with _followed(path.absolute().parent.parent, warn) as follow:
             failed = _run_all([unit], jobs, tell, "running", follow)
     else:
         seeds, configs = read(path)
         with RunDir(path).locked(), _followed(path, warn) as follow:
+            sweep([*path.glob(".*.part"), *path.glob("*/.*.part"), *path.glob("*/tune/.*.part")])
             _run_all([unit for config in configs for unit in trials(path, config, seeds[0])], jobs, tell, "tuning")
             units = [unit for config in configs for unit in repeats(path, config, seeds)]
             failed = _run_all(units, jobs, tell, "running", follow)
@@ -162,19 +168,11 @@ def _followed(study: Path, warn: Warn) -> Iterator[Callable[[Unit], None]]:
 
 def read(path: Path) -> tuple[list[int], list[Config]]:
     """Seeds and experiments of a study; ValueError if its file is missing or damaged."""
-    file = path / "study.json"
-    try:
-        asked = json.loads(file.read_bytes())
-        texts: dict[str, str] = asked["experiments"]
-        return [int(seed) for seed in asked["seeds"]], [door.parse(text, str(file)) for text in texts.values()]
-    except FileNotFoundError:
-        raise ValueError(
-            f"{path} holds no study and no run; right would be a folder that `fedexperts run` made"
-        ) from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} is damaged ({error}): put a backup in its place, or run anew with another --out"
-        ) from None
+    file = path / STUDY
+    if not file.exists():
+        raise ValueError(f"{path} holds no study and no run; right would be a folder that `fedexperts run` made")
+    asked = read_checked(file, "put a backup in its place, or run anew with another --out")
+    return list(asked["seeds"]), [door.parse(text, str(file)) for text in asked["experiments"].values()]
 
 
 def trials(path: Path, config: Config, seed: int) -> list[Unit]:
@@ -210,10 +208,8 @@ def repeats(path: Path, config: Config, seeds: Sequence[int]) -> list[Unit]:
     ]
     won = [unit for unit in trials(path, config, seeds[0]) if unit.config.values == units[0].config.values]
     if won and not units[0].folder.exists():
-        aside = units[0].folder.with_name(".part")
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(won[0].folder, aside)
-        os.replace(aside, units[0].folder)
+        with making(units[0].folder) as part:
+            shutil.copytree(won[0].folder, part, dirs_exist_ok=True)
     return units
 
 
@@ -234,8 +230,7 @@ def once(config: Config, folder: Path | str) -> Score:
 
 def _logs(unit: Unit) -> tuple[list[Row], list[Row]]:
     """The client rows and the server's."""
-    folder = RunDir(unit.folder)
-    return folder.rows("clients.jsonl"), folder.rows("server.jsonl")
+    return unit.run.rows("clients.jsonl"), unit.run.rows("server.jsonl")
 
 
 def work(unit: Unit, beat: Callable[[], None] = lambda: None) -> str:
@@ -255,9 +250,9 @@ def _folder(unit: Unit, federation: Federation) -> RunDir:
         return RunDir.create(
             unit.folder, unit.config.toml(), door.about(unit.config, federation), federation.manifest()
         )
-    if door.parse((unit.folder / "config.toml").read_text(), str(unit.folder)).values != unit.config.values:
+    if door.parse(unit.run.text("config.toml"), str(unit.folder)).values != unit.config.values:
         raise ValueError(f"{unit.folder} holds a run of another config; right would be another folder")
-    return RunDir(unit.folder)
+    return unit.run
 
 
 def _run_all(
@@ -265,6 +260,10 @@ def _run_all(
 ) -> list[tuple[Unit, str]]:
     """Run what is left of the units, `jobs` at a time, and let each be followed; those that failed, and why."""
     left = [unit for unit in units if unit.done() < unit.rounds]
+    for unit in units:
+        if unit not in left:  # the crash that the study is resumed from may have hit its last step
+            with unit.run.locked():
+                unit.run.load()
 
     def beat() -> None:
         done = [unit.done() for unit in units]

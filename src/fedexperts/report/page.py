@@ -73,6 +73,7 @@ def page(experiments: Sequence[Experiment]) -> str:
         *(["<h2>Pictures</h2>", *pictures] if pictures else []),
         *_clients(experiments),
         *_refused(experiments),
+        *_forgotten(experiments),
         *_settings(experiments),
         f'<p class="small">Made by fedexperts {escape(__version__)} from the logs of the runs.</p>',
     ]
@@ -126,6 +127,17 @@ def _refused(experiments: Sequence[Experiment]) -> list[str]:
         return []
     head = ["experiment", "seed", "round", "client", "why"]
     return ["<h2>Refused uploads</h2>", _grid(head, rows, "words")]
+
+
+def _forgotten(experiments: Sequence[Experiment]) -> list[str]:
+    rows = [
+        [e.name, seed, row["round"], row["forgot"]]
+        for e in experiments for seed, run in e.runs.items() for row in run.events if "forgot" in row
+    ]  # fmt: skip
+    if not rows:
+        return []
+    says = "<p>They were lost, and the run was told to go on without them: these clients began afresh.</p>"
+    return ["<h2>Private states gone without</h2>", says, _grid(["experiment", "seed", "after round", "client"], rows)]
 
 
 def _settings(experiments: Sequence[Experiment]) -> list[str]:
