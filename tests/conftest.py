@@ -5,7 +5,6 @@ milliseconds. `digits` is real digits behind the package's own tiny CLIP. Both c
 user's own classes do. Nothing in here pretends: `Wire` really turns every message into bytes and back.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field

@@ -402,7 +402,7 @@ def test_the_command_warns_where_others_can_reach_it_and_ends_with_ctrl_c(run: P
         assert Site(int(found[1])).ask("/")[0] == 200
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == 130
     assert "anybody who reaches this address can use the page" in said
     assert "Traceback" not in said
 

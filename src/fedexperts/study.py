@@ -13,6 +13,7 @@ import itertools
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from .metrics import Row, Score, last, last_valid
 from .rundir import RunDir, is_run
 
 STUDY = "study.json"
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,14 @@ def advance(path: Path, jobs: int = 1, tell: Progress = lambda _: None, warn: Wa
             failed = _run_all(units, jobs, tell, "running", follow)
     if failed:
         raise NobodyLeftError("\n".join(f"{unit.folder}: {why}" for unit, why in failed))
+
+
+def forget(path: Path, client: str) -> None:
+    """Go on without a client's private state, which is gone or damaged, in the run in `path`."""
+    if not is_run(path):
+        runs = ", ".join(str(folder.parent) for folder in sorted(path.glob("*/seed-*/hashes.json")))
+        raise ValueError(f"--forget is for one run, and {path} is none; right would be one of {runs or 'its runs'}")
+    RunDir(path).forget(client)
 
 
 @contextmanager
@@ -284,8 +294,9 @@ def _run_all(
 def _in_processes(units: Sequence[Unit], jobs: int, beat: Callable[[], None]) -> list[tuple[Unit, str]]:
     """Units and why each could not go on, or ""; `beat` twice a second."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
-        futures = {pool.submit(work, unit): unit for unit in units}
+    with ProcessPoolExecutor(jobs, context, initializer=_obey, initargs=(os.getpid(),)) as pool:
+        with _unheard():  # a child is begun as deaf as its parent is now
+            futures = {pool.submit(work, unit): unit for unit in units}
         try:
             while wait(futures, timeout=0.5).not_done:
                 beat()
@@ -296,8 +307,23 @@ def _in_processes(units: Sequence[Unit], jobs: int, beat: Callable[[], None]) ->
         return [(unit, future.result()) for future, unit in futures.items()]
 
 
-def _end_with_parent(parent: int) -> None:
-    """A worker whose parent was killed stops too: the study may be resumed by another process."""
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Signals that end a program wait until this is over."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _obey(parent: int) -> None:
+    """A worker ends when its parent says so, whatever signal a terminal sends to both; or when its parent was killed:
+    the study may be resumed by another process.
+    """
+    for number in ENDING:
+        signal.signal(number, lambda *_: None)  # unlike one that is ignored, it is not passed on to programs begun here
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def watch() -> None:
         while os.getppid() == parent:

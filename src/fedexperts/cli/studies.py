@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from .terminal import Configs, Jobs, Runs, Settings, err, errors, out, stopped
+from .terminal import Configs, Forget, Jobs, Runs, Settings, err, errors, out, say, stopped, to_go_on
 
 if TYPE_CHECKING:
     from .. import study
@@ -61,9 +61,15 @@ def run(
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `fedexperts run` made.")],
     jobs: Jobs = None,
+    forget: Forget = None,
 ) -> None:
     """Go on with what was stopped, from the last finished round of each run."""
+    from .. import study
+
     with errors():
+        for client in forget or []:
+            study.forget(folder, client)
+            say(f"{client} begins afresh; the run's log and its report say so.")
         _advance(folder, jobs)
 
 
@@ -177,7 +183,8 @@ def _advance(folder: Path, jobs: int | None) -> None:
 
     if (folder / "study.json").exists() or not (folder / "config.toml").exists():
         _announce(folder)
-    with stopped(f"{KEPT}fedexperts resume {folder}"), _progress() as tell:
+    again = f"fedexperts resume {folder}"
+    with stopped(f"{KEPT}{again}"), to_go_on(again), _progress() as tell:
         study.advance(folder, jobs or door.cores(), tell, lambda what: err.print(escape(what), soft_wrap=True))
     found = pictures.collect([folder])
     for table in pictures.tables(found):

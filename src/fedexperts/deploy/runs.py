@@ -68,8 +68,12 @@ class Run:
         return found
 
     @property
+    def folder(self) -> RunDir:
+        return RunDir(self.path)
+
+    @property
     def config(self) -> Config:
-        return door.parse(RunDir(self.path).text("config.toml"), str(self.path / "config.toml"))
+        return door.parse(self.folder.text("config.toml"), str(self.path / "config.toml"))
 
     @property
     def id(self) -> str:
@@ -111,7 +115,7 @@ class Run:
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of finished rounds, the newest perhaps not checkpointed yet."""
-        return RunDir(self.path).latest()
+        return self.folder.latest()
 
 
 def fitted(config: Config, deployment: Deployment) -> Config:
@@ -148,7 +152,7 @@ def carry_out(deployment: Deployment, name: str, nodes: Nodes, make: MakeEngine)
         engine = make(settings.sites, {"config": config.toml(), "run": found.id}, settings.deadline)
         _wait(settings, nodes, stands)
         stands("running")
-        run(job, engine, config.section("run"), RunDir(found.path), lambda _: stands("running"))
+        run(job, engine, config.section("run"), found.folder, lambda _: stands("running"))
         stands("finished")
     except BaseException as error:
         found.stands(Status("failed", rounds, why=str(error) or type(error).__name__))
