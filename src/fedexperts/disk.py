@@ -26,21 +26,22 @@ _THERE = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
 
 def write_checked(path: Path, values: Mapping[str, Any]) -> None:
     """Plain values as JSON, with a hash of them: no bit of the file can change unseen."""
-    write(path, (json.dumps({**values, "check": _check(values)}, indent=1) + "\n").encode())
+    write(path, _checked(values))
 
 
 def read_checked(path: Path, remedy: str) -> dict[str, Any]:
     """What `write_checked` wrote; ValueError, with the file and the `remedy`, if it is gone or damaged."""
     try:
-        values: dict[str, Any] = json.loads(path.read_bytes())
-        check = values.pop("check")
+        data = path.read_bytes()
+        values: dict[str, Any] = json.loads(data)
+        del values["check"]
     except FileNotFoundError:
         raise ValueError(f"{path} is gone: {remedy}") from None
     except KeyError:
         raise damaged(path, "it holds no hash of itself, which version 0.1 did not write", remedy) from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, str(error), remedy) from None
-    if check != _check(values):
+    if data != _checked(values):
         raise damaged(path, "it is not what was written", remedy)
     return values
 
@@ -50,8 +51,9 @@ def damaged(path: Path, why: str, remedy: str) -> ValueError:
     return ValueError(f"{path} is damaged ({why}): {remedy}")
 
 
-def _check(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def _checked(values: Mapping[str, Any]) -> bytes:
+    check = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**values, "check": check}, indent=1) + "\n").encode()
 
 
 @contextmanager

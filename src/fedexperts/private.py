@@ -11,6 +11,7 @@ the tensors mean, and nothing here is ever sent.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,9 +46,7 @@ class Private:
         server knows that the client `kept` one: it is never taken for a fresh start.
         """
         newest = self.newest(client, before)
-        if (newest or 0) < kept:
-            here = f"the newest there is of round {newest}" if newest else "there is none"
-            raise self._lost(client, f"is gone from {self.folder / client}: it kept one in round {kept}, and {here}")
+        self._expect(client, newest, kept)
         return None if newest is None else self._read(client, newest)
 
     def newest(self, client: str, before: int) -> int | None:
@@ -59,8 +58,10 @@ class Private:
         names = (path.parent.name for path in self.folder.glob(f"*/{_LIST}"))
         return sorted(name for name in names if name[0] != ".")
 
-    def check(self) -> None:
-        """ValueError, naming the file, if one is damaged, or a client's newest is gone."""
+    def check(self, kept: Mapping[str, int] | None = None) -> None:
+        """ValueError, naming the file, if one is damaged or gone: a list's newest, or what a client has `kept`."""
+        for client, round in (kept or {}).items():
+            self._expect(client, max(self._rounds(client), default=None), round)
         for client in self.clients():
             *older, newest = self._rounds(client)
             self._read(client, newest)
@@ -72,6 +73,12 @@ class Private:
         """Let a client begin afresh."""
         if (self.folder / client).exists():
             remove(self.folder / client)
+
+    def _expect(self, client: str, newest: int | None, kept: int) -> None:
+        """ValueError if a client's newest state is older than the one that it is known to have `kept`."""
+        if (newest or 0) < kept:
+            here = f"the newest there is of round {newest}" if newest else "there is none"
+            raise self._lost(client, f"is gone from {self.folder / client}: it kept one in round {kept}, and {here}")
 
     def _read(self, client: str, round: int) -> Tensors:
         path = self._path(client, round)

@@ -207,7 +207,7 @@ class RunDir:
         for name in {*self._hashes(), *(name for name in ONCE if (self.path / name).exists())}:
             self.text(name)
         for checkpoint in self._checkpoints():
-            self._unless_gone(checkpoint, self._server)
+            self._unless_gone(checkpoint, lambda whole: (self._server(whole), self._tallied(whole, SECONDS)))
         for name in (*LOGS, EVENTS, SECONDS):
             self.rows(name)
         Private(self.path / "private").check()

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from .data import Federation
 from .disk import making, read_checked, sweep, write_checked
 from .loop import NobodyLeftError, run
 from .metrics import Row, Score, last, last_valid
+from .private import Private
 from .rundir import RunDir, is_run
 
 STUDY = "study.json"
@@ -245,6 +247,8 @@ def _logs(unit: Unit) -> tuple[list[Row], list[Row]]:
 
 def work(unit: Unit, beat: Callable[[], None] = lambda: None) -> str:
     """Run a unit from wherever it stands, `beat` after each round; why it cannot go on, or ""."""
+    if unit.folder.exists():
+        Private(unit.folder / "private").check(unit.run.kept())
     with door.opened(unit.config, unit.folder / "private") as (job, engine, federation):
         folder = _folder(unit, federation)
         try:
@@ -300,11 +304,14 @@ def _in_processes(units: Sequence[Unit], jobs: int, beat: Callable[[], None]) ->
         try:
             while wait(futures, timeout=0.5).not_done:
                 beat()
-        except BaseException:
-            for process in list((pool._processes or {}).values()):  # a stopped study leaves nobody running
+        except BaseException:  # a stopped study leaves nobody running
+            for process in list((pool._processes or {}).values()):
                 process.kill()
             raise
-        return [(unit, future.result()) for future, unit in futures.items()]
+        try:
+            return [(unit, future.result()) for future, unit in futures.items()]
+        except BrokenProcessPool:
+            raise ChildProcessError("a process was killed; where memory is short, --jobs 1 takes the least") from None
 
 
 @contextmanager
