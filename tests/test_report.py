@@ -11,11 +11,12 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from conftest import CASES, CLASSES, COUNTS, GATE, Case, Spoilt, carry_out, tiny
+from conftest import CASES, CLASSES, COUNTS, GATE, Case, Spoilt, carry_out, rewrite, tiny
 from rich.console import Console
 
 from fedexperts import report, rundir
 from fedexperts.config import load, resolve
+from fedexperts.disk import write_checked
 from fedexperts.message import Reply
 from fedexperts.metrics import gain, valid
 from fedexperts.report import claims, figures
@@ -55,7 +56,7 @@ def study(tmp_path_factory):
     """Three experiments, two seeds each, with a trial below `tune` that must not count."""
     path = tmp_path_factory.mktemp("runs") / "study"
     path.mkdir()
-    (path / "study.json").write_text(json.dumps({"seeds": SEEDS, "experiments": dict.fromkeys(EXPERIMENTS, "")}))
+    write_checked(path / "study.json", {"seeds": SEEDS, "experiments": dict.fromkeys(EXPERIMENTS, "")})
     for name, case in EXPERIMENTS.items():
         for seed in SEEDS:
             make(path / name / f"seed-{seed}", case, name=name, run=seeded(seed))
@@ -411,7 +412,7 @@ def test_a_folder_without_runs_says_what_would_be_right(tmp_path, make_it, says)
 
 def test_a_damaged_run_is_named(study, tmp_path):
     shutil.copytree(study / "mixture" / "seed-0", tmp_path / "run")
-    (tmp_path / "run" / "config.toml").write_text("name = 'x'")
+    rewrite(tmp_path / "run", "config.toml", "name = 'x'")
     with pytest.raises(ValueError, match=r"run is damaged: config.toml or environment.json \(KeyError: 'method'\)"):
         report.collect([tmp_path])
 
