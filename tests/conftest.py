@@ -5,7 +5,7 @@ milliseconds. `digits` is real digits behind the package's own tiny CLIP. Both c
 user's own classes do. Nothing in here pretends: `Wire` really turns every message into bytes and back.
 """
 
-import json
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ from fedexperts.client import Job
 from fedexperts.config import Config, build, opened, resolve
 from fedexperts.data import Federation, Parts
 from fedexperts.data.sets import SETS
+from fedexperts.disk import read_checked, write_checked
 from fedexperts.engine import Engine, InProcess
 from fedexperts.learn import Examples, Learning
 from fedexperts.loop import run
@@ -30,7 +31,7 @@ from fedexperts.method import Given, Model
 from fedexperts.models import Built
 from fedexperts.models.network import Network, seeded
 from fedexperts.rundir import RunDir
-from fedexperts.tensors import Tensors, pack, rng
+from fedexperts.tensors import Tensors, pack, rng, write
 
 CLASSES = ("ant", "bee", "cow")
 WIDTH = 8  # of the tiny world's features
@@ -302,15 +303,27 @@ def job_and_engine(config: Config, path: Path) -> tuple[Job, InProcess]:
     return job, InProcess(job, sites, settings.together, settings.workers)
 
 
-def left_behind(folder: RunDir) -> dict[str, Any]:
-    """The server's state, every private file and the logs (except seconds): what must not differ."""
-    newest = folder.path / "checkpoints" / f"round-{folder.done():06d}"
-    files = [*sorted(newest.glob("*.safetensors")), *sorted((folder.path / "private").rglob("*.private"))]
-    whole: dict[str, Any] = {str(file.relative_to(folder.path)): file.read_bytes() for file in files}
-    for log in ("rounds.jsonl", "clients.jsonl", "server.jsonl"):
-        lines = (folder.path / log).read_text().splitlines() if (folder.path / log).exists() else []
-        whole[log] = [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
-    return whole
+TIMES = ("seconds.jsonl", "seconds.json")  # what a clock says differs between runs that are the same
+
+
+def every_file(path: Path) -> dict[str, bytes]:
+    """Every file of a run's folder, byte for byte, but those of times."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name not in TIMES)
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+def left_behind(folder: RunDir) -> dict[str, bytes]:
+    """The same without what says where it ran and who followed it: what must not differ between engines."""
+    where = {"config.toml", "environment.json", "split.json", "hashes.json", "tracked.json", "report.html"}
+    return {name: data for name, data in every_file(folder.path).items() if name not in where}
+
+
+def rewrite(run: Path, name: str, text: str) -> None:
+    """Another text for a file that a run wrote once, as if the run had written it."""
+    write(run / name, text.encode())
+    hashes = read_checked(run / "hashes.json", "")
+    hashes["sha256"][name] = hashlib.sha256(text.encode()).hexdigest()
+    write_checked(run / "hashes.json", hashes)
 
 
 def server(folder: RunDir) -> Tensors:

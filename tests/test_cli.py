@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fedexperts.cli import app
+from fedexperts.cli.terminal import answer_signals
 
 FAST = ["--set", "data.clients=4", "--set", "data.shots=2", "--set", "learning.epochs=1", "--set", "run.rounds=2"]
 PROBE = "configs/demo/linear-probe.toml"
@@ -193,23 +194,40 @@ def test_two_runs_into_one_folder_are_refused(finished):
     assert "fedexperts resume" in done.output
 
 
-def test_control_c_keeps_the_last_round_and_prints_the_line_to_resume(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "jobs"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 2), (signal.SIGHUP, 129, 1)]
+)
+def test_what_ends_a_program_keeps_the_last_round_and_prints_the_line_to_resume(number, code, jobs, tmp_path):
+    """Ctrl-C, a service manager, a terminal that is closed; and nobody goes on behind its back."""
     place = tmp_path / "runs"
-    options = f"--set run.rounds=100000 --jobs 1 --out {place}".split()
+    options = f"--set run.rounds=100000 --set learning.rate=0.1 --seeds {jobs} --jobs {jobs} --out {place}".split()
     command = [sys.executable, "-m", "fedexperts", "run", PROBE, *options]
     child = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"COLUMNS": "200"},
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Ctrl-C
     )
     deadline = time.monotonic() + 120
-    while not list(place.rglob("round-000003")) and time.monotonic() < deadline:
+    while len(list(place.rglob("round-000003"))) < jobs and time.monotonic() < deadline:
         time.sleep(0.05)
-    child.send_signal(signal.SIGINT)
+    os.killpg(child.pid, number)  # a terminal tells the whole group
     _, said = child.communicate(timeout=60)
-    assert child.returncode == 130
+    assert child.returncode == code
     assert f"go on with: fedexperts resume {place}" in said
     assert "Traceback" not in said
-    assert len(list(place.rglob("server.safetensors"))) == 2
+    assert len(list(place.rglob("server.safetensors"))) >= 2 * jobs  # a third, if it ended in the midst of deleting
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid, 0)
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing():
+    for number, expected in ((signal.SIGHUP, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_DFL)):
+        before = signal.signal(number, expected)
+        try:
+            answer_signals()
+            assert (signal.getsignal(number) is signal.SIG_IGN) == (number == signal.SIGHUP)
+        finally:
+            signal.signal(number, before)

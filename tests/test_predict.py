@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CASES, Case, TinyData, tiny
+from conftest import CASES, Case, TinyData, rewrite, tiny
 from PIL import Image
 from rich.markup import escape as rich_escape
 from rich.text import Text
@@ -387,7 +387,7 @@ def test_texts_are_predicted_from_a_file_of_lines_and_from_the_command_line(tmp_
 def _two_runs(run: Path, place: Path) -> list[object]:
     for name in ("one", "other"):
         (place / name).mkdir()
-        for file in ("config.toml", "environment.json"):
+        for file in ("config.toml", "environment.json", "hashes.json"):
             (place / name / file).write_bytes((run / file).read_bytes())
     return [place, place]
 
@@ -399,7 +399,7 @@ def _started(run: Path, place: Path) -> list[object]:
 
 def _older(run: Path, place: Path) -> list[object]:
     _two_runs(run, place)
-    (place / "one" / "environment.json").write_text('{"classes": ["ant"]}')
+    rewrite(place / "one", "environment.json", '{"classes": ["ant"]}')
     return [place / "one", place]
 
 

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from conftest import CASES, COUNTS, GATE, Case, Spoilt, carry_out, tiny
+from conftest import CASES, COUNTS, GATE, Case, Spoilt, carry_out, rewrite, tiny
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -20,6 +20,7 @@ from fedexperts import report, rundir
 from fedexperts.cli import app
 from fedexperts.config import about, load, resolve
 from fedexperts.declared import Control, Declared, Metric
+from fedexperts.disk import write_checked
 from fedexperts.message import Reply
 from fedexperts.methods import METHODS
 from fedexperts.methods.fedavg import Alone, FedAvg
@@ -63,7 +64,7 @@ def study(tmp_path_factory):
     """Three experiments, two seeds each, with a trial below `tune` that must not count."""
     path = tmp_path_factory.mktemp("runs") / "study"
     path.mkdir()
-    (path / "study.json").write_text(json.dumps({"seeds": SEEDS, "experiments": dict.fromkeys(EXPERIMENTS, "")}))
+    write_checked(path / "study.json", {"seeds": SEEDS, "experiments": dict.fromkeys(EXPERIMENTS, "")})
     for name, case in EXPERIMENTS.items():
         for seed in SEEDS:
             make(path / name / f"seed-{seed}", case, name=name, run=seeded(seed))
@@ -621,7 +622,7 @@ def test_a_folder_without_runs_says_what_would_be_right(tmp_path, make_it, says)
 
 def test_a_damaged_run_is_named(study, tmp_path):
     shutil.copytree(study / "mixture" / "seed-0", tmp_path / "run")
-    (tmp_path / "run" / "config.toml").write_text("name = 'x'")
+    rewrite(tmp_path / "run", "config.toml", "name = 'x'")
     with pytest.raises(ValueError, match=r"run is damaged: config.toml or environment.json \(KeyError: 'method'\)"):
         report.collect([tmp_path])
 

@@ -13,6 +13,7 @@ import fedexperts
 ROOT = Path(fedexperts.__file__).parent
 FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do not know each other
     ("tensors", "declared"),
+    ("disk",),
     ("learn",),
     ("method",),
     ("metrics",),

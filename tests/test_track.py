@@ -232,7 +232,7 @@ def test_a_place_of_tensorboard_that_is_taken_is_refused(tmp_path: Path) -> None
 
 def test_places_are_kept_as_they_are_seen_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    track.create(tmp_path / "runs", {"tensorboard": "events", "mlflow": "sqlite:///db", "wandb": "events"})
+    track.create(tmp_path / "runs", "runs", {"tensorboard": "events", "mlflow": "sqlite:///db", "wandb": "events"})
     assert track.places(tmp_path / "runs") == {
         "tensorboard": f"{tmp_path}/events/runs",
         "mlflow": f"sqlite:///{tmp_path}/db",

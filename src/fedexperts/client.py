@@ -69,7 +69,7 @@ def _train(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
 
 
 def _start(job: Job, client: Client, order: Order) -> Local:
-    own = client.private.load(client.name, before=order.round)
+    own = client.private.load(client.name, before=order.round, kept=order.kept)
     return job.method.start(job.model, order.tensors, own, rng(job.seed, "start", order.round, client.name))
 
 
@@ -116,7 +116,8 @@ def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -
     if finished.stays:
         client.private.save(client.name, order.round, finished.stays)
     facts: Facts = {"loss": loss, "parameters": count(local.trained), "bytes": size(local.trained)} | client.changed
-    return Reply(client.name, order.round, "train", leaves, len(client.train), facts)
+    kept = bool(finished.stays)
+    return Reply(client.name, order.round, "train", leaves, len(client.train), facts, kept=kept)
 
 
 def seal(leaves: Tensors, uploads: frozenset[str], client: str) -> Tensors:
@@ -129,22 +130,26 @@ def seal(leaves: Tensors, uploads: frozenset[str], client: str) -> Tensors:
 def _absorb(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
     """Clients keep what the server gave back in their round, and say how well they did before and after."""
     clients = [client for client, _ in pairs]
-    owns = [client.private.load(client.name, before=order.round + 1) for client, order in pairs]
+    owns = [_newest(client, order) for client, order in pairs]
     kept = [job.method.absorb(order.tensors, own) for (_, order), own in zip(pairs, owns, strict=True)]
     before, after = (_right(job, [job.method.recall(job.model, {}, o) for o in own], clients) for own in (owns, kept))
     replies = []
     for (client, order), own, was, now in zip(pairs, kept, before, after, strict=True):
         client.private.save(client.name, order.round, own)
         facts: Facts = {"before_correct": was.test, "after_correct": now.test, "test_examples": len(client.test)}
-        replies.append(Reply(client.name, order.round, "absorb", facts=facts))
+        replies.append(Reply(client.name, order.round, "absorb", facts=facts, kept=True))
     return replies
+
+
+def _newest(client: Client, order: Order) -> Tensors | None:
+    """A client's private state after the order's round: what it kept in the round itself is among it."""
+    return client.private.load(client.name, before=order.round + 1, kept=order.kept)
 
 
 def _predict(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
     """How well each client's own predictor and the global one do on its validation and test examples."""
     clients = [client for client, _ in pairs]
-    # "after round r" includes what the client kept in round r itself
-    owns = [client.private.load(client.name, before=order.round + 1) for client, order in pairs]
+    owns = [_newest(client, order) for client, order in pairs]
     own = [job.method.recall(job.model, order.tensors, kept) for (_, order), kept in zip(pairs, owns, strict=True)]
     shared = [job.method.recall(job.model, order.tensors, None) for _, order in pairs]
     right = _right(job, own, clients)

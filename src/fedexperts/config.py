@@ -233,7 +233,10 @@ def load(path: Path | str, settings: Sequence[str] = ()) -> Config:
 
 def parse(text: str, origin: str) -> Config:
     """The experiment in the text of a config file without a base. Raises ConfigError."""
-    return resolve([(tomllib.loads(text), origin)])
+    try:
+        return resolve([(tomllib.loads(text), origin)])
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{origin}: not a readable TOML file: {error}") from None
 
 
 def resolve(layers: Iterable[Layer]) -> Config:

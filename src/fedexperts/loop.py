@@ -6,7 +6,7 @@ It knows the method's functions and the engine's two, and neither what is learne
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -18,7 +18,7 @@ from .engine import Engine
 from .message import Order, Reply, Task, admit
 from .method import Sent, Upload
 from .metrics import Row
-from .rundir import RunDir
+from .rundir import SECONDS, RunDir
 from .tensors import Tensors, count, packed_size, rng, size
 
 
@@ -43,14 +43,33 @@ def run(
     """Run, or go on from the newest checkpoint, to the last round; `tell` hears of every finished round."""
     with folder.locked():
         done, server = folder.load() or (-1, job.method.open(job.given))
+        engine = Ledger(engine, folder.kept())
         for round in range(done + 1, schedule.rounds + 1):
             if round > 0:
                 server = train(job, engine, schedule, folder, server, round)
             if round % schedule.evaluate_every == 0 or round == schedule.rounds:
                 folder.log("clients.jsonl", evaluate(job, engine, server, round))
                 folder.log("server.jsonl", [examine(job, server, round)])
-            folder.save(round, server)
+            folder.save(round, server, engine.kept)
             tell(round)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """An engine that tells every client when it last kept a private state, and notes when it does: lost is not new."""
+
+    engine: Engine
+    kept: dict[str, int]
+
+    def clients(self) -> list[str]:
+        return self.engine.clients()
+
+    def exchange(self, orders: Sequence[Order]) -> list[Reply]:
+        told = [replace(order, kept=self.kept.get(order.client, 0)) for order in orders]
+        asked = {(order.client, order.round, order.task) for order in orders}
+        replies = self.engine.exchange(told)
+        self.kept.update({r.client: r.round for r in replies if r.kept and (r.client, r.round, r.task) in asked})
+        return replies
 
 
 def train(job: Job, engine: Engine, schedule: Schedule, folder: RunDir, server: Tensors, round: int) -> Tensors:
@@ -72,7 +91,6 @@ def train(job: Job, engine: Engine, schedule: Schedule, folder: RunDir, server: 
     up = {upload.client: _carried("up", upload) for upload in uploads}
     row: Row = {
         "round": round,
-        "seconds": time.monotonic() - began,
         **_mean(down.values()),
         **_mean(up.values()),
         "refused": refused,
@@ -84,6 +102,7 @@ def train(job: Job, engine: Engine, schedule: Schedule, folder: RunDir, server: 
     }  # fmt: skip
     if back:
         row["absorbed"] = {client: reply.facts for client, reply in absorbed.items() if not reply.error}
+    folder.log(SECONDS, [{"round": round, "seconds": time.monotonic() - began}])
     folder.log("rounds.jsonl", [row])
     return server
 

@@ -29,6 +29,7 @@ class Order:
     task: Task
     tensors: Tensors
     most: int = 0  # bytes of tensors, packed, that the reply may bring
+    kept: int = 0  # the last round in which, as the server knows, the client kept a private state; 0: none
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Reply:
     examples: int = 0
     facts: Facts = field(default_factory=dict)
     error: str = ""
+    kept: bool = False  # whether the client kept a private state
 
 
 def encode(message: Order | Reply) -> bytes:
@@ -52,14 +54,14 @@ def encode(message: Order | Reply) -> bytes:
 
 def decode_order(data: bytes) -> Order:
     """The order in `data`; ValueError if it is not one."""
-    return Order(**_decode(data, {"client": str, "round": int, "task": str, "most": int}))
+    return Order(**_decode(data, {"client": str, "round": int, "task": str, "most": int, "kept": int}))
 
 
 def decode_reply(data: bytes, most: int) -> Reply:
     """The reply in `data`, whose packed tensors have at most `most` bytes; ValueError if it is not one."""
     if len(data) > most + PLAIN:
         raise ValueError(f"it is {len(data):,} bytes long; at most {most + PLAIN:,} are taken of it")
-    kinds = {"client": str, "round": int, "task": str, "examples": int, "facts": dict, "error": str}
+    kinds = {"client": str, "round": int, "task": str, "examples": int, "facts": dict, "error": str, "kept": bool}
     reply = Reply(**_decode(data, kinds))
     if not 0 <= reply.examples < _COUNT:
         raise ValueError(f"it trained on {reply.examples!s:.20} examples; right would be how many it has")

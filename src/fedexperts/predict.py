@@ -85,7 +85,7 @@ class Predictor:
         if client:
             _check_client(folder, states, client)
         kept = states.newest(client, round + 1) if client else None
-        own = states.load(client, round + 1) if client else None
+        own = states.load(client, round + 1, folder.kept().get(client, 0)) if client else None
         built, model = door.modelled(config, tuple(about["classes"]))
         method: Method = config.section("method")
         shared = method.publish(server)
@@ -225,22 +225,19 @@ def _chosen(path: Path) -> RunDir:
 
 def _asked(folder: RunDir) -> tuple[Config, dict[str, Any]]:
     """A run's config, and what it wrote down of its data."""
-    file = folder.path / "environment.json"
-    try:
-        about: dict[str, Any] = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}): put a backup in its place") from None
+    about: dict[str, Any] = json.loads(folder.text("environment.json"))
     if missing := [key for key in ("classes", "side") if key not in about]:
         raise ValueError(
-            f"{file} does not say {' and '.join(missing)}, as a run of this version does; right would be to run again"
+            f"{folder.path}/environment.json does not say {' and '.join(missing)}, as a run of this version does; "
+            f"right would be to run again"
         )
-    return door.parse((folder.path / "config.toml").read_text(), str(folder.path)), about
+    return door.parse(folder.text("config.toml"), str(folder.path)), about
 
 
 def _check_client(folder: RunDir, states: Private, client: str) -> None:
     """ValueError if a run knows no such client."""
     rows = folder.rows("clients.jsonl")
-    known = sorted({str(row["client"]) for row in rows} | {path.name for path in states.folder.glob("*/")})
+    known = sorted({str(row["client"]) for row in rows} | {*states.clients()})
     if client not in known:
         near = difflib.get_close_matches(client, known, 1)
         there = f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}."

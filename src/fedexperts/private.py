@@ -1,23 +1,30 @@
-"""A client's own state on the client's own disk: one file for each round in which it was kept.
+"""A client's own state on the client's own disk: one file for each round in which it was kept, and a list of them.
+
+    folder/client/round-000012.private    a hash, and the tensors
+    folder/client/kept.json               the rounds that are kept here: a file that is gone is missed
 
 `load(client, before=round)` never sees what the round itself wrote, so asking twice gives the same answer and a crash
 anywhere is harmless. Kept are the newest file and what the two rounds before it read: a run may go on from the
 checkpoint before the newest, too.
-Nothing here knows what the tensors mean, and nothing here is ever sent.
+A state that is damaged or gone is an error, never a fresh start, until somebody says `forget`. Nothing here knows what
+the tensors mean, and nothing here is ever sent.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .disk import damaged, read_checked, remove, sweep, write_checked
 from .tensors import Tensors, pack, unpack, write
 
 _DIGEST = 32  # bytes of sha256 in front of the tensors
+_LIST = "kept.json"
 
 
 @dataclass(frozen=True)
 class Private:
-    """The private states of the clients whose disk this is; `folder/client/round-000012.private`."""
+    """The private states of the clients whose disk this is."""
 
     folder: Path
 
@@ -25,34 +32,86 @@ class Private:
         """Keep `tensors` as the client's state after `round`, and forget what no repeated round can need."""
         data = pack(tensors)
         write(self._path(client, round), hashlib.sha256(data).digest() + data)
-        for older in self._rounds(client, before=round - 1)[:-1]:
-            self._path(client, older).unlink()
+        rounds = sorted({*self._rounds(client), round})
+        older = [r for r in rounds if r < round - 1][:-1]
+        write_checked(self._list(client), {"rounds": [r for r in rounds if r not in older]})
+        for r in older:
+            self._path(client, r).unlink(missing_ok=True)
+        sweep((self.folder / client).iterdir())
 
-    def load(self, client: str, before: int) -> Tensors | None:
+    def load(self, client: str, before: int, kept: int = 0) -> Tensors | None:
         """The newest state from a round below `before`; None if there is none.
 
-        Raises ValueError, naming the file, if that state is damaged: it is never taken for a fresh start.
+        Raises ValueError, naming the file, if that state is damaged or gone, or older than the round in which the
+        server knows that the client `kept` one: it is never taken for a fresh start.
         """
         newest = self.newest(client, before)
-        if newest is None:
-            return None
-        path = self._path(client, newest)
-        data = path.read_bytes()
-        if hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
-            raise ValueError(
-                f"the private state of client {client} is damaged: {path}. Put a backup in its place; or delete "
-                f"{path.parent} to let this client, and this client alone, begin afresh."
-            )
-        return unpack(data[_DIGEST:])
+        self._expect(client, newest, kept)
+        return None if newest is None else self._read(client, newest)
 
     def newest(self, client: str, before: int) -> int | None:
         """The round, below `before`, whose state `load` reads."""
-        rounds = self._rounds(client, before)
-        return rounds[-1] if rounds else None
+        return max((r for r in self._rounds(client) if r < before), default=None)
+
+    def clients(self) -> list[str]:
+        """Who has kept something here."""
+        names = (path.parent.name for path in self.folder.glob(f"*/{_LIST}"))
+        return sorted(name for name in names if name[0] != ".")
+
+    def check(self, kept: Mapping[str, int] | None = None) -> None:
+        """ValueError, naming the file, if one is damaged or gone: a list's newest, or what a client has `kept`."""
+        for client, round in (kept or {}).items():
+            self._expect(client, max(self._rounds(client), default=None), round)
+        for client in self.clients():
+            *older, newest = self._rounds(client)
+            self._read(client, newest)
+            for path in [self._path(client, r) for r in older]:
+                if path.exists() and not _whole(path.read_bytes()):
+                    raise damaged(path, "it is not what was written", "delete it, as newer ones are there")
+
+    def forget(self, client: str) -> None:
+        """Let a client begin afresh."""
+        if (self.folder / client).exists():
+            remove(self.folder / client)
+
+    def _expect(self, client: str, newest: int | None, kept: int) -> None:
+        """ValueError if a client's newest state is older than the one that it is known to have `kept`."""
+        if (newest or 0) < kept:
+            here = f"the newest there is of round {newest}" if newest else "there is none"
+            raise self._lost(client, f"is gone from {self.folder / client}: it kept one in round {kept}, and {here}")
+
+    def _read(self, client: str, round: int) -> Tensors:
+        path = self._path(client, round)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise self._lost(client, f"is gone: {path} is not there") from None
+        if not _whole(data):
+            raise self._lost(client, f"is damaged: {path}")
+        return unpack(data[_DIGEST:])
+
+    def _lost(self, client: str, how: str) -> ValueError:
+        return ValueError(f"the private state of client {client} {how}. {_remedy(client)}")
 
     def _path(self, client: str, round: int) -> Path:
         return self.folder / client / f"round-{round:06d}.private"
 
-    def _rounds(self, client: str, before: int) -> list[int]:
-        found = (self.folder / client).glob("round-*.private")
-        return sorted(r for r in (int(path.stem.removeprefix("round-")) for path in found) if r < before)
+    def _list(self, client: str) -> Path:
+        return self.folder / client / _LIST
+
+    def _rounds(self, client: str) -> list[int]:
+        """What the list says, sorted; a file that is not on it was written by a round that a crash has ended."""
+        if not self._list(client).exists():
+            return []
+        return [int(r) for r in read_checked(self._list(client), _remedy(client))["rounds"]]
+
+
+def _whole(data: bytes) -> bool:
+    return hashlib.sha256(data[_DIGEST:]).digest() == data[:_DIGEST]
+
+
+def _remedy(client: str) -> str:
+    return (
+        f"Put a backup in its place; or let this client, and this client alone, begin afresh: go on with "
+        f"--forget {client} (docs/deploy.md says where, if its disk is another machine's)."
+    )

@@ -10,14 +10,15 @@ looked at here: a trial's score is its validation accuracy after its last round,
 """
 
 import itertools
-import json
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +29,14 @@ from . import track
 from .config import Config, ConfigError
 from .data import Federation
 from .data.manifest import sealed
+from .disk import making, read_checked, sweep, write_checked
 from .loop import NobodyLeftError, run
 from .metrics import Row, Score, last, last_valid
-from .rundir import RunDir, taken
-from .tensors import write
+from .private import Private
+from .rundir import RunDir, is_run
+
+STUDY = "study.json"
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -56,20 +61,23 @@ class Unit:
     folder: Path
 
     @property
+    def run(self) -> RunDir:
+        return RunDir(self.folder)
+
+    @property
     def rounds(self) -> int:
         """Rounds in all, the evaluation of the start counted as one."""
         return int(self.config.values["run"]["rounds"]) + 1
 
     def done(self) -> int:
         """Rounds that are finished, counted likewise."""
-        newest = RunDir(self.folder).done()
+        newest = self.run.done()
         return 0 if newest is None else newest + 1
 
     def clients(self) -> int:
         """Clients that trained in the newest finished round."""
-        log = self.folder / "rounds.jsonl"  # another process may be writing it: whole lines only
-        lines = log.read_text().split("\n")[:-1] if log.exists() else []
-        return len(json.loads(lines[-1])["trained"]) if lines else 0
+        rows = self.run.latest()
+        return len(rows[-1]["trained"]) if rows else 0
 
 
 def create(
@@ -80,12 +88,11 @@ def create(
     `trackers` follow its runs: "tensorboard" and a folder, "mlflow" and an address, "wandb" and a project.
     """
     _check(configs)
-    if path.exists():
-        raise taken(path)
     for kind in trackers or {}:
         door.tracker_room(kind)  # is it installed?
-    track.create(path, trackers or {})
-    _ask(path, configs, seeds)
+    with making(path) as part:
+        track.create(part, path.name, trackers or {})
+        _ask(part, configs, seeds)
 
 
 def widen(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
@@ -94,14 +101,16 @@ def widen(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
     ValueError if it holds another experiment of the same name.
     """
     _check(configs)
-    before, there = read(path) if (path / "study.json").exists() else ([], [])
-    known = {config.name: config for config in there}
-    for config in configs:
-        if (other := known.setdefault(config.name, config)).nested() != config.nested():
-            raise ConfigError(
-                f"{path} holds {other.name} with other settings; right would be the same --set, or another --out"
-            )
-    _ask(path, list(known.values()), list(dict.fromkeys([*before, *seeds])))
+    path.mkdir(parents=True, exist_ok=True)
+    with RunDir(path).locked():
+        before, there = read(path) if (path / STUDY).exists() else ([], [])
+        known = {config.name: config for config in there}
+        for config in configs:
+            if (other := known.setdefault(config.name, config)).nested() != config.nested():
+                raise ConfigError(
+                    f"{path} holds {other.name} with other settings; right would be the same --set, or another --out"
+                )
+        _ask(path, list(known.values()), list(dict.fromkeys([*before, *seeds])))
 
 
 def _check(configs: Sequence[Config]) -> None:
@@ -117,7 +126,7 @@ def _check(configs: Sequence[Config]) -> None:
 def _ask(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
     """Write down what a study is asked for."""
     asked = {"seeds": list(seeds), "experiments": {config.name: config.toml() for config in configs}}
-    write(path / "study.json", (json.dumps(asked, indent=1) + "\n").encode())
+    write_checked(path / STUDY, asked)
 
 
 def free(path: Path) -> Path:
@@ -137,19 +146,28 @@ def advance(
 
     `warn` hears of trackers that fail. With `changed_data`, it goes on though the data changed since it began.
     """
-    if not (path / "study.json").exists() and (path / "config.toml").exists():
-        unit = Unit(door.parse((path / "config.toml").read_text(), str(path)), path)
+    if is_run(path):
+        unit = Unit(door.parse(RunDir(path).text("config.toml"), str(path)), path)
         with _followed(path.absolute().parent.parent, warn) as follow:
             failed = _run_all([unit], jobs, changed_data, tell, "running", follow)
     else:
         seeds, configs = read(path)
         with RunDir(path).locked(), _followed(path, warn) as follow:
+            sweep([*path.glob(".*.part"), *path.glob("*/.*.part"), *path.glob("*/tune/.*.part")])
             tried = [unit for config in configs for unit in trials(path, config, seeds[0])]
             _run_all(tried, jobs, changed_data, tell, "tuning")
             units = [unit for config in configs for unit in repeats(path, config, seeds)]
             failed = _run_all(units, jobs, changed_data, tell, "running", follow)
     if failed:
         raise NobodyLeftError("\n".join(f"{unit.folder}: {why}" for unit, why in failed))
+
+
+def forget(path: Path, client: str) -> None:
+    """Go on without a client's private state, which is gone or damaged, in the run in `path`."""
+    if not is_run(path):
+        runs = ", ".join(str(folder.parent) for folder in sorted(path.glob("*/seed-*/hashes.json")))
+        raise ValueError(f"--forget is for one run, and {path} is none; right would be one of {runs or 'its runs'}")
+    RunDir(path).forget(client)
 
 
 @contextmanager
@@ -170,19 +188,11 @@ def _followed(study: Path, warn: Warn) -> Iterator[Callable[[Unit], None]]:
 
 def read(path: Path) -> tuple[list[int], list[Config]]:
     """Seeds and experiments of a study; ValueError if its file is missing or damaged."""
-    file = path / "study.json"
-    try:
-        asked = json.loads(file.read_bytes())
-        texts: dict[str, str] = asked["experiments"]
-        return [int(seed) for seed in asked["seeds"]], [door.parse(text, str(file)) for text in texts.values()]
-    except FileNotFoundError:
-        raise ValueError(
-            f"{path} holds no study and no run; right would be a folder that `fedexperts run` made"
-        ) from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} is damaged ({error}): put a backup in its place, or run anew with another --out"
-        ) from None
+    file = path / STUDY
+    if not file.exists():
+        raise ValueError(f"{path} holds no study and no run; right would be a folder that `fedexperts run` made")
+    asked = read_checked(file, "put a backup in its place, or run anew with another --out")
+    return list(asked["seeds"]), [door.parse(text, str(file)) for text in asked["experiments"].values()]
 
 
 def trials(path: Path, config: Config, seed: int) -> list[Unit]:
@@ -218,10 +228,8 @@ def repeats(path: Path, config: Config, seeds: Sequence[int]) -> list[Unit]:
     ]
     won = [unit for unit in trials(path, config, seeds[0]) if unit.config.values == units[0].config.values]
     if won and not units[0].folder.exists():
-        aside = units[0].folder.with_name(".part")
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.copytree(won[0].folder, aside)
-        os.replace(aside, units[0].folder)
+        with making(units[0].folder) as part:
+            shutil.copytree(won[0].folder, part, dirs_exist_ok=True)
     return units
 
 
@@ -242,8 +250,7 @@ def once(config: Config, folder: Path | str) -> Score:
 
 def _logs(unit: Unit) -> tuple[list[Row], list[Row]]:
     """The client rows and the server's."""
-    folder = RunDir(unit.folder)
-    return folder.rows("clients.jsonl"), folder.rows("server.jsonl")
+    return unit.run.rows("clients.jsonl"), unit.run.rows("server.jsonl")
 
 
 def _silent() -> None:
@@ -257,6 +264,8 @@ def work(
 
     A unit that begins has the data of those `beside` it.
     """
+    if unit.folder.exists():
+        Private(unit.folder / "private").check(unit.run.kept())
     split = _split(unit, beside, changed_data)
     with door.opened(unit.config, unit.folder / "private", split, changed_data) as (job, engine, federation):
         folder = _folder(unit, federation)
@@ -274,7 +283,7 @@ def _split(unit: Unit, beside: Sequence[Unit], changed_data: bool) -> Path | Non
     unless that is allowed.
     """
     if unit.folder.exists():
-        if door.parse((unit.folder / "config.toml").read_text(), str(unit.folder)).values != unit.config.values:
+        if door.parse(unit.run.text("config.toml"), str(unit.folder)).values != unit.config.values:
             raise ValueError(f"{unit.folder} holds a run of another config; right would be another folder")
         return unit.folder / "split.json"
     alike = [u for u in beside if u.folder.exists() and u.config.values["data"] == unit.config.values["data"]]
@@ -290,7 +299,7 @@ def _folder(unit: Unit, federation: Federation) -> RunDir:
         return RunDir.create(
             unit.folder, unit.config.toml(), door.about(unit.config, federation), sealed(federation.manifest())
         )
-    return RunDir(unit.folder)
+    return unit.run
 
 
 def _run_all(
@@ -303,6 +312,10 @@ def _run_all(
 ) -> list[tuple[Unit, str]]:
     """Run what is left of the units, `jobs` at a time, and let each be followed; those that failed, and why."""
     left = [unit for unit in units if unit.done() < unit.rounds]
+    for unit in units:
+        if unit not in left:  # the crash that the study is resumed from may have hit its last step
+            with unit.run.locked():
+                unit.run.load()
 
     def beat() -> None:
         done = [unit.done() for unit in units]
@@ -325,20 +338,39 @@ def _in_processes(
 ) -> list[tuple[Unit, str]]:
     """Units and why each could not go on, or ""; `beat` twice a second."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
-        futures = {pool.submit(work, unit, _silent, beside, changed_data): unit for unit in units}
+    with ProcessPoolExecutor(jobs, context, initializer=_obey, initargs=(os.getpid(),)) as pool:
+        with _unheard():  # a child is begun as deaf as its parent is now
+            futures = {pool.submit(work, unit, _silent, beside, changed_data): unit for unit in units}
         try:
             while wait(futures, timeout=0.5).not_done:
                 beat()
-        except BaseException:
-            for process in list((pool._processes or {}).values()):  # a stopped study leaves nobody running
+        except BaseException:  # a stopped study leaves nobody running
+            for process in list((pool._processes or {}).values()):
                 process.kill()
             raise
-        return [(unit, future.result()) for future, unit in futures.items()]
+        try:
+            return [(unit, future.result()) for future, unit in futures.items()]
+        except BrokenProcessPool:
+            raise ChildProcessError("a process was killed; where memory is short, --jobs 1 takes the least") from None
 
 
-def _end_with_parent(parent: int) -> None:
-    """A worker whose parent was killed stops too: the study may be resumed by another process."""
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Signals that end a program wait until this is over."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _obey(parent: int) -> None:
+    """A worker ends when its parent says so, whatever signal a terminal sends to both; or when its parent was killed:
+    the study may be resumed by another process.
+    """
+    for number in ENDING:
+        signal.signal(number, lambda *_: None)  # unlike one that is ignored, it is not passed on to programs begun here
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -255,14 +255,31 @@ def write(path: Path, data: bytes) -> None:
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
     """A file that has its name once it is whole: written aside, flushed to the disk, then renamed into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = aside(path)
+        try:
+            with open(part, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def aside(path: Path) -> Path:
+    """Where a file or a folder is, while this process makes it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What the disk says against writing a file has the file's name: a write does not say where no space is left."""
     try:
-        with open(aside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno and error.filename in (None, str(aside(path))):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise

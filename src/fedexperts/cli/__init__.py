@@ -17,7 +17,7 @@ import typer
 
 from . import deployment, look, studies, take
 from .serve import serve
-from .terminal import out
+from .terminal import answer_signals, out
 
 app = typer.Typer(
     help="Federated mixtures of experts: sites learn together and exchange experts, never data.",
@@ -61,4 +61,5 @@ app.add_typer(deployment.app, name="deploy")
 
 def main() -> None:
     """The program."""
+    answer_signals()
     app()

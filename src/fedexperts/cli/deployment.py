@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from .terminal import OneConfig, Settings, err, errors, out, say, stopped
+from .terminal import Forget, OneConfig, Settings, err, errors, out, say, stopped
 
 app = typer.Typer(help="A real federation: a server, and sites on machines of their own.", no_args_is_help=True)
 
@@ -74,12 +74,18 @@ def site(
     name: Annotated[str, typer.Option(help="The site's name.")],
     data: Annotated[Path | None, typer.Option(help="Where its data lie; remembered in site.toml.")] = None,
     patience: Annotated[float, typer.Option(min=0, help="Seconds to go on trying if the server refuses.")] = 180,
+    forget: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Begin afresh in this run, as private/ calls it: its state is lost."),
+    ] = None,
 ) -> None:
     """Run a site until it is stopped."""
     with _flower() as (processes, place), stopped("The site is stopped; what it keeps lies in its folder."):
         site = place.SiteFolder.at(folder, name)
         if data:
             site.point_at(data)
+        if forget:
+            site.forget(forget)
         processes.join(site, patience, say)
 
 
@@ -105,9 +111,12 @@ def run(folder: Folder, config: OneConfig, settings: Settings = None) -> None:
 
 
 @app.command()
-def resume(folder: Folder, name: RunName) -> None:
+def resume(folder: Folder, name: RunName, forget: Forget = None) -> None:
     """Go on with a run from its last finished round, and watch it."""
     with _run_of(folder, name) as (processes, deployment, run):
+        for site in forget or []:
+            run.folder.forget(site)
+            say(f"{site} begins afresh; the run's log and its report say so.")
         run.begins_anew()
         processes.submit(deployment, run)
         _watch(folder, deployment, run)

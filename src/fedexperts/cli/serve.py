@@ -35,10 +35,7 @@ def serve(
                 f"Open http://{host}:{door.getsockname()[1]} in a browser; Ctrl-C ends it.",
                 soft_wrap=True,
             )
-            try:
-                room.server(room.application(predictor, host)).run(sockets=[door])
-            except KeyboardInterrupt:
-                err.print("\nStopped.")
+            room.server(room.application(predictor, host)).run(sockets=[door])
 
 
 def _room() -> ModuleType:

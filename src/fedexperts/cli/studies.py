@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from .terminal import Configs, Jobs, Runs, Settings, err, errors, out, stopped
+from .terminal import Configs, Forget, Jobs, Runs, Settings, err, errors, out, say, stopped, to_go_on
 
 if TYPE_CHECKING:
     from .. import study
@@ -64,9 +64,15 @@ def resume(
     changed_data: Annotated[
         bool, typer.Option("--changed-data", help="Go on though the data changed: what is known stays in its part.")
     ] = False,
+    forget: Forget = None,
 ) -> None:
     """Go on with what was stopped, from the last finished round of each run."""
+    from .. import study
+
     with errors():
+        for client in forget or []:
+            study.forget(folder, client)
+            say(f"{client} begins afresh; the run's log and its report say so.")
         _advance(folder, jobs, changed_data)
 
 
@@ -190,7 +196,8 @@ def _advance(folder: Path, jobs: int | None, changed_data: bool = False) -> None
     def warn(what: str) -> None:
         err.print(escape(what), soft_wrap=True)
 
-    with stopped(f"{KEPT}fedexperts resume {folder}"), _progress() as tell:
+    again = f"fedexperts resume {folder}"
+    with stopped(f"{KEPT}{again}"), to_go_on(again), _progress() as tell:
         study.advance(folder, jobs or door.cores(), tell, warn, changed_data)
     found = pictures.collect([folder])
     _print_tables(pictures.tables(found))

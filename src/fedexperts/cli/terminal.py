@@ -1,8 +1,13 @@
-"""What the commands share: two consoles, arguments that several of them take, and a clear line for what went wrong."""
+"""What the commands share: two consoles, arguments that several of them take, a clear line for what went wrong, and how
+the program ends when it is told to.
+"""
 
+import errno
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -22,18 +27,63 @@ Settings = Annotated[
 Jobs = Annotated[int | None, typer.Option(min=1, help="Runs at a time, each a process.", show_default="one a core")]
 
 
+Forget = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CLIENT", help="Go on without this client's private state, which is gone or damaged; repeatable."
+    ),
+]
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # beside Ctrl-C
+_ROOM = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room within the quota of that disk",
+    errno.EROFS: "that disk can only be read: mount it for writing, or choose another folder",
+    errno.EACCES: "the user who runs this may not write or read there: mend its permissions, or choose another folder",
+}
+
+
+class TerminatedError(KeyboardInterrupt):
+    """A signal that ends the program, as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def answer_signals() -> None:
+    """What a service manager or a closed terminal sends is answered like Ctrl-C; under nohup it is not answered."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise TerminatedError(number)
+
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+
+
 def say(text: str) -> None:
     out.print(escape(text), soft_wrap=True)
 
 
 @contextmanager
 def stopped(word: str) -> Iterator[None]:
-    """Ctrl-C ends what goes on, with a word on what that means and what to type."""
+    """Ctrl-C, or another signal, ends what goes on, with a word on what that means and what to type."""
     try:
         yield
-    except KeyboardInterrupt:
-        err.print(f"\n{word}")
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.number if isinstance(interrupt, TerminatedError) else signal.SIGINT
+        err.print(f"\n{word}", soft_wrap=True)
+        raise typer.Exit(128 + number) from None
+
+
+@contextmanager
+def to_go_on(line: str) -> Iterator[None]:
+    """What went wrong comes with the line to type once it is mended."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        error.add_note(f"Every finished round is kept. Once that is mended, go on with: {line}")
+        raise
 
 
 @contextmanager
@@ -43,7 +93,18 @@ def errors() -> Iterator[None]:
     from ..loop import NobodyLeftError
 
     try:
-        yield
+        with stopped("Stopped."):
+            yield
     except (ValueError, OSError, NobodyLeftError) as error:
-        err.print(f"[red]{'Config' if isinstance(error, ConfigError) else 'Error'}:[/] {escape(str(error))}")
+        kind = "Config" if isinstance(error, ConfigError) else "Error"
+        err.print(f"[red]{kind}:[/] {escape(_words(error))}", soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+
+
+def _words(error: Exception) -> str:
+    """What an error says, and what to do; of one of the disk, the file comes first."""
+    says = str(error)
+    if isinstance(error, OSError) and error.filename:
+        says = f"{error.filename}: {error.strerror}"
+        says += f"; {_ROOM[error.errno]}" if error.errno in _ROOM else ""
+    return "\n".join([says, *getattr(error, "__notes__", [])])

@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..data.federation import check_name
+from ..private import Private
 from ..tensors import write
 from .limits import Limits, limits
 from .owner import unseen
@@ -314,6 +315,14 @@ class SiteFolder:
         asked = tomlkit.parse((self.path / "site.toml").read_text())
         asked.setdefault("data", tomlkit.table())["path"] = str(data.absolute())
         write(self.path / "site.toml", tomlkit.dumps(asked).encode())
+
+    def forget(self, run: str) -> None:
+        """Let the site begin afresh in a run; ValueError if it has kept nothing for it."""
+        states = self.path / "private"
+        known = sorted(path.name for path in states.glob("*/"))
+        if run not in known:
+            raise ValueError(f"--forget {run}: {states} holds {', '.join(known) or 'nothing'}")
+        Private(states / run).forget(self.name)
 
     def _asked(self) -> dict[str, Any]:
         file = self.path / "site.toml"

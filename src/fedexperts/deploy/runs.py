@@ -8,7 +8,6 @@
 The operator's terminal and the process that carries the run out share nothing but this folder.
 """
 
-import json
 import secrets
 import threading
 import time
@@ -19,10 +18,10 @@ from typing import Any
 
 from .. import config as door
 from ..config import Config, FlowerSettings
+from ..disk import read_checked, write_checked
 from ..engine import Engine
 from ..loop import run
 from ..rundir import RunDir
-from ..tensors import write
 from .folder import Deployment
 
 Nodes = Callable[[], Mapping[str, int]]
@@ -55,7 +54,7 @@ class Run:
         """A new run, checked as far as it can be without its sites. ValueError if something is unfit."""
         job, federation = door.served(config, deployment.data)
         found = cls(RunDir.create(deployment.path / "runs" / name, config.toml(), door.about(config, federation)).path)
-        write(found.path / "flower.json", json.dumps({"id": f"{name}-{secrets.token_hex(4)}", "run": 0}).encode())
+        write_checked(found.path / "flower.json", {"id": f"{name}-{secrets.token_hex(4)}", "run": 0})
         found.stands(Status(rounds=job.rounds))
         return found
 
@@ -69,32 +68,41 @@ class Run:
         return found
 
     @property
+    def folder(self) -> RunDir:
+        return RunDir(self.path)
+
+    @property
     def config(self) -> Config:
-        file = self.path / "config.toml"
-        return door.parse(file.read_text(), str(file))
+        return door.parse(self.folder.text("config.toml"), str(self.path / "config.toml"))
 
     @property
     def id(self) -> str:
-        return str(json.loads((self.path / "flower.json").read_bytes())["id"])
+        return str(self._flower["id"])
 
     @property
     def number(self) -> int:
         """Flower's number of the run, by which it is watched and stopped."""
-        return int(json.loads((self.path / "flower.json").read_bytes())["run"])
+        return int(self._flower["run"])
+
+    @property
+    def _flower(self) -> dict[str, Any]:
+        remedy = "put a backup in its place: without the run's name, its sites do not find what they kept for it"
+        return read_checked(self.path / "flower.json", remedy)
 
     def numbered(self, number: int) -> None:
-        write(self.path / "flower.json", json.dumps({"id": self.id, "run": number}).encode())
+        write_checked(self.path / "flower.json", {"id": self.id, "run": number})
 
     @property
     def status(self) -> Status:
-        return Status(**json.loads((self.path / "status.json").read_bytes()))
+        remedy = f"delete it, and go on with the run by `fedexperts deploy resume FOLDER {self.path.name}`"
+        return Status(**read_checked(self.path / "status.json", remedy))
 
     def begins_anew(self) -> None:
         """From its last finished round: whatever ended it before is over."""
-        self.stands(Status(rounds=self.status.rounds))
+        self.stands(Status(rounds=int(self.config.values["run"]["rounds"])))
 
     def stands(self, status: Status) -> None:
-        write(self.path / "status.json", json.dumps(asdict(status)).encode())
+        write_checked(self.path / "status.json", asdict(status))
 
     def lives(self) -> None:
         """A sign of life of the process that carries the run out."""
@@ -107,9 +115,7 @@ class Run:
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of finished rounds, the newest perhaps not checkpointed yet."""
-        log = self.path / "rounds.jsonl"
-        lines = log.read_text().split("\n")[:-1] if log.exists() else []
-        return [json.loads(line) for line in lines]
+        return self.folder.latest()
 
 
 def fitted(config: Config, deployment: Deployment) -> Config:
@@ -146,7 +152,7 @@ def carry_out(deployment: Deployment, name: str, nodes: Nodes, make: MakeEngine)
         engine = make(settings.sites, {"config": config.toml(), "run": found.id}, settings.deadline)
         _wait(settings, nodes, stands)
         stands("running")
-        run(job, engine, config.section("run"), RunDir(found.path), lambda _: stands("running"))
+        run(job, engine, config.section("run"), found.folder, lambda _: stands("running"))
         stands("finished")
     except BaseException as error:
         found.stands(Status("failed", rounds, why=str(error) or type(error).__name__))

@@ -1,6 +1,6 @@
 """Which runs lie in a folder, and which of them are one experiment.
 
-A run is a folder with config.toml and environment.json. Runs of one name and one config are an experiment, whatever
+A run is a folder that `rundir` made. Runs of one name and one config are an experiment, whatever
 their seeds. What a run may be used for is decided here: one that is not finished is kept, and counted nowhere.
 """
 
@@ -9,13 +9,14 @@ import os
 import statistics
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..disk import read_checked
 from ..metrics import Row, Score, best_valid, by_round, last, sizes, validated
-from ..rundir import RunDir
+from ..rundir import EVENTS, LOGS, RunDir, is_run
 from .experts import Routing, routing
 
 Values = dict[str, dict[str, Any]]
@@ -25,7 +26,7 @@ _HARMLESS = {"run.seed", "run.threads"}  # beside the engine: where and how fast
 
 @dataclass(frozen=True)
 class Run:
-    """One run as it lies in its folder: `rounds`, `clients` and `server` are its logs, `done` its last whole round."""
+    """One run as it lies in its folder: `rounds`, `clients`, `server`, `events` are its logs, `done` its last round."""
 
     path: Path
     name: str
@@ -37,6 +38,7 @@ class Run:
     rounds: list[Row]
     clients: list[Row]
     server: list[Row]
+    events: list[Row] = field(default_factory=list)
 
     @property
     def seed(self) -> int:
@@ -204,7 +206,7 @@ def runs(path: Path) -> list[Path]:
 
 
 def _walk(path: Path) -> Iterator[Path]:
-    if (path / "config.toml").is_file() and (path / "environment.json").is_file():
+    if is_run(path):
         yield path
         return  # what a run keeps is no run
     below = [
@@ -217,29 +219,28 @@ def _walk(path: Path) -> Iterator[Path]:
 
 def _asked(path: Path) -> list[str]:
     """Names of experiments in the order in which a study was asked for them."""
-    try:
-        return list(json.loads((path / "study.json").read_bytes())["experiments"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    file = path / "study.json"
+    return list(read_checked(file, "put a backup in its place")["experiments"]) if file.exists() else []
 
 
 def _read(path: Path) -> Run:
+    folder = RunDir(path)
+    folder.check()
     try:
-        text = (path / "config.toml").read_text(encoding="utf-8")
+        text = folder.text("config.toml")
         values = tomllib.loads(text)
         name, tune = str(values.pop("name")), values.pop("tune", {})
         _ = values["method"]["name"], values["model"]["name"], values["data"]["name"]
         _ = int(values["run"]["seed"]), int(values["run"]["rounds"])
         values["run"].setdefault("judged_by", "clients")  # there was nothing else when runs did not say
-        environment = json.loads((path / "environment.json").read_bytes())
+        environment = json.loads(folder.text("environment.json"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged: config.toml or environment.json ({type(error).__name__}: {error}); "
             f"right would be the files that `fedexperts run` wrote"
         ) from None
-    folder = RunDir(path)
-    rounds, clients, server = (folder.rows(f"{log}.jsonl") for log in ("rounds", "clients", "server"))
-    return Run(path, name, text, values, frozenset(tune), environment, folder.done(), rounds, clients, server)
+    rounds, clients, server, events = (folder.rows(log) for log in (*LOGS, EVENTS))
+    return Run(path, name, text, values, frozenset(tune), environment, folder.done(), rounds, clients, server, events)
 
 
 def _grouped(runs: Sequence[Run]) -> list[Experiment]:

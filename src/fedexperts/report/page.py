@@ -74,6 +74,7 @@ def page(experiments: Sequence[Experiment]) -> str:
         *_clients(experiments),
         *_refused(experiments),
         *_changed(experiments),
+        *_forgotten(experiments),
         *_settings(experiments),
         f'<p class="small">Made by fedexperts {escape(__version__)} from the logs of the runs.</p>',
     ]
@@ -137,6 +138,17 @@ def _changed(experiments: Sequence[Experiment]) -> list[str]:
     head = ["experiment", "seed", "from round", "client", "examples"]
     says = "<p>Against the split that was written at first; what was known stayed in its part.</p>"
     return ["<h2>Data that changed</h2>", says, _grid(head, rows, "words")]
+
+
+def _forgotten(experiments: Sequence[Experiment]) -> list[str]:
+    rows = [
+        [e.name, seed, row["round"], row["forgot"]]
+        for e in experiments for seed, run in e.runs.items() for row in run.events if "forgot" in row
+    ]  # fmt: skip
+    if not rows:
+        return []
+    says = "<p>They were lost, and the run was told to go on without them: these clients began afresh.</p>"
+    return ["<h2>Private states gone without</h2>", says, _grid(["experiment", "seed", "after round", "client"], rows)]
 
 
 def _settings(experiments: Sequence[Experiment]) -> list[str]:

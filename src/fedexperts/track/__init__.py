@@ -7,19 +7,20 @@ A tracker is told the figures of rounds that a checkpoint holds, read from the r
 without, and going on tells no round twice. This room does not know what a figure means, nor how a run is made.
 """
 
-import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..disk import read_checked, write_checked
 from ..metrics import figures
 from ..rundir import LOGS, RunDir
-from ..tensors import write
 
 PLACES = "track.json"
 TOLD = "tracked.json"
+_UNTOLD = "put a backup in its place, or delete it, and nobody is told of what is still to come"
+_AGAIN = "put a backup in its place, or delete it, and the run is told from its beginning, under another name"
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,15 @@ class Tracker(Protocol):
 Begin = Callable[[str, Followed, int], Tracker]
 
 
-def create(study: Path, places: Mapping[str, str]) -> None:
-    """Write down who follows a study; ValueError if TensorBoard's folder has one of this name."""
+def create(study: Path, name: str, places: Mapping[str, str]) -> None:
+    """Write down who follows a study called `name`; ValueError if TensorBoard's folder has one of this name."""
     fixed = {kind: _absolute(kind, place) for kind, place in places.items()}
     if "tensorboard" in fixed:
-        fixed["tensorboard"] = str(Path(fixed["tensorboard"]) / study.name)
+        fixed["tensorboard"] = str(Path(fixed["tensorboard"]) / name)
         if Path(fixed["tensorboard"]).exists():
             raise ValueError(f"{fixed['tensorboard']} is there already; right would be another folder for TensorBoard")
     if fixed:
-        write(study / PLACES, (json.dumps(fixed, indent=1) + "\n").encode())
+        write_checked(study / PLACES, fixed)
 
 
 def _absolute(kind: str, place: str) -> str:
@@ -66,8 +67,7 @@ def _absolute(kind: str, place: str) -> str:
 def places(study: Path) -> dict[str, str]:
     """Who follows a study, and where."""
     file = study / PLACES
-    found: dict[str, str] = json.loads(file.read_bytes()) if file.exists() else {}
-    return found
+    return read_checked(file, _UNTOLD) if file.exists() else {}
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,11 @@ class Following:
             if heard < round <= newest:  # a later one may just be written
                 self._begun[kind, folder].tell(round, values)
         told["rounds"][kind] = newest
-        write(folder / TOLD, (json.dumps(told) + "\n").encode())
+        write_checked(folder / TOLD, told)
         if newest >= last:
             self._begun.pop((kind, folder)).end(True)
 
 
 def _told(folder: Path) -> dict[str, Any]:
     file = folder / TOLD
-    found: dict[str, Any] = (
-        json.loads(file.read_bytes()) if file.exists() else {"id": secrets.token_hex(4), "rounds": {}}
-    )
-    return found
+    return read_checked(file, _AGAIN) if file.exists() else {"id": secrets.token_hex(4), "rounds": {}}
