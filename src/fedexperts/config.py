@@ -25,6 +25,7 @@ from pydantic.fields import FieldInfo
 from torch import Tensor
 
 from . import __version__
+from .admission import Guard
 from .client import Client, Job
 from .data import DATA, Federation, features
 from .engine import Engine, InProcess
@@ -154,7 +155,7 @@ NAMED: dict[str, Mapping[str, type]] = {
     "gate": MODELS,
 }
 PLAIN: dict[str, type] = {
-    "learning": Learning, "run": RunSettings, "start": StartSettings, "mixture": MixtureSettings,
+    "learning": Learning, "run": RunSettings, "start": StartSettings, "mixture": MixtureSettings, "guard": Guard,
 }  # fmt: skip
 OPTIONAL = {"gate", "mixture"}  # sections without which there is no mixture, or a gate like its experts
 DEFAULT_NAMES = {"engine": "inprocess"}
@@ -311,7 +312,7 @@ def _build(config: Config, federation: Federation, private: Path) -> tuple[Job, 
     exam = {part: examples(*(getattr(own, part) for own in federation.parts.values())) for part in ("valid", "test")}
     reserve = examples(federation.reserve)
     model = _mixed(config, _started(config, built.model, reserve))
-    return Job(method, model, learning, run.rounds, run.seed, reserve, exam), sites
+    return Job(method, model, learning, run.rounds, run.seed, reserve, exam, config.section("guard")), sites
 
 
 @contextmanager
@@ -356,7 +357,7 @@ def site(text: str, name: str, data: Mapping[str, Any], private: Path) -> tuple[
     job, sites = build(config.having({"start.epochs": 0}, "a site"), private)
     if name not in sites:
         raise ValueError(f"the data hold {', '.join(sites) or 'no client'}, and not {name}")
-    return job, sites[name]
+    return replace(job, deployed=True), sites[name]
 
 
 def _with_data(config: Config, data: Mapping[str, Any]) -> Config:
@@ -522,7 +523,8 @@ def cache_folder() -> Path:
 
 def about(config: Config, federation: Federation) -> dict[str, Any]:
     """What a run writes down of its data, and of the machine: what a result may depend on beside its config."""
-    return {
+    simulated = "" if config.values["engine"]["name"] == "flower" else config.section("method").simulated
+    found = {
         "fedexperts": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -532,6 +534,7 @@ def about(config: Config, federation: Federation) -> dict[str, Any]:
         "classes": list(federation.classes),
         "side": federation.side,
     }
+    return found | ({"simulated": simulated} if simulated else {})
 
 
 def _called(place: torch.device) -> str:

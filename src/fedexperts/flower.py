@@ -55,7 +55,8 @@ class Flower:
         while waiting and time.monotonic() < until:
             self.alive()
             for message in self.grid.pull_messages(list(waiting)):
-                replies.append(self._read(message, waiting.pop(message.metadata.reply_to_message_id)))
+                if order := waiting.pop(message.metadata.reply_to_message_id, None):  # none: a second answer
+                    replies.append(self._read(message, order))
             if waiting:
                 time.sleep(self.poll)
         return replies + [self._late(order) for order in waiting.values()]
@@ -74,7 +75,7 @@ class Flower:
         except ValueError as error:
             return _failed(order, f"its reply was refused: {error}")
         if said.client != order.client:
-            return _failed(order, f"its reply was refused: it says that it is {said.client[:100]!r}")
+            return _failed(order, f"its reply was refused: it says that it is {said.client!r:.100}")
         return said
 
     def _late(self, order: Order) -> Reply:

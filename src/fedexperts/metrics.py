@@ -102,10 +102,9 @@ def figures(round_rows: Sequence[Row], client_rows: Sequence[Row], server_rows: 
     """A run in plain numbers, a few a round, for who draws curves: no client is named."""
     found: dict[int, Row] = {}
     for row in round_rows:
-        trained = list(row["trained"].values())
-        found[row["round"]] = {
-            "train/loss": statistics.fmean(float(facts["loss"]) for facts in trained),
-            "train/clients": len(trained),
+        losses = [float(facts["loss"]) for facts in row["trained"].values()]
+        found[row["round"]] = ({"train/loss": statistics.fmean(losses)} if losses else {}) | {
+            "train/clients": len(losses),
             "train/refused": len(row["refused"]),
             "train/seconds": row["seconds"],
             "bytes/down": row["bytes_down"],
@@ -309,7 +308,8 @@ def weights(client_rows: Sequence[Row]) -> dict[str, list[float]]:
 
 def moved(round_rows: Sequence[Row]) -> dict[int, float]:
     """How far an upload is from the global tensors (l2), mean over a round's clients."""
-    return {row["round"]: statistics.fmean(t["moved"] for t in row["trained"].values()) for row in round_rows}
+    found = {row["round"]: [t["moved"] for t in row["trained"].values()] for row in round_rows}
+    return {round: statistics.fmean(values) for round, values in found.items() if values}
 
 
 def received(round_rows: Sequence[Row]) -> Counter[tuple[str, str]]:

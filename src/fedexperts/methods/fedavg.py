@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..learn import Local
-from ..method import Finished, Given, Method, Model, Sent, Upload, held, proximal
+from ..method import Finished, Given, Method, Model, Normal, Sent, Upload, held, proximal
 from ..tensors import Tensors, mean, named, under
 
 
@@ -41,7 +41,7 @@ class FedAvg(Method):
     def penalty(self, local: Local) -> Tensor | float:
         return proximal(self.mu, local)
 
-    def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
+    def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
         return Finished(stays={}, leaves=local.trained)
 
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
@@ -67,7 +67,7 @@ class Alone(Method):
     def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:
         return self.recall(model, sent, own)
 
-    def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
+    def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
         return Finished(stays=local.kept(), leaves={})
 
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
