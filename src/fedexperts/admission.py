@@ -9,7 +9,7 @@ import statistics
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 from pydantic import Field
@@ -35,6 +35,7 @@ SAYS: dict[Task, dict[str, Figure]] = {
 OF_ITSELF = ("examples", "valid_examples", "test_examples")  # what should be the same in every round
 _FEW = 3  # fewer clients than this have no median that means anything
 
+N = TypeVar("N", int, float)
 Known = dict[str, Row]  # by client: the newest of `OF_ITSELF`, and how far its last upload lay
 
 
@@ -170,26 +171,31 @@ def admit(uploads: Sequence[Upload], expected: Tensors, known: Known, guard: Gua
         for client, far in moved.items()
         if far > limit
     }
-    said = {upload.client: upload.examples for upload in uploads}
-    most = max(1, int(guard.weight * statistics.median_low(_voices(said, known, "examples")))) if said else 1
-    capped = {
-        client: f"of {examples} examples {most} count"
-        for client, examples in said.items()
-        if examples > most and client not in refused
-    }
-    taken = [replace(u, examples=min(u.examples, most)) for u in uploads if u.client not in refused]
-    return Admitted(taken, moved, refused, capped)
+    taken = [upload for upload in uploads if upload.client not in refused]
+    counts = _weights({upload.client: upload.examples for upload in taken}, known, guard)
+    capped = {u.client: f"of {u.examples} examples {n} count" for u in taken if (n := counts[u.client]) < u.examples}
+    return Admitted([replace(u, examples=counts[u.client]) for u in taken], moved, refused, capped)
+
+
+def _weights(said: Mapping[str, int], known: Known, guard: Guard) -> dict[str, int]:
+    """How many of its examples count for each client: so many medians, and never more than all others' together."""
+    voices = _voices(said, known, "examples")
+    if len(voices) < 2:
+        return dict(said)
+    most = max(1, int(guard.weight * statistics.median_low(voices.values())))
+    everybody = sum(min(count, most) for count in voices.values())
+    return {client: min(n, most, everybody - min(n, most)) for client, n in said.items()}
 
 
 def _usual(moved: Mapping[str, float], known: Known) -> float:
     """The median distance of those who moved at all; infinite where they are too few to tell."""
-    far = [value for value in _voices(moved, known, "moved") if value > 0]
+    far = [value for value in _voices(moved, known, "moved").values() if value > 0]
     return statistics.median(far) if len(far) >= _FEW else math.inf
 
 
-def _voices(now: Mapping[str, float], known: Known, key: str) -> list[float]:
-    before = {client: float(row[key]) for client, row in known.items() if key in row}
-    return list((before | dict(now)).values())
+def _voices(now: Mapping[str, N], known: Known, key: str) -> dict[str, N]:
+    """What each client brings now, or brought last."""
+    return {client: row[key] for client, row in known.items() if key in row} | dict(now)
 
 
 def distance(tensors: Tensors, start: Tensors) -> float:

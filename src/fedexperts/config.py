@@ -523,7 +523,7 @@ def cache_folder() -> Path:
 
 def about(config: Config, federation: Federation) -> dict[str, Any]:
     """What a run writes down of its data, and of the machine: what a result may depend on beside its config."""
-    simulated = "" if config.values["engine"]["name"] == "flower" else config.section("method").simulated
+    simulated = only_simulated(config)
     found = {
         "fedexperts": __version__,
         "python": platform.python_version(),
@@ -535,6 +535,12 @@ def about(config: Config, federation: Federation) -> dict[str, Any]:
         "side": federation.side,
     }
     return found | ({"simulated": simulated} if simulated else {})
+
+
+def only_simulated(config: Config) -> str:
+    """What of an experiment would protect clients if they were deployed, and is drawn from the seed as they are not."""
+    method: Method = config.section("method")
+    return "" if config.values["engine"]["name"] == "flower" else method.simulated
 
 
 def _called(place: torch.device) -> str:

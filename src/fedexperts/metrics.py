@@ -76,8 +76,10 @@ def evaluated(client_rows: Sequence[Row], server_rows: Sequence[Row]) -> dict[in
 
 
 def last(client_rows: Sequence[Row], server_rows: Sequence[Row] = ()) -> Score:
-    """The score after the last round."""
+    """The score after the last round; ValueError if nobody answered any evaluation."""
     rounds = evaluated(client_rows, server_rows)
+    if not rounds:
+        raise ValueError("no client answered any evaluation, so there is no score; rounds.jsonl says what they did")
     return score(*rounds[max(rounds)])
 
 
@@ -254,10 +256,12 @@ def validated(client_rows: Sequence[Row], judged_by: str = "clients") -> bool:
     return enough(row["valid_examples"] for row in client_rows)
 
 
-def silent(client_rows: Sequence[Row]) -> list[str]:
-    """Clients that answered an evaluation once, and not the last one: no score counts them."""
+def silent(client_rows: Sequence[Row], server_rows: Sequence[Row] = ()) -> dict[str, str]:
+    """Clients without an answer in the last evaluation, and why, as far as that is known: no score counts them."""
     rounds = by_round(client_rows)
-    return sorted({row["client"] for row in client_rows} - {row["client"] for row in rounds[max(rounds)]})
+    gone = {row["client"] for row in client_rows} - {row["client"] for row in rounds[max(rounds)]}
+    said = server_rows[-1].get("unanswered", {}) if server_rows else {}
+    return dict(sorted((dict.fromkeys(gone, "") | said).items()))
 
 
 def curve(client_rows: Sequence[Row]) -> dict[int, float]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from .. import config as door
 from ..config import Config, FlowerSettings
+from ..data.federation import check_folder
 from ..engine import Engine
 from ..loop import run
 from ..rundir import RunDir
@@ -53,9 +54,11 @@ class Run:
     @classmethod
     def create(cls, deployment: Deployment, config: Config, name: str) -> "Run":
         """A new run, checked as far as it can be without its sites. ValueError if something is unfit."""
+        known_as = f"{name}-{secrets.token_hex(4)}"  # of no other run, at a site that takes part in several federations
+        check_folder(f"the run's name {name!r:.200}", known_as)
         job, federation = door.served(config, deployment.data)
         found = cls(RunDir.create(deployment.path / "runs" / name, config.toml(), door.about(config, federation)).path)
-        write(found.path / "flower.json", json.dumps({"id": f"{name}-{secrets.token_hex(4)}", "run": 0}).encode())
+        write(found.path / "flower.json", json.dumps({"id": known_as, "run": 0}).encode())
         found.stands(Status(rounds=job.rounds))
         return found
 

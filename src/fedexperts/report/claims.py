@@ -187,9 +187,14 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
     counted = [e for e in experiments if e.finished]
     for e in counted:
         for seed, run in e.finished.items():
-            if quiet := silent(run.clients):
-                names = ", ".join(map(shown, quiet))
-                found.append(f"{shown(e.name)}, seed {seed}: the last evaluation lacks {names}, who did not answer.")
+            if quiet := silent(run.clients, run.server):
+                names = ", ".join(
+                    shown(f"{client}, who did not answer{why and f' ({why})'}") for client, why in quiet.items()
+                )
+                found.append(f"{shown(e.name)}, seed {seed}: the last evaluation lacks {names}.")
+            if what := run.environment.get("simulated"):
+                says = f"{shown(what)} is simulated: it follows from the seed and protects nobody"
+                found.append(f"{shown(e.name)}, seed {seed}: {says}.")
         if refused := sum(len(refusals(run.rounds)) for run in e.finished.values()):
             found.append(f"{shown(e.name)}: {plural(refused, 'upload')} refused; the report lists the reasons.")
     if not same_data(counted):
