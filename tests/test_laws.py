@@ -217,6 +217,7 @@ class Other:
     case: Case
     learning: dict[str, Any] = field(default_factory=dict)
     start: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
 
 
 def moap(*values: Any, **method: Any) -> Other:
@@ -297,7 +298,12 @@ FIELDS: dict[type, dict[str, Other]] = {
         "weight_decay": avg(0.1),
         "schedule": avg("cosine"),
     },
-    Guard: {"largest": avg(1.0), "far": avg(1.0), "weight": avg(1.0)},
+    Guard: {
+        "largest": avg(1.0),
+        "far": avg(1.0),
+        "few": Other((0.1,), CASES["fedavg"], run={"participation": 0.2}),
+        "weight": avg(1.0),
+    },
     Schedule: {"rounds": avg(2), "participation": avg(0.4), "evaluate_every": avg(2)},
 }
 SECTIONS = {Learning: "learning", Schedule: "run", MixtureSettings: "mixture", StartSettings: "start", Guard: "guard"}
@@ -328,7 +334,7 @@ def test_no_field_is_forgotten(kind: type) -> None:
 def test_every_field_matters(kind: type, name: str, remembered: Remembered) -> None:
     """Law 7: another value of any field, and some loss, accuracy or distance is another."""
     other, section = FIELDS[kind][name], SECTIONS.get(kind, "method")
-    configs = [tiny(other.case, learning=other.learning, start=other.start)]
+    configs = [tiny(other.case, learning=other.learning, start=other.start, run=other.run)]
     configs += [configs[0].having({f"{section}.{name}": value}, "other") for value in other.values]
     found = [numbers(remembered(config)) for config in configs]
     for i, one in enumerate(found):

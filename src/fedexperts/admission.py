@@ -19,7 +19,7 @@ from torch.linalg import vector_norm
 from .message import Reply, Task
 from .method import COUNT, Fact, Facts, Figure, Upload
 from .metrics import Row
-from .tensors import Tensors, shapes
+from .tensors import Tensors, count, shapes
 
 WORDS = 1000  # characters that are kept of what a client says in words
 HITS = {
@@ -53,6 +53,14 @@ class Guard:
             description="distance from the global tensors beyond which an upload is refused, in medians over clients",
         ),
     ] = 100.0
+    few: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="the same while fewer than 3 clients are known, in sizes of the global tensors: their norm, "
+            "and 1 for each number",
+        ),
+    ] = 1.0
     weight: Annotated[
         float, Field(ge=1, description="examples of a client that count at most, in medians over clients")
     ] = 10.0
@@ -165,7 +173,7 @@ def admit(uploads: Sequence[Upload], expected: Tensors, known: Known, guard: Gua
     Every client that ever took part has one voice in a median: with what it brings now, or with what it brought last.
     """
     moved = {upload.client: distance(upload.tensors, expected) for upload in uploads}
-    limit = max(guard.far * _usual(moved, known), distance(expected, {}))
+    limit = _farthest(moved, expected, known, guard)
     refused = {
         client: f"its upload lies {far:.3g} from the global tensors; at most {limit:.3g} is taken"
         for client, far in moved.items()
@@ -183,14 +191,19 @@ def _weights(said: Mapping[str, int], known: Known, guard: Guard) -> dict[str, i
     if len(voices) < 2:
         return dict(said)
     most = max(1, int(guard.weight * statistics.median_low(voices.values())))
-    everybody = sum(min(count, most) for count in voices.values())
+    everybody = sum(min(n, most) for n in voices.values())
     return {client: min(n, most, everybody - min(n, most)) for client, n in said.items()}
 
 
-def _usual(moved: Mapping[str, float], known: Known) -> float:
-    """The median distance of those who moved at all; infinite where they are too few to tell."""
-    far = [value for value in _voices(moved, known, "moved").values() if value > 0]
-    return statistics.median(far) if len(far) >= _FEW else math.inf
+def _farthest(moved: Mapping[str, float], expected: Tensors, known: Known, guard: Guard) -> float:
+    """How far from the global tensors an upload may lie: many medians over those who moved at all, or as far as 0.
+
+    Where they are too few to have a median, from one liar alone, it is a distance from which training can go on.
+    """
+    norm, far = distance(expected, {}), [value for value in _voices(moved, known, "moved").values() if value > 0]
+    if len(far) < _FEW:
+        return guard.few * (norm + math.sqrt(count(expected)))
+    return max(norm, guard.far * statistics.median(far))
 
 
 def _voices(now: Mapping[str, N], known: Known, key: str) -> dict[str, N]:
@@ -206,8 +219,11 @@ def distance(tensors: Tensors, start: Tensors) -> float:
 
 
 def unsound(state: Tensors, sent: Tensors, guard: Guard) -> str:
-    """Why nobody could go on from a server's state, of which `sent` is what clients get; or ""."""
-    for largest, tensors in ((math.inf, state), (guard.largest, sent)):
+    """Why nobody could go on from a server's state, of which `sent` is what clients get; or "".
+
+    What they get is half as large as an upload may be at most: training moves it.
+    """
+    for largest, tensors in ((math.inf, state), (guard.largest / 2, sent)):
         for name, value in tensors.items():
             if value.is_floating_point() and (why := _beyond(value, largest)):
                 return f"{name} has {why}"

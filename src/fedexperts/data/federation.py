@@ -189,8 +189,8 @@ def check_folder(what: str, name: str) -> None:
     if not name or marks or edges or device or len(name) > LONGEST or len(name.encode()) > _BYTES:
         raise ValueError(
             f"{what} cannot name a tensor and a folder: expected are 1 to {LONGEST} printable characters "
-            f"({_BYTES} bytes), none of /\\<>:\"|?*, no dot, space or '-' in front, no dot or space behind, and no word "
-            "that a system takes for a device, as CON"
+            f"({_BYTES} bytes), none of /\\<>:\"|?*, no dot, space or '-' in front, no dot or space behind, and no "
+            "word that a system takes for a device, as CON"
         )
 
 
