@@ -27,7 +27,8 @@ def seconds(method: str, together: int) -> float:
     for round in range(1, ROUNDS + 1):
         began = time.process_time()
         sent = job.method.send(server, names, round, job.seed)
-        replies = exchange(engine, {name: s.tensors for name, s in sent.items()}, round, "train")
+        payloads, expected = {n: s.tensors for n, s in sent.items()}, job.method.expects(server, job.model)
+        replies = exchange(job, engine, payloads, round, "train", expected)
         spent = time.process_time() - began
         uploads = [Upload(r.client, r.tensors, r.examples) for r in replies.values()]
         server = job.method.merge(job.given, server, uploads, round)

@@ -28,7 +28,7 @@ class Between(fx.Method):
         shared = under(sent, "global")
         return fx.Local(mean([own or shared, shared], [self.share, 1 - self.share]))
 
-    def finish(self, model, local, rng):
+    def finish(self, model, local, normal):
         return fx.Finished(stays=local.trained, leaves=local.trained)
 
     def recall(self, model, sent, own):

@@ -153,13 +153,54 @@ def test_what_is_wrong_with_an_index_is_said_with_client_and_part(a: Parts, b: P
         small(parts={"b": b, "a": a})
 
 
-@pytest.mark.parametrize("name", ["", "a.b", "a/b", "a\\b", "a b", "a\tb", "a\u00a0b", "-a", "a\0", "..", "a\n"])
+NO_NAMES = [
+    "",
+    "a.b",
+    "a/b",
+    "a\\b",
+    "a b",
+    "a\tb",
+    "a\u00a0b",
+    "-a",
+    "a\0",
+    "..",
+    "a\n",
+    "a\x1b[31m",
+    "a\ud800",
+    "a:b",
+]
+NO_NAMES += [
+    "a\u202eb",
+    "\u2066a",
+    "a\u200e",
+    "a\ufeff",
+    "a" * 65,
+    "\U0001f600" * 60,
+    "CON",
+    "nul",
+    "Com1",
+    "LPT9",
+    "\uff23\uff2f\uff2e",
+]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
 def test_a_name_that_cannot_name_a_tensor_and_a_folder_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="client name"):
         small(parts={name: parts([0], [], [1])}, domains={name: "day"})
 
 
-@pytest.mark.parametrize("name", ["clinic-1", "Kraków", "東京", "\u0645\u06cc\u200c\u062f", "_", "a-"])
+@pytest.mark.parametrize(
+    ("one", "other"), [("clinic", "Clinic"), ("Straße", "STRASSE"), ("é", "e\u0301"), ("ab", "a\u200db")]
+)
+def test_two_names_that_some_system_takes_for_one_are_refused(one: str, other: str) -> None:
+    with pytest.raises(ValueError, match="are one name where upper and lower case are the same: change one"):
+        small(parts={one: parts([0], [], [1]), other: parts([2], [], [3])}, domains={one: "day", other: "day"})
+
+
+@pytest.mark.parametrize(
+    "name", ["clinic-1", "a" * 64, "CONrad", "Kraków", "東京", "\u0645\u06cc\u200c\u062f", "_", "a-"]
+)
 def test_a_name_in_any_script_is_accepted(name: str) -> None:
     assert list(small(parts={name: parts([0], [], [1])}, domains={name: "day"}).parts) == [name]
 

@@ -496,7 +496,7 @@ def test_an_option_has_a_type(section: str, key: str, value: Any) -> None:
 
 
 def test_a_client_never_speaks_for_another(tmp_path):
-    """A reply's facts cannot change the client and the round under which the server logs them."""
+    """A reply's facts cannot change the client and the round under which the server logs them: it asked for neither."""
 
     @dataclass(frozen=True)
     class Forger:
@@ -507,9 +507,11 @@ def test_a_client_never_speaks_for_another(tmp_path):
 
         def exchange(self, orders):
             forged = {"client": "somebody else", "round": 99}
-            return [replace(reply, facts=reply.facts | forged) for reply in self.inner.exchange(orders)]
+            replies = self.inner.exchange(orders)
+            return [replace(r, facts=r.facts | forged) if r.client == "b" else r for r in replies]
 
     job, engine = job_and_engine(tiny(CASES["fedavg"]), tmp_path / "private")
-    rows = evaluate(job, Forger(engine), job.method.open(job.given), 0)
-    assert [row["client"] for row in rows] == engine.clients()
+    rows, remarks = evaluate(job, Forger(engine), job.method.open(job.given), 0, {})
+    assert [row["client"] for row in rows] == [*"acde"]
+    assert remarks == {"unanswered": {"b": "it says 'client', for which nobody asked"}}
     assert {row["round"] for row in rows} == {0}

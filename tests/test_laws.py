@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
-import torch
 from conftest import (
     CASES,
     GATE,
@@ -25,12 +24,13 @@ from conftest import (
     tiny,
 )
 
+from fedexperts.admission import Guard
 from fedexperts.config import MixtureSettings, StartSettings
 from fedexperts.data import DigitsScanners
 from fedexperts.learn import Learning, Local
 from fedexperts.loop import Schedule, sample
 from fedexperts.message import Reply, encode
-from fedexperts.method import Finished, Model, Upload
+from fedexperts.method import Finished, Model, Normal, Upload
 from fedexperts.methods import METHODS
 from fedexperts.methods.pfedmoap import PFedMoAP
 from fedexperts.metrics import Score, by_round, score
@@ -95,8 +95,8 @@ def close(one: Tensors, other: Tensors) -> None:
 class Leaky(PFedMoAP):
     """pFedMoAP with a line that was meant well."""
 
-    def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
-        finished = super().finish(model, local, rng)
+    def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
+        finished = super().finish(model, local, normal)
         gate = {name: value for name, value in local.trained.items() if name.startswith("gate.")}
         return Finished(finished.stays, finished.leaves | gate)
 
@@ -217,6 +217,7 @@ class Other:
     case: Case
     learning: dict[str, Any] = field(default_factory=dict)
     start: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
 
 
 def moap(*values: Any, **method: Any) -> Other:
@@ -297,9 +298,15 @@ FIELDS: dict[type, dict[str, Other]] = {
         "weight_decay": avg(0.1),
         "schedule": avg("cosine"),
     },
+    Guard: {
+        "largest": avg(1.0),
+        "far": avg(1.0),
+        "few": Other((0.1,), CASES["fedavg"], run={"participation": 0.2}),
+        "weight": avg(1.0),
+    },
     Schedule: {"rounds": avg(2), "participation": avg(0.4), "evaluate_every": avg(2)},
 }
-SECTIONS = {Learning: "learning", Schedule: "run", MixtureSettings: "mixture", StartSettings: "start"}
+SECTIONS = {Learning: "learning", Schedule: "run", MixtureSettings: "mixture", StartSettings: "start", Guard: "guard"}
 every_field = [pytest.param(kind, name, id=f"{kind.__name__}.{name}") for kind in FIELDS for name in FIELDS[kind]]
 
 
@@ -327,7 +334,7 @@ def test_no_field_is_forgotten(kind: type) -> None:
 def test_every_field_matters(kind: type, name: str, remembered: Remembered) -> None:
     """Law 7: another value of any field, and some loss, accuracy or distance is another."""
     other, section = FIELDS[kind][name], SECTIONS.get(kind, "method")
-    configs = [tiny(other.case, learning=other.learning, start=other.start)]
+    configs = [tiny(other.case, learning=other.learning, start=other.start, run=other.run)]
     configs += [configs[0].having({f"{section}.{name}": value}, "other") for value in other.values]
     found = [numbers(remembered(config)) for config in configs]
     for i, one in enumerate(found):

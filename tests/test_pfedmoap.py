@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from fedexperts.client import answer
 from fedexperts.learn import Local
 from fedexperts.message import Order
-from fedexperts.method import Sent, Upload
+from fedexperts.method import Normal, Sent, Upload
 from fedexperts.methods import Alone, FedAvg, PFedMoAP
 from fedexperts.models.clip import LinearProbe
 from fedexperts.tensors import Tensors, named, rng, under
@@ -36,6 +36,12 @@ SERVER = named("global", {"context": context(1, 1)}) | named("pool", POOL)
 @pytest.fixture(scope="module")
 def model() -> TinyPrompted:
     return TinyPrompted(0.1 * torch.randn(2, 4, generator=rng(0, "context")))
+
+
+def normal(round: int = 0) -> Normal:
+    """Where a simulated client's noise comes from."""
+    generator = rng(0, "finish", round)
+    return lambda shape: torch.randn(shape, generator=generator)
 
 
 def received(sent: Sent) -> list[str]:
@@ -146,7 +152,7 @@ def test_a_first_timer_tunes_its_prompt_alone(model: TinyPrompted) -> None:
 def test_the_gate_goes_on_and_the_prompt_begins_anew(model: TinyPrompted) -> None:
     first = SMALL.start(model, sent_to("a"), None, rng(0, "start"))
     moved = {name: value + 0.5 for name, value in first.trained.items()}
-    own = SMALL.finish(model, Local(moved, first.fixed), rng(0, "finish")).stays
+    own = SMALL.finish(model, Local(moved, first.fixed), normal()).stays
     second = SMALL.start(model, sent_to("b"), own, rng(1, "start"))
     assert same_bits(under(second.trained, "gate"), under(moved, "gate"))
     assert torch.equal(second.trained["context"], context(1, 1))
@@ -163,7 +169,7 @@ def test_two_clients_gates_are_not_each_others(remembered: Remembered) -> None:
 def test_a_client_predicts_with_its_own_prompt_gate_and_experts(model: TinyPrompted) -> None:
     local = SMALL.start(model, sent_to("a"), None, rng(0, "start"))
     mine = Local({n: v + 0.1 for n, v in local.trained.items()}, local.fixed)
-    own = SMALL.finish(model, mine, rng(0, "finish")).stays
+    own = SMALL.finish(model, mine, normal()).stays
     recalled = SMALL.recall(model, SMALL.publish(SERVER), own)
     assert same_bits(recalled.kept(), mine.kept())
     stranger = SMALL.recall(model, SMALL.publish(SERVER), None)
@@ -181,7 +187,7 @@ def test_a_gate_leaves_if_it_is_averaged_and_not_else(gates: Any, model: TinyPro
     state = method.open(given(model)) | named("pool", POOL)
     for client in "ae":  # with a mixture, and a first-timer
         local = method.start(model, method.send(state, client, 2, 0)[client].tensors, None, rng(0, "start"))
-        leaves = method.finish(model, local, rng(0, "finish")).leaves
+        leaves = method.finish(model, local, normal()).leaves
         assert leaves.keys() == method.uploads(model) == method.expects(state, model).keys()
         assert (gates == "averaged") == any(name.startswith("gate.") for name in leaves)
 
@@ -191,7 +197,7 @@ def test_what_is_uploaded_is_near_the_global_prompt_if_clipped(model: TinyPrompt
     start = clipped.start(model, sent_to("a"), None, rng(0, "start"))
     far, near = context(4, 5), context(1.1, 1.1)  # 5 and 0.14 away from (1, 1)
     for trained, expected in ((far, context(1.15, 1.2)), (near, near)):
-        finished = clipped.finish(model, Local(start.trained | {"context": trained}, start.fixed), rng(0, "finish"))
+        finished = clipped.finish(model, Local(start.trained | {"context": trained}, start.fixed), normal())
         assert torch.allclose(finished.leaves["context"], expected)
         assert torch.equal(finished.stays["trained.context"], trained), "its own prompt stays as it is"
 
@@ -199,7 +205,7 @@ def test_what_is_uploaded_is_near_the_global_prompt_if_clipped(model: TinyPrompt
 def test_noise_on_an_upload_has_the_deviation_that_was_asked_for(model: TinyPrompted) -> None:
     noisy = replace(SMALL, upload_clip=0.25, upload_noise=2.0)
     start = noisy.start(model, sent_to("a"), None, rng(0, "start"))
-    leaves = [noisy.finish(model, start, rng(0, "finish", round)).leaves["context"] for round in range(500)]
+    leaves = [noisy.finish(model, start, normal(round)).leaves["context"] for round in range(500)]
     assert float((torch.stack(leaves) - start.trained["context"]).std()) == pytest.approx(0.5, rel=0.05)
     with pytest.raises(ValueError, match="set upload_clip > 0"):
         PFedMoAP(upload_noise=1.0)

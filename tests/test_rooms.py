@@ -19,6 +19,7 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("metrics",),
     ("methods", "models", "data"),
     ("message", "private", "post"),
+    ("admission",),
     ("client",),
     ("engine",),
     ("flower",),

@@ -1,22 +1,24 @@
 """A client: its examples, its own disk, and `answer`, the only place where training and prediction happen.
 
 An engine decides where `answer` runs; nothing in here knows. What a client keeps goes to `Private`; what leaves is
-sealed: a tensor that the method does not name in `uploads` cannot be sent.
+sealed: a tensor that the method does not name in `uploads` cannot be sent, nor one of its figures that it does not name
+in `says`.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from .admission import Guard
 from .learn import Examples, Learning, Local, fit, predict
 from .message import Order, Reply
-from .method import Facts, Given, Method, Model, device
+from .method import Facts, Given, Method, Model, Normal, device
 from .private import Private
-from .tensors import Tensors, count, rng, shapes, size
+from .tensors import Tensors, count, normal_of_this_machine, rng, shapes, size
 
 T = TypeVar("T")
 
@@ -44,6 +46,8 @@ class Job:
     seed: int
     reserve: Examples  # the server's own, which no client ever sees
     exam: Mapping[str, Examples]  # where a simulation has them: all clients' "valid" and "test" parts in one
+    guard: Guard = field(default_factory=Guard)  # what the server takes of an upload
+    deployed: bool = False  # whether this is one site of many machines, and not a simulation of them all
 
     @property
     def given(self) -> Given:
@@ -109,7 +113,7 @@ def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -
     for name, value in local.trained.items():
         if not torch.isfinite(value).all():
             return Reply(client.name, order.round, "train", error=f"training diverged: {name} is not finite")
-    finished = job.method.finish(job.model, local, rng(job.seed, "finish", order.round, client.name))
+    finished = job.method.finish(job.model, local, _normal(job, client, order))
     with torch.no_grad():
         said = job.method.observe(job.model, local, client.train.x[:, 0])
     leaves = seal(finished.leaves | said, job.method.uploads(job.model), client.name)
@@ -120,10 +124,18 @@ def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -
     return Reply(client.name, order.round, "train", leaves, len(client.train), facts, kept=kept)
 
 
-def seal(leaves: Tensors, uploads: frozenset[str], client: str) -> Tensors:
+def _normal(job: Job, client: Client, order: Order) -> Normal:
+    """Where noise on an upload comes from. A deployed site's is its machine's: the server knows the run's seed."""
+    if job.deployed:
+        return normal_of_this_machine
+    generator = rng(job.seed, "finish", order.round, client.name)
+    return lambda shape: torch.randn(shape, generator=generator)
+
+
+def seal(leaves: dict[str, T], may: Collection[str], client: str) -> dict[str, T]:
     """`leaves`, if every name in it may leave; else ValueError before anything is sent."""
-    if extra := sorted(set(leaves) - uploads):
-        raise ValueError(f"client {client} was about to send {extra}; its method lets only {sorted(uploads)} leave")
+    if extra := sorted(leaves.keys() - may):
+        raise ValueError(f"client {client} was about to send {extra}; its method lets only {sorted(may)} leave")
     return leaves
 
 
@@ -165,7 +177,8 @@ def _predict(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
             "test_examples": len(client.test),
         }
         with torch.no_grad():
-            facts |= job.method.facts(job.model, own[i], client.test.x[:, 0]) | client.changed
+            shown = job.method.facts(job.model, own[i], client.test.x[:, 0])
+        facts |= seal(shown, job.method.says(job.model), client.name) | client.changed
         replies.append(Reply(client.name, order.round, "predict", facts=facts))
     return replies
 

@@ -26,6 +26,7 @@ from pydantic.fields import FieldInfo
 from torch import Tensor
 
 from . import __version__
+from .admission import Guard
 from .client import Client, Job
 from .data import DATA, Federation, Parts, features, kept, manifest
 from .engine import Engine, InProcess
@@ -155,7 +156,7 @@ NAMED: dict[str, Mapping[str, type]] = {
     "gate": MODELS,
 }
 PLAIN: dict[str, type] = {
-    "learning": Learning, "run": RunSettings, "start": StartSettings, "mixture": MixtureSettings,
+    "learning": Learning, "run": RunSettings, "start": StartSettings, "mixture": MixtureSettings, "guard": Guard,
 }  # fmt: skip
 OPTIONAL = {"gate", "mixture"}  # sections without which there is no mixture, or a gate like its experts
 PLACES = tuple(  # keys that may name a file or folder
@@ -348,7 +349,7 @@ def _build(config: Config, federation: Federation, private: Path) -> tuple[Job, 
     exam = {part: examples(*(getattr(own, part) for own in federation.parts.values())) for part in ("valid", "test")}
     reserve = examples(federation.reserve)
     model = _mixed(config, _started(config, built.model, reserve))
-    return Job(method, model, learning, run.rounds, run.seed, reserve, exam), sites
+    return Job(method, model, learning, run.rounds, run.seed, reserve, exam, config.section("guard")), sites
 
 
 @contextmanager
@@ -453,7 +454,7 @@ def site(
     job, sites = _build(config.having({"start.epochs": 0}, "a site"), federation, private)
     if name not in sites:
         raise ValueError(f"the data hold {', '.join(sites) or 'no client'}, and not {name}")
-    return job, sites[name], what
+    return replace(job, deployed=True), sites[name], what
 
 
 def _kept(config: Config, splits: Path) -> tuple[Federation, str]:
@@ -690,7 +691,8 @@ def cache_folder() -> Path:
 
 def about(config: Config, federation: Federation) -> dict[str, Any]:
     """What a run writes down of its data, of its method for reports, and of the machine: all beside its config."""
-    return {
+    simulated = only_simulated(config)
+    found = {
         "fedexperts": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -702,6 +704,13 @@ def about(config: Config, federation: Federation) -> dict[str, Any]:
         "commonest": federation.commonest(),
         "declared": asdict(config.section("method").declares()),
     }
+    return found | ({"simulated": simulated} if simulated else {})
+
+
+def only_simulated(config: Config) -> str:
+    """What of an experiment would protect clients if they were deployed, and is drawn from the seed as they are not."""
+    method: Method = config.section("method")
+    return "" if config.values["engine"]["name"] == "flower" else method.simulated
 
 
 def _called(place: torch.device) -> str:

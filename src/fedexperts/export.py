@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from .config import only_simulated
 from .data.images import KINDS, PIXELS
 from .method import Portable
 from .metrics import Row
@@ -187,12 +188,18 @@ def _card(predictor: Predictor) -> str:
     config, side = predictor.config, predictor.side
     rows = [row for row in predictor.folder.rows("clients.jsonl") if row["round"] == predictor.round]
     shown = "texts" if side is None else f"images of {side} x {side} pixels"
+    simulated = only_simulated(config)
     facts = [
         f"Classes: {', '.join(predictor.model.classes)}.",
         f"Data: {config.values['data']['name']}, {shown}.",
         f"Clients of the run: {len(rows)}. Rounds: {predictor.round} of {config.values['run']['rounds']}.",
         *_counts(predictor),
         *_tested(predictor, rows),
+        *(
+            [f"{simulated.capitalize()} was simulated: it follows from the seed and protects nobody."]
+            if simulated
+            else []
+        ),
     ]
     settings = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in config.shareable().items()]
     return "\n".join([*(f"- {fact}" for fact in facts), "", "```", *settings, "```"])

@@ -92,7 +92,7 @@ class Flower:
         except ValueError as error:
             return _failed(order, f"its reply was refused: {error}")
         if said.client != order.client:
-            return _failed(order, f"its reply was refused: it says that it is {said.client[:100]!r}")
+            return _failed(order, f"its reply was refused: it says that it is {said.client!r:.100}")
         return said
 
     def _late(self, order: Order) -> Reply:

@@ -3,7 +3,6 @@
 It knows the method's functions and the engine's two, and neither what is learned nor where.
 """
 
-import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +10,11 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch.linalg import vector_norm
 
+from .admission import Known, admit, checked, known_from, note, unsound
 from .client import Job
 from .engine import Engine
-from .message import Order, Reply, Task, admit
+from .message import Order, Reply, Task
 from .method import Sent, Upload
 from .metrics import Row
 from .rundir import SECONDS, RunDir
@@ -43,13 +42,15 @@ def run(
     """Run, or go on from the newest checkpoint, to the last round; `tell` hears of every finished round."""
     with folder.locked():
         done, server = folder.load() or (-1, job.method.open(job.given))
+        known = known_from(folder.rows("rounds.jsonl"), folder.rows("clients.jsonl"))
         engine = Ledger(engine, folder.kept())
         for round in range(done + 1, schedule.rounds + 1):
             if round > 0:
-                server = train(job, engine, schedule, folder, server, round)
+                server = train(job, engine, schedule, folder, server, round, known)
             if round % schedule.evaluate_every == 0 or round == schedule.rounds:
-                folder.log("clients.jsonl", evaluate(job, engine, server, round))
-                folder.log("server.jsonl", [examine(job, server, round)])
+                rows, remarks = evaluate(job, engine, server, round, known)
+                folder.log("clients.jsonl", rows)
+                folder.log("server.jsonl", [examine(job, server, round) | remarks])
             folder.save(round, server, engine.kept)
             tell(round)
 
@@ -72,48 +73,70 @@ class Ledger:
         return replies
 
 
-def train(job: Job, engine: Engine, schedule: Schedule, folder: RunDir, server: Tensors, round: int) -> Tensors:
-    """One round: the server's next state."""
+def train(
+    job: Job, engine: Engine, schedule: Schedule, folder: RunDir, server: Tensors, round: int, known: Known
+) -> Tensors:
+    """One round: the server's next state. What its clients say of themselves is noted in `known`."""
     began = time.monotonic()
     chosen = sample(engine.clients(), schedule.participation, job.seed, round)
     sent = job.method.send(server, chosen, round, job.seed)
     expected = job.method.expects(server, job.model)
-    most = packed_size(expected)
-    replies = exchange(engine, {client: s.tensors for client, s in sent.items()}, round, "train", most)
-    refused = {client: why for client in chosen if (why := _refusal(replies.get(client), expected))}
-    uploads = [Upload(c, replies[c].tensors, replies[c].examples) for c in chosen if c not in refused]
-    if not uploads:
+    replies = exchange(job, engine, {client: s.tensors for client, s in sent.items()}, round, "train", expected)
+    came = [Upload(client, r.tensors, r.examples) for client, r in replies.items() if not r.error]
+    admitted = admit(came, expected, known, job.guard)
+    server, uploads, left_out = merge(job, server, admitted.uploads, admitted.moved, round)
+    refused = _errors(replies) | admitted.refused | left_out
+    if not uploads and not (len(chosen) == 1 and replies[chosen[0]].tensors):  # one bad upload ends no run
         raise NobodyLeftError(_nobody(round, refused))
-    server = job.method.merge(job.given, server, uploads, round)
-    back = job.method.give_back(server, uploads)
-    absorbed = exchange(engine, {client: b.tensors for client, b in back.items()}, round, "absorb") if back else {}
+    back = job.method.give_back(server, uploads) if uploads else {}
+    absorbed = exchange(job, engine, {client: b.tensors for client, b in back.items()}, round, "absorb")
     down = {client: _carried("down", *(each[client] for each in (sent, back) if client in each)) for client in sent}
     up = {upload.client: _carried("up", upload) for upload in uploads}
+    trained = {
+        u.client: replies[u.client].facts | sent[u.client].facts | down[u.client] | up[u.client]
+        | {"examples": replies[u.client].examples, "moved": admitted.moved[u.client]}
+        for u in uploads
+    }  # fmt: skip
     row: Row = {
         "round": round,
         **_mean(down.values()),
-        **_mean(up.values()),
+        **_mean(up.values() or [_carried("up")]),
         "refused": refused,
-        "trained": {
-            u.client: replies[u.client].facts | sent[u.client].facts | down[u.client] | up[u.client]
-            | {"examples": u.examples, "moved": _moved(u, expected)}
-            for u in uploads
-        },
-    }  # fmt: skip
+        "trained": trained,
+    }
     if back:
         row["absorbed"] = {client: reply.facts for client, reply in absorbed.items() if not reply.error}
+    remarks = {"capped": admitted.capped, "changed": note(known, trained), "not_absorbed": _errors(absorbed)}
     folder.log(SECONDS, [{"round": round, "seconds": time.monotonic() - began}])
-    folder.log("rounds.jsonl", [row])
+    folder.log("rounds.jsonl", [row | _any(remarks)])
     return server
 
 
-def evaluate(job: Job, engine: Engine, server: Tensors, round: int) -> list[Row]:
-    """A row for every client that answered, sampled or not, after `round`."""
+def merge(
+    job: Job, server: Tensors, uploads: list[Upload], moved: dict[str, float], round: int
+) -> tuple[Tensors, list[Upload], dict[str, str]]:
+    """The server's next state, whose uploads are in it, and why others are not: with them nobody could go on from it.
+
+    Left out is first what lies farthest from the global tensors.
+    """
+    left_out: dict[str, str] = {}
+    while uploads:
+        merged = job.method.merge(job.given, server, uploads, round)
+        if not (why := unsound(merged, job.method.publish(merged), job.guard)):
+            return merged, uploads, left_out
+        worst = max(uploads, key=lambda upload: moved[upload.client])
+        left_out[worst.client] = f"once it was merged, {why}"
+        uploads = [upload for upload in uploads if upload is not worst]
+    return server, [], left_out
+
+
+def evaluate(job: Job, engine: Engine, server: Tensors, round: int, known: Known) -> tuple[list[Row], Row]:
+    """A row for every client that answered, sampled or not, after `round`; and what is to be said of the others."""
     payload = job.method.publish(server)
-    replies = exchange(engine, dict.fromkeys(engine.clients(), payload), round, "predict")
-    return [
-        reply.facts | {"round": round, "client": client} for client, reply in sorted(replies.items()) if not reply.error
-    ]
+    replies = exchange(job, engine, dict.fromkeys(engine.clients(), payload), round, "predict")
+    said = {client: reply.facts for client, reply in replies.items() if not reply.error}
+    rows = [facts | {"round": round, "client": client} for client, facts in said.items()]
+    return rows, _any({"unanswered": _errors(replies), "changed": note(known, said)})
 
 
 @torch.no_grad()
@@ -129,11 +152,28 @@ def examine(job: Job, server: Tensors, round: int) -> Row:
     return row
 
 
-def exchange(engine: Engine, payloads: dict[str, Tensors], round: int, task: Task, most: int = 0) -> dict[str, Reply]:
-    """Replies by client, whatever the order in which they came; an answer to another order is none."""
-    orders = [Order(client, round, task, tensors, most) for client, tensors in payloads.items()]
-    replies = {r.client: r for r in engine.exchange(orders) if (r.round, r.task) == (round, task)}
-    return {client: replies[client] for client in sorted(payloads) if client in replies}
+def exchange(
+    job: Job, engine: Engine, payloads: dict[str, Tensors], round: int, task: Task, expected: Tensors | None = None
+) -> dict[str, Reply]:
+    """A checked reply of every client, sorted, whatever the order in which they came; where there is none, it says so.
+
+    An answer to another order is none, and of two in one name neither is believed.
+    """
+    expected = expected or {}
+    most = packed_size(expected) if expected else 0
+    came: dict[str, list[Reply]] = {client: [] for client in sorted(payloads)}
+    for reply in engine.exchange([Order(c, round, task, tensors, most) for c, tensors in payloads.items()]):
+        if (reply.round, reply.task) == (round, task) and reply.client in came:
+            came[reply.client].append(reply)
+    more = job.method.says(job.model)
+
+    def only(client: str, replies: list[Reply]) -> Reply:
+        if len(replies) != 1:
+            why = f"{len(replies)} replies came in its name" if replies else "no reply"
+            return Reply(client, round, task, error=why)
+        return checked(replies[0], more, expected, job.guard)
+
+    return {client: only(client, replies) for client, replies in came.items()}
 
 
 def sample(clients: Sequence[str], participation: float, seed: int, round: int) -> list[str]:
@@ -148,15 +188,13 @@ def round_half_up(value: float) -> int:
     return int(value + 0.5)
 
 
-def _refusal(reply: Reply | None, expected: Tensors) -> str:
-    """Why a client's upload is not taken, or ""."""
-    if reply is None:
-        return "no reply"
-    if reply.error:
-        return reply.error
-    if reply.examples < 1:
-        return f"it trained on {reply.examples} examples"
-    return admit(reply.tensors, expected)
+def _errors(replies: dict[str, Reply]) -> dict[str, str]:
+    return {client: reply.error for client, reply in replies.items() if reply.error}
+
+
+def _any(remarks: Row) -> Row:
+    """What there is something to say of."""
+    return {key: found for key, found in remarks.items() if found}
 
 
 def _nobody(round: int, refused: dict[str, str]) -> str:
@@ -172,9 +210,3 @@ def _carried(way: str, *messages: Sent | Upload) -> dict[str, int]:
 
 def _mean(found: Collection[dict[str, int]]) -> Row:
     return {key: sum(each[key] for each in found) / len(found) for key in next(iter(found))}
-
-
-def _moved(upload: Upload, start: Tensors) -> float:
-    """l2 distance of an upload to the global tensors."""
-    floating = [name for name in sorted(start) if start[name].is_floating_point()]  # others count steps
-    return math.hypot(*(float(vector_norm(upload.tensors[n] - start[n], dtype=torch.float64)) for n in floating))

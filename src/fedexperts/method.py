@@ -5,6 +5,7 @@ functions are pure, and state is always an argument, so the same method runs in 
 network. This room does not know where a function runs, how a client trains, or what is stored where.
 """
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,40 @@ NEVER = 1e-6  # a weight below it is none
 
 Fact = float | int | str | list[float] | list[str]
 Facts = dict[str, Fact]  # plain values beside the tensors: what a round's log says
+Normal = Callable[[torch.Size], Tensor]  # standard normal numbers of a shape
+
+_LARGEST = sys.float_info.max
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a plain value beside the tensors may be: a number between two bounds, words, or a list of such."""
+
+    kind: type = float  # int: whole numbers alone; str: words
+    least: float = -_LARGEST
+    most: float = _LARGEST
+    longest: int = 0  # values of a list; 0: one value, and no list
+
+    def allows(self, value: object) -> bool:
+        """Whether a value is one of these; never for NaN, an infinite number, or True."""
+        if not self.longest:
+            return self._one(value)
+        return isinstance(value, list) and len(value) <= self.longest and all(map(self._one, value))
+
+    def _one(self, value: object) -> bool:
+        if self.kind is str or isinstance(value, str):
+            return self.kind is str and isinstance(value, str)
+        kinds = (int,) if self.kind is int else (int, float)
+        return type(value) in kinds and self.least <= value <= self.most  # type: ignore[operator]
+
+    def __str__(self) -> str:
+        one = {int: "a whole number", float: "a number", str: "words"}[self.kind]
+        low, high = (f"{word} {bound:.16g}" for word, bound in (("from", self.least), ("to", self.most)))
+        bounds = [*([low] if self.least > -_LARGEST else []), *([high] if self.most < _LARGEST else [])]
+        return " ".join([f"at most {self.longest} times" if self.longest else "", one, *bounds]).strip()
+
+
+COUNT = Figure(int, 0, 2**53 - 1)  # whole numbers up to this are the same as floats
 
 
 class Model(Protocol):
@@ -370,8 +405,8 @@ class Method(ABC):
         return {}
 
     @abstractmethod
-    def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
-        """What stays and what leaves after training."""
+    def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
+        """What stays and what leaves after training; noise on what leaves is `normal`'s, and nobody else's."""
 
     def absorb(self, sent: Tensors, own: Tensors | None) -> Tensors:
         """What the client keeps of its round instead, once it was given something back."""
@@ -407,5 +442,16 @@ class Method(ABC):
         return None
 
     def facts(self, model: Model, local: Local, x: Tensor) -> Facts:
-        """What is worth logging of a client's prediction on inputs x; it leaves the client with the reply."""
+        """What is worth logging of a client's prediction on inputs x, as far as there is anything; it leaves the client
+        with the reply.
+        """
         return {}
+
+    def says(self, model: Model) -> Mapping[str, Figure]:
+        """What each of the `facts` may be: no other leaves a client, and the server believes no other."""
+        return {}
+
+    @property
+    def simulated(self) -> str:
+        """What protects clients only where each has a machine of its own, in words; "": nothing."""
+        return ""

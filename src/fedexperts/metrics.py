@@ -110,8 +110,10 @@ def evaluated(client_rows: Sequence[Row], server_rows: Sequence[Row]) -> dict[in
 
 
 def last(client_rows: Sequence[Row], server_rows: Sequence[Row] = ()) -> Score:
-    """The score after the last round."""
+    """The score after the last round; ValueError if nobody answered any evaluation."""
     rounds = evaluated(client_rows, server_rows)
+    if not rounds:
+        raise ValueError("no client answered any evaluation, so there is no score; rounds.jsonl says what they did")
     return score(*rounds[max(rounds)])
 
 
@@ -136,10 +138,9 @@ def figures(round_rows: Sequence[Row], client_rows: Sequence[Row], server_rows: 
     """A run in plain numbers, a few a round, for who draws curves: no client is named."""
     found: dict[int, Row] = {}
     for row in round_rows:
-        trained = list(row["trained"].values())
-        found[row["round"]] = {
-            "train/loss": statistics.fmean(float(facts["loss"]) for facts in trained),
-            "train/clients": len(trained),
+        losses = [float(facts["loss"]) for facts in row["trained"].values()]
+        found[row["round"]] = ({"train/loss": statistics.fmean(losses)} if losses else {}) | {
+            "train/clients": len(losses),
             "train/refused": len(row["refused"]),
             "train/seconds": row["seconds"],
             "bytes/down": row["bytes_down"],
@@ -163,10 +164,12 @@ def validated(client_rows: Sequence[Row], judged_by: str = "clients") -> bool:
     return enough(row["valid_examples"] for row in client_rows)
 
 
-def silent(client_rows: Sequence[Row]) -> list[str]:
-    """Clients that answered an evaluation once, and not the last one: no score counts them."""
+def silent(client_rows: Sequence[Row], server_rows: Sequence[Row] = ()) -> dict[str, str]:
+    """Clients without an answer in the last evaluation, and why, as far as that is known: no score counts them."""
     rounds = by_round(client_rows)
-    return sorted({row["client"] for row in client_rows} - {row["client"] for row in rounds[max(rounds)]})
+    gone = {row["client"] for row in client_rows} - {row["client"] for row in rounds[max(rounds)]}
+    said = server_rows[-1].get("unanswered", {}) if server_rows else {}
+    return dict(sorted((dict.fromkeys(gone, "") | said).items()))
 
 
 def curve(client_rows: Sequence[Row]) -> dict[int, float]:
@@ -197,7 +200,8 @@ def blended(round_rows: Sequence[Row], when: str) -> dict[int, float]:
 
 def moved(round_rows: Sequence[Row]) -> dict[int, float]:
     """How far an upload is from the global tensors (l2), mean over a round's clients."""
-    return {row["round"]: statistics.fmean(t["moved"] for t in row["trained"].values()) for row in round_rows}
+    found = {row["round"]: [t["moved"] for t in row["trained"].values()] for row in round_rows}
+    return {round: statistics.fmean(values) for round, values in found.items() if values}
 
 
 def sizes(round_rows: Sequence[Row], server_rows: Sequence[Row]) -> dict[tuple[str, str], float]:

@@ -246,6 +246,16 @@ def rng(seed: int, use: str, round: int = 0, client: str = "") -> torch.Generato
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+def normal_of_this_machine(shape: torch.Size) -> Tensor:
+    """Standard normal numbers out of the operating system's randomness, each from 53 bits of its own.
+
+    A generator would not do: torch's has a seed of 32 bits, and whoever guesses it can take the noise off.
+    """
+    bits = torch.frombuffer(bytearray(os.urandom(8 * shape.numel())), dtype=torch.int64) & (2**53 - 1)
+    found: Tensor = torch.special.ndtri((bits.double() + 0.5) / 2**53)
+    return found.float().reshape(shape)
+
+
 def write(path: Path, data: bytes) -> None:
     """Write a whole file or nothing."""
     with writing(path) as file:

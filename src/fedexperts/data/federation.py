@@ -7,7 +7,7 @@ does not know where the examples come from, how they were split, or what a model
 import hashlib
 import statistics
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,6 +18,10 @@ from .kept import Change
 from .manifest import sha256
 
 PARTS = ("train", "valid", "test")
+LONGEST = 64  # characters of a name
+_BYTES = 192  # that a folder's name may have, with room for what is put behind it
+_JOINERS = "\u200c\u200d"  # which words of some scripts need, and nobody sees
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +189,7 @@ def _check_names(federation: Federation) -> None:
         raise ValueError("a federation has 0 clients: it must have at least 1")
     for client in federation.parts:
         check_name(client)
+    check_apart(federation.parts)
     if federation.domains.keys() != federation.parts.keys():
         odd = sorted(federation.domains.keys() ^ federation.parts.keys())
         raise ValueError(f"clients {odd} are in only one of parts and domains: every client must be in both")
@@ -192,12 +197,32 @@ def _check_names(federation: Federation) -> None:
 
 def check_name(client: str) -> None:
     """ValueError for what cannot be a client's name: it becomes part of a tensor's name and the name of a folder."""
-    bad = [mark for mark in client if mark in "./\\" or mark.isspace() or unicodedata.category(mark) in ("Cc", "Cs")]
-    if not client or client.startswith("-") or bad:
+    check_folder(f"client name {client!r:.200}", client)
+    if "." in client or " " in client:
+        raise ValueError(f"client name {client!r} cannot name a tensor and a folder: it must not hold a dot or a space")
+
+
+def check_folder(what: str, name: str) -> None:
+    """ValueError for what cannot name a folder on every system, or is not what it looks like in a terminal."""
+    marks = [mark for mark in name if not (mark.isprintable() or mark in _JOINERS) or mark in '/\\<>:"|?*']
+    edges = {name[:1], name[-1:]} & {".", " "} or name.startswith("-")
+    device = unicodedata.normalize("NFKC", name).split(".")[0].strip().upper() in _DEVICES
+    if not name or marks or edges or device or len(name) > LONGEST or len(name.encode()) > _BYTES:
         raise ValueError(
-            f"client name {client!r} cannot name a tensor and a folder: it must not be empty, start with '-', or hold "
-            "a dot, a slash, white space or a control character"
+            f"{what} cannot name a tensor and a folder: expected are 1 to {LONGEST} printable characters "
+            f"({_BYTES} bytes), none of /\\<>:\"|?*, no dot, space or '-' in front, no dot or space behind, and no "
+            "word that a system takes for a device, as CON"
         )
+
+
+def check_apart(names: Iterable[str]) -> None:
+    """ValueError for two names that some system takes for one: what differs is in upper and lower case, or in form."""
+    seen = dict[str, str]()
+    for name in names:
+        bare = "".join(mark for mark in name if mark not in _JOINERS)
+        other = seen.setdefault(unicodedata.normalize("NFKC", bare).casefold(), name)
+        if other != name:
+            raise ValueError(f"{other!r} and {name!r} are one name where upper and lower case are the same: change one")
 
 
 def _held(federation: Federation) -> Iterator[tuple[str, str, Tensor]]:

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ..data.federation import check_name
+from ..data.federation import check_apart, check_name
 from ..private import Private
 from ..tensors import write
 from .limits import Limits, limits
@@ -133,6 +133,7 @@ class Deployment:
     def add(self, name: str) -> Path:
         """A new site: its keys, its part of the folder, its place in the list. ValueError if the name is taken."""
         check_name(name)
+        check_apart([*self.sites, name])
         self._signer()  # before anything is written
         if name in self.sites:
             raise ValueError(
@@ -244,6 +245,8 @@ class Deployment:
             raise ValueError(
                 f"{file}: right would be server = a name, port = a number, and [sites] with a key for each"
             )
+        for name in sites:
+            check_name(str(name))
         return found
 
     def _change(self, change: Any) -> None:
@@ -328,7 +331,8 @@ class SiteFolder:
         file = self.path / "site.toml"
         try:
             found = tomllib.loads(file.read_text())
-            _ = found["name"], found["server"]
+            check_name(str(found["name"]))
+            _ = found["server"]
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
             raise ValueError(f"{file} is damaged ({error}): right would be name, server and [data]") from None
         return found

@@ -18,6 +18,7 @@ from typing import Any
 
 from .. import config as door
 from ..config import Config, FlowerSettings
+from ..data.federation import check_folder
 from ..disk import read_checked, write_checked
 from ..engine import Engine
 from ..loop import run
@@ -52,9 +53,11 @@ class Run:
     @classmethod
     def create(cls, deployment: Deployment, config: Config, name: str) -> "Run":
         """A new run, checked as far as it can be without its sites. ValueError if something is unfit."""
+        known_as = f"{name}-{secrets.token_hex(4)}"  # of no other run, at a site that takes part in several federations
+        check_folder(f"the run's name {name!r:.200}", known_as)
         job, federation = door.served(config, deployment.data)
         found = cls(RunDir.create(deployment.path / "runs" / name, config.toml(), door.about(config, federation)).path)
-        write_checked(found.path / "flower.json", {"id": f"{name}-{secrets.token_hex(4)}", "run": 0})
+        write_checked(found.path / "flower.json", {"id": known_as, "run": 0})
         found.stands(Status(rounds=job.rounds))
         return found
 

@@ -16,6 +16,7 @@ from threading import Lock, Thread
 
 from .. import config as door
 from ..client import Client, Job
+from ..data.federation import check_folder
 from ..flower import answered
 from ..message import Order, Reply, decode_order, encode
 from ..post import About, put, take
@@ -94,6 +95,5 @@ def _built_once(
 
 def _safe(run: str) -> str:
     """A run's name as the name of a folder; ValueError for one that would lead elsewhere."""
-    if not run or run.startswith(".") or "/" in run or "\\" in run:
-        raise ValueError(f"the run is called {run!r}: that cannot name a folder")
+    check_folder(f"the run's name {run!r:.200}", run)
     return run

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-import torch
 from pydantic import Field
 
 from ..declared import Declared
 from ..learn import Local
-from ..method import Finished, Given, Model, Sent, Upload, needs_reserve, taught
+from ..method import Finished, Given, Model, Normal, Sent, Upload, needs_reserve, taught
 from ..tensors import Tensors, named, rng, under
 from .fedavg import Alone, FedAvg
 
@@ -39,7 +38,7 @@ class Central(Alone):
     def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
         return dict.fromkeys(clients, Sent(self.publish(server)))
 
-    def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
+    def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
         return Finished(stays={}, leaves={})
 
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..declared import Declared
 from ..learn import Local
-from ..method import Finished, Given, Method, Model, Sent, Upload, held, proximal
+from ..method import Finished, Given, Method, Model, Normal, Sent, Upload, held, proximal
 from ..tensors import Tensors, mean, named, under
 
 
@@ -42,7 +42,7 @@ class FedAvg(Method):
     def penalty(self, local: Local) -> Tensor | float:
         return proximal(self.mu, local)
 
-    def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
+    def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
         return Finished(stays={}, leaves=local.trained)
 
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
@@ -71,7 +71,7 @@ class Alone(Method):
     def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:
         return self.recall(model, sent, own)
 
-    def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
+    def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
         return Finished(stays=local.kept(), leaves={})
 
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..learn import Local
-from ..method import Finished, Given, Method, MixtureModel, Model, Sent, Upload, as_mixture, moving
+from ..method import Finished, Given, Method, MixtureModel, Model, Normal, Sent, Upload, as_mixture, moving
 from ..tensors import Tensors, mean, named, rng, under
 
 
@@ -97,7 +97,7 @@ class FedJETs(Method):
         """use [K]: how the gate weighs all experts, on average over what the client trained on."""
         return {"use": _gate(as_mixture(model), local.trained, x).softmax(-1).mean(0)}
 
-    def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
+    def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
         return Finished(stays={}, leaves=local.trained)
 
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:

@@ -29,6 +29,7 @@ from ..method import (
     Method,
     MixtureModel,
     Model,
+    Normal,
     Portable,
     Sent,
     Upload,
@@ -301,7 +302,7 @@ class FedMoE(Method):
     def penalty(self, local: Local) -> Tensor | float:
         return proximal(self.mu, local)
 
-    def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
+    def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
         return Finished(stays=Local(local.trained).kept(), leaves=local.trained)
 
     def absorb(self, sent: Tensors, own: Tensors | None) -> Tensors:

@@ -25,10 +25,12 @@ from ..learn import Examples, Local
 from ..method import (
     Chosen,
     Facts,
+    Figure,
     Finished,
     Given,
     Method,
     Model,
+    Normal,
     Portable,
     PromptModel,
     Sent,
@@ -55,6 +57,7 @@ _APART = Metric(
     "say the same.",
 )
 _LISTED = {"nearest": "by nearness", "farthest": "farthest first", "random": "in the order drawn"}
+_ROUNDING = 0.01  # of a cosine or a weight, in the precision of any device
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ class PFedMoAP(Method):
         float,
         Field(
             ge=0,
-            description="Gaussian noise on the upload in units of upload_clip; simulated: it follows from the seed",
+            description="Gaussian noise on the upload, in units of upload_clip; where sites are simulated it follows "
+            "from the seed and protects nobody",
         ),
     ] = 0.0
 
@@ -196,10 +200,10 @@ class PFedMoAP(Method):
         mixed_BC, _ = self._mix(local, own_CD, x)
         return _prompted(model).scale * (mixed_BC + self.lam * plain_BC)
 
-    def finish(self, model: Model, local: Local, rng: torch.Generator) -> Finished:
+    def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
         leaves = {"context": local.trained["context"]}
         if self.upload_clip:
-            leaves["context"] = self._privatised(leaves["context"], local.fixed["reference"], rng)
+            leaves["context"] = self._privatised(leaves["context"], local.fixed["reference"], normal)
         if self.gates == "averaged":
             leaves |= named("gate", under(local.trained, "gate") or under(local.fixed, "gate"))
         return Finished(local.kept(), leaves)
@@ -256,12 +260,21 @@ class PFedMoAP(Method):
         facts: Facts = {"weights": weights_BCE.mean((0, 1)).tolist()}
         return facts | {"experts_apart": float(apart.mean())} if apart.numel() else facts
 
-    def _privatised(self, context: Tensor, reference: Tensor, generator: torch.Generator) -> Tensor:
+    def says(self, model: Model) -> Mapping[str, Figure]:
+        return {
+            "weights": Figure(float, -_ROUNDING, 1 + _ROUNDING, longest=self.experts + 1),
+            "experts_apart": Figure(float, -_ROUNDING, 2 + _ROUNDING),
+        }
+
+    @property
+    def simulated(self) -> str:
+        return "the noise on uploads" if self.upload_noise else ""
+
+    def _privatised(self, context: Tensor, reference: Tensor, normal: Normal) -> Tensor:
         """Gaussian mechanism on the change of the prompt: clipped in l2, then noised."""
         change = context - reference
         change = change * min(1.0, self.upload_clip / max(float(change.norm()), 1e-12))
-        noise = torch.randn(change.shape, generator=generator)
-        return reference + change + self.upload_noise * self.upload_clip * noise
+        return reference + change + self.upload_noise * self.upload_clip * normal(change.shape)
 
     # ---- the gate
 

@@ -206,7 +206,7 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
     ]
     counted = [e for e in experiments if e.finished]
     for e in counted:
-        found += [*_silent(e), *_refused(e)]
+        found += [*_silent(e), *_simulated(e), *_refused(e)]
     if not same_data(counted):
         found.append("The experiments do not have the same data: their figures cannot be compared with each other.")
     if not same_seeds(counted):
@@ -215,11 +215,21 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
 
 
 def _silent(experiment: Experiment) -> Iterator[str]:
-    """Clients whom the last evaluation lacks."""
+    """Clients whom the last evaluation lacks, and why, as far as that is known."""
     for seed, run in experiment.finished.items():
-        if quiet := silent(run.clients):
-            names = ", ".join(map(shown, quiet))
-            yield f"{shown(experiment.name)}, seed {seed}: the last evaluation lacks {names}, who did not answer."
+        if quiet := silent(run.clients, run.server):
+            names = ", ".join(
+                shown(f"{client}, who did not answer{why and f' ({why})'}") for client, why in quiet.items()
+            )
+            yield f"{shown(experiment.name)}, seed {seed}: the last evaluation lacks {names}."
+
+
+def _simulated(experiment: Experiment) -> Iterator[str]:
+    """What would protect clients if they were deployed, and does not."""
+    for seed, run in experiment.finished.items():
+        if what := run.environment.get("simulated"):
+            says = f"{shown(what)} is simulated: it follows from the seed and protects nobody"
+            yield f"{shown(experiment.name)}, seed {seed}: {says}."
 
 
 def _refused(experiment: Experiment) -> Iterator[str]:

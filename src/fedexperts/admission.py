@@ -1,0 +1,259 @@
+"""What the server accepts of a reply: its task's figures and no others, tensors within bounds, a weight within reason.
+
+A reply is a stranger's word. What does not fit becomes that client's error, in words that can be shown anywhere, and
+the round goes on without it. This room does not know what tensors mean, how a round goes, or where a reply came from.
+"""
+
+import math
+import statistics
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from .message import Reply, Task
+from .method import COUNT, Fact, Facts, Figure, Upload
+from .metrics import Row
+from .tensors import Tensors, count, shapes
+
+WORDS = 1000  # characters that are kept of what a client says in words
+HITS = {
+    "absorb": {"test": ("before_correct", "after_correct")},
+    "predict": {part: (f"{part}_correct", f"{part}_global_correct") for part in ("valid", "test")},
+}  # by part: figures that count some of its examples
+SAYS: dict[Task, dict[str, Figure]] = {
+    "train": {"loss": Figure(), "parameters": COUNT, "bytes": COUNT},
+    "absorb": {"test_examples": replace(COUNT, least=1), "before_correct": COUNT, "after_correct": COUNT},
+    "predict": {"valid_examples": COUNT, "test_examples": replace(COUNT, least=1)}
+    | {hits: COUNT for part in HITS["predict"].values() for hits in part},
+}
+CHANGED = dict.fromkeys(("data_new", "data_gone", "data_relabelled"), COUNT)  # only of data that changed, in numbers
+OF_ITSELF = ("examples", "valid_examples", "test_examples")  # what should be the same in every round
+_FEW = 3  # fewer clients than this have no median that means anything
+
+N = TypeVar("N", int, float)
+Known = dict[str, Row]  # by client: the newest of `OF_ITSELF`, and how far its last upload lay
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What the server takes of an upload, and what it refuses."""
+
+    largest: Annotated[
+        float, Field(gt=0, description="size of a number beyond which an upload, or a merged state, is refused")
+    ] = 1e4
+    far: Annotated[
+        float,
+        Field(
+            ge=1,
+            description="distance from the global tensors beyond which an upload is refused, in medians over clients",
+        ),
+    ] = 100.0
+    few: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="the same while fewer than 3 clients are known, in sizes of the global tensors: their norm, "
+            "and 1 for each number",
+        ),
+    ] = 1.0
+    weight: Annotated[
+        float, Field(ge=1, description="examples of a client that count at most, in medians over clients")
+    ] = 10.0
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A round's uploads with weights that can be believed, and what there is to log of the others."""
+
+    uploads: list[Upload]
+    moved: dict[str, float]  # how far each upload lies from the global tensors
+    refused: dict[str, str]
+    capped: dict[str, str]
+
+
+# ---- one reply
+
+
+def checked(reply: Reply, more: Mapping[str, Figure], expected: Tensors, guard: Guard) -> Reply:
+    """The reply; or, as its error, why it is not taken. `more` are figures that a method adds to its task's own."""
+    if reply.error:
+        return replace(reply, error=cleaned(reply.error) or "it failed and does not say why")
+    says = (
+        SAYS[reply.task] | (CHANGED if reply.task != "absorb" else {}) | (dict(more) if reply.task == "predict" else {})
+    )
+    why = _examples(reply) or _figures(reply, says) or unlike(reply.tensors, expected, guard)
+    if why:
+        return replace(reply, error=cleaned(why))
+    return replace(reply, facts={name: _worded(value) for name, value in reply.facts.items()})
+
+
+def cleaned(words: str) -> str:
+    """Words from outside, as they may be shown anywhere: at most `WORDS` characters, none that a terminal obeys."""
+    shown = (" " if c.isspace() else c for c in words if c.isspace() or unicodedata.category(c)[0] != "C")
+    return "".join(shown)[:WORDS].strip()
+
+
+def _worded(value: Fact) -> Fact:
+    if isinstance(value, list):
+        return [cleaned(each) if isinstance(each, str) else each for each in value]  # type: ignore[return-value]
+    return cleaned(value) if isinstance(value, str) else value
+
+
+def _examples(reply: Reply) -> str:
+    if reply.task != "train" or 1 <= reply.examples <= COUNT.most:
+        return ""
+    return f"it trained on {reply.examples!s:.20} examples"
+
+
+def _figures(reply: Reply, says: Mapping[str, Figure]) -> str:
+    """Why what it says beside its tensors cannot be believed, or ""."""
+    if lacking := sorted(SAYS[reply.task].keys() - reply.facts.keys()):
+        return f"it does not say its {', '.join(lacking)}"
+    for name, value in reply.facts.items():
+        if name not in says:
+            return f"it says {name!r:.100}, for which nobody asked"
+        if not says[name].allows(value):
+            return f"its {name} is {_shown(value)}; expected is {says[name]}"
+    for part, names in HITS.get(reply.task, {}).items():
+        most = reply.facts[f"{part}_examples"]
+        for name in names:
+            if reply.facts[name] > most:  # type: ignore[operator]  # both are numbers by now
+                return f"its {name} is {reply.facts[name]} of {most} examples"
+    return ""
+
+
+def _shown(value: object) -> str:
+    """What stands in place of a figure; lists may hold lists without end."""
+    return f"{value!r:.100}" if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+
+
+def unlike(tensors: Tensors, expected: Tensors, guard: Guard) -> str:
+    """Why `tensors` cannot be taken for `expected`, or "": names, shapes, types, values."""
+    if set(tensors) != set(expected):
+        return f"its tensors are named {_listed(tensors)}; expected are {_listed(expected)}"
+    have, want = shapes(tensors), shapes(expected)
+    for name in sorted(want):
+        if have[name] != want[name]:
+            return f"its {name} is {have[name]}; expected is {want[name]}"
+        if why := _beyond(tensors[name], guard.largest):
+            return f"its {name} has {why}"
+        if name.endswith("running_var") and bool((tensors[name] < 0).any()):
+            return f"its {name} has variances below 0"
+    return ""
+
+
+def _listed(names: Collection[str]) -> str:
+    first, more = sorted(names)[:8], len(names) - 8
+    return f"{first}{f' and {more} more' if more > 0 else ''}"
+
+
+def _beyond(value: Tensor, largest: float) -> str:
+    """What is too large in a tensor to be trained from, or "". The square of a number must be one of its own type."""
+    if not value.numel() or value.dtype == torch.bool:
+        return ""
+    low, high = (one.item() for one in value.aminmax())
+    floating = value.dtype.is_floating_point
+    most = min(largest, math.sqrt(torch.finfo(value.dtype).max)) if floating else COUNT.most
+    if -most <= low and high <= most:
+        return ""
+    if math.isfinite(low) and math.isfinite(high):
+        return f"numbers up to {max(-low, high):.3g}; at most {most:.6g} is taken"
+    return f"{int((~torch.isfinite(value)).sum())} values that are NaN or infinite"
+
+
+# ---- a round's uploads beside each other
+
+
+def admit(uploads: Sequence[Upload], expected: Tensors, known: Known, guard: Guard) -> Admitted:
+    """What is taken of a round's uploads, each of which was `checked`.
+
+    Every client that ever took part has one voice in a median: with what it brings now, or with what it brought last.
+    """
+    moved = {upload.client: distance(upload.tensors, expected) for upload in uploads}
+    limit = _farthest(moved, expected, known, guard)
+    refused = {
+        client: f"its upload lies {far:.3g} from the global tensors; at most {limit:.3g} is taken"
+        for client, far in moved.items()
+        if far > limit
+    }
+    taken = [upload for upload in uploads if upload.client not in refused]
+    counts = _weights({upload.client: upload.examples for upload in taken}, known, guard)
+    capped = {u.client: f"of {u.examples} examples {n} count" for u in taken if (n := counts[u.client]) < u.examples}
+    return Admitted([replace(u, examples=counts[u.client]) for u in taken], moved, refused, capped)
+
+
+def _weights(said: Mapping[str, int], known: Known, guard: Guard) -> dict[str, int]:
+    """How many of its examples count for each client: so many medians, and never more than all others' together."""
+    voices = _voices(said, known, "examples")
+    if len(voices) < 2:
+        return dict(said)
+    most = max(1, int(guard.weight * statistics.median_low(voices.values())))
+    everybody = sum(min(n, most) for n in voices.values())
+    return {client: min(n, most, everybody - min(n, most)) for client, n in said.items()}
+
+
+def _farthest(moved: Mapping[str, float], expected: Tensors, known: Known, guard: Guard) -> float:
+    """How far from the global tensors an upload may lie: many medians over those who moved at all, or as far as 0.
+
+    Where they are too few to have a median, from one liar alone, it is a distance from which training can go on.
+    """
+    norm, far = distance(expected, {}), [value for value in _voices(moved, known, "moved").values() if value > 0]
+    if len(far) < _FEW:
+        return guard.few * (norm + math.sqrt(count(expected)))
+    return max(norm, guard.far * statistics.median(far))
+
+
+def _voices(now: Mapping[str, N], known: Known, key: str) -> dict[str, N]:
+    """What each client brings now, or brought last."""
+    return {client: row[key] for client, row in known.items() if key in row} | dict(now)
+
+
+def distance(tensors: Tensors, start: Tensors) -> float:
+    """l2 distance of tensors from where they started, or from 0; whole numbers, which count steps, have none."""
+    floating = [name for name in sorted(tensors) if tensors[name].is_floating_point()]
+    apart = (tensors[n] - start[n] if n in start else tensors[n] for n in floating)
+    return math.hypot(*(float(vector_norm(value, dtype=torch.float64)) for value in apart))
+
+
+def unsound(state: Tensors, sent: Tensors, guard: Guard) -> str:
+    """Why nobody could go on from a server's state, of which `sent` is what clients get; or "".
+
+    What they get is half as large as an upload may be at most: training moves it.
+    """
+    for largest, tensors in ((math.inf, state), (guard.largest / 2, sent)):
+        for name, value in tensors.items():
+            if value.is_floating_point() and (why := _beyond(value, largest)):
+                return f"{name} has {why}"
+    return ""
+
+
+# ---- over the rounds
+
+
+def known_from(round_rows: Iterable[Row], client_rows: Iterable[Row]) -> Known:
+    """What a run's logs know of its clients."""
+    known: Known = {}
+    for row in round_rows:
+        note(known, row["trained"])
+    for row in client_rows:
+        note(known, {row["client"]: row})
+    return known
+
+
+def note(known: Known, said: Mapping[str, Facts]) -> dict[str, str]:
+    """Keep what clients said of themselves; what they had said otherwise before, in words."""
+    changed = {}
+    for client, facts in said.items():
+        before = known.setdefault(client, {})
+        now = {key: facts[key] for key in (*OF_ITSELF, "moved") if key in facts}
+        other = [key for key in OF_ITSELF if key in now and before.get(key, now[key]) != now[key]]
+        if other:
+            changed[client] = ", ".join(f"{key} {before[key]} -> {now[key]}" for key in other)
+        before |= now
+    return changed
