@@ -179,7 +179,8 @@ class RunDir:
             sha256 = {file: _save(part / file, group) for file, group in _files(server).items()}
             logs = {name: self._tally(name).said() for name in (*LOGS, EVENTS)}
             write_checked(part / "seconds.json", {SECONDS: self._tally(SECONDS).said()})
-            manifest = {"version": VERSION, "round": round, "sha256": sha256, "logs": logs, "kept": kept or {}}
+            noted = dict(sorted((kept or {}).items()))  # whatever the order in which replies came
+            manifest = {"version": VERSION, "round": round, "sha256": sha256, "logs": logs, "kept": noted}
             write_checked(part / "manifest.json", manifest)
             os.replace(part, part.with_name(f"round-{round:06d}"))
         except OSError:
