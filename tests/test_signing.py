@@ -179,7 +179,7 @@ def test_a_damaged_app_is_named_with_what_to_type(made: Deployment, spoil: bytes
 def test_an_app_that_sites_would_refuse_is_not_served(made: Deployment) -> None:
     (made.path / "app" / "app.json").write_bytes(Signed.by(FOREIGN, built()).written())
     with pytest.raises(ValueError, match=r"not signed by the key that sites trust, so that none would run it: type"):
-        processes.serve(made, print)
+        processes.serve(made, None, print)
 
 
 def test_a_deployment_of_an_older_version_says_what_to_type_and_that_mends_it(made: Deployment) -> None:
@@ -188,7 +188,7 @@ def test_a_deployment_of_an_older_version_says_what_to_type_and_that_mends_it(ma
     shutil.rmtree(made.path / "app")
     shutil.rmtree(made.path / "sites" / "b")
     (made.path / "sites" / "a" / "app.pub").unlink()
-    for refused in (lambda: processes.serve(made, print), lambda: made.add("c")):
+    for refused in (lambda: processes.serve(made, None, print), lambda: made.add("c")):
         with pytest.raises(
             ValueError, match="made by a version that did not sign its app: type `fedexperts deploy app"
         ):
