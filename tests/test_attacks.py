@@ -20,7 +20,7 @@ from conftest import CASES, Case, Wire, carry_out, job_and_engine, server, tiny
 from rich.console import Console
 from torch import Tensor
 
-from fedexperts.admission import Guard, admit, cleaned, unlike
+from fedexperts.admission import Guard, Terms, admit, cleaned, unlike
 from fedexperts.config import only_simulated
 from fedexperts.engine import Engine
 from fedexperts.message import Order, Reply
@@ -32,6 +32,7 @@ from fedexperts.study import once
 from fedexperts.tensors import Tensors, named, normal_of_this_machine
 
 FULL = {"participation": 1.0}
+TERMS = Terms(Guard(), {}, frozenset())
 Lie = Callable[[Reply], Reply | list[Reply]]
 
 
@@ -151,14 +152,30 @@ KINDS: dict[str, tuple[Tensor, str]] = {
 @pytest.mark.parametrize(("value", "why"), KINDS.values(), ids=KINDS)
 def test_numbers_of_every_type_have_a_bound(value: Tensor, why: str) -> None:
     """That of a half is where its squares end."""
-    assert re.search(why, unlike({"x": value}, {"x": torch.zeros_like(value)}, Guard()))
-    assert unlike({"x": torch.ones_like(value)}, {"x": value}, Guard()) == ""
-    assert unlike({"x": torch.empty(0)}, {"x": torch.empty(0)}, Guard()) == ""
+    assert re.search(why, unlike({"x": value}, {"x": torch.zeros_like(value)}, TERMS))
+    assert unlike({"x": torch.ones_like(value)}, {"x": value}, TERMS) == ""
+    assert unlike({"x": torch.empty(0)}, {"x": torch.empty(0)}, TERMS) == ""
+
+
+def test_what_moves_by_itself_may_be_large_and_is_far_by_its_own_median() -> None:
+    """A batch norm's variances have the size of what it sees; training does not read them, and predictions do."""
+    start = {"w": torch.zeros(1), "1.running_var": torch.ones(1)}
+    terms = Terms(Guard(), {}, frozenset({"1.running_var"}))
+
+    def admitted(*variances: float) -> dict[str, str]:
+        uploads = [start | {"w": torch.ones(1), "1.running_var": torch.tensor([var])} for var in variances]
+        assert not any(unlike(tensors, start, terms) for tensors in uploads)
+        return admit([Upload(f"{i}", t, 1) for i, t in enumerate(uploads)], start, {}, terms).refused
+
+    assert admitted(1e6, 2e6, 3e6) == {}
+    assert admitted(2.0, 2.0, 2.0, 1e6).keys() == {"3"}
+    huge = start | {"1.running_var": torch.tensor([1e30])}
+    assert unlike(huge, start, terms) == "its 1.running_var has numbers up to 1e+30; at most 1.84467e+19 is taken"
 
 
 def test_a_variance_is_not_negative() -> None:
     bad = {"1.running_var": torch.tensor([1.0, -0.1])}
-    assert unlike(bad, bad, Guard()) == "its 1.running_var has variances below 0"
+    assert unlike(bad, bad, TERMS) == "its 1.running_var has variances below 0"
 
 
 class Summing(FedAvg):
@@ -211,7 +228,7 @@ def test_nobody_owns_the_average_by_a_lie_about_its_examples(tmp_path: Path) -> 
 )
 def test_a_count_has_a_bound(said: dict[str, int], count: dict[str, int]) -> None:
     nothing: Tensors = {"x": torch.zeros(1)}
-    admitted = admit([Upload(c, nothing, n) for c, n in said.items()], nothing, {}, Guard())
+    admitted = admit([Upload(c, nothing, n) for c, n in said.items()], nothing, {}, TERMS)
     assert {upload.client: upload.examples for upload in admitted.uploads} == count
 
 

@@ -34,6 +34,7 @@ SAYS: dict[Task, dict[str, Figure]] = {
 }
 CHANGED = dict.fromkeys(("data_new", "data_gone", "data_relabelled"), COUNT)  # only of data that changed, in numbers
 OF_ITSELF = ("examples", "valid_examples", "test_examples")  # what should be the same in every round
+FAR = ("moved", "drifted")  # how far an upload lies: what was trained of it, and what moves by itself
 _FEW = 3  # fewer clients than this have no median that means anything
 
 N = TypeVar("N", int, float)
@@ -68,11 +69,23 @@ class Guard:
 
 
 @dataclass(frozen=True)
+class Terms:
+    """What a run's replies are held to."""
+
+    guard: Guard
+    says: Mapping[str, Figure]  # what the method adds to its tasks' figures
+    moving: frozenset[str]  # tensors that move by themselves: training does not read them, and they may be larger
+
+    def largest(self, name: str) -> float:
+        return math.inf if name in self.moving else self.guard.largest
+
+
+@dataclass(frozen=True)
 class Admitted:
     """A round's uploads with weights that can be believed, and what there is to log of the others."""
 
     uploads: list[Upload]
-    moved: dict[str, float]  # how far each upload lies from the global tensors
+    moved: dict[str, dict[str, float]]  # how far each upload lies from the global tensors, by kind of tensor
     refused: dict[str, str]
     capped: dict[str, str]
 
@@ -80,14 +93,13 @@ class Admitted:
 # ---- one reply
 
 
-def checked(reply: Reply, more: Mapping[str, Figure], expected: Tensors, guard: Guard) -> Reply:
-    """The reply; or, as its error, why it is not taken. `more` are figures that a method adds to its task's own."""
+def checked(reply: Reply, expected: Tensors, terms: Terms) -> Reply:
+    """The reply; or, as its error, why it is not taken."""
     if reply.error:
         return replace(reply, error=cleaned(reply.error) or "it failed and does not say why")
-    says = (
-        SAYS[reply.task] | (CHANGED if reply.task != "absorb" else {}) | (dict(more) if reply.task == "predict" else {})
-    )
-    why = _examples(reply) or _figures(reply, says) or unlike(reply.tensors, expected, guard)
+    says = SAYS[reply.task] | (CHANGED if reply.task != "absorb" else {})
+    says |= terms.says if reply.task == "predict" else {}
+    why = _examples(reply) or _figures(reply, says) or unlike(reply.tensors, expected, terms)
     if why:
         return replace(reply, error=cleaned(why))
     return replace(reply, facts={name: _worded(value) for name, value in reply.facts.items()})
@@ -133,7 +145,7 @@ def _shown(value: object) -> str:
     return f"{value!r:.100}" if isinstance(value, int | float | str) else f"a {type(value).__name__}"
 
 
-def unlike(tensors: Tensors, expected: Tensors, guard: Guard) -> str:
+def unlike(tensors: Tensors, expected: Tensors, terms: Terms) -> str:
     """Why `tensors` cannot be taken for `expected`, or "": names, shapes, types, values."""
     if set(tensors) != set(expected):
         return f"its tensors are named {_listed(tensors)}; expected are {_listed(expected)}"
@@ -141,7 +153,7 @@ def unlike(tensors: Tensors, expected: Tensors, guard: Guard) -> str:
     for name in sorted(want):
         if have[name] != want[name]:
             return f"its {name} is {have[name]}; expected is {want[name]}"
-        if why := _beyond(tensors[name], guard.largest):
+        if why := _beyond(tensors[name], terms.largest(name)):
             return f"its {name} has {why}"
         if name.endswith("running_var") and bool((tensors[name] < 0).any()):
             return f"its {name} has variances below 0"
@@ -170,22 +182,31 @@ def _beyond(value: Tensor, largest: float) -> str:
 # ---- a round's uploads beside each other
 
 
-def admit(uploads: Sequence[Upload], expected: Tensors, known: Known, guard: Guard) -> Admitted:
+def admit(uploads: Sequence[Upload], expected: Tensors, known: Known, terms: Terms) -> Admitted:
     """What is taken of a round's uploads, each of which was `checked`.
 
     Every client that ever took part has one voice in a median: with what it brings now, or with what it brought last.
     """
-    moved = {upload.client: distance(upload.tensors, expected) for upload in uploads}
-    limit = _farthest(moved, expected, known, guard)
-    refused = {
-        client: f"its upload lies {far:.3g} from the global tensors; at most {limit:.3g} is taken"
-        for client, far in moved.items()
-        if far > limit
-    }
+    moved: dict[str, dict[str, float]] = {upload.client: {} for upload in uploads}
+    refused: dict[str, str] = {}
+    for kind, start in _kinds(expected, terms).items():
+        now = {upload.client: distance(upload.tensors, start) for upload in uploads}
+        limit = _farthest(kind, now, start, known, terms.guard)
+        for client, far in now.items():
+            moved[client][kind] = far
+            if far > limit:
+                refused[client] = f"its upload lies {far:.3g} from the global tensors; at most {limit:.3g} is taken"
     taken = [upload for upload in uploads if upload.client not in refused]
-    counts = _weights({upload.client: upload.examples for upload in taken}, known, guard)
+    counts = _weights({upload.client: upload.examples for upload in taken}, known, terms.guard)
     capped = {u.client: f"of {u.examples} examples {n} count" for u in taken if (n := counts[u.client]) < u.examples}
     return Admitted([replace(u, examples=counts[u.client]) for u in taken], moved, refused, capped)
+
+
+def _kinds(tensors: Tensors, terms: Terms) -> dict[str, Tensors]:
+    """What is trained, and what moves by itself, if anything does: a batch norm's means may be of any size."""
+    trained = {name: value for name, value in tensors.items() if name not in terms.moving}
+    beside = {name: value for name, value in tensors.items() if name in terms.moving}
+    return {"moved": trained} | ({"drifted": beside} if beside else {})
 
 
 def _weights(said: Mapping[str, int], known: Known, guard: Guard) -> dict[str, int]:
@@ -198,14 +219,14 @@ def _weights(said: Mapping[str, int], known: Known, guard: Guard) -> dict[str, i
     return {client: min(n, most, everybody - min(n, most)) for client, n in said.items()}
 
 
-def _farthest(moved: Mapping[str, float], expected: Tensors, known: Known, guard: Guard) -> float:
+def _farthest(kind: str, now: Mapping[str, float], start: Tensors, known: Known, guard: Guard) -> float:
     """How far from the global tensors an upload may lie: many medians over those who moved at all, or as far as 0.
 
-    Where they are too few to have a median, from one liar alone, it is a distance from which training can go on.
+    Where they are too few to have a median, what is trained may lie where training can go on, whoever lies alone.
     """
-    norm, far = distance(expected, {}), [value for value in _voices(moved, known, "moved").values() if value > 0]
+    norm, far = distance(start, {}), [value for value in _voices(now, known, kind).values() if value > 0]
     if len(far) < _FEW:
-        return guard.few * (norm + math.sqrt(count(expected)))
+        return guard.few * (norm + math.sqrt(count(start))) if kind == "moved" else math.inf
     return max(norm, guard.far * statistics.median(far))
 
 
@@ -215,21 +236,24 @@ def _voices(now: Mapping[str, N], known: Known, key: str) -> dict[str, N]:
 
 
 def distance(tensors: Tensors, start: Tensors) -> float:
-    """l2 distance of tensors from where they started, or from 0; whole numbers, which count steps, have none."""
-    floating = [name for name in sorted(tensors) if tensors[name].is_floating_point()]
-    apart = (tensors[n] - start[n] if n in start else tensors[n] for n in floating)
+    """l2 distance of the tensors that `start` names from it, or of all from 0; whole numbers, which count steps, have
+    none.
+    """
+    floating = [name for name in sorted(start or tensors) if tensors[name].is_floating_point()]
+    apart = (tensors[n] - start[n] if start else tensors[n] for n in floating)
     return math.hypot(*(float(vector_norm(value, dtype=torch.float64)) for value in apart))
 
 
-def unsound(state: Tensors, sent: Tensors, guard: Guard) -> str:
+def unsound(state: Tensors, sent: Tensors, terms: Terms) -> str:
     """Why nobody could go on from a server's state, of which `sent` is what clients get; or "".
 
     What they get is half as large as an upload may be at most: training moves it.
     """
-    for largest, tensors in ((math.inf, state), (guard.largest / 2, sent)):
-        for name, value in tensors.items():
-            if value.is_floating_point() and (why := _beyond(value, largest)):
-                return f"{name} has {why}"
+    bounds = [(name, value, math.inf) for name, value in state.items()]
+    bounds += [(name, value, terms.largest(name.removeprefix("global.")) / 2) for name, value in sent.items()]
+    for name, value, largest in bounds:
+        if value.is_floating_point() and (why := _beyond(value, largest)):
+            return f"{name} has {why}"
     return ""
 
 
@@ -251,7 +275,7 @@ def note(known: Known, said: Mapping[str, Facts]) -> dict[str, str]:
     changed = {}
     for client, facts in said.items():
         before = known.setdefault(client, {})
-        now = {key: facts[key] for key in (*OF_ITSELF, "moved") if key in facts}
+        now = {key: facts[key] for key in (*OF_ITSELF, *FAR) if key in facts}
         other = [key for key in OF_ITSELF if key in now and before.get(key, now[key]) != now[key]]
         if other:
             changed[client] = ", ".join(f"{key} {before[key]} -> {now[key]}" for key in other)

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .admission import Guard
+from .admission import Guard, Terms
 from .learn import Examples, Learning, Local, fit, predict
 from .message import Order, Reply
 from .method import Facts, Given, Method, Model, Normal, device
@@ -52,6 +52,10 @@ class Job:
     @property
     def given(self) -> Given:
         return Given(self.model, self.reserve, self.learning, self.seed)
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(self.guard, self.method.says(self.model), self.method.moves(self.model))
 
 
 def answer(job: Job, clients: Sequence[Client], orders: Sequence[Order]) -> list[Reply]:

@@ -83,7 +83,7 @@ def train(
     expected = job.method.expects(server, job.model)
     replies = exchange(job, engine, {client: s.tensors for client, s in sent.items()}, round, "train", expected)
     came = [Upload(client, r.tensors, r.examples) for client, r in replies.items() if not r.error]
-    admitted = admit(came, expected, known, job.guard)
+    admitted = admit(came, expected, known, job.terms)
     server, uploads, left_out = merge(job, server, admitted.uploads, admitted.moved, round)
     refused = _errors(replies) | admitted.refused | left_out
     if not uploads and not (len(chosen) == 1 and replies[chosen[0]].tensors):  # one bad upload ends no run
@@ -94,7 +94,7 @@ def train(
     up = {upload.client: _carried("up", upload) for upload in uploads}
     trained = {
         u.client: replies[u.client].facts | sent[u.client].facts | down[u.client] | up[u.client]
-        | {"examples": replies[u.client].examples, "moved": admitted.moved[u.client]}
+        | {"examples": replies[u.client].examples} | admitted.moved[u.client]
         for u in uploads
     }  # fmt: skip
     row: Row = {
@@ -113,7 +113,7 @@ def train(
 
 
 def merge(
-    job: Job, server: Tensors, uploads: list[Upload], moved: dict[str, float], round: int
+    job: Job, server: Tensors, uploads: list[Upload], moved: dict[str, dict[str, float]], round: int
 ) -> tuple[Tensors, list[Upload], dict[str, str]]:
     """The server's next state, whose uploads are in it, and why others are not: with them nobody could go on from it.
 
@@ -122,9 +122,9 @@ def merge(
     left_out: dict[str, str] = {}
     while uploads:
         merged = job.method.merge(job.given, server, uploads, round)
-        if not (why := unsound(merged, job.method.publish(merged), job.guard)):
+        if not (why := unsound(merged, job.method.publish(merged), job.terms)):
             return merged, uploads, left_out
-        worst = max(uploads, key=lambda upload: moved[upload.client])
+        worst = max(uploads, key=lambda upload: moved[upload.client]["moved"])
         left_out[worst.client] = f"once it was merged, {why}"
         uploads = [upload for upload in uploads if upload is not worst]
     return server, [], left_out
@@ -165,13 +165,13 @@ def exchange(
     for reply in engine.exchange([Order(c, round, task, tensors, most) for c, tensors in payloads.items()]):
         if (reply.round, reply.task) == (round, task) and reply.client in came:
             came[reply.client].append(reply)
-    more = job.method.says(job.model)
+    terms = job.terms
 
     def only(client: str, replies: list[Reply]) -> Reply:
         if len(replies) != 1:
             why = f"{len(replies)} replies came in its name" if replies else "no reply"
             return Reply(client, round, task, error=why)
-        return checked(replies[0], more, expected, job.guard)
+        return checked(replies[0], expected, terms)
 
     return {client: only(client, replies) for client, replies in came.items()}
 
