@@ -63,6 +63,8 @@ def application(predictor: Predictor, host: str = LOOPBACK[0]) -> Starlette:
             if queue.locked():
                 return _wrong("too many ask at once: try again in a moment", 503)
             async with queue, turn:
+                if await request.is_disconnected():
+                    return Response()  # who left while others had their turn costs nothing
                 return _answer(await run_in_threadpool(_said, predictor, body))
         except TimeoutError:
             return _wrong(f"it did not arrive within {PATIENCE:g} seconds, or others needed the room", 408)
