@@ -126,13 +126,24 @@ def test_who_spoke_is_told_by_name_and_weighs_on_average_what_the_run_logged(lea
 def test_who_kept_nothing_predicts_with_what_all_share_and_that_is_said(
     learned: Learned, pictures: Path, tmp_path: Path
 ) -> None:
+    run = learned(CASES["nearest"], run={"participation": 0.2})
+    trained = Private(run / "private").clients()
+    new = min(set("abcde") - set(trained))
+    newcomer, shared = Predictor.of(run, new), Predictor.of(run, "")
+    assert said(newcomer, pictures / new) == said(shared, pictures / new)
+    assert said(shared, pictures / new) != said(Predictor.of(run, trained[0]), pictures / new)
+    assert f"{new} has kept none of its own" in newcomer.who
+    assert right(said(shared, pictures / new)) == logged(run, "clients.jsonl", client=new)["test_global_correct"]
+
+
+def test_who_kept_something_that_is_not_here_does_not_predict_with_what_all_share(
+    learned: Learned, tmp_path: Path
+) -> None:
     run = learned(CASES["nearest"])
-    newcomer, shared = Predictor.of(run, "a", tmp_path), Predictor.of(run, "")
-    assert (
-        said(newcomer, pictures / "a") == said(shared, pictures / "a") != said(Predictor.of(run, "a"), pictures / "a")
-    )
-    assert "a has kept none of its own" in newcomer.who
-    assert right(said(shared, pictures / "a")) == logged(run, "clients.jsonl", client="a")["test_global_correct"]
+    done = call("predict", run, tmp_path, "--client", "a", "--private", tmp_path)
+    assert done.exit_code == 1
+    assert f"the private state of client a is gone from {tmp_path / 'a'}: it kept one in round 3" in done.stderr
+    assert "--private FOLDER" in done.stderr
 
 
 def test_a_common_start_that_data_taught_is_taught_again_where_it_is_all_there_is(
@@ -154,9 +165,9 @@ def test_private_states_may_lie_elsewhere_and_nothing_in_the_run_is_changed(
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     own = Private(run / "private").load("b", 99)
     assert own is not None
-    Private(tmp_path).save("a", 1, own)
+    Private(tmp_path).save("a", 3, own)
     elsewhere = Predictor.of(run, "a", tmp_path)
-    assert elsewhere.kept == 1
+    assert elsewhere.kept == 3
     assert [e.probability for e in said(elsewhere, pictures / "a")] == [
         e.probability for e in said(Predictor.of(run, "b"), pictures / "a")
     ]
@@ -450,7 +461,7 @@ def test_names_of_files_and_classes_are_printed_as_they_are_and_do_nothing_to_a_
     run = tmp_path / "run"
     copytree(learned(CASES["fedavg-probe"]), run)
     about = json.loads((run / "environment.json").read_text())
-    (run / "environment.json").write_text(json.dumps(about | {"classes": [f"[b]{i}\x1b[31m" for i in range(3)]}))
+    rewrite(run, "environment.json", json.dumps(about | {"classes": [f"[b]{i}\x1b[31m" for i in range(3)]}))
     (tmp_path / "new").mkdir()
     for name in (MARKUP, ACTS):
         Image.new("RGB", (9, 9)).save(tmp_path / "new" / name, "PNG")

@@ -280,13 +280,13 @@ def test_a_message_comes_back_as_it_was() -> None:
 
 
 def test_messages_are_not_taken_for_each_other() -> None:
-    with pytest.raises(ValueError, match="plain fields client: str, round: int, task: str, most: int;"):
+    with pytest.raises(ValueError, match="plain fields client: str, round: int, task: str, most: int, kept: int;"):
         decode_order(encode(REPLY))
     with pytest.raises(ValueError, match="plain fields"):
         decode_reply(encode(ORDER), packed_size(ORDER.tensors))
 
 
-PLAIN = {"client": "a", "round": 3, "task": "train", "most": 0}
+PLAIN = {"client": "a", "round": 3, "task": "train", "most": 0, "kept": 0}
 
 
 @pytest.mark.parametrize(

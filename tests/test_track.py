@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from fedexperts import study, track
 from fedexperts.cli import app
 from fedexperts.config import Config
+from fedexperts.disk import read_checked, write_checked
 from fedexperts.metrics import figures, last
 from fedexperts.rundir import LOGS, RunDir
 
@@ -128,9 +129,9 @@ def test_what_goes_on_after_a_stop_or_a_crash_is_told_once(kind: str, tmp_path: 
         study.advance(tmp_path / "runs", tell=stop)
     if kind != "wandb":  # which drops twice told steps on its server
         note = tmp_path / "runs" / "tiny" / "seed-0" / track.TOLD
-        told = json.loads(note.read_text())
+        told = read_checked(note, "")
         assert told["rounds"] == {kind: 1}
-        note.write_text(json.dumps(told | {"rounds": {kind: 0}}))  # as if killed before it was noted
+        write_checked(note, told | {"rounds": {kind: 0}})  # as if killed before it was noted
     study.advance(tmp_path / "runs" / "tiny" / "seed-0")  # a single run of the study is followed, too
     assert SHOWN[kind](tmp_path, "tiny/seed-0") == expected(tmp_path, "tiny/seed-0")
 
@@ -159,7 +160,7 @@ def test_a_tracker_that_fails_is_said_once_and_told_later(tmp_path: Path) -> Non
     assert [RunDir(tmp_path / "runs" / "tiny" / f"seed-{seed}").done() for seed in (0, 1)] == [3, 3]
     assert len(said) == 1
     assert said[0].startswith("mlflow is told no more (")
-    (tmp_path / "runs" / track.PLACES).write_text(json.dumps(where("mlflow", tmp_path)))
+    write_checked(tmp_path / "runs" / track.PLACES, where("mlflow", tmp_path))
     study.advance(tmp_path / "runs", warn=pytest.fail)
     for run in ("tiny/seed-0", "tiny/seed-1"):
         assert mlflow(tmp_path, run) == expected(tmp_path, run)

@@ -85,7 +85,7 @@ class Predictor:
         if client:
             _check_client(folder, states, client)
         kept = states.newest(client, round + 1) if client else None
-        own = states.load(client, round + 1, folder.kept().get(client, 0)) if client else None
+        own = _own(states, client, round + 1, folder.kept().get(client, 0)) if client else None
         built, model = door.modelled(config, tuple(about["classes"]))
         method: Method = config.section("method")
         shared = method.publish(server)
@@ -232,6 +232,14 @@ def _asked(folder: RunDir) -> tuple[Config, dict[str, Any]]:
             f"right would be to run again"
         )
     return door.parse(folder.text("config.toml"), str(folder.path)), about
+
+
+def _own(states: Private, client: str, before: int, kept: int) -> Tensors | None:
+    try:
+        return states.load(client, before, kept)
+    except ValueError as error:
+        error.add_note("If it lies elsewhere, say --private FOLDER; without --client, what all share predicts.")
+        raise
 
 
 def _check_client(folder: RunDir, states: Private, client: str) -> None:
