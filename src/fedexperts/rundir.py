@@ -176,7 +176,7 @@ class RunDir:
         part = self.path / "checkpoints" / f".round-{round:06d}.part"
         shutil.rmtree(part, ignore_errors=True)
         try:
-            sha256 = {file: _save(part / file, group) for file, group in _files(server).items()}
+            sha256 = {file: _save(part / file, group) for file, group in sorted(_files(server).items())}
             logs = {name: self._tally(name).said() for name in (*LOGS, EVENTS)}
             write_checked(part / "seconds.json", {SECONDS: self._tally(SECONDS).said()})
             noted = dict(sorted((kept or {}).items()))  # whatever the order in which replies came
