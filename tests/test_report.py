@@ -16,12 +16,13 @@ from conftest import CASES, COUNTS, GATE, Case, Spoilt, carry_out, rewrite, tiny
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fedexperts import report, rundir
+from fedexperts import report
 from fedexperts.cli import app
 from fedexperts.config import about, load, resolve
 from fedexperts.declared import Control, Declared, Metric
 from fedexperts.disk import write_checked
 from fedexperts.message import Reply
+from fedexperts.method import Figure
 from fedexperts.methods import METHODS
 from fedexperts.methods.fedavg import Alone, FedAvg
 from fedexperts.methods.pfedmoap import PFedMoAP
@@ -448,6 +449,9 @@ class Told(FedAvg):
         metrics = (Metric("deep", "How deep it went", "metres", "At 0 it stayed where it was."),)
         below = Metric("below", "How deep the server went", "fathoms", "The same.", of="server")
         return Declared(controls=controls, metrics=(*metrics, below))
+
+    def says(self, model):
+        return {"deep": Figure(float, 0, 10)}
 
     def facts(self, model, local, x):
         return {"deep": float(self.depth)}
@@ -988,21 +992,3 @@ def test_every_server_that_holds_a_mixture_has_a_row_of_what_routing_adds(fedmoe
     assert lines["fedmix"]["alpha"] == "-"
     titles = [picture.title for picture in figures.draw(found)]
     assert "Which expert serves which class: fedmix" in titles
-
-
-def test_a_run_of_the_version_before_servers_had_a_log_is_shown_as_ever(study, tmp_path):
-    shutil.copytree(study / "mixture" / "seed-0", tmp_path / "run")
-    before = cells(report.tables(report.collect([tmp_path]))[0], 0)
-    (tmp_path / "run" / "server.jsonl").unlink()
-    config = tmp_path / "run" / "config.toml"
-    text = config.read_text()
-    assert "[start]\nepochs = 0\n" in text
-    config.write_text(text.replace('judged_by = "clients"\n', "").replace("[start]\nepochs = 0\n", "[start]\n"))
-    for path in (tmp_path / "run" / "checkpoints").glob("*/manifest.json"):
-        manifest = json.loads(path.read_bytes())
-        del manifest["logs"]["server.jsonl"], manifest["check"]
-        path.write_text(json.dumps(manifest | {"check": rundir._check(manifest)}))
-    assert "judged_by" not in config.read_text()
-    found = report.collect([tmp_path])
-    assert cells(report.tables(found)[0], 0) == before
-    assert not claims.different(found[0], report.collect([study / "mixture"])[0])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .declared import Control, Declared, Metric
     from .learn import Local
     from .loop import NobodyLeftError
-    from .method import Finished, Given, Method, Model, Sent, Upload
+    from .method import Figure, Finished, Given, Method, Model, Sent, Upload
     from .metrics import Score
     from .models import Built, Network, seeded
     from .study import once
@@ -28,7 +28,7 @@ _ROOMS = {
     "declared": ("Control", "Declared", "Metric"),
     "loop": ("NobodyLeftError",),
     "learn": ("Local",),
-    "method": ("Finished", "Given", "Method", "Model", "Sent", "Upload"),
+    "method": ("Figure", "Finished", "Given", "Method", "Model", "Sent", "Upload"),
     "metrics": ("Score",),
     "models": ("Built", "Network", "seeded"),
     "study": ("once",),
@@ -40,6 +40,7 @@ __all__ = [
     "ConfigError",
     "Control",
     "Declared",
+    "Figure",
     "Finished",
     "Given",
     "Local",

@@ -19,7 +19,7 @@ class Metric:
     title: str  # of its picture
     unit: str
     says: str  # how it is computed, and what its ends mean
-    of: Whose = "clients"  # who logs it, in `facts` or in `shows`; the mean over clients is drawn
+    of: Whose = "clients"  # who logs it, in `facts` (as `says` allows) or in `shows`; the mean over clients is drawn
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class Experiment:
 
     @property
     def declared(self) -> dict[str, Any]:
-        """What its method declared, as `declared.Declared` names it; nothing in runs of before methods did."""
+        """What its method declared, as `declared.Declared` names it; nothing where a run does not say."""
         return dict(self.first.environment.get("declared") or {})
 
     @property
@@ -232,7 +232,6 @@ def _read(path: Path) -> Run:
         name, tune = str(values.pop("name")), values.pop("tune", {})
         _ = values["method"]["name"], values["model"]["name"], values["data"]["name"]
         _ = int(values["run"]["seed"]), int(values["run"]["rounds"])
-        values["run"].setdefault("judged_by", "clients")  # there was nothing else when runs did not say
         environment = json.loads(folder.text("environment.json"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
