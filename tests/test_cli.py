@@ -210,17 +210,21 @@ def test_what_ends_a_program_keeps_the_last_round_and_prints_the_line_to_resume(
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Ctrl-C
     )
-    deadline = time.monotonic() + 120
-    while len(list(place.rglob("round-000003"))) < jobs and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(child.pid, number)  # a terminal tells the whole group
-    _, said = child.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 240
+        while sum(log.stat().st_size > 0 for log in place.glob("*/seed-*/rounds.jsonl")) < jobs:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(child.pid, number)  # a terminal tells the whole group
+        _, said = child.communicate(timeout=120)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(child.pid, 0)
+    finally:
+        child.kill()
     assert child.returncode == code
     assert f"go on with: fedexperts resume {place}" in said
     assert "Traceback" not in said
     assert len(list(place.rglob("server.safetensors"))) >= 2 * jobs  # a third, if it ended in the midst of deleting
-    with pytest.raises(ProcessLookupError):
-        os.killpg(child.pid, 0)
 
 
 def test_under_nohup_a_closed_terminal_ends_nothing():
