@@ -62,7 +62,7 @@ class Guard:
             description="the same while fewer than 3 clients are known, in sizes of the global tensors: their norm, "
             "and 1 for each number",
         ),
-    ] = 1.0
+    ] = 2.0
     weight: Annotated[
         float, Field(ge=1, description="examples of a client that count at most, in medians over clients")
     ] = 10.0
