@@ -89,7 +89,7 @@ def train(
     if not uploads and not (len(chosen) == 1 and replies[chosen[0]].tensors):  # one bad upload ends no run
         raise NobodyLeftError(_nobody(round, refused))
     back = job.method.give_back(server, uploads) if uploads else {}
-    absorbed = exchange(job, engine, {client: b.tensors for client, b in back.items()}, round, "absorb")
+    absorbed = exchange(job, engine, {client: b.tensors for client, b in back.items()}, round, "absorb") if back else {}
     down = {client: _carried("down", *(each[client] for each in (sent, back) if client in each)) for client in sent}
     up = {upload.client: _carried("up", upload) for upload in uploads}
     trained = {
