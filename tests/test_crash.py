@@ -132,7 +132,7 @@ def get_stuck(config: Config, path: Path, round: int, trained: Any, task: str = 
 def processes() -> Any:
     """Children fork from a server that imported everything once, so that a process costs milliseconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", "fedexperts.config", "pytest"])
+    context.set_forkserver_preload(["torch._dynamo", "fedexperts.config.building", "pytest"])
     return context
 
 

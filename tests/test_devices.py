@@ -9,7 +9,7 @@ from conftest import CASES, carry_out, digits, left_behind, server, tiny
 from far import FAR, Device
 
 from fedexperts import config as door
-from fedexperts.config import Config, ConfigError
+from fedexperts.config import Config, ConfigError, machine
 from fedexperts.method import device, step
 from fedexperts.models import TransformerSettings, computing_on
 from fedexperts.tensors import CPU
@@ -26,7 +26,7 @@ WORLDS = [
 
 def far(config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, int]:
     """A run on the far device, and how often something came to lie there."""
-    monkeypatch.setattr(door, "device", lambda _: FAR)
+    monkeypatch.setattr(machine, "device", lambda _: FAR)
     with Device() as there:
         return carry_out(config, folder), there.moved
 
@@ -46,7 +46,7 @@ def test_models_on_another_device_learn_the_same(
 
 
 def test_a_mixture_is_where_its_experts_are_and_answers_where_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "device", lambda _: FAR)
+    monkeypatch.setattr(machine, "device", lambda _: FAR)
     with Device():
         _, model = door.modelled(tiny(CASES["fedmoe-norm"]), ("one", "two"))
         answer, moved = step(model, model.initial, torch.randn(4, 3, 4, 4))

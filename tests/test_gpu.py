@@ -71,7 +71,7 @@ def test_the_wire_and_the_number_of_workers_change_nothing(
 def processes() -> Any:
     """As in test_crash.py: each child opens the GPU anew."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", "fedexperts.config", "pytest"])
+    context.set_forkserver_preload(["torch._dynamo", "fedexperts.config.building", "pytest"])
     return context
 
 

@@ -25,7 +25,7 @@ from conftest import (
 )
 
 from fedexperts.admission import Guard
-from fedexperts.config import MixtureSettings, StartSettings
+from fedexperts.config.settings import MixtureSettings, StartSettings
 from fedexperts.data import DigitsScanners
 from fedexperts.learn import Learning, Local
 from fedexperts.loop import Schedule, sample

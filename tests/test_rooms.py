@@ -12,7 +12,7 @@ import fedexperts
 
 ROOT = Path(fedexperts.__file__).parent
 FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do not know each other
-    ("tensors", "declared"),
+    ("tensors", "declared", "named"),
     ("disk",),
     ("learn",),
     ("method",),
@@ -31,11 +31,12 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("cli",),
     ("", "__main__"),  # the package's front page, which names what users need; who imports it gets the version alone
 ]
+DOOR = ("names", "settings", "checking", "reading", "machine", "building", "engines", "deployed")  # of config, likewise
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CLOSED = {
-    "methods": {"tensors", "declared", "learn", "method"},
-    "models": {"tensors", "method"},
-    "data": {"tensors", "method"},
+    "methods": {"tensors", "declared", "named", "learn", "method"},
+    "models": {"tensors", "named", "method"},
+    "data": {"tensors", "named", "method"},
 }
 ONLY_IN: dict[str, tuple[str, ...]] = {  # outside packages, and the rooms or files that may know them
     "transformers": ("models/huggingface.py", "models/transformer.py"),
@@ -117,6 +118,13 @@ def test_a_room_knows_only_the_rooms_below_it(file: Path) -> None:
     floor = FLOOR[room(file)]
     wrong = [f"{where(file, line)} knows {known}" for known, line in ours(file) if FLOOR[known] >= floor]
     assert not wrong
+
+
+def test_in_config_what_is_read_is_built_and_nothing_goes_back() -> None:
+    assert {file.stem for file in (ROOT / "config").glob("*.py")} == {*DOOR, "__init__"}
+    for floor, name in enumerate(DOOR):
+        inner = [known.split(".") for known, _ in imports(ROOT / "config" / f"{name}.py")]
+        assert {known[2] for known in inner if known[:2] == ["fedexperts", "config"]} <= {*DOOR[:floor]}, name
 
 
 @every_file

@@ -27,7 +27,7 @@ from test_deploy import SITES, Federation, experiment
 
 from fedexperts import config as door
 from fedexperts.cli import app as cli
-from fedexperts.config import Allowed
+from fedexperts.config import Allowed, deployed, names
 from fedexperts.deploy import processes
 from fedexperts.deploy.folder import Deployment, SiteFolder, signing_key_of
 from fedexperts.deploy.hub import hub
@@ -304,9 +304,9 @@ def test_a_place_that_the_site_allows_is_read_and_what_lies_in_it(tmp_path: Path
 def test_no_shipped_experiment_needs_a_permission() -> None:
     files = [door.shipped_folder() / path.relative_to("configs") for path, _ in door.shipped()]
     for config in map(door.load, files):
-        door._check_code(config.toml().split("[tune]")[0], Allowed())  # a run at sites has none
+        deployed._check_code(config.toml().split("[tune]")[0], Allowed())  # a run at sites has none
         own = {"path": "a site's own"} if hasattr(config.section("data"), "server") else {}
-        door._check_places(config, own, Allowed())
+        deployed._check_places(config, own, Allowed())
     assert len(files) > 20
 
 
@@ -317,11 +317,11 @@ def test_every_option_of_text_that_could_be_a_place_is_looked_at() -> None:
 
     words = {"dataset", "words", "path_column", "text_column", "label_column", "site_column", "part_column", "site"}
     words |= {"cluster", "experts", "classes", "sites"}  # of engines, which no site opens; and lists of names
-    for section, named in door.NAMED.items():
+    for section, named in names.NAMED.items():
         for kind in named.values():
             for field in dataclasses.fields(kind):
                 if "str" in str(get_type_hints(kind)[field.name]) and "Literal" not in str(get_type_hints(kind)):
-                    assert field.name in words or (section, field.name) in door.PLACES, (section, field.name)
+                    assert field.name in words or (section, field.name) in names.PLACES, (section, field.name)
 
 
 def test_a_run_goes_on_by_the_method_with_which_it_began(tmp_path: Path) -> None:

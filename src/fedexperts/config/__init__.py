@@ -1,0 +1,65 @@
+"""The door: one TOML file becomes one experiment, and one experiment becomes a job and an engine.
+
+    names.py      which sections there are, and what each can name
+    settings.py   sections that belong to no other room
+    checking.py   whether a section fits its class; everything wrong is said at once
+    reading.py    files and layers of values: `load`, `parse`, `resolve` give a `Config`
+    machine.py    device, cores, folders, environment variables; rooms that need an optional package
+    building.py   a `Config` becomes objects: `parts`, `build`, `opened`
+    engines.py    the engines, which open what was built
+    deployed.py   at a server and at a site, which did not write the config: `served`, `site`
+
+Each of them knows only those above it. What other rooms use is named below, and imported when it is first used, so
+that names can be listed without torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .building import build as build
+    from .building import check_data as check_data
+    from .building import lacking as lacking
+    from .building import modelled as modelled
+    from .building import opened as opened
+    from .building import parts as parts
+    from .building import simulated as simulated
+    from .building import split_as as split_as
+    from .checking import ConfigError as ConfigError
+    from .deployed import Allowed as Allowed
+    from .deployed import served as served
+    from .deployed import site as site
+    from .engines import FlowerSettings as FlowerSettings
+    from .machine import about as about
+    from .machine import cores as cores
+    from .machine import deploy_room as deploy_room
+    from .machine import device as device
+    from .machine import flower_environment as flower_environment
+    from .machine import flower_room as flower_room
+    from .machine import only_simulated as only_simulated
+    from .machine import tracker_room as tracker_room
+    from .names import known as known
+    from .reading import Config as Config
+    from .reading import find as find
+    from .reading import load as load
+    from .reading import parse as parse
+    from .reading import resolve as resolve
+    from .reading import shipped as shipped
+    from .reading import shipped_folder as shipped_folder
+
+_ROOMS = {
+    "building": "build check_data lacking modelled opened parts simulated split_as",
+    "checking": "ConfigError",
+    "deployed": "Allowed served site",
+    "engines": "FlowerSettings",
+    "machine": "about cores deploy_room device flower_environment flower_room only_simulated tracker_room",
+    "names": "known",
+    "reading": "Config find load parse resolve shipped shipped_folder",
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

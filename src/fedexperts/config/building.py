@@ -1,0 +1,215 @@
+"""An experiment becomes objects: data, encoder, model and method, then a job and its clients, then an engine.
+
+This room reads no config file, and knows neither sites nor what they allow.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..client import Client, Job
+from ..data import Federation, Parts, features, kept, manifest
+from ..engine import Engine
+from ..learn import Examples, Learning
+from ..method import Facts, Method, Model, needs_reserve, taught
+from ..models import Built, Mixture, computing_on
+from ..private import Private
+from ..tensors import rng
+from . import machine
+from .reading import Config, parse
+from .settings import MixtureSettings, RunSettings, StartSettings
+
+Sites = Mapping[str, Client]
+
+
+def parts(config: Config) -> tuple[Federation, Built, Model, Method]:
+    """An experiment's data, its model and encoder, the model as its method sees it, the method; ValueError if unfit."""
+    federation = loaded(config)
+    return federation, *_fitted(config, federation)
+
+
+def _fitted(config: Config, federation: Federation) -> tuple[Built, Model, Method]:
+    built, model = modelled(config, federation.classes)
+    method: Method = config.section("method")
+    if config.values["start"]["epochs"]:
+        _check_start(built.model, federation)
+    if "gate" in config.values and len(federation.inputs):
+        _check_gate(config, built, federation)
+    method.fits(model, len(federation.reserve))
+    return built, model, method
+
+
+def modelled(config: Config, classes: tuple[str, ...]) -> tuple[Built, Model]:
+    """An experiment's model and encoder, and the model as its method sees it; without data, and so with its own start.
+
+    ValueError if the model cannot be built.
+    """
+    with computing_on(place := machine.device(config)):
+        machine.repeatable(place)
+        built: Built = config.section("model").build(classes, config.values["run"]["seed"])
+    return built, _mixed(config, built.model)
+
+
+def lacking(config: Config) -> list[str]:
+    """What an experiment reads that is not on this machine, a line each with what to type; nothing is read for it."""
+    found = []
+    for section in ("data", "model", "gate"):
+        try:
+            if section in config.values and hasattr(settings := config.section(section), "at_hand"):
+                settings.at_hand()
+        except ValueError as error:
+            found.append(str(error))
+    return found
+
+
+def _mixed(config: Config, model: Model) -> Model:
+    """The mixture whose experts are `model`, if one is asked for; or `model` itself."""
+    if "mixture" not in config.values:
+        return model
+    settings: MixtureSettings = config.section("mixture")
+    gate = config.section("gate" if "gate" in config.values else "model")
+    names = tuple(f"expert-{k}" for k in range(settings.experts))
+    with computing_on(machine.device(config)):
+        gate_model: Model = gate.build(names, config.values["run"]["seed"]).model
+    return Mixture(model, gate_model, settings.mains, settings.top)
+
+
+def _check_start(model: Model, federation: Federation) -> None:
+    needs_reserve(len(federation.reserve), "start.epochs")
+    if not hasattr(model, "starting"):
+        raise ValueError(
+            f"start.epochs: {type(model).__name__} has a start of its own; right would be start.epochs = 0"
+        )
+
+
+def _check_gate(config: Config, built: Built, federation: Federation) -> None:
+    """A gate reads what the experts read: inputs are made once."""
+    gate: Built = config.section("gate").build(("one", "two"), 0)
+    one, other = (b.encode(federation.inputs[:1]) for b in (built, gate))
+    if one.shape != other.shape or not one.equal(other):
+        raise ValueError(
+            f'gate.name = "{config.values["gate"]["name"]}" is shown inputs {list(other.shape)} that are not those of '
+            f'the experts, {list(one.shape)}; right would be "{config.values["model"]["name"]}" with the same inputs'
+        )
+
+
+def build(config: Config, private: Path, split: Path | None = None) -> tuple[Job, Sites]:
+    """The job and the clients of an experiment; their private states lie in the folder `private`.
+
+    The data are split as the file `split` says, if there is one by now.
+    """
+    return assembled(config, split_as(config, split)[0] if split and split.exists() else loaded(config), private)
+
+
+@contextmanager
+def opened(
+    config: Config, private: Path, split: Path | None = None, changed_data: bool = False
+) -> Iterator[tuple[Job, Engine, Federation]]:
+    """The job of an experiment, the engine that its [engine] names, as long as it is needed, and the data.
+
+    With a `split`, the data as it has them; ValueError if they changed since, unless that is allowed.
+    """
+    federation = _unchanged(config, split, changed_data) if split else loaded(config)
+    job, sites = assembled(config, federation, private)
+    home = private.absolute()
+    recipe = {"config": config.toml(), "private": str(home), "split": str(home.with_name("split.json"))}
+    with config.section("engine").open(job, sites, recipe) as engine:
+        yield job, engine, federation
+
+
+def loaded(config: Config) -> Federation:
+    """An experiment's data, as its source has them now."""
+    found: Federation = config.section("data").load(config.values["run"]["seed"])
+    return found
+
+
+def split_as(config: Config, split: Path) -> tuple[Federation, str]:
+    """An experiment's data, with all that is known in its part of a split; what changed since it was written, or "".
+
+    A source that does not know its examples one by one is taken as it is.
+    """
+    given, source, seed = manifest.load(split), config.section("data"), config.values["run"]["seed"]
+    if hasattr(source, "again"):
+        found: Federation = source.again(given, seed)
+        return found, kept.said(found.changed)
+    found = source.load(seed)
+    return found, manifest.difference(given, found.inputs, found.labels, found.classes, found.files)
+
+
+def _unchanged(config: Config, split: Path, changed_data: bool) -> Federation:
+    federation, what = split_as(config, split)
+    if what and not changed_data:
+        raise ValueError(
+            f"the data are not those of {split}. {what}. Right would be to put them back, or another run; or go on by "
+            "`fedexperts resume RUN --changed-data`: what is known stays in its part, and the run's log and report say "
+            "what changed"
+        )
+    return federation
+
+
+def check_data(config: Config, split: Path) -> None:
+    """ValueError if an experiment's data changed since a split, from another seed perhaps, was written."""
+    if hasattr(config.section("data"), "again"):
+        _unchanged(config, split, changed_data=False)
+
+
+def assembled(config: Config, federation: Federation, private: Path) -> tuple[Job, Sites]:
+    """The job and the clients of an experiment with these data."""
+    run: RunSettings = config.section("run")
+    learning: Learning = config.section("learning")
+    torch.set_num_threads(run.threads)
+    built, _, method = _fitted(config, federation)
+    inputs = _inputs(federation.inputs, built, learning.views, run.seed)
+
+    def examples(*index: Tensor) -> Examples:
+        places = torch.cat(index) if index else torch.empty(0, dtype=torch.int64)
+        return Examples(inputs[places], federation.labels[places])
+
+    def client(name: str, own: Parts) -> Client:
+        changed: Facts = {**federation.changed[name].counts()} if name in federation.changed else {}
+        return Client(name, examples(own.train), examples(own.valid), examples(own.test), Private(private), changed)
+
+    sites = {name: client(name, own) for name, own in federation.parts.items()}
+    exam = {part: examples(*(getattr(own, part) for own in federation.parts.values())) for part in ("valid", "test")}
+    reserve = examples(federation.reserve)
+    model = _mixed(config, _started(config, built.model, reserve))
+    return Job(method, model, learning, run.rounds, run.seed, reserve, exam, config.section("guard")), sites
+
+
+def _inputs(given: Any, built: Built, views: int, seed: int) -> Tensor:
+    """What a model is shown of images or texts, [N, V, ...]; an encoder without a key is cheap, and nothing is kept."""
+    if not len(given):  # a server without a reserve set
+        return torch.empty(0, 1)
+    if built.key:
+        return features(given, built.encode, built.key, machine.cache_folder(), views, seed)
+    if views > 1:
+        raise ValueError(f"learning.views is {views}: it must be 1 for this model, which sees every example as it is")
+    return built.encode(given)[:, None]
+
+
+def _started(config: Config, model: Model, reserve: Examples) -> Model:
+    """The model with the common start that the reserve set taught it; itself, where nothing is asked."""
+    settings: StartSettings = config.section("start")
+    if not settings.epochs:
+        return model
+    seed: int = config.values["run"]["seed"]
+    learning = Learning(settings.epochs, settings.batch, optimizer="adam", rate=settings.rate)
+    trained = taught(model, model.initial, reserve, learning, rng(seed, "common start"))
+    begun: Model = model.starting(trained)  # type: ignore[attr-defined]  # `_check_start` saw to it
+    return begun
+
+
+def simulated(about: Mapping[str, str], client: str) -> tuple[Job, Client]:
+    """In a process of a simulation: the job, and the client of this name; built once for as many orders as come."""
+    job, sites = _built_once(about["config"], about["private"], about["split"])
+    return job, sites[client]
+
+
+@lru_cache(maxsize=2)
+def _built_once(text: str, private: str, split: str) -> tuple[Job, Sites]:
+    return build(parse(text, "an order"), Path(private), Path(split))

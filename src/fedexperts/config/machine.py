@@ -1,0 +1,128 @@
+"""The machine: its device, cores, folders and environment variables, and rooms that need a package not always there.
+
+Only this room chooses or reads them. It does not know how an experiment is built.
+"""
+
+import importlib
+import os
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..data import Federation
+from ..method import Method
+from .checking import ConfigError
+from .reading import Config
+
+
+def device(config: Config) -> torch.device:
+    """Where an experiment's models compute on this machine; ConfigError if what run.device asks for is not here."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    asked: str = config.values["run"]["device"]
+    if asked == "auto":
+        asked = next(name for name, here in there.items() if here)
+    if not there[asked]:
+        right = " or ".join(name for name, here in there.items() if here)
+        raise ConfigError(f'run.device = "{asked}": torch {torch.__version__} finds none here; right would be {right}')
+    return torch.device(asked)
+
+
+def repeatable(place: torch.device) -> None:
+    """Equal settings, equal bits: of a GPU's convolutions take those that add in a fixed order, and in fp32."""
+    if place.type == "cuda":
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def cache_folder() -> Path:
+    """Where image features are kept: FEDEXPERTS_CACHE, or the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedexperts"
+    return Path(os.environ.get("FEDEXPERTS_CACHE") or default)
+
+
+def about(config: Config, federation: Federation) -> dict[str, Any]:
+    """What a run writes down of its data, of its method for reports, and of the machine: all beside its config."""
+    simulated = only_simulated(config)
+    found = {
+        "fedexperts": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "device": _called(device(config)),
+        "classes": list(federation.classes),
+        "side": federation.side,
+        "commonest": federation.commonest(),
+        "declared": asdict(config.section("method").declares()),
+    }
+    return found | ({"simulated": simulated} if simulated else {})
+
+
+def only_simulated(config: Config) -> str:
+    """What of an experiment would protect clients if they were deployed, and is drawn from the seed as they are not."""
+    method: Method = config.section("method")
+    return "" if config.values["engine"]["name"] == "flower" else method.simulated
+
+
+def _called(place: torch.device) -> str:
+    """A device in words."""
+    return f"cuda ({torch.cuda.get_device_name(place)})" if place.type == "cuda" else place.type
+
+
+_SILENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "WANDB_ERROR_REPORTING": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's default from its next version on
+}
+_BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # else minutes, each time
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """What Flower's programs are started with: their files in `home`, nothing installed, nobody called, short waits."""
+    own = {"FLWR_HOME": str(home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
+    own |= {"FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, **_SILENT, **own, "PATH": programs}
+
+
+def flower_room() -> ModuleType:
+    """The room that knows Flower, silent towards the outside; ConfigError, with what to type, if Flower is missing."""
+    return _needing_flower("fedexperts.flower")
+
+
+def deploy_room() -> ModuleType:
+    """The room that starts Flower's programs, likewise."""
+    return _needing_flower("fedexperts.deploy.processes")
+
+
+def _needing_flower(room: str) -> ModuleType:
+    os.environ |= _SILENT
+    try:
+        return importlib.import_module(room)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"[engine] needs Flower ({error}); type: pip install 'fedexperts[flower]', or take the engine inprocess"
+        ) from None
+
+
+def tracker_room(kind: str) -> ModuleType:
+    """The room that knows a tracker, likewise: "tensorboard", "mlflow" or "wandb"."""
+    os.environ |= _SILENT
+    os.environ |= {name: value for name, value in _BRIEF.items() if name not in os.environ}
+    try:
+        return importlib.import_module(f"fedexperts.track.{kind}")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--{kind} needs a package ({error}); type: pip install 'fedexperts[{kind}]'") from None

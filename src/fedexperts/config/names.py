@@ -1,0 +1,46 @@
+"""Which sections a config has, and what each can name. This room imports none of what it names, and reads no config."""
+
+from collections.abc import Mapping
+
+from ..data import DATA
+from ..methods import METHODS
+from ..models import MODELS
+from ..named import Named
+
+ENGINES = Named(
+    "fedexperts.config",
+    {
+        "inprocess": "engines:InProcessSettings",
+        "flower-simulation": "engines:FlowerSimulationSettings",
+        "flower": "engines:FlowerSettings",
+    },
+)
+NAMED: dict[str, Mapping[str, type]] = {
+    "data": DATA,
+    "model": MODELS,
+    "method": METHODS,
+    "engine": ENGINES,
+    "gate": MODELS,
+}
+PLAIN = Named(
+    "fedexperts",
+    {
+        "learning": "learn:Learning",
+        "run": "config.settings:RunSettings",
+        "start": "config.settings:StartSettings",
+        "mixture": "config.settings:MixtureSettings",
+        "guard": "admission:Guard",
+    },
+)
+SECTIONS = (*NAMED, *PLAIN)
+OPTIONAL = {"gate", "mixture"}  # sections without which there is no mixture, or a gate like its experts
+PLACES = tuple(  # keys that may name a file or folder
+    [("data", key) for key in ("path", "root", "split")]
+    + [(section, key) for section in ("model", "gate") for key in ("clip", "model")]
+)
+DEFAULT_NAMES = {"engine": "inprocess"}
+
+
+def known(kind: str) -> Mapping[str, type]:
+    """The classes that a section can name: kind is "data", "model", "method", "engine" or "gate"."""
+    return NAMED[kind]
