@@ -27,10 +27,10 @@ from pathlib import Path
 import torch
 
 from fedexperts import config as door
-from fedexperts.data import Federation, Parts
+from fedexperts.data.federation import Federation, Parts
 from fedexperts.loop import run
 from fedexperts.message import decode_order, decode_reply, encode
-from fedexperts.models import Built
+from fedexperts.models.built import Built
 from fedexperts.rundir import RunDir
 
 HERE = Path(__file__).parent

@@ -43,9 +43,10 @@ from fedexperts.learn import Examples, Learning, Local, fit
 from fedexperts.loop import run
 from fedexperts.methods.pfedmoap import PFedMoAP
 from fedexperts.metrics import by_round, score
-from fedexperts.models import Network, computing_on, seeded
+from fedexperts.models.built import computing_on
 from fedexperts.models.clip import Clip, PromptedClip
 from fedexperts.models.huggingface import parts
+from fedexperts.models.network import Network, seeded
 from fedexperts.models.vision import compact_cnn, leaf_cnn
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import mean, on, pack, rng, stack, unbind

@@ -25,8 +25,8 @@ from torch.nn.functional import cross_entropy
 
 from fedexperts import config as door
 from fedexperts.config import Config
-from fedexperts.data import Federation
 from fedexperts.data.digits import DigitsScanners
+from fedexperts.data.federation import Federation
 from fedexperts.learn import Examples, Local
 from fedexperts.predict import Predictor
 from fedexperts.tensors import mean, named, rng, under

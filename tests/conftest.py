@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from fedexperts.client import Job
 from fedexperts.config import Config, build, opened, resolve
-from fedexperts.data import Federation, Parts
+from fedexperts.data.federation import Federation, Parts
 from fedexperts.data.sets import SETS
 from fedexperts.disk import read_checked, write_checked
 from fedexperts.engine import Engine, InProcess
@@ -28,7 +28,7 @@ from fedexperts.learn import Examples, Learning
 from fedexperts.loop import run
 from fedexperts.message import Order, Reply, decode_order, decode_reply, encode
 from fedexperts.method import Given, Model
-from fedexperts.models import Built
+from fedexperts.models.built import Built
 from fedexperts.models.network import Network, seeded
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import Tensors, pack, rng, write

@@ -22,9 +22,10 @@ from torch.nn import functional
 from torch.testing import assert_close
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
-from fedexperts.models import PromptedClipSettings, openai
+from fedexperts.models import openai
 from fedexperts.models.clip import Clip, PromptedClip, encode, words
 from fedexperts.models.huggingface import load_clip
+from fedexperts.models.prompted import PromptedClipSettings
 
 NAMES = ("cat", "be", "horse")
 TEMPLATE = "a photo of a"

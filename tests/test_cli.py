@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from fedexperts import config as door
 from fedexperts.cli import app
 from fedexperts.cli.terminal import answer_signals
 
@@ -75,6 +76,28 @@ def test_everything_listed_comes_with_a_line_of_meaning(what):
     lines = call("ls", what).output.strip().splitlines()
     assert len(lines) >= 2
     assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_names_are_listed_and_help_is_given_without_waiting_for_torch():
+    commands = (["--help"], *(["ls", what] for what in ("configs", "methods", "models", "data", "nonsense")))
+    program = f"""
+import sys
+from typer.testing import CliRunner
+from fedexperts.cli import app
+for command in {commands!r}:
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == ("nonsense" in command), (command, done.output, done.exception)
+    assert "torch" not in sys.modules, command
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_what_is_listed_of_a_class_is_what_it_says_itself():
+    for kind in ("method", "model", "data", "engine"):
+        named = door.known(kind)
+        assert {name: named.meaning(name) for name in named} == {
+            name: (each.__doc__ or "").split("\n")[0] for name, each in named.items()
+        }
 
 
 def test_check_prints_the_split_and_trains_nothing(tmp_path, monkeypatch):

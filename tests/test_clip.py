@@ -22,10 +22,11 @@ from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from fedexperts.method import Model, PromptModel
-from fedexperts.models import MODELS, LinearProbeSettings, PromptedClipSettings
+from fedexperts.models import MODELS
 from fedexperts.models import clip as clip_room
 from fedexperts.models.clip import Clip, LinearProbe, PromptedClip, encode, pack, words
 from fedexperts.models.huggingface import load_clip
+from fedexperts.models.prompted import LinearProbeSettings, PromptedClipSettings
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NAMES = ("a", "be", "cat", "bird", "horse", "bee", "bear", "beast", "b", "c_a_t", "tiger 7")  # 1 to 6 tokens

@@ -17,8 +17,18 @@ from pydantic import TypeAdapter, ValidationError
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from fedexperts.data import DATA, DigitsPathological, DigitsScanners, Federation, Parts, Source
-from fedexperts.data.digits import CLASSES, SCANNERS, digits, faint, inverted, slanted
+from fedexperts.data import DATA
+from fedexperts.data.digits import (
+    CLASSES,
+    SCANNERS,
+    DigitsPathological,
+    DigitsScanners,
+    digits,
+    faint,
+    inverted,
+    slanted,
+)
+from fedexperts.data.federation import Federation, Parts, Source
 from fedexperts.data.split import apportion, cut, deal, dirichlet, few, pathological, reserve, shares
 from fedexperts.tensors import rng
 

@@ -11,7 +11,8 @@ from far import FAR, Device
 from fedexperts import config as door
 from fedexperts.config import Config, ConfigError, machine
 from fedexperts.method import device, step
-from fedexperts.models import TransformerSettings, computing_on
+from fedexperts.models.built import computing_on
+from fedexperts.models.sequence import TransformerSettings
 from fedexperts.tensors import CPU
 
 PROMPTED = ("nearest", "random", "averaged", "clipped", "linear")

@@ -49,7 +49,7 @@ from fedexperts.loop import NobodyLeftError, evaluate
 from fedexperts.message import Order, Reply
 from fedexperts.method import Method, Model, Sent, Upload
 from fedexperts.methods.fedavg import FedAvg
-from fedexperts.models import Built
+from fedexperts.models.built import Built
 from fedexperts.models.network import Network, seeded
 from fedexperts.private import Private
 from fedexperts.rundir import RunDir

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedexperts.data import features
-from fedexperts.data.features import BATCH
+from fedexperts.data.features import BATCH, features
 
 IMAGES = (torch.arange(3 * 3 * 8 * 8) * 37 % 251).to(torch.uint8).view(3, 3, 8, 8)
 
@@ -188,7 +187,7 @@ TWO = """
 import sys, time
 from pathlib import Path
 import torch
-from fedexperts.data import features
+from fedexperts.data.features import features
 
 cache, mine, other = (Path(word) for word in sys.argv[1:])
 

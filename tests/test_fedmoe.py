@@ -29,9 +29,9 @@ from fedexperts.engine import Engine
 from fedexperts.learn import Examples, Learning, Local
 from fedexperts.message import Order, Reply, encode
 from fedexperts.method import Given, Model, Upload
-from fedexperts.methods import FedAvg
+from fedexperts.methods.fedavg import FedAvg
 from fedexperts.methods.fedmoe import FedMoE, _clusters
-from fedexperts.models import Mixture
+from fedexperts.models.mixture import Mixture
 from fedexperts.tensors import Tensors, count, rng, shapes, size, under
 
 MOE = {name: case for name, case in CASES.items() if case.method["name"] == "fedmoe"}

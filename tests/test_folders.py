@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fedexperts.data import Federation, ImageFolders
+from fedexperts.data.federation import Federation
+from fedexperts.data.folders import ImageFolders
 from fedexperts.data.manifest import load as manifest
 from fedexperts.data.own import words
 

@@ -28,7 +28,7 @@ from fedexperts.engine import Engine
 from fedexperts.learn import Examples, Learning
 from fedexperts.message import Order, Reply
 from fedexperts.method import taught
-from fedexperts.models import Built
+from fedexperts.models.built import Built
 from fedexperts.predict import Predictor
 from fedexperts.rundir import RunDir
 from fedexperts.study import once

@@ -12,7 +12,9 @@ from papersets import EACH, GROUPS, NAMES, OUT, SENTIMENT, WORDS, png, sight
 from PIL import Image
 
 from fedexperts.config import ConfigError, parse
-from fedexperts.data import Federation, Hub, split
+from fedexperts.data import split
+from fedexperts.data.federation import Federation
+from fedexperts.data.hub import Hub
 from fedexperts.data.sets import OFFICE, SETS
 from fedexperts.tensors import rng
 

@@ -16,9 +16,11 @@ from fedexperts import config as door
 from fedexperts import report, study
 from fedexperts.cli import app
 from fedexperts.client import Client
-from fedexperts.data import Federation, ImageFolders, Table
+from fedexperts.data.federation import Federation
+from fedexperts.data.folders import ImageFolders
 from fedexperts.data.manifest import Manifest, sealed
 from fedexperts.data.manifest import load as manifest
+from fedexperts.data.table import Table
 from fedexperts.deploy.folder import Deployment, SiteFolder
 from fedexperts.deploy.site import _here
 from fedexperts.metrics import changes

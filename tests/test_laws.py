@@ -26,7 +26,7 @@ from conftest import (
 
 from fedexperts.admission import Guard
 from fedexperts.config.settings import MixtureSettings, StartSettings
-from fedexperts.data import DigitsScanners
+from fedexperts.data.digits import DigitsScanners
 from fedexperts.learn import Learning, Local
 from fedexperts.loop import Schedule, sample
 from fedexperts.message import Reply, encode

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from fedexperts.learn import Examples, Learning, Local, fit, predict
 from fedexperts.method import Upload
-from fedexperts.methods import FedAvg
+from fedexperts.methods.fedavg import FedAvg
 from fedexperts.tensors import Tensors, rng
 
 CLASSES, WIDTH = 3, 4

@@ -16,7 +16,8 @@ from fedexperts.client import answer
 from fedexperts.learn import Local
 from fedexperts.message import Order
 from fedexperts.method import Normal, Sent, Upload
-from fedexperts.methods import Alone, FedAvg, PFedMoAP
+from fedexperts.methods.fedavg import Alone, FedAvg
+from fedexperts.methods.pfedmoap import PFedMoAP
 from fedexperts.models.clip import LinearProbe
 from fedexperts.tensors import Tensors, named, rng, under
 

@@ -15,9 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from fedexperts.config import build, resolve
-from fedexperts.data import Federation, Reviews
-from fedexperts.data.reviews import CLASSES, THINGS, WORDS
-from fedexperts.models import Built
+from fedexperts.data.federation import Federation
+from fedexperts.data.reviews import CLASSES, THINGS, WORDS, Reviews
+from fedexperts.models.built import Built
 
 
 @pytest.fixture(scope="module")

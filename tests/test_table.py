@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fedexperts.data import Federation, Table, table
+from fedexperts.data import table
+from fedexperts.data.federation import Federation
+from fedexperts.data.table import Table
 
 SHOPS = [
     (f"{word} soup, {label} in {shop}", label, shop)

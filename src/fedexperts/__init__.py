@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .loop import NobodyLeftError
     from .method import Figure, Finished, Given, Method, Model, Sent, Upload
     from .metrics import Score
-    from .models import Built, Network, seeded
+    from .models.built import Built
+    from .models.network import Network, seeded
     from .study import once
 
 _ROOMS = {
@@ -30,7 +31,8 @@ _ROOMS = {
     "learn": ("Local",),
     "method": ("Figure", "Finished", "Given", "Method", "Model", "Sent", "Upload"),
     "metrics": ("Score",),
-    "models": ("Built", "Network", "seeded"),
+    "models.built": ("Built",),
+    "models.network": ("Network", "seeded"),
     "study": ("once",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}

@@ -25,7 +25,7 @@ from .data.own import words
 from .data.table import Table
 from .learn import Examples, Local
 from .method import Chosen, Method, Model
-from .models import Built
+from .models.built import Built
 from .private import Private
 from .report.collect import runs
 from .rundir import RunDir

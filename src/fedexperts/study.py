@@ -27,7 +27,7 @@ from typing import Any
 from . import config as door
 from . import track
 from .config import Config, ConfigError
-from .data import Federation
+from .data.federation import Federation
 from .data.manifest import sealed
 from .disk import making, read_checked, sweep, write_checked
 from .loop import NobodyLeftError, run

@@ -12,7 +12,7 @@ from rich.table import Table
 from .terminal import OneConfig, Settings, errors, out
 
 if TYPE_CHECKING:
-    from ..data import Federation
+    from ..data.federation import Federation
 
 SERVER = "(the server)"
 FEW = 12  # classes that have a column each
@@ -28,7 +28,8 @@ def ls(what: Annotated[str, typer.Argument(metavar="configs|methods|models|data"
         if what == "configs":
             rows = [(str(path), about) for path, about in door.shipped()]
         elif what in kinds:
-            rows = [(name, (kind.__doc__ or "").split("\n")[0]) for name, kind in door.known(kinds[what]).items()]
+            named = door.known(kinds[what])
+            rows = [(name, named.meaning(name)) for name in named]
         else:
             raise ValueError(f"ls {what}: right would be one of configs, methods, models, data")
         width = max(len(name) for name, _ in rows)

@@ -89,16 +89,23 @@ def to_go_on(line: str) -> Iterator[None]:
 @contextmanager
 def errors() -> Iterator[None]:
     """A clear line instead of a traceback, for what is the user's to mend."""
-    from ..config import ConfigError
-    from ..loop import NobodyLeftError
-
     try:
         with stopped("Stopped."):
             yield
-    except (ValueError, OSError, NobodyLeftError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _nobody_left(error):
+            raise
+        from ..config import ConfigError
+
         kind = "Config" if isinstance(error, ConfigError) else "Error"
         err.print(f"[red]{kind}:[/] {escape(_words(error))}", soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+
+
+def _nobody_left(error: RuntimeError) -> bool:
+    from ..loop import NobodyLeftError  # brings torch: not before there is such an error
+
+    return isinstance(error, NobodyLeftError)
 
 
 def _words(error: Exception) -> str:

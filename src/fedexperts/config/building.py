@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from ..client import Client, Job
-from ..data import Federation, Parts, features, kept, manifest
+from ..data import kept, manifest
+from ..data.features import features
+from ..data.federation import Federation, Parts
 from ..engine import Engine
 from ..learn import Examples, Learning
 from ..method import Facts, Method, Model, needs_reserve, taught
-from ..models import Built, Mixture, computing_on
+from ..models.built import Built, computing_on
+from ..models.mixture import Mixture
 from ..private import Private
 from ..tensors import rng
 from . import machine

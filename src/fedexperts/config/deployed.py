@@ -13,7 +13,8 @@ from typing import Any
 import tomlkit
 
 from ..client import Client, Job
-from ..data import Federation, manifest
+from ..data import manifest
+from ..data.federation import Federation
 from ..tensors import write
 from .building import assembled, loaded, split_as
 from .names import PLACES

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..data import Federation
+from ..data.federation import Federation
 from ..method import Method
 from .checking import ConfigError
 from .reading import Config

@@ -1,7 +1,5 @@
 """Which sections a config has, and what each can name. This room imports none of what it names, and reads no config."""
 
-from collections.abc import Mapping
-
 from ..data import DATA
 from ..methods import METHODS
 from ..models import MODELS
@@ -15,7 +13,7 @@ ENGINES = Named(
         "flower": "engines:FlowerSettings",
     },
 )
-NAMED: dict[str, Mapping[str, type]] = {
+NAMED: dict[str, Named] = {
     "data": DATA,
     "model": MODELS,
     "method": METHODS,
@@ -41,6 +39,6 @@ PLACES = tuple(  # keys that may name a file or folder
 DEFAULT_NAMES = {"engine": "inprocess"}
 
 
-def known(kind: str) -> Mapping[str, type]:
+def known(kind: str) -> Named:
     """The classes that a section can name: kind is "data", "model", "method", "engine" or "gate"."""
     return NAMED[kind]

@@ -1,19 +1,17 @@
-"""The methods, by the name that a config gives them."""
+"""The methods, by the name that a config gives them. This room imports none of them."""
 
-from ..method import Method
-from .central import Central, FineTuned
-from .fedavg import Alone, FedAvg
-from .fedjets import FedJETs
-from .fedmoe import FedMoE, FedMoEStrong
-from .pfedmoap import PFedMoAP
+from ..named import Named
 
-METHODS: dict[str, type[Method]] = {
-    "alone": Alone,
-    "central": Central,
-    "fedavg": FedAvg,
-    "fedavg-tuned": FineTuned,
-    "fedjets": FedJETs,
-    "fedmoe": FedMoE,
-    "fedmoe-strong": FedMoEStrong,
-    "pfedmoap": PFedMoAP,
-}
+METHODS = Named(
+    __name__,
+    {
+        "alone": "fedavg:Alone",
+        "central": "central:Central",
+        "fedavg": "fedavg:FedAvg",
+        "fedavg-tuned": "central:FineTuned",
+        "fedjets": "fedjets:FedJETs",
+        "fedmoe": "fedmoe:FedMoE",
+        "fedmoe-strong": "fedmoe:FedMoEStrong",
+        "pfedmoap": "pfedmoap:PFedMoAP",
+    },
+)

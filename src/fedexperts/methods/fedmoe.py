@@ -350,13 +350,13 @@ STRONG: dict[str, Any] = {
     "warmup": 60,
 }
 _HINTS = get_type_hints(FedMoE, include_extras=True)  # what a field means and may be stays as it is
-FedMoEStrong: type[FedMoE] = make_dataclass(
-    "FedMoEStrong",
-    [(name, _HINTS[name], value) for name, value in STRONG.items()],
-    bases=(FedMoE,),
-    frozen=True,
-    namespace={"__doc__": "Fed-MoE in strength: the same method, with the levers that gained (docs/deviations.md)."},
+_Strong: Any = make_dataclass(
+    "_Strong", [(name, _HINTS[name], value) for name, value in STRONG.items()], bases=(FedMoE,), frozen=True
 )
+
+
+class FedMoEStrong(_Strong):  # type: ignore[misc]  # a class of fields known only when they are made
+    """Fed-MoE in strength: the same method, with the levers that gained (docs/deviations.md)."""
 
 
 def _names(server: Tensors, prefix: str) -> list[str]:

@@ -1,0 +1,99 @@
+"""A frozen CLIP under a learned prompt or a linear classifier, by their settings.
+
+Importing this room does not import transformers; building a model does. It knows no checkpoint's format.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..method import Model
+from ..tensors import rng
+from .built import Built
+from .clip import Clip, LinearProbe, PromptedClip, encode, words
+
+SPREAD = 0.02  # standard deviation of a random context, about that of a CLIP's word embeddings
+
+Name = Annotated[
+    str,
+    Field(
+        description='CLIP, RN50 or SigLIP: "tinyclip" (ours), a local folder, a hub name downloaded before, or RN50.pt'
+    ),
+]
+Precision = Annotated[
+    Literal["fp32", "bf16"], Field(description="type of the frozen weights; what is trained and what comes out is fp32")
+]
+
+
+@dataclass(frozen=True)
+class PromptedClipSettings:
+    """A frozen CLIP whose class names stand behind a learned context (CoOp, PromptFL, pFedMoAP)."""
+
+    clip: Name = "tinyclip"
+    precision: Precision = "fp32"
+    context: Annotated[int, Field(ge=1, description="learned context vectors, in tokens")] = 16
+    init: Annotated[
+        Literal["random", "words"], Field(description=f"the context starts as normal(0, {SPREAD}) or as `words`")
+    ] = "random"
+    words: Annotated[
+        str, Field(description='text of exactly `context` tokens, with which the context starts if init is "words"')
+    ] = "a photo of a"
+
+    def at_hand(self) -> None:
+        """ValueError, with what to type, if the CLIP is not on this machine."""
+        _find(self.clip)
+
+    def build(self, classes: tuple[str, ...], seed: int) -> Built:
+        """ValueError if the CLIP cannot be loaded, a prompt is too long, or `words` are not `context` tokens."""
+        clip = _load(self.clip, self.precision)
+        return _built(PromptedClip(clip, classes, self._start(clip, seed)), clip, self.clip)
+
+    def _start(self, clip: Clip, seed: int) -> Tensor:
+        if self.init == "random":
+            return SPREAD * torch.randn(self.context, clip.positions.shape[1], generator=rng(seed, "context"))
+        start_lW = words(clip, self.words)
+        if len(start_lW) != self.context:
+            raise ValueError(
+                f"the words {self.words!r} are {len(start_lW)} tokens and context is {self.context}: "
+                f"set context to {len(start_lW)}, or choose words of {self.context} tokens"
+            )
+        return start_lW
+
+
+@dataclass(frozen=True)
+class LinearProbeSettings:
+    """A linear classifier on a frozen CLIP's image features."""
+
+    clip: Name = "tinyclip"
+    precision: Precision = "fp32"
+
+    def at_hand(self) -> None:
+        """ValueError, with what to type, if the CLIP is not on this machine."""
+        _find(self.clip)
+
+    def build(self, classes: tuple[str, ...], seed: int) -> Built:
+        """ValueError if the CLIP cannot be loaded. It starts at zero, whatever the seed."""
+        clip = _load(self.clip, self.precision)
+        return _built(LinearProbe(classes, clip.width, clip.scale), clip, self.clip)
+
+
+def _find(name: str) -> None:
+    from .huggingface import find_clip  # as below
+
+    find_clip(name)
+
+
+def _load(name: str, precision: str) -> Clip:
+    from .huggingface import load_clip  # takes seconds to import: not before a model is built
+
+    return load_clip(name, torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def _built(model: Model, clip: Clip, name: str) -> Built:
+    where = Path(name).name if Path(name).expanduser().is_dir() else name
+    return Built(model, partial(encode, clip), clip.key, recipe=clip.recipe.format(where))
