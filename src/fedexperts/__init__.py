@@ -11,7 +11,7 @@ The names below are imported when they are first used, so that the command line 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from .config import Config, ConfigError, build, load, opened
