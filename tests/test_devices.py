@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CASES, carry_out, digits, left_behind, server, tiny
+from conftest import CASES, carry_out, digits, server, tiny
 from far import FAR, Device
 
 from fedexperts import config as door
@@ -42,7 +42,7 @@ def test_models_on_another_device_learn_the_same(
     for name, value in server(there).items():
         assert value.device == CPU
         torch.testing.assert_close(value, server(here)[name], rtol=1e-3, atol=1e-5)
-    for one, other in zip(left_behind(here)["clients.jsonl"], left_behind(there)["clients.jsonl"], strict=True):
+    for one, other in zip(here.rows("clients.jsonl"), there.rows("clients.jsonl"), strict=True):
         assert abs(one["test_correct"] - other["test_correct"]) <= 1  # sums round differently in other kernels
 
 
