@@ -43,8 +43,8 @@ def simulated() -> Iterator[Callable[[Config, Path], RunDir]]:
 
         def carry_out(config: Config, path: Path) -> RunDir:
             folder = open_run(config, path)
-            about = {key: str(path / name) for key, name in (("private", "private"), ("split", "split.json"))}
-            about["config"] = config.toml()
+            places = {"private": str(path / "private"), "split": str(path / "split.json")}
+            about = {"config": config.toml(), **places}
             job, sites = door.build(config, path / "private")
             named = dict(zip(sorted(sites), nodes.values(), strict=True))
             engine = flower.Flower(grid, sorted(sites), lambda: named, about, 120.0, alive)
