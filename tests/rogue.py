@@ -37,7 +37,7 @@ def spoilt(here: Callable[[str], Any], data: bytes) -> tuple[bytes, str]:
     lies: dict[int, bytes] = {
         1: saying(context[:1]),
         2: saying(context * float("nan")),
-        3: saying(torch.zeros(10 * 2**20)),
+        3: saying(torch.zeros(3 * 2**17)),  # 1.5 MiB: the gateway passes it on, and the server has not asked for it
         4: b"\x80\x04\x95garbage",
     }
     return lies.get(order.round, honest), f"{what}, and lied" if order.round in lies else what

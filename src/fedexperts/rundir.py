@@ -186,6 +186,9 @@ class RunDir:
         except OSError:
             shutil.rmtree(part, ignore_errors=True)  # on a full disk, what is half written is in the way
             raise
+        self._forget_old()
+
+    def _forget_old(self) -> None:
         for old in self._checkpoints()[:-_KEPT]:
             remove(old)
 
@@ -197,6 +200,7 @@ class RunDir:
         sweep(list(self.path.rglob(".*.part")))
         self.check()
         self._cut()
+        self._forget_old()  # whoever was killed in time had still to do it
         return self.look()
 
     def look(self) -> tuple[int, Tensors] | None:
