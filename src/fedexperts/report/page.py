@@ -6,7 +6,7 @@ What it says is said by claims.py and tables.py; this room only sets it.
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from .. import __version__
 from ..metrics import changes, mean_sd, refusals
 from ..tensors import write as write_whole
 from .claims import headline, shown
-from .collect import Experiment
+from .collect import Experiment, Run
 from .figures import draw
 from .ink import Picture
 from .tables import tables
@@ -122,33 +122,38 @@ def _clients(experiments: Sequence[Experiment]) -> list[str]:
 
 
 def _refused(experiments: Sequence[Experiment]) -> list[str]:
-    runs = [(e.name, seed, run) for e in experiments for seed, run in e.runs.items()]
-    rows = [[name, seed, *refusal] for name, seed, run in runs for refusal in refusals(run.rounds)]
-    if not rows:
-        return []
-    head = ["experiment", "seed", "round", "client", "why"]
-    return ["<h2>Refused uploads</h2>", _grid(head, rows, "words")]
+    head = ("round", "client", "why")
+    return _noted(experiments, "Refused uploads", "", head, lambda run: refusals(run.rounds))
 
 
 def _changed(experiments: Sequence[Experiment]) -> list[str]:
-    runs = [(e.name, seed, run) for e in experiments for seed, run in e.runs.items()]
-    rows = [[name, seed, *change] for name, seed, run in runs for change in changes(run.clients)]
-    if not rows:
-        return []
-    head = ["experiment", "seed", "from round", "client", "examples"]
-    says = "<p>Against the split that was written at first; what was known stayed in its part.</p>"
-    return ["<h2>Data that changed</h2>", says, _grid(head, rows, "words")]
+    says = "Against the split that was written at first; what was known stayed in its part."
+    head = ("from round", "client", "examples")
+    return _noted(experiments, "Data that changed", says, head, lambda run: changes(run.clients))
 
 
 def _forgotten(experiments: Sequence[Experiment]) -> list[str]:
-    rows = [
-        [e.name, seed, row["round"], row["forgot"]]
-        for e in experiments for seed, run in e.runs.items() for row in run.events if "forgot" in row
-    ]  # fmt: skip
+    says = "They were lost, and the run was told to go on without them: these clients began afresh."
+
+    def forgot(run: Run) -> list[tuple[Any, ...]]:
+        return [(row["round"], row["forgot"]) for row in run.events if "forgot" in row]
+
+    return _noted(experiments, "Private states gone without", says, ("after round", "client"), forgot)
+
+
+def _noted(
+    experiments: Sequence[Experiment],
+    title: str,
+    says: str,
+    head: Sequence[str],
+    found: Callable[[Run], Iterable[Sequence[Any]]],
+) -> list[str]:
+    """What was noted of runs, a row each; nothing where there is nothing."""
+    runs = [(e.name, seed, run) for e in experiments for seed, run in e.runs.items()]
+    rows = [[name, seed, *row] for name, seed, run in runs for row in found(run)]
     if not rows:
         return []
-    says = "<p>They were lost, and the run was told to go on without them: these clients began afresh.</p>"
-    return ["<h2>Private states gone without</h2>", says, _grid(["experiment", "seed", "after round", "client"], rows)]
+    return [f"<h2>{title}</h2>", f"<p>{says}</p>" if says else "", _grid(["experiment", "seed", *head], rows, "words")]
 
 
 def _settings(experiments: Sequence[Experiment]) -> list[str]:
