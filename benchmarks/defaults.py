@@ -1,11 +1,13 @@
-"""What the paper leaves open: each choice against the default, on validation data of digits-scanners.
+"""What the paper leaves open: each choice against the default, on validation data of
+digits-scanners.
 
-    python benchmarks/defaults.py            about 15 minutes on two cores; goes on where it was stopped
-    python benchmarks/defaults.py --print    the table alone
+    python benchmarks/defaults.py            about 15 minutes on two cores; goes on where it was
+    stopped python benchmarks/defaults.py --print    the table alone
 
-12 rounds, K = 4, rates 0.1 (prompt) and 0.15 (gate); mean over clients of local accuracy after the last round, mean
-over seeds, and its difference to the defaults on validation data, paired by seed, with its 95 % interval. Defaults are
-chosen by the validation columns; the test column is there to be read.
+12 rounds, K = 4, rates 0.1 (prompt) and 0.15 (gate); mean over clients of local accuracy after the
+last round, mean over seeds, and its difference to the defaults on validation data, paired by seed,
+with its 95 % interval. Defaults are chosen by the validation columns; the test column is there to
+be read.
 """
 
 from pathlib import Path
@@ -47,10 +49,13 @@ CHOICES = {
 def main() -> None:
     base = door.load("configs/demo/pfedmoap.toml")
     names = {choice: f"choice-{i:02d}" for i, choice in enumerate(CHOICES)}
-    experiments = [variant(base, names[choice], SHARED | changes) for choice, changes in CHOICES.items()]
+    experiments = [
+        variant(base, names[choice], SHARED | changes) for choice, changes in CHOICES.items()
+    ]
     out = run(experiments, SEEDS, __doc__ or "", Path("runs/defaults"))
     found = {
-        choice: [(valid(last), score(last).mean) for last in rows(out, name, SEEDS)] for choice, name in names.items()
+        choice: [(valid(last), score(last).mean) for last in rows(out, name, SEEDS)]
+        for choice, name in names.items()
     }
     print("\n".join(choices(found)))
 

@@ -1,13 +1,16 @@
-"""What a round costs on each engine, without training to speak of: seconds and memory for few and many clients.
+"""What a round costs on each engine, without training to speak of: seconds and memory for few and
+many clients.
 
     python benchmarks/engines.py              all of it, about ten minutes on two cores
     python benchmarks/engines.py --quick      10 clients alone
-    python benchmarks/engines.py --demo       pFedMoAP on digits-scanners, 20 clients and 20 rounds, on two engines
+    python benchmarks/engines.py --demo       pFedMoAP on digits-scanners, 20 clients and 20 rounds,
+    on two engines
 
-FedAvg of one vector, 16 KB or 4 MB; a client has one example and takes one step. Seconds are the median of rounds
-after the first, and what it takes until the first round ends, all that is loaded and started included. Memory is the
-most that the process and all that it started held at once (proportional set size). The deployment has 2 sites on
-loopback, over TLS with keys; the server, Flower's and ours, and the sites count.
+FedAvg of one vector, 16 KB or 4 MB; a client has one example and takes one step. Seconds are the
+median of rounds after the first, and what it takes until the first round ends, all that is loaded
+and started included. Memory is the most that the process and all that it started held at once
+(proportional set size). The deployment has 2 sites on loopback, over TLS with keys; the server,
+Flower's and ours, and the sites count.
 """
 
 import argparse
@@ -47,7 +50,10 @@ class OneEach:
         names = [f"client-{i:04d}" for i in range(self.clients)]
         count = 2 * self.clients
         one = torch.arange(count)
-        parts = {name: Parts(one[i : i + 1], one[:0], one[self.clients + i :][:1]) for i, name in enumerate(names)}
+        parts = {
+            name: Parts(one[i : i + 1], one[:0], one[self.clients + i :][:1])
+            for i, name in enumerate(names)
+        }
         images = torch.zeros(count, 3, 1, 1, dtype=torch.uint8)
         return Federation(images, one % 2, ("no", "yes"), parts, dict.fromkeys(names, "here"))
 
@@ -90,15 +96,22 @@ class Wire:
 
 
 def experiment(clients, numbers, rounds, engine):
-    return door.resolve([({
-        "name": "engines",
-        "data": {"name": "engines:OneEach", "clients": clients},
-        "model": {"name": "engines:VectorSettings", "numbers": numbers},
-        "method": {"name": "fedavg"},
-        "learning": {"epochs": 1, "batch": 1, "rate": 0.1},
-        "run": {"rounds": rounds, "evaluate_every": rounds + 1},
-        "engine": engine,
-    }, "benchmark")])  # fmt: skip
+    return door.resolve(
+        [
+            (
+                {
+                    "name": "engines",
+                    "data": {"name": "engines:OneEach", "clients": clients},
+                    "model": {"name": "engines:VectorSettings", "numbers": numbers},
+                    "method": {"name": "fedavg"},
+                    "learning": {"epochs": 1, "batch": 1, "rate": 0.1},
+                    "run": {"rounds": rounds, "evaluate_every": rounds + 1},
+                    "engine": engine,
+                },
+                "benchmark",
+            )
+        ]
+    )
 
 
 def tree(root):
@@ -107,7 +120,9 @@ def tree(root):
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                parents[int(folder.name)] = int(
+                    (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
+                )
             except OSError:
                 continue
     found = {root}
@@ -150,13 +165,23 @@ def carried_out(engine, clients, numbers, rounds):
     """In this process: seconds a round, seconds to the end of the first, megabytes."""
     began, ends = time.perf_counter(), []
     watch = Watch(os.getpid())
-    settings = {"name": "flower-simulation", "workers": 2} if engine == "simulation" else {"name": "inprocess"}
+    settings = (
+        {"name": "flower-simulation", "workers": 2}
+        if engine == "simulation"
+        else {"name": "inprocess"}
+    )
     config = experiment(clients, numbers, rounds, settings)
     with tempfile.TemporaryDirectory() as place:
         folder = RunDir.create(Path(place) / "run", config.toml(), {})
         with door.opened(config, folder.path / "private") as (job, inner, _):
             carrier = Wire(inner) if engine == "bytes" else inner
-            run(job, carrier, config.section("run"), folder, lambda _: ends.append(time.perf_counter()))
+            run(
+                job,
+                carrier,
+                config.section("run"),
+                folder,
+                lambda _: ends.append(time.perf_counter()),
+            )
     rounds = [after - before for before, after in itertools.pairwise(ends[1:])]
     return statistics.median(rounds), ends[1] - began, watch.end()
 
@@ -176,41 +201,65 @@ def deployed(numbers, rounds):
 
         def start(*arguments):
             return subprocess.Popen(
-                [sys.executable, "-m", "fedexperts", "deploy", *arguments], env=environment, start_new_session=True,
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+                [sys.executable, "-m", "fedexperts", "deploy", *arguments],
+                env=environment,
+                start_new_session=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
 
         began = time.time()
-        programs = [start("server", str(folder)), *(start("site", str(folder), "--name", name) for name in names)]
+        programs = [
+            start("server", str(folder)),
+            *(start("site", str(folder), "--name", name) for name in names),
+        ]
         watch = Watch(*(program.pid for program in programs))
         try:
             while not any("online" in line for line in listed(environment, folder)):
                 time.sleep(1)
             subprocess.run(
-                [sys.executable, "-m", "fedexperts", "deploy", "run", str(folder), str(config)], env=environment,
-                check=True, stdout=subprocess.DEVNULL,
-            )  # fmt: skip
+                [sys.executable, "-m", "fedexperts", "deploy", "run", str(folder), str(config)],
+                env=environment,
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
         finally:
             for program in programs:
                 os.killpg(program.pid, signal.SIGTERM)
             for program in programs:
                 program.wait()
         rows = RunDir(folder / "runs" / "engines").rows("rounds.jsonl")
-        first = (folder / "runs" / "engines" / "flower.json").stat().st_mtime - began + rows[0]["seconds"]
+        first = (
+            (folder / "runs" / "engines" / "flower.json").stat().st_mtime
+            - began
+            + rows[0]["seconds"]
+        )
         return statistics.median(row["seconds"] for row in rows[1:]), first, watch.end()
 
 
 def listed(environment, folder):
     command = [sys.executable, "-m", "fedexperts", "deploy", "sites", str(folder)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True).stdout.splitlines()
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True
+    ).stdout.splitlines()
 
 
 def told(name, clients, size, rounds=5):
     """A case in a process of its own, so that memory is its alone; as a line."""
-    command = [sys.executable, __file__, "--case", name, str(clients), str(SIZES[size]), str(rounds)]
+    command = [
+        sys.executable,
+        __file__,
+        "--case",
+        name,
+        str(clients),
+        str(SIZES[size]),
+        str(rounds),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds, first, memory = json.loads(done.stdout.splitlines()[-1])
-    print(f"| {name} | {clients} | {size} | {seconds:.3f} | {first:.1f} | {memory:.0f} |", flush=True)
+    print(
+        f"| {name} | {clients} | {size} | {seconds:.3f} | {first:.1f} | {memory:.0f} |", flush=True
+    )
 
 
 def demo():
@@ -222,27 +271,46 @@ def demo():
             command = ["run", "configs/demo/pfedmoap.toml", "--jobs", "1", "--out", f"{place}/out"]
             arguments = [word for setting in settings for word in ("--set", setting)]
             subprocess.run(
-                [sys.executable, "-m", "fedexperts", *command, *arguments, "--set", "method.gate_rate=0.05"],
-                check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-m",
+                    "fedexperts",
+                    *command,
+                    *arguments,
+                    "--set",
+                    "method.gate_rate=0.05",
+                ],
+                check=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
         print(f"| {name} | {time.perf_counter() - began:.0f} |", flush=True)
 
 
 def main():
-    reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    reader = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     reader.add_argument("--quick", action="store_true")
     reader.add_argument("--demo", action="store_true")
     reader.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
     asked = reader.parse_args()
     if asked.case:
         name, clients, numbers, rounds = asked.case[0], *map(int, asked.case[1:])
-        figures = deployed(numbers, rounds) if name == "deployment" else carried_out(name, clients, numbers, rounds)
+        figures = (
+            deployed(numbers, rounds)
+            if name == "deployment"
+            else carried_out(name, clients, numbers, rounds)
+        )
         print(json.dumps(figures))
     elif asked.demo:
         print("| engine | seconds |\n|---|---|")
         demo()
     else:
-        print("| engine | clients | payload | s a round | s to the first | MB |\n|---|---|---|---|---|---|")
+        print(
+            "| engine | clients | payload | s a round | s to the first | MB"
+            " |\n|---|---|---|---|---|---|"
+        )
         for size in SIZES:
             for clients in (10,) if asked.quick else (10, 100):
                 for name in ("inprocess", "bytes", "simulation"):

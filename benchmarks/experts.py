@@ -1,12 +1,13 @@
-"""What do experts add? Local accuracy of pFedMoAP's variants for few and many images, few and many clients.
+"""What do experts add? Local accuracy of pFedMoAP's variants for few and many images, few and many
+clients.
 
     python benchmarks/experts.py            about 40 minutes on two cores; goes on if stopped
     python benchmarks/experts.py --print    the tables alone
 
-Every variant of a row has the same clients, split, seeds, steps and rates; what differs is whose prompts a client
-receives and whether gates are averaged. Accuracies are local test accuracies in percent after the last round, means
-over clients and seeds; differences are paired by seed, with their 95 % interval (Student's t over seeds), each row's
-by itself.
+Every variant of a row has the same clients, split, seeds, steps and rates; what differs is whose
+prompts a client receives and whether gates are averaged. Accuracies are local test accuracies in
+percent after the last round, means over clients and seeds; differences are paired by seed, with
+their 95 % interval (Student's t over seeds), each row's by itself.
 """
 
 import statistics
@@ -66,11 +67,16 @@ def table(out: Path) -> Iterator[str]:
     for clients in CLIENTS:
         for gates in GATES:
             yield f"\n{clients} clients, gates {gates}\n"
-            yield "| images a class | gate alone | nearest | random | farthest | nearest - gate alone | experts apart |"
+            yield (
+                "| images a class | gate alone | nearest | random | farthest | nearest - gate alone"
+                " | experts apart |"
+            )
             yield "|---|---|---|---|---|---|---|"
             for shots in SHOTS:
                 names = {kind: name(shots, clients, kind, gates) for kind in VARIANTS}
-                means = " | ".join(f"{statistics.fmean(accuracy(out, n)):.1f}" for n in names.values())
+                means = " | ".join(
+                    f"{statistics.fmean(accuracy(out, n)):.1f}" for n in names.values()
+                )
                 gain = added(out, names["nearest"], names["gate alone"])
                 apart = spread(out, names["nearest"], "experts_apart")
                 yield f"| {shots or 'all'} | {means} | {gain} | {apart:.4f} |"

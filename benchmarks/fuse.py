@@ -1,12 +1,15 @@
-"""How fast are client models fused into experts, and with how much memory: GPT-2 medium, random weights.
+"""How fast are client models fused into experts, and with how much memory: GPT-2 medium, random
+weights.
 
-    python benchmarks/fuse.py               6 of its 24 layers: 7 GB of disk, 6 GB of memory, about two minutes
-    python benchmarks/fuse.py --layers 24   all of it, 0.36 B parameters: 20 GB of disk, 16 GB of memory
+    python benchmarks/fuse.py               6 of its 24 layers: 7 GB of disk, 6 GB of memory, about
+    two minutes python benchmarks/fuse.py --layers 24   all of it, 0.36 B parameters: 20 GB of disk,
+    16 GB of memory
 
-A round's two sums: 3 client models and the 4 experts before into 4 experts, then all seven back into 3 client models.
-Rates are bytes read and written in a second, the better of two, and each is a share of what a plain copy reaches in
-the same run, from files to files (flushed to the disk) and from memory to new memory. What is held is memory beside
-the mapped files, the items and the sums, in units of the largest tensor, the embedding.
+A round's two sums: 3 client models and the 4 experts before into 4 experts, then all seven back
+into 3 client models. Rates are bytes read and written in a second, the better of two, and each is a
+share of what a plain copy reaches in the same run, from files to files (flushed to the disk) and
+from memory to new memory. What is held is memory beside the mapped files, the items and the sums,
+in units of the largest tensor, the embedding.
 """
 
 import argparse
@@ -28,9 +31,19 @@ FORK = multiprocessing.get_context("fork")
 
 def shapes(layers):
     """GPT-2 medium's tensors, by name."""
-    block = {"ln_1": (WIDTH,), "attn.c_attn": (WIDTH, 3 * WIDTH), "attn.c_proj": (WIDTH, WIDTH), "ln_2": (WIDTH,)}
+    block = {
+        "ln_1": (WIDTH,),
+        "attn.c_attn": (WIDTH, 3 * WIDTH),
+        "attn.c_proj": (WIDTH, WIDTH),
+        "ln_2": (WIDTH,),
+    }
     block |= {"mlp.c_fc": (WIDTH, 4 * WIDTH), "mlp.c_proj": (4 * WIDTH, WIDTH)}
-    found = {"wte.weight": (WORDS, WIDTH), "wpe.weight": (1024, WIDTH), "ln_f.weight": (WIDTH,), "ln_f.bias": (WIDTH,)}
+    found = {
+        "wte.weight": (WORDS, WIDTH),
+        "wpe.weight": (1024, WIDTH),
+        "ln_f.weight": (WIDTH,),
+        "ln_f.bias": (WIDTH,),
+    }
     for layer in range(layers):
         for name, shape in block.items():
             found |= {f"h.{layer}.{name}.weight": shape, f"h.{layer}.{name}.bias": shape[-1:]}
@@ -39,7 +52,10 @@ def shapes(layers):
 
 def drawn(layers, kind, seed):
     torch.manual_seed(seed)
-    return {name: torch.empty(shape, dtype=kind).uniform_(-1, 1) for name, shape in shapes(layers).items()}
+    return {
+        name: torch.empty(shape, dtype=kind).uniform_(-1, 1)
+        for name, shape in shapes(layers).items()
+    }
 
 
 def into_experts():
@@ -61,7 +77,9 @@ def private_bytes():
 
 
 def measured(act, *arguments):
-    """Seconds, and the most memory held at once, of an act in processes of its own, where all memory is new."""
+    """Seconds, and the most memory held at once, of an act in processes of its own, where all
+    memory is new.
+    """
     found = FORK.SimpleQueue()
     for _ in range(2):
         child = FORK.Process(target=watched, args=(found, act, arguments))
@@ -93,7 +111,10 @@ def copy_files(sources, folder):
     """Plain reads and writes."""
     block = bytearray(BLOCK)
     for place, source in enumerate(sources):
-        with open(source, "rb", buffering=0) as read, open(folder / f"copy-{place}", "wb", buffering=0) as written:
+        with (
+            open(source, "rb", buffering=0) as read,
+            open(folder / f"copy-{place}", "wb", buffering=0) as written,
+        ):
             while count := read.readinto(block):
                 written.write(memoryview(block)[:count])
             os.fsync(written.fileno())
@@ -116,7 +137,10 @@ def measure(layers, kind, folder):
     for seed, path in enumerate(files):
         write(path, pack(drawn(layers, kind, seed)))
     model, largest = files[0].stat().st_size, WORDS * WIDTH * kind.itemsize
-    sums = {"clients to experts": (into_experts(), files[CLIENTS:]), "and back": (into_clients(), files[:CLIENTS])}
+    sums = {
+        "clients to experts": (into_experts(), files[CLIENTS:]),
+        "and back": (into_clients(), files[:CLIENTS]),
+    }
 
     seconds, held = measured(copy_files, files[:EXPERTS], folder)
     copied = 2 * EXPERTS * model / seconds
@@ -143,7 +167,10 @@ if __name__ == "__main__":
     layers = asked.parse_args().layers
     torch.set_num_threads(1)
     count = sum(torch.Size(shape).numel() for shape in shapes(layers).values())
-    print(f"{CLIENTS} clients, {EXPERTS} experts, {layers} of 24 layers, {count / 1e6:.0f} M parameters; one thread")
+    print(
+        f"{CLIENTS} clients, {EXPERTS} experts, {layers} of 24 layers, {count / 1e6:.0f} M"
+        " parameters; one thread"
+    )
     for kind in (torch.float32, torch.bfloat16):
         print(f"{kind!s:32}{'GB/s':>8}{'share of copy':>16}{'held':>12}")
         with tempfile.TemporaryDirectory() as place:

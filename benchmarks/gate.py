@@ -1,10 +1,12 @@
-"""What the server's part of a Fed-MoE round costs, against a direct transcription of the paper's equations.
+"""What the server's part of a Fed-MoE round costs, against a direct transcription of the paper's
+equations.
 
     python benchmarks/gate.py
 
-Twenty clients, four routed experts and a main one, compact CNNs, a reserve set of 100 images, five passes for the gate.
-The transcription computes every expert anew in every step and fuses parameter by parameter, as the equations read;
-ours computes the experts' answers once, because they do not move while the gate is trained. Ratios within one run.
+Twenty clients, four routed experts and a main one, compact CNNs, a reserve set of 100 images, five
+passes for the gate. The transcription computes every expert anew in every step and fuses parameter
+by parameter, as the equations read; ours computes the experts' answers once, because they do not
+move while the gate is trained. Ratios within one run.
 """
 
 import tempfile
@@ -27,24 +29,39 @@ def direct(server, models, x, y):
     """Steps B1 to B4 as written."""
     module, router = compact_cnn(2, 16, 10), compact_cnn(2, 16, 4)
     experts = [under(server, f"expert.{k}") for k in range(4)]
-    main, gate, alpha = under(server, "main.0"), under(server, "gate"), server["alpha"].clone().requires_grad_()
-    responses = [functional_call(module, m, (x,)).softmax(-1).gather(1, y[:, None])[:, 0] for m in models]
+    main, gate, alpha = (
+        under(server, "main.0"),
+        under(server, "gate"),
+        server["alpha"].clone().requires_grad_(),
+    )
+    responses = [
+        functional_call(module, m, (x,)).softmax(-1).gather(1, y[:, None])[:, 0] for m in models
+    ]
     weights = functional_call(router, gate, (x,)).softmax(-1)
     for k, expert in enumerate(experts):
         row = torch.stack([(weights[:, k] * p).mean() for p in responses]).softmax(0)
         for name in expert:
-            expert[name] = (1 - LAM) * expert[name] + LAM * sum(w * m[name] for w, m in zip(row, models, strict=True))
+            expert[name] = (1 - LAM) * expert[name] + LAM * sum(
+                w * m[name] for w, m in zip(row, models, strict=True)
+            )
     for name in main:
         main[name] = (1 - LAM) * main[name] + LAM * sum(m[name] for m in models) / len(models)
-    experts, main = [{n: v.detach() for n, v in e.items()} for e in experts], {n: v.detach() for n, v in main.items()}
+    experts, main = (
+        [{n: v.detach() for n, v in e.items()} for e in experts],
+        {n: v.detach() for n, v in main.items()},
+    )
     gate = {name: value.clone().requires_grad_() for name, value in gate.items()}
-    optimizer = torch.optim.Adam([{"params": list(gate.values()), "lr": RATE}, {"params": [alpha], "lr": 0.01}])
+    optimizer = torch.optim.Adam(
+        [{"params": list(gate.values()), "lr": RATE}, {"params": [alpha], "lr": 0.01}]
+    )
     for _ in range(PASSES):
         for rows in torch.randperm(len(y)).split(BATCH):
             routing = functional_call(router, gate, (x[rows],)).softmax(-1)
             answer = (1 - alpha) * functional_call(module, main, (x[rows],)).softmax(-1)
             for k, expert in enumerate(experts):
-                answer = answer + alpha * routing[:, k, None] * functional_call(module, expert, (x[rows],)).softmax(-1)
+                answer = answer + alpha * routing[:, k, None] * functional_call(
+                    module, expert, (x[rows],)
+                ).softmax(-1)
             entropy = -(routing * routing.log()).sum(-1).mean()
             loss = -answer.gather(1, y[rows, None]).log().mean() + BETA * entropy
             optimizer.zero_grad()
@@ -68,7 +85,10 @@ def main():
     job, _ = door.build(config, Path(tempfile.mkdtemp()))
     given, method = job.given, FedMoE(gate_epochs=PASSES, gate_rate=RATE)
     server, expert = method.open(given), job.model.expert.initial
-    models = [{name: value + 0.1 * torch.randn_like(value) for name, value in expert.items()} for _ in range(20)]
+    models = [
+        {name: value + 0.1 * torch.randn_like(value) for name, value in expert.items()}
+        for _ in range(20)
+    ]
     uploads = [Upload(f"client-{i:02d}", model, 40) for i, model in enumerate(models)]
     x, y = given.reserve.x[:, 0], given.reserve.y
     ours = seconds(lambda: method.merge(given, server, uploads, 1))

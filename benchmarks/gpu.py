@@ -1,14 +1,16 @@
-"""What a GPU gives: pFedMoAP's step on a text encoder of ViT-B/16's shape, many clients at once, the demo, Flower.
+"""What a GPU gives: pFedMoAP's step on a text encoder of ViT-B/16's shape, many clients at once,
+the demo, Flower.
 
     python benchmarks/gpu.py --out runs/gpu                  all parts, at most eight minutes
     python benchmarks/gpu.py --out runs/gpu --only step,demo
     python benchmarks/gpu.py --device cpu --quick            tries the script itself, in two minutes
 
-Each part is a process of its own with a limit in seconds; each row is written as soon as it is measured, to gpu.txt
-and, as JSON, to gpu.jsonl: a part that is cut off leaves what it had. Weights are random, nothing is downloaded.
-Times are medians within one run. "limit" is the matrix products of the same shapes and nothing else, the backward
-ones too, as a CUDA graph; "fit" is what the library runs; "eager", "graph" and the compiled ways are its step alone,
-on tensors that lie on the device already. tf32 is fp32 whose matrix products round to 10 bits.
+Each part is a process of its own with a limit in seconds; each row is written as soon as it is
+measured, to gpu.txt and, as JSON, to gpu.jsonl: a part that is cut off leaves what it had. Weights
+are random, nothing is downloaded. Times are medians within one run. "limit" is the matrix products
+of the same shapes and nothing else, the backward ones too, as a CUDA graph; "fit" is what the
+library runs; "eager", "graph" and the compiled ways are its step alone, on tensors that lie on the
+device already. tf32 is fp32 whose matrix products round to 10 bits.
 """
 
 import argparse
@@ -51,7 +53,8 @@ from fedexperts.models.vision import compact_cnn, leaf_cnn
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import mean, on, pack, rng, stack, unbind
 
-LIMITS = {"machine": 60, "step": 150, "demo": 75, "together": 50, "flower": 75, "compile": 130}  # seconds, in order
+# seconds, in order
+LIMITS = {"machine": 60, "step": 150, "demo": 75, "together": 50, "flower": 75, "compile": 130}
 WHOLE = 475  # seconds of all parts
 CONTEXT, BATCH, EXPERTS, RATE = 16, 16, 3, 1e-4
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
@@ -102,7 +105,9 @@ def shown(value: Any) -> str:
 
 
 def milliseconds(act: Callable[[], Any], sheet: Sheet, repeats: int = 7) -> float:
-    """The median of several times, each of as many acts as take 20 ms; none is begun after two seconds."""
+    """The median of several times, each of as many acts as take 20 ms; none is begun after two
+    seconds.
+    """
 
     def timed(count: int) -> float:
         sheet.sync()
@@ -139,7 +144,10 @@ def graphed(act: Callable[[], Any]) -> Callable[[], Any]:
 def machine(sheet: Sheet) -> None:
     """What the card can do: its copy and its products."""
     card = torch.cuda.get_device_name() if sheet.cuda else "no GPU"
-    sheet.line(f"\n{card}; torch {torch.__version__}, CUDA {torch.version.cuda}; {os.cpu_count()} CPU cores")
+    sheet.line(
+        f"\n{card}; torch {torch.__version__}, CUDA {torch.version.cuda}; {os.cpu_count()} CPU"
+        " cores"
+    )
     sheet.head("what", "rate", "unit")
     size = 2**22 if sheet.quick else 2**30
     one, other = torch.rand(size, device=sheet.device), torch.empty(size, device=sheet.device)
@@ -148,10 +156,15 @@ def machine(sheet: Sheet) -> None:
     wide = 512 if sheet.quick else 8192
     for precision in DTYPES:
         with rounding(precision):
-            a, b = (torch.randn(wide, wide, device=sheet.device).to(DTYPES[precision]) for _ in range(2))
+            a, b = (
+                torch.randn(wide, wide, device=sheet.device).to(DTYPES[precision]) for _ in range(2)
+            )
             took = milliseconds(lambda a=a, b=b: a @ b, sheet)
         sheet.row(
-            "machine", what=f"product of {wide} x {wide}, {precision}", rate=2e-9 * wide**3 / took, unit="TFLOP/s"
+            "machine",
+            what=f"product of {wide} x {wide}, {precision}",
+            rate=2e-9 * wide**3 / took,
+            unit="TFLOP/s",
         )
 
 
@@ -180,10 +193,14 @@ class Work:
     x: Tensor  # [n, B, D]
     y: Tensor  # [n, B]
 
-    def losses(self, trained: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    def losses(
+        self, trained: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, y: Tensor
+    ) -> Tensor:
         """As in learn.py: one client alone, several under a vmap."""
 
-        def one(trained: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        def one(
+            trained: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, y: Tensor
+        ) -> Tensor:
             return cross_entropy(self.method.logits(self.model, Local(trained, fixed), x), y)
 
         if len(x) > 1:
@@ -192,7 +209,9 @@ class Work:
 
     def gradients(self, losses: Callable[..., Tensor]) -> dict[str, Tensor]:
         loss = losses(self.trained, self.fixed, self.x, self.y).sum()
-        return dict(zip(self.trained, torch.autograd.grad(loss, list(self.trained.values())), strict=True))
+        return dict(
+            zip(self.trained, torch.autograd.grad(loss, list(self.trained.values())), strict=True)
+        )
 
     def step(self, losses: Callable[..., Tensor]) -> None:
         found = self.gradients(losses)
@@ -218,9 +237,15 @@ class Work:
         def act() -> Any:
             dice = [rng(0, "batches", client=str(i)) for i in range(len(each))]
             return fit(
-                lambda local, x: self.method.step(self.model, local, x), self.method.penalty, self.starts, each, dice,
-                Learning(1, BATCH, rate=RATE), self.method.rates(), device=device,
-            )  # fmt: skip
+                lambda local, x: self.method.step(self.model, local, x),
+                self.method.penalty,
+                self.starts,
+                each,
+                dice,
+                Learning(1, BATCH, rate=RATE),
+                self.method.rates(),
+                device=device,
+            )
 
         return act
 
@@ -229,7 +254,11 @@ class Work:
 def clip_of(dtype: torch.dtype, device: torch.device, layers: int) -> Clip:
     """ViT-B/16's text encoder with random weights; its image encoder is not needed."""
     torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig(vision_config={"num_hidden_layers": 1}, text_config={"num_hidden_layers": layers}))
+    model = CLIPModel(
+        CLIPConfig(
+            vision_config={"num_hidden_layers": 1}, text_config={"num_hidden_layers": layers}
+        )
+    )
     words: Any = tokenize
     words.bos_token_id, words.eos_token_id = START, END
     return parts(model, words, SimpleNamespace(to_dict=dict), dtype, device)
@@ -237,37 +266,60 @@ def clip_of(dtype: torch.dtype, device: torch.device, layers: int) -> Clip:
 
 def text_model(precision: str, classes: int, sheet: Sheet) -> PromptedClip:
     clip = clip_of(DTYPES[precision], sheet.device, 2 if sheet.quick else 12)
-    return PromptedClip(clip, names(classes), 0.02 * torch.randn(CONTEXT, 512, generator=rng(0, "context")))
+    return PromptedClip(
+        clip, names(classes), 0.02 * torch.randn(CONTEXT, 512, generator=rng(0, "context"))
+    )
 
 
 def work(model: PromptedClip, clients: int, sheet: Sheet) -> Work:
     method, context = PFedMoAP(experts=EXPERTS), model.initial["context"]
     experts = context + 0.02 * torch.randn(EXPERTS, *context.shape, generator=rng(0, "experts"))
-    start = method.start(model, {"global.context": context, "experts": experts}, None, rng(0, "start"))
+    start = method.start(
+        model, {"global.context": context, "experts": experts}, None, rng(0, "start")
+    )
     trained, fixed = (stack([getattr(start, part)] * clients) for part in ("trained", "fixed"))
     dice = [rng(0, "batch", client=str(i)) for i in range(clients)]
     x = normalize(torch.stack([torch.randn(BATCH, 512, generator=draw) for draw in dice]), dim=-1)
     y = torch.stack([torch.randint(len(model.classes), (BATCH,), generator=draw) for draw in dice])
     free = {name: value.requires_grad_() for name, value in on(sheet.device, trained).items()}
-    return Work(model, method, [start] * clients, free, on(sheet.device, fixed), x.to(sheet.device), y.to(sheet.device))
+    return Work(
+        model,
+        method,
+        [start] * clients,
+        free,
+        on(sheet.device, fixed),
+        x.to(sheet.device),
+        y.to(sheet.device),
+    )
 
 
 Product = tuple[int, int, int, int, int]  # batch, rows, inner, columns; how often
 
 
 def products(model: PromptedClip, clients: int) -> list[Product]:
-    """All matrix products of a step of n clients: forward, and backward to the inputs, for no weight has a gradient."""
+    """All matrix products of a step of n clients: forward, and backward to the inputs, for no
+    weight has a gradient.
+    """
     R, s, seen = model._tree.mask.shape
     T, W, C, layers = seen - s, 512, len(model.classes), len(model.clip.layers)
     heads, S, n = model.clip.layers[0].heads, seen - s + R * s, clients
     tokens, ends = n * S, n * C
     inside: list[Product] = [
         (1, tokens, W, W, 3 * layers),
-        *((1, rows, *shape, times) for rows, times in ((tokens, layers - 1), (ends, 1)) for shape in MAPS),
+        *(
+            (1, rows, *shape, times)
+            for rows, times in ((tokens, layers - 1), (ends, 1))
+            for shape in MAPS
+        ),
         (1, ends, W, W, 1),
     ]
     d = W // heads
-    attention = [(n * heads, T, d, T), (n * heads, T, T, d), (n * heads * R, s, d, seen), (n * heads * R, s, seen, d)]
+    attention = [
+        (n * heads, T, d, T),
+        (n * heads, T, T, d),
+        (n * heads * R, s, d, seen),
+        (n * heads * R, s, seen, d),
+    ]
     back = [(b, rows, columns, inner, times) for b, rows, inner, columns, times in inside]
     return [*inside, *back, *((*shape, 3 * layers) for shape in attention)]
 
@@ -278,7 +330,13 @@ MAPS = [(512, 512), (512, 2048), (2048, 512)]  # of a layer, behind the attentio
 def limit(found: list[Product], precision: str, sheet: Sheet) -> float:
     """Milliseconds of these products, and nothing else."""
     pairs = [
-        (*(torch.randn(b, *shape, device=sheet.device).to(DTYPES[precision]) for shape in ((m, k), (k, n))), times)
+        (
+            *(
+                torch.randn(b, *shape, device=sheet.device).to(DTYPES[precision])
+                for shape in ((m, k), (k, n))
+            ),
+            times,
+        )
         for b, m, k, n, times in found
     ]
 
@@ -295,21 +353,38 @@ Case = tuple[int, int, str]  # classes, clients, precision
 
 def step(sheet: Sheet) -> None:
     """The library's step, alone and in a graph."""
-    sheet.line(f"\npFedMoAP's step, batches of {BATCH}, K = {EXPERTS}, text encoder of ViT-B/16's shape")
+    sheet.line(
+        f"\npFedMoAP's step, batches of {BATCH}, K = {EXPERTS}, text encoder of ViT-B/16's shape"
+    )
     most: list[Case] = [(100, n, p) for n in (1, 16, 100) for p in DTYPES]
     most += [(10, n, p) for n in (1, 16, 100) for p in ("fp32", "bf16")]
-    steps(sheet, ("fit", "eager", "graph"), [(10, 1, "fp32"), (10, 3, "bf16")] if sheet.quick else most)
+    steps(
+        sheet,
+        ("fit", "eager", "graph"),
+        [(10, 1, "fp32"), (10, 3, "bf16")] if sheet.quick else most,
+    )
 
 
 def compiled(sheet: Sheet) -> None:
     """The same through torch.compile, whose time stands behind its first row."""
     sheet.line("\npFedMoAP's step through torch.compile")
     most: list[Case] = [(100, n, p) for n in (1, 16) for p in ("bf16", "fp32")]
-    steps(sheet, ("eager", "compiled", "compiled, graph"), [(10, 2, "fp32")] if sheet.quick else most)
+    steps(
+        sheet, ("eager", "compiled", "compiled, graph"), [(10, 2, "fp32")] if sheet.quick else most
+    )
 
 
 def steps(sheet: Sheet, ways: Sequence[str], cases: Sequence[Case]) -> None:
-    columns = ("classes", "clients", "precision", "way", "ms a step", "ms a client", "limit ms", "times the limit")
+    columns = (
+        "classes",
+        "clients",
+        "precision",
+        "way",
+        "ms a step",
+        "ms a client",
+        "limit ms",
+        "times the limit",
+    )
     sheet.head(*columns, "TFLOP/s", "GB", "gradient apart from fp32", "s to begin")
     exact: dict[int, Tensor] = {}
     for case in cases:
@@ -323,22 +398,42 @@ def steps(sheet: Sheet, ways: Sequence[str], cases: Sequence[Case]) -> None:
             least, doing = limit(found, precision, sheet), work(model, clients, sheet)
             for way in ways:
                 sheet.fresh()
-                row: dict[str, Any] = {"classes": classes, "clients": clients, "precision": precision, "way": way}
+                row: dict[str, Any] = {
+                    "classes": classes,
+                    "clients": clients,
+                    "precision": precision,
+                    "way": way,
+                }
                 try:
                     took, gradient, begun = one_way(sheet, way, doing)
                 except Exception as error:  # the other ways are measured all the same
-                    sheet.row("step", **row, failed=f"{type(error).__name__}: {str(error)[:200]}".replace("\n", " "))
+                    sheet.row(
+                        "step",
+                        **row,
+                        failed=f"{type(error).__name__}: {str(error)[:200]}".replace("\n", " "),
+                    )
                     continue
                 flops = sum(2 * b * m * k * n * times for b, m, k, n, times in found)
-                row |= {"ms": took, "ms_client": took / clients, "limit_ms": least, "times": took / least}
-                row |= {"tflops": flops / took / 1e9, "gb": sheet.peak(), "apart": apart(gradient, exact[classes])}
+                row |= {
+                    "ms": took,
+                    "ms_client": took / clients,
+                    "limit_ms": least,
+                    "times": took / least,
+                }
+                row |= {
+                    "tflops": flops / took / 1e9,
+                    "gb": sheet.peak(),
+                    "apart": apart(gradient, exact[classes]),
+                }
                 sheet.row("step", **row, begin_s=begun)
             if "compiled" in ways:
                 torch.compiler.reset()
 
 
 def one_way(sheet: Sheet, way: str, doing: Work) -> tuple[float, Tensor, float]:
-    """Milliseconds a step, the first client's gradient to its context, and the seconds of the first step."""
+    """Milliseconds a step, the first client's gradient to its context, and the seconds of the first
+    step.
+    """
     if "graph" in way and not sheet.cuda:
         raise ValueError("CUDA graphs need CUDA")
     losses = doing.compiled if "compiled" in way else doing.losses
@@ -349,7 +444,11 @@ def one_way(sheet: Sheet, way: str, doing: Work) -> tuple[float, Tensor, float]:
     begun = time.perf_counter() - began
     if way == "fit":
         count = 8 if len(doing.starts) < 100 else 3
-        return milliseconds(doing.fit(count, sheet.device), sheet, repeats=3) / count, gradient, begun
+        return (
+            milliseconds(doing.fit(count, sheet.device), sheet, repeats=3) / count,
+            gradient,
+            begun,
+        )
 
     def act() -> None:
         doing.step(losses)
@@ -371,10 +470,14 @@ def exact_gradient(sheet: Sheet, classes: int) -> Tensor:
 
 
 def together(sheet: Sheet) -> None:
-    """FedAvg's local training of 100 clients, 5 steps of 10 images, and the mean: stacked, one by one, a plain loop."""
+    """FedAvg's local training of 100 clients, 5 steps of 10 images, and the mean: stacked, one by
+    one, a plain loop.
+    """
     count = 4 if sheet.quick else 100
     sheet.line(f"\nFedAvg, {count} clients, 5 steps of 10 images of 28 x 28")
-    sheet.head("network", "weights", "device", "way", "s a round", "times as fast as its loop", "GB")
+    sheet.head(
+        "network", "weights", "device", "way", "s a round", "times as fast as its loop", "GB"
+    )
     networks = {"compact-cnn": lambda: compact_cnn(8, 28, 10), "leaf-cnn": lambda: leaf_cnn(10)}
     for name, make in networks.items():
         for place in dict.fromkeys((sheet.device, torch.device("cpu"))):
@@ -385,7 +488,10 @@ def together(sheet: Sheet) -> None:
 
 def rounds(sheet: Sheet, name: str, module: nn.Module, place: torch.device, count: int) -> None:
     draw = rng(0, "images")
-    x, y = torch.randn(count, 50, 1, 28, 28, generator=draw), torch.randint(10, (count, 50), generator=draw)
+    x, y = (
+        torch.randn(count, 50, 1, 28, 28, generator=draw),
+        torch.randint(10, (count, 50), generator=draw),
+    )
     with computing_on(place):
         network = Network(module, tuple("0123456789"))
     ways: dict[str, Callable[[], Any]] = {
@@ -400,7 +506,14 @@ def rounds(sheet: Sheet, name: str, module: nn.Module, place: torch.device, coun
         first, peak = first or took, sheet.peak() if place.type == "cuda" else None
         weights = sum(value.numel() for value in module.parameters())
         sheet.row(
-            "together", network=name, weights=weights, device=place.type, way=way, s=took, times=first / took, gb=peak
+            "together",
+            network=name,
+            weights=weights,
+            device=place.type,
+            way=way,
+            s=took,
+            times=first / took,
+            gb=peak,
         )
 
 
@@ -409,7 +522,11 @@ def looped(module: nn.Module, x: Tensor, y: Tensor, place: torch.device) -> Any:
     uploads = []
     for images, labels in zip(x, y, strict=True):
         local = copy.deepcopy(module).to(place)
-        optimizer, shown_, said = torch.optim.SGD(local.parameters(), lr=0.1), images.to(place), labels.to(place)
+        optimizer, shown_, said = (
+            torch.optim.SGD(local.parameters(), lr=0.1),
+            images.to(place),
+            labels.to(place),
+        )
         for order in torch.randperm(50).split(10):
             optimizer.zero_grad()
             cross_entropy(local(shown_[order]), said[order]).backward()
@@ -422,12 +539,20 @@ def fitted(network: Network, x: Tensor, y: Tensor, group: int, place: torch.devi
     """As the library does it."""
     found = []
     for i in range(0, len(x), group):
-        each = [Examples(a[:, None], b) for a, b in zip(x[i : i + group], y[i : i + group], strict=True)]
+        each = [
+            Examples(a[:, None], b) for a, b in zip(x[i : i + group], y[i : i + group], strict=True)
+        ]
         dice = [rng(0, "batches", client=str(i + j)) for j in range(len(each))]
         found += fit(
-            lambda local, x: network.step(local.trained, x), lambda _: 0.0, [Local(network.initial)] * len(each), each,
-            dice, Learning(1, 10, rate=0.1), {}, device=place,
-        )[0]  # fmt: skip
+            lambda local, x: network.step(local.trained, x),
+            lambda _: 0.0,
+            [Local(network.initial)] * len(each),
+            each,
+            dice,
+            Learning(1, 10, rate=0.1),
+            {},
+            device=place,
+        )[0]
     return mean(found, [1.0] * len(found))
 
 
@@ -438,9 +563,16 @@ def demo(sheet: Sheet) -> None:
     """pFedMoAP of the demo, one seed, untuned, on the CPU and on the device."""
     sheet.line("\nthe demo's pFedMoAP, one seed, 10 of 20 clients a round")
     sheet.head(
-        "where", "s a round", "s in all", "accuracy", "worst client", "clients' largest difference, examples",
-        "global prompt apart", "same bits", "GB",
-    )  # fmt: skip
+        "where",
+        "s a round",
+        "s in all",
+        "accuracy",
+        "worst client",
+        "clients' largest difference, examples",
+        "global prompt apart",
+        "same bits",
+        "GB",
+    )
     place = sheet.device.type
     ways = {
         "cpu, one thread": {"run.device": "cpu"},
@@ -457,20 +589,39 @@ def flower(sheet: Sheet) -> None:
     """Two processes of Flower's simulation that share the card, against one process."""
     missing = [name for name in ("flwr", "ray") if find_spec(name) is None]
     if missing:
-        sheet.line(f"\nFlower's share of a GPU: not run, {' and '.join(missing)} cannot be imported here")
+        sheet.line(
+            f"\nFlower's share of a GPU: not run, {' and '.join(missing)} cannot be imported here"
+        )
         return
     sheet.line("\nthe same on Flower's simulation, two processes with half a GPU each")
     sheet.head(
-        "where", "s a round", "s in all", "accuracy", "worst client", "largest difference", "apart", "bits", "GB"
+        "where",
+        "s a round",
+        "s in all",
+        "accuracy",
+        "worst client",
+        "largest difference",
+        "apart",
+        "bits",
+        "GB",
     )
     alone = {"run.device": sheet.device.type, "engine.together": 1}
-    share = {"engine.name": "flower-simulation", "engine.workers": 2, "engine.gpus": 0.5 if sheet.cuda else 0.0}
-    ways = {"one process, together = 1": alone, "Flower, gpus = 0.5": {"run.device": sheet.device.type} | share}
+    share = {
+        "engine.name": "flower-simulation",
+        "engine.workers": 2,
+        "engine.gpus": 0.5 if sheet.cuda else 0.0,
+    }
+    ways = {
+        "one process, together = 1": alone,
+        "Flower, gpus = 0.5": {"run.device": sheet.device.type} | share,
+    }
     several(sheet, "flower", ways, rounds=2 if sheet.quick else 5)
 
 
 def several(sheet: Sheet, part: str, ways: dict[str, dict[str, Any]], rounds: int) -> None:
-    """The same experiment in several ways, each against the first, and its bits against the way before."""
+    """The same experiment in several ways, each against the first, and its bits against the way
+    before.
+    """
     plain = door.load("configs/demo/pfedmoap.toml", ["learning.rate=0.1", "method.gate_rate=0.15"])
     first: RunDir | None = None
     before: bytes = b""
@@ -486,12 +637,19 @@ def several(sheet: Sheet, part: str, ways: dict[str, dict[str, Any]], rounds: in
             bits = pack(state)
             accuracy = score(newest(folder))
             sheet.row(
-                part, where=way, s_round=statistics.median(row["seconds"] for row in ends[1:]), s=whole,
-                accuracy=accuracy.mean, worst=accuracy.worst, examples=furthest(first, folder),
+                part,
+                where=way,
+                s_round=statistics.median(row["seconds"] for row in ends[1:]),
+                s=whole,
+                accuracy=accuracy.mean,
+                worst=accuracy.worst,
+                examples=furthest(first, folder),
                 apart=apart(state["global.context"], server(first)["global.context"]),
                 bits=bits == before if before else None,
-                gb=sheet.peak() if changes["run.device"] == "cuda" and "engine.name" not in changes else None,
-            )  # fmt: skip
+                gb=sheet.peak()
+                if changes["run.device"] == "cuda" and "engine.name" not in changes
+                else None,
+            )
             before = bits
 
 
@@ -499,7 +657,11 @@ def engined(plain: Any, changes: dict[str, Any]) -> Any:
     """A config with these changes; another engine has no `together`."""
     nested = plain.nested() | {"tune": {}}
     if "engine.name" in changes:
-        nested = nested | {"engine": {key[7:]: value for key, value in changes.items() if key.startswith("engine.")}}
+        nested = nested | {
+            "engine": {
+                key[7:]: value for key, value in changes.items() if key.startswith("engine.")
+            }
+        }
     return door.resolve([(nested, "demo")]).having(changes, "benchmark")
 
 
@@ -520,7 +682,9 @@ def newest(folder: RunDir) -> list[Any]:
 
 
 def furthest(one: RunDir, other: RunDir) -> int:
-    """Test examples of a client that one has right and the other not, at the client where they differ most."""
+    """Test examples of a client that one has right and the other not, at the client where they
+    differ most.
+    """
     pairs = zip(newest(one), newest(other), strict=True)
     return max(abs(a["test_correct"] - b["test_correct"]) for a, b in pairs)
 
@@ -529,14 +693,29 @@ def furthest(one: RunDir, other: RunDir) -> int:
 
 
 PARTS: dict[str, Callable[[Sheet], None]] = {
-    "machine": machine, "step": step, "demo": demo, "together": together, "flower": flower, "compile": compiled,
-}  # fmt: skip
+    "machine": machine,
+    "step": step,
+    "demo": demo,
+    "together": together,
+    "flower": flower,
+    "compile": compiled,
+}
 
 
 def part(name: str, sheet: Sheet, asked: argparse.Namespace, seconds: float) -> None:
     """A part in a process of its own, which ends, with all that it started, when its time is up."""
     quick = ["--quick"] if asked.quick else []
-    command = [sys.executable, __file__, "--part", name, "--out", str(sheet.out), "--device", sheet.device.type, *quick]
+    command = [
+        sys.executable,
+        __file__,
+        "--part",
+        name,
+        "--out",
+        str(sheet.out),
+        "--device",
+        sheet.device.type,
+        *quick,
+    ]
     began = time.perf_counter()
     child = subprocess.Popen(command, start_new_session=True)
     try:
@@ -552,7 +731,9 @@ def part(name: str, sheet: Sheet, asked: argparse.Namespace, seconds: float) -> 
 
 
 def main() -> None:
-    reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    reader = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     reader.add_argument("--out", type=Path, default=Path("runs/gpu"))
     reader.add_argument("--only", default=",".join(LIMITS), help="parts: " + ", ".join(LIMITS))
     reader.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
@@ -562,7 +743,9 @@ def main() -> None:
     asked = reader.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     if asked.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("torch finds no CUDA device here; right would be a machine with one, or --device cpu --quick")
+        sys.exit(
+            "torch finds no CUDA device here; expected a machine with one, or --device cpu --quick"
+        )
     sheet = Sheet(asked.out, torch.device(asked.device), asked.quick)
     if asked.part:
         torch.set_num_threads(1)

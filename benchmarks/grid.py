@@ -1,4 +1,6 @@
-"""Variants of one experiment as a study, and what came out; other benchmarks use it. No benchmark itself."""
+"""Variants of one experiment as a study, and what came out; other benchmarks use it. No benchmark
+itself.
+"""
 
 import argparse
 import statistics
@@ -28,8 +30,12 @@ def _tell(beat: study.Beat) -> None:
 
 
 def run(experiments: Sequence[Config], seeds: Sequence[int], about: str, out: Path) -> Path:
-    """Run what is left of the experiments, unless only the table is asked for; the study's folder."""
-    reader = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run what is left of the experiments, unless only the table is asked for; the study's
+    folder.
+    """
+    reader = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     reader.add_argument("--out", type=Path, default=out)
     reader.add_argument("--print", action="store_true", help="the table alone")
     asked = reader.parse_args()
@@ -53,7 +59,9 @@ def logs(out: Path, name: str, seeds: Sequence[int]) -> list[tuple[list[Row], li
 
 
 def served(out: Path, name: str, seeds: Sequence[int]) -> list[tuple[float, float]]:
-    """The server's accuracy in percent after the last round, on validation and on test examples, a pair a seed."""
+    """The server's accuracy in percent after the last round, on validation and on test examples, a
+    pair a seed.
+    """
     return [(last_valid(*log, "server"), last(*log).server) for log in logs(out, name, seeds)]
 
 
@@ -65,13 +73,17 @@ def minus(these: Sequence[float], those: Sequence[float]) -> Difference:
 def said(found: Difference) -> str:
     """The mean difference in points with its 95 % interval, or seed by seed where there is none."""
     if not found.judged:
-        return f"{found.mean:+.1f} (by seed {', '.join(f'{value:+.1f}' for value in found.by_seed.values())})"
+        return (
+            f"{found.mean:+.1f} (by seed"
+            f" {', '.join(f'{value:+.1f}' for value in found.by_seed.values())})"
+        )
     low, high = found.interval
     return f"{found.mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def choices(found: Mapping[str, Sequence[tuple[float, float]]]) -> Iterator[str]:
-    """A table of choices, each with its validation and test accuracy, a pair a seed; the first is the default.
+    """A table of choices, each with its validation and test accuracy, a pair a seed; the first is
+    the default.
 
     What is established among all of them together (Holm, 5 %) is marked with a star.
     """
@@ -85,5 +97,8 @@ def choices(found: Mapping[str, Sequence[tuple[float, float]]]) -> Iterator[str]
     for (choice, _), difference, star in zip(others, differences, stars, strict=True):
         mean = statistics.fmean(valid[choice])
         yield f"| {choice} | {mean:.1f} | {said(difference)}{star} | {test[choice]:.1f} |"
-    yield f"\n{len(first)} seeds. In brackets the 95 % interval of the paired difference (Student's t over seeds)."
+    yield (
+        f"\n{len(first)} seeds. In brackets the 95 % interval of the paired difference (Student's t"
+        " over seeds)."
+    )
     yield f"*: not zero, for all {len(others)} choices together (Holm, 5 %)."

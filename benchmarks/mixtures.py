@@ -1,13 +1,15 @@
-"""Where does a mixture pay? The server's accuracy on plain digits and on scanners, for small and smaller clients.
+"""Where does a mixture pay? The server's accuracy on plain digits and on scanners, for small and
+smaller clients.
 
-    python benchmarks/mixtures.py            about 30 minutes on two cores; goes on where it was stopped
-    python benchmarks/mixtures.py --print    the tables alone
+    python benchmarks/mixtures.py            about 30 minutes on two cores; goes on where it was
+    stopped python benchmarks/mixtures.py --print    the tables alone
 
-Every experiment of configs/demo/fedmoe-digits at the rates that its file names (chosen there, not anew in each row;
-fedavg-random at fedavg's); test accuracy after the last round in percent, mean over two seeds; of `alone`, where no
-server learns, the clients' own on their own parts. Clients have 1, 4 and 16 thousand parameters. The second table asks
-the two presets how far their routed experts are apart, and how much better their server is than with a flat gate over
-the experts it ends with, and than the control whose gate was uniform all along; two seeds allow no interval, so
+Every experiment of configs/demo/fedmoe-digits at the rates that its file names (chosen there, not
+anew in each row; fedavg-random at fedavg's); test accuracy after the last round in percent, mean
+over two seeds; of `alone`, where no server learns, the clients' own on their own parts. Clients
+have 1, 4 and 16 thousand parameters. The second table asks the two presets how far their routed
+experts are apart, and how much better their server is than with a flat gate over the experts it
+ends with, and than the control whose gate was uniform all along; two seeds allow no interval, so
 differences stand seed by seed.
 """
 
@@ -24,13 +26,26 @@ from fedexperts.report.experts import Routing, routing
 
 SEEDS = (0, 1)
 EXPERIMENTS = (
-    "alone", "cent-moe", "fedavg-random", "fedavg", "fedavg-tuned", "fedprox", "fedmix", "fedjets", "copies",
-    "uniform-gate", "fedmoe-letter", "fedmoe",
-)  # fmt: skip
-OTHER = {"fedavg-random": ["learning.rate=0.01"]}  # as fedavg: at its own, 0.1, networks of 4 K do not learn
+    "alone",
+    "cent-moe",
+    "fedavg-random",
+    "fedavg",
+    "fedavg-tuned",
+    "fedprox",
+    "fedmix",
+    "fedjets",
+    "copies",
+    "uniform-gate",
+    "fedmoe-letter",
+    "fedmoe",
+)
+# as fedavg: at its own, 0.1, networks of 4 K do not learn
+OTHER = {"fedavg-random": ["learning.rate=0.01"]}
 WIDTHS = {3: "1 K", 8: "4 K", 22: "16 K"}
 Setting = tuple[int, int, int]  # scanners, clients, width
-SETTINGS = [(scanners, clients, width) for scanners in (4, 1) for clients in (5, 20) for width in WIDTHS]
+SETTINGS = [
+    (scanners, clients, width) for scanners in (4, 1) for clients in (5, 20) for width in WIDTHS
+]
 
 
 def name(experiment: str, setting: Setting) -> str:
@@ -39,10 +54,17 @@ def name(experiment: str, setting: Setting) -> str:
 
 
 def experiments() -> Iterator[Config]:
-    bases = {e: door.load(f"configs/demo/fedmoe-digits/{e}.toml", OTHER.get(e, ())) for e in EXPERIMENTS}
+    bases = {
+        e: door.load(f"configs/demo/fedmoe-digits/{e}.toml", OTHER.get(e, ())) for e in EXPERIMENTS
+    }
     for setting in SETTINGS:
         scanners, clients, width = setting
-        data = {"data.scanners": scanners, "data.clients": clients, "model.width": width, "run.evaluate_every": 40}
+        data = {
+            "data.scanners": scanners,
+            "data.clients": clients,
+            "model.width": width,
+            "run.evaluate_every": 40,
+        }
         for experiment, base in bases.items():
             yield variant(base, name(experiment, setting), data)
 
@@ -60,7 +82,9 @@ def parts(out: Path, experiment: str, setting: Setting) -> list[Routing]:
 
 
 def routed(out: Path, setting: Setting) -> Iterator[str]:
-    """Of each preset: experts apart, and what routing adds over a flat gate and over the control."""
+    """Of each preset: experts apart, and what routing adds over a flat gate and over the
+    control.
+    """
     control = accuracy(out, "uniform-gate", setting)
     for preset in ("fedmoe-letter", "fedmoe"):
         found = parts(out, preset, setting)
@@ -70,9 +94,15 @@ def routed(out: Path, setting: Setting) -> Iterator[str]:
 
 
 def tables(out: Path) -> Iterator[str]:
-    yield f"| digits | clients | weights | {' | '.join(EXPERIMENTS)} |\n|{'---|' * (3 + len(EXPERIMENTS))}"
+    yield (
+        f"| digits | clients | weights | {' | '.join(EXPERIMENTS)}"
+        f" |\n|{'---|' * (3 + len(EXPERIMENTS))}"
+    )
     for setting in SETTINGS:
-        found = (f"{statistics.fmean(accuracy(out, experiment, setting)):.1f}" for experiment in EXPERIMENTS)
+        found = (
+            f"{statistics.fmean(accuracy(out, experiment, setting)):.1f}"
+            for experiment in EXPERIMENTS
+        )
         yield row(setting, found)
     shown = ("experts apart", "over a flat gate", "over uniform-gate")
     heads = [f"{preset}: {what}" for preset in ("letter", "strong") for what in shown]

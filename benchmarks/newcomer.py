@@ -1,13 +1,15 @@
-"""What do a few labelled images give a client that never trained? Choices among experts against what all share.
+"""What do a few labelled images give a client that never trained? Choices among experts against
+what all share.
 
-    python benchmarks/newcomer.py            about 10 minutes on two cores; goes on where it was stopped
-    python benchmarks/newcomer.py --print    the tables alone
+    python benchmarks/newcomer.py            about 10 minutes on two cores; goes on where it was
+    stopped python benchmarks/newcomer.py --print    the tables alone
 
-Digits with four scanners and 20 clients, of whom four, one of each scanner, stay away from a run; five runs, so
-that everybody is a newcomer once. Each newcomer draws 8 labelled images from its own training part, five times, and is
-asked on its own test part: mean accuracy in percent over newcomers and draws. ± is the standard error over
-newcomers of the difference to what all share; worse and better count draws. `--like` is what `predict --like` does:
-one choice, and what all share where that does better on the 8 images.
+Digits with four scanners and 20 clients, of whom four, one of each scanner, stay away from a run;
+five runs, so that everybody is a newcomer once. Each newcomer draws 8 labelled images from its own
+training part, five times, and is asked on its own test part: mean accuracy in percent over
+newcomers and draws. ± is the standard error over newcomers of the difference to what all share;
+worse and better count draws. `--like` is what `predict --like` does: one choice, and what all share
+where that does better on the 8 images.
 """
 
 import math
@@ -73,9 +75,16 @@ def name(kind: str, fold: int) -> str:
 def experiments() -> Iterator[Config]:
     for kind, (file, change) in RUNS.items():
         base = door.load(f"configs/demo/{file}.toml")
-        data = {"data.name": "newcomer:LeftOut", "data.reserve": base.values["data"].get("reserve", 0)}
+        data = {
+            "data.name": "newcomer:LeftOut",
+            "data.reserve": base.values["data"].get("reserve", 0),
+        }
         for fold in FOLDS:
-            yield variant(base, name(kind, fold), data | {"data.fold": fold, "run.evaluate_every": 40} | change)
+            yield variant(
+                base,
+                name(kind, fold),
+                data | {"data.fold": fold, "run.evaluate_every": 40} | change,
+            )
 
 
 def prompts(predictor: Predictor) -> Choose:
@@ -90,18 +99,28 @@ def _prompts(predictor: Predictor, texts_NCD: Tensor, few: Examples, x: Tensor) 
     model, context = predictor.model, predictor.server["global.context"]
     chosen_NBC, asked_NBC = (model.scale * shown @ texts_NCD.mT for shown in (few.x[:, 0], x))  # type: ignore[attr-defined]
     loss_N = torch.stack([cross_entropy(chosen, few.y, reduction="sum") for chosen in chosen_NBC])
-    found = {f"mean of the best {K} prompts": asked_NBC[loss_N.argsort()[:K]].mean(0) for K in (1, 4)}
+    found = {
+        f"mean of the best {K} prompts": asked_NBC[loss_N.argsort()[:K]].mean(0) for K in (1, 4)
+    }
     found["all prompts, by likelihood"] = torch.einsum("n,nbc->bc", (-loss_N).softmax(0), asked_NBC)
     if gate := under(predictor.server, "global.gate"):
         best = loss_N[1:].argsort() + 1
-        for what, experts in (("no expert", best[:0]), ("the best 4", best[:4]), ("the worst 4", best[-4:])):
-            local = Local({"context": context} | named("gate", gate), {"experts": texts_NCD[experts]})
+        for what, experts in (
+            ("no expert", best[:0]),
+            ("the best 4", best[:4]),
+            ("the worst 4", best[-4:]),
+        ):
+            local = Local(
+                {"context": context} | named("gate", gate), {"experts": texts_NCD[experts]}
+            )
             found[f"the shared gate, {what}"] = predictor.method.logits(model, local, x)
     return found
 
 
 def experts(predictor: Predictor) -> Choose:
-    """Of Fed-MoE's mixture: step C's blend, by likelihood and as in training by the gate, too; the best expert."""
+    """Of Fed-MoE's mixture: step C's blend, by likelihood and as in training by the gate, too; the
+    best expert.
+    """
     return partial(_experts, predictor)
 
 
@@ -110,7 +129,9 @@ def _experts(predictor: Predictor, few: Examples, x: Tensor) -> Answers:
     own = [under(server, f"expert.{k}") for k in range(model.experts)]  # type: ignore[attr-defined]
     main = under(method.publish(server), "global")
     network = model.expert  # type: ignore[attr-defined]
-    right_KB = torch.stack([network.logits(e, few.x[:, 0]).softmax(-1).gather(1, few.y[:, None])[:, 0] for e in own])
+    right_KB = torch.stack(
+        [network.logits(e, few.x[:, 0]).softmax(-1).gather(1, few.y[:, None])[:, 0] for e in own]
+    )
     gate_BK = model.gate.logits(under(server, "gate"), few.x[:, 0]).softmax(-1)  # type: ignore[attr-defined]
     found = {"the server's mixture": method.serve(model, server, x)}
     for what, relevance_K in (
@@ -130,7 +151,9 @@ def right(folder: Path) -> Iterator[tuple[str, str, float]]:
     shared = Predictor.of(folder, "")
     data, seed = shared.config.section("data"), shared.config.values["run"]["seed"]
     known = shared.method.recall(shared.model, shared.method.publish(shared.server), None)
-    others = (prompts if "pool" in {name.split(".")[0] for name in shared.server} else experts)(shared)
+    others = (prompts if "pool" in {name.split(".")[0] for name in shared.server} else experts)(
+        shared
+    )
     for who, images, labels, asked, truth in data.newcomers(seed):
         given, x = shared.built.encode(images), shared.built.encode(asked)
         for draw in DRAWS:
@@ -139,11 +162,18 @@ def right(folder: Path) -> Iterator[tuple[str, str, float]]:
             answers = {"what all share": shared.method.logits(shared.model, known, x)}
             answers |= {"--like": shared.like(few).logits(x)} | others(few, x)
             for what, answer in answers.items():
-                yield f"{who} {seed}", what, 100 * float((answer.argmax(-1) == truth).float().mean())
+                yield (
+                    f"{who} {seed}",
+                    what,
+                    100 * float((answer.argmax(-1) == truth).float().mean()),
+                )
 
 
 def table(out: Path) -> Iterator[str]:
-    yield "| run | choice | accuracy | to what all share | worse | better |\n|---|---|---|---|---|---|"
+    yield (
+        "| run | choice | accuracy | to what all share | worse | better"
+        " |\n|---|---|---|---|---|---|"
+    )
     for kind in RUNS:
         found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for fold in FOLDS:
@@ -152,12 +182,21 @@ def table(out: Path) -> Iterator[str]:
                     found[what][who].append(accuracy)
         shared = found["what all share"]
         for what, own in found.items():
-            ahead = {who: [a - b for a, b in zip(own[who], shared[who], strict=True)] for who in own}
-            each, draws = [statistics.fmean(d) for d in ahead.values()], [a for d in ahead.values() for a in d]
+            ahead = {
+                who: [a - b for a, b in zip(own[who], shared[who], strict=True)] for who in own
+            }
+            each, draws = (
+                [statistics.fmean(d) for d in ahead.values()],
+                [a for d in ahead.values() for a in d],
+            )
             error = statistics.stdev(each) / math.sqrt(len(each))
-            worse, better = (100 * sum(sign * a > 0 for a in draws) / len(draws) for sign in (-1, 1))
+            worse, better = (
+                100 * sum(sign * a > 0 for a in draws) / len(draws) for sign in (-1, 1)
+            )
             level = statistics.fmean(a for accuracies in own.values() for a in accuracies)
-            gain = f"{statistics.fmean(each):+.1f} ± {error:.1f}" if what != "what all share" else ""
+            gain = (
+                f"{statistics.fmean(each):+.1f} ± {error:.1f}" if what != "what all share" else ""
+            )
             yield f"| {kind} | {what} | {level:.1f} | {gain} | {worse:.0f} % | {better:.0f} % |"
 
 

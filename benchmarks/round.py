@@ -2,8 +2,9 @@
 
     python benchmarks/round.py
 
-The loop, the messages, the checks on uploads, the logs and the checkpoint are the library's; the clients answer at once
-with what they were sent plus their own number. Every method's row is measured in the same run, evaluation left out.
+The loop, the messages, the checks on uploads, the logs and the checkpoint are the library's; the
+clients answer at once with what they were sent plus their own number. Every method's row is
+measured in the same run, evaluation left out.
 """
 
 import itertools
@@ -67,7 +68,15 @@ class Echo:
 def microseconds(method, wire):
     """A client's share of a round, the median over rounds."""
     times = [time.perf_counter()]
-    job = Job(method, Bare(), Learning(), ROUNDS, 0, reserve=Examples(torch.empty(0), torch.empty(0)), exam={})
+    job = Job(
+        method,
+        Bare(),
+        Learning(),
+        ROUNDS,
+        0,
+        reserve=Examples(torch.empty(0), torch.empty(0)),
+        exam={},
+    )
     with tempfile.TemporaryDirectory() as place:
         folder = RunDir.create(Path(place) / "run", "", {})
         schedule = Schedule(ROUNDS, evaluate_every=ROUNDS + 1)
@@ -79,7 +88,10 @@ def microseconds(method, wire):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     cases = {"fedavg": METHODS["fedavg"](), "pfedmoap, K = 9": METHODS["pfedmoap"](experts=9)}
-    print(f"a round of {CLIENTS} clients with 16 KB, no training\n{'':28}us a client   share of the first")
+    print(
+        f"a round of {CLIENTS} clients with 16 KB, no training\n{'':28}us a client   share of the"
+        " first"
+    )
     first = None
     for wire in (False, True):
         for name, method in cases.items():

@@ -1,11 +1,14 @@
-"""What a round costs the server as clients grow: FedAvg and pFedMoAP, prompts of 16 KB, clients that answer at once.
+"""What a round costs the server as clients grow: FedAvg and pFedMoAP, prompts of 16 KB, clients
+that answer at once.
 
-    python benchmarks/scale.py            10 to 10,000 clients, about five minutes and 3 GB of memory
+    python benchmarks/scale.py            10 to 10,000 clients, about five minutes and 3 GB of
+    memory
 
-Full participation is the worst case: everybody's prompt is new and everybody is compared with everybody. `a tenth` is
-the same federation with a tenth of the clients in a round. Search is the time of `Method.send`, in which the nearest
-are found; state is what the server holds, and writes as a checkpoint, after the last round; traffic is the server's
-link in a round, both ways, with K = 9 experts a client. One thread, the median of rounds after the second.
+Full participation is the worst case: everybody's prompt is new and everybody is compared with
+everybody. `a tenth` is the same federation with a tenth of the clients in a round. Search is the
+time of `Method.send`, in which the nearest are found; state is what the server holds, and writes as
+a checkpoint, after the last round; traffic is the server's link in a round, both ways, with K = 9
+experts a client. One thread, the median of rounds after the second.
 """
 
 import itertools
@@ -52,7 +55,9 @@ def measured(method, clients, participation):
         folder = RunDir.create(Path(place) / "run", "", {})
         schedule = Schedule(ROUNDS, participation, evaluate_every=ROUNDS + 1)
         run(job, Echo(False, clients), schedule, folder, lambda _: ends.append(time.perf_counter()))
-        checkpoint = next((folder.path / "checkpoints" / f"round-{ROUNDS:06d}").glob("server.safetensors"))
+        checkpoint = next(
+            (folder.path / "checkpoints" / f"round-{ROUNDS:06d}").glob("server.safetensors")
+        )
         state, row = checkpoint.stat().st_size, folder.rows("rounds.jsonl")[-1]
     seconds = statistics.median(after - before for before, after in itertools.pairwise(ends[3:]))
     traffic = (row["bytes_down"] + row["bytes_up"]) * len(row["trained"])
@@ -61,13 +66,18 @@ def measured(method, clients, participation):
 
 def main():
     torch.set_num_threads(1)
-    print("| method | clients | in a round | s a round | of it search | state MB | traffic MB |\n" + "|---" * 7 + "|")
+    print(
+        "| method | clients | in a round | s a round | of it search | state MB | traffic MB |\n"
+        + "|---" * 7
+        + "|"
+    )
     for name, method in (("fedavg", METHODS["fedavg"]()), ("pfedmoap", Timed(experts=9))):
         for clients in (10, 100, 1000, 10_000):
             for share, said in ((1.0, "all"), (0.1, "a tenth")):
                 seconds, search, state, traffic = measured(method, clients, share)
                 print(
-                    f"| {name} | {clients:,} | {said} | {seconds:.3f} | {search:.3f} | {state:.2f} | {traffic:.1f} |",
+                    f"| {name} | {clients:,} | {said} | {seconds:.3f} | {search:.3f} | {state:.2f}"
+                    f" | {traffic:.1f} |",
                     flush=True,
                 )
 

@@ -2,8 +2,9 @@
 
     python benchmarks/step.py
 
-CLIP ViT-B/16 by shape (random weights), 10 classes, 16 context tokens, a batch of 16 images, prompt and gate trained by
-pFedMoAP's own loss with K = 3 experts, one thread. Times are medians of one run.
+CLIP ViT-B/16 by shape (random weights), 10 classes, 16 context tokens, a batch of 16 images, prompt
+and gate trained by pFedMoAP's own loss with K = 3 experts, one thread. Times are medians of one
+run.
 """
 
 import statistics
@@ -48,7 +49,9 @@ def main() -> None:
     method = PFedMoAP(experts=EXPERTS)
     context = model.initial["context"]
     experts = context + 0.02 * torch.randn(EXPERTS, CONTEXT, 512)
-    start = method.start(model, {"global.context": context, "experts": experts}, None, rng(0, "start"))
+    start = method.start(
+        model, {"global.context": context, "experts": experts}, None, rng(0, "start")
+    )
     pixels, labels = torch.rand(BATCH, 3, 224, 224), torch.arange(BATCH) % CLASSES
 
     def encode() -> Tensor:

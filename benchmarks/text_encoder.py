@@ -1,12 +1,14 @@
-"""Time of a CLIP text encoder's forward and backward pass, with the gradient to the context, in four ways.
+"""Time of a CLIP text encoder's forward and backward pass, with the gradient to the context, in
+four ways.
 
     python benchmarks/text_encoder.py
 
-Random weights of ViT-B/16's text encoder (width 512, 12 layers, 8 heads), 16 context tokens, class names of 1 to 5
-random tokens, fp32, one thread. "transformers" is its own encoder with fused attention and 77 tokens a class, as
-published code runs it; "plain" is the same with our layers; "cut" stops after the last [EOS]; "tree" is what
-`PromptedClip.texts` does. Times are processor seconds, the fastest of several rounds in which the ways take turns, and
-printed as ratios within this run. Differences are the largest, relative to the largest value that transformers gives.
+Random weights of ViT-B/16's text encoder (width 512, 12 layers, 8 heads), 16 context tokens, class
+names of 1 to 5 random tokens, fp32, one thread. "transformers" is its own encoder with fused
+attention and 77 tokens a class, as published code runs it; "plain" is the same with our layers;
+"cut" stops after the last [EOS]; "tree" is what `PromptedClip.texts` does. Times are processor
+seconds, the fastest of several rounds in which the ways take turns, and printed as ratios within
+this run. Differences are the largest, relative to the largest value that transformers gives.
 """
 
 import random
@@ -36,20 +38,30 @@ def tokenize(text: str, add_special_tokens: bool) -> Any:
 
 def names(count: int) -> tuple[str, ...]:
     draw = random.Random(count)
-    return tuple(" ".join(str(draw.randrange(1000, 40000)) for _ in range(1 + i % 5)) for i in range(count))
+    return tuple(
+        " ".join(str(draw.randrange(1000, 40000)) for _ in range(1 + i % 5)) for i in range(count)
+    )
 
 
 def transformers_texts(model: Any, classes: tuple[str, ...]) -> Texts:
-    """What CLIPModel.get_text_features does, but for the context that stands in place of some embeddings."""
+    """What CLIPModel.get_text_features does, but for the context that stands in place of some
+    embeddings.
+    """
     text = model.text_model
     ids = [[START, *[0] * 16, *tokenize(name, False).input_ids, END] for name in classes]
     ends = torch.tensor([len(row) - 1 for row in ids])
-    words = text.embeddings.token_embedding(torch.tensor([row + [END] * (77 - len(row)) for row in ids]))
+    words = text.embeddings.token_embedding(
+        torch.tensor([row + [END] * (77 - len(row)) for row in ids])
+    )
 
     def texts(context: Tensor) -> Tensor:
         shared = context.expand(len(classes), -1, -1)
-        hidden = text.embeddings(inputs_embeds=torch.cat([words[:, :1], shared, words[:, 17:]], dim=1))
-        hidden = text.encoder(inputs_embeds=hidden, attention_mask=None, is_causal=True).last_hidden_state
+        hidden = text.embeddings(
+            inputs_embeds=torch.cat([words[:, :1], shared, words[:, 17:]], dim=1)
+        )
+        hidden = text.encoder(
+            inputs_embeds=hidden, attention_mask=None, is_causal=True
+        ).last_hidden_state
         pooled = text.final_layer_norm(hidden)[torch.arange(len(classes)), ends]
         return normalize(model.text_projection(pooled), dim=-1)
 
@@ -57,7 +69,9 @@ def transformers_texts(model: Any, classes: tuple[str, ...]) -> Texts:
 
 
 def run(texts: Texts, context: Tensor, weights: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Seconds, outputs [C, D] and the gradient [l, W] of a random linear function of the outputs."""
+    """Seconds, outputs [C, D] and the gradient [l, W] of a random linear function of the
+    outputs.
+    """
     context = context.clone().requires_grad_()
     begun = time.process_time()
     out = texts(context)
@@ -74,7 +88,9 @@ def measure(count: int) -> None:
     model: Any = CLIPModel(CLIPConfig(vision_config={"num_hidden_layers": 1}))
     tokenizer: Any = tokenize
     tokenizer.bos_token_id, tokenizer.eos_token_id = START, END
-    clip = parts(model, tokenizer, SimpleNamespace(to_dict=dict), torch.float32, torch.device("cpu"))
+    clip = parts(
+        model, tokenizer, SimpleNamespace(to_dict=dict), torch.float32, torch.device("cpu")
+    )
     context, weights = 0.02 * torch.randn(16, 512), torch.randn(count, 512)
     prompted = PromptedClip(clip, names(count), context)
     ways: dict[str, Texts] = {

@@ -1,8 +1,10 @@
-"""Clients trained together against one at a time: processor seconds of the same round, as ratios within one run.
+"""Clients trained together against one at a time: processor seconds of the same round, as ratios
+within one run.
 
     python benchmarks/together.py
 
-Ten clients of digits-scanners behind the tiny CLIP, PromptFL and pFedMoAP (K = 4); the third round, with experts.
+Ten clients of digits-scanners behind the tiny CLIP, PromptFL and pFedMoAP (K = 4); the third round,
+with experts.
 """
 
 import tempfile
@@ -27,7 +29,10 @@ def seconds(method: str, together: int) -> float:
     for round in range(1, ROUNDS + 1):
         began = time.process_time()
         sent = job.method.send(server, names, round, job.seed)
-        payloads, expected = {n: s.tensors for n, s in sent.items()}, job.method.expects(server, job.model)
+        payloads, expected = (
+            {n: s.tensors for n, s in sent.items()},
+            job.method.expects(server, job.model),
+        )
         replies = exchange(job, engine, payloads, round, "train", expected)
         spent = time.process_time() - began
         uploads = [Upload(r.client, r.tensors, r.examples) for r in replies.values()]

@@ -1,4 +1,5 @@
-"""One round of pFedMoAP by hand, without the loop, the engine and the run folder: every step is one function call.
+"""One round of pFedMoAP by hand, without the loop, the engine and the run folder: every step is one
+function call.
 
 Run it: python examples/one_round_by_hand.py
 """
@@ -16,11 +17,13 @@ server = job.method.open(job.given)  # named tensors: the global prompt, and soo
 clients = list(sites.values())[:5]
 
 for round in (1, 2):
-    # the server writes an order to every client: the global prompt and, from the second round on, three experts
+    # the server writes an order to every client: the global prompt and, from the second round on,
+    # three experts
     sent = job.method.send(server, [c.name for c in clients], round, job.seed)
     orders = [Order(name, round, "train", payload.tensors) for name, payload in sent.items()]
 
-    # every client trains; what it keeps lies on its own disk, what it replies is its prompt and nothing else
+    # every client trains; what it keeps lies on its own disk, what it replies is its prompt and
+    # nothing else
     replies = answer(job, clients, orders)
     uploads = [fx.Upload(r.client, r.tensors, r.examples) for r in replies]
 
@@ -29,7 +32,10 @@ for round in (1, 2):
     for reply in replies:
         received = sent[reply.client].facts.get("received", [])
         names = ", ".join(received) or "the global prompt alone"
-        print(f"round {round}: {reply.client} got {names}; loss {reply.facts['loss']:.2f}; sends {list(reply.tensors)}")
+        print(
+            f"round {round}: {reply.client} got {names}; loss {reply.facts['loss']:.2f}; sends"
+            f" {list(reply.tensors)}"
+        )
 
 payload = job.method.publish(server)
 for reply in answer(job, clients, [Order(c.name, 2, "predict", payload) for c in clients]):

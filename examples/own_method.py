@@ -1,6 +1,8 @@
-"""A method of one's own in thirty lines: every client starts between the global prompt and the one it had.
+"""A method of one's own in thirty lines: every client starts between the global prompt and the one
+it had.
 
-Run it: python examples/own_method.py. From a config: PYTHONPATH=examples and method.name = "own_method:Between".
+Run it: python examples/own_method.py. From a config: PYTHONPATH=examples and method.name =
+"own_method:Between".
 """
 
 import sys
@@ -37,7 +39,14 @@ class Between(fx.Method):
 
 if __name__ == "__main__":
     for share in (0.0, 0.5):
-        settings = ["method.name=__main__:Between", f"method.share={share}", "learning.rate=0.3", "run.rounds=5"]
+        settings = [
+            "method.name=__main__:Between",
+            f"method.share={share}",
+            "learning.rate=0.3",
+            "run.rounds=5",
+        ]
         config = fx.load("configs/demo/promptfl.toml", [*settings, *sys.argv[1:]])
         score = fx.once(config, tempfile.mkdtemp() + "/run")
-        print(f"share {share}: {score.mean:.1f} % on average, {score.worst:.1f} % at the worst client")
+        print(
+            f"share {share}: {score.mean:.1f} % on average, {score.worst:.1f} % at the worst client"
+        )

@@ -1,6 +1,7 @@
 """A network of one's own in a few lines: any torch.nn.Module, here under FedAvg and under Fed-MoE.
 
-Run it: python examples/own_network.py. From a config: PYTHONPATH=examples and model.name = "own_network:Perceptron".
+Run it: python examples/own_network.py. From a config: PYTHONPATH=examples and model.name =
+"own_network:Perceptron".
 """
 
 import sys
@@ -17,11 +18,16 @@ class Perceptron:
     hidden: int = 16
 
     def build(self, classes, seed):
-        """The model, what turns uint8 images [B, 3, H, W] into its inputs, and "": not worth keeping on disk."""
+        """The model, what turns uint8 images [B, 3, H, W] into its inputs, and "": not worth
+        keeping on disk.
+        """
 
         def make():
             return nn.Sequential(
-                nn.Flatten(), nn.Linear(64, self.hidden), nn.ReLU(), nn.Linear(self.hidden, len(classes))
+                nn.Flatten(),
+                nn.Linear(64, self.hidden),
+                nn.ReLU(),
+                nn.Linear(self.hidden, len(classes)),
             )
 
         network = fx.Network(fx.seeded(make, seed), classes)
@@ -33,4 +39,6 @@ if __name__ == "__main__":
         settings = ["model.name=__main__:Perceptron", "run.rounds=5", *sys.argv[1:]]
         config = fx.load(f"configs/demo/fedmoe-digits/{method}.toml", settings)
         score = fx.once(config, tempfile.mkdtemp() + "/run")
-        print(f"{method}: the server {score.server:.1f} %, its clients {score.mean:.1f} % on average")
+        print(
+            f"{method}: the server {score.server:.1f} %, its clients {score.mean:.1f} % on average"
+        )

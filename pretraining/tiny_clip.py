@@ -1,15 +1,18 @@
-"""Pre-train the tiny CLIP that ships in `fedexperts/models/tinyclip`, from nothing, on pictures drawn here.
+"""Pre-train the tiny CLIP that ships in `fedexperts/models/tinyclip`, from nothing, on pictures
+drawn here.
 
-What it is: a CLIP of 1.5 million parameters with the classes, files and behaviour of a large one, for tests, examples
-and small experiments without a download. It learns from 32 x 32 pictures of glyphs and shapes that this script renders
-from the fonts inside matplotlib, with captions put together from words.
+What it is: a CLIP of 1.5 million parameters with the classes, files and behaviour of a large one,
+for tests, examples and small experiments without a download. It learns from 32 x 32 pictures of
+glyphs and shapes that this script renders from the fonts inside matplotlib, with captions put
+together from words.
 
-What it is not: a model of photographs. It has seen no camera picture and no handwriting. scikit-learn's scanned digits
-measure it at the very end and never enter the training; only the ranges of the rendering (how coarse, how bold) were
-set by hand, after looking at such scans and at the accuracy of early models on them.
+What it is not: a model of photographs. It has seen no camera picture and no handwriting.
+scikit-learn's scanned digits measure it at the very end and never enter the training; only the
+ranges of the rendering (how coarse, how bold) were set by hand, after looking at such scans and at
+the accuracy of early models on them.
 
-    python pretraining/tiny_clip.py                   train, save the folder, evaluate, write its card
-    python pretraining/tiny_clip.py --evaluate-only   print the card's accuracies again
+    python pretraining/tiny_clip.py                   train, save the folder, evaluate, write its
+    card python pretraining/tiny_clip.py --evaluate-only   print the card's accuracies again
 """
 
 from __future__ import annotations
@@ -37,37 +40,86 @@ from torch import Generator, Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-# --- What there is to see, and the words for it ---------------------------------------------------------------------
+# --- What there is to see, and the words for it
+# ---------------------------------------------------------------------
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
-SHAPES = ["circle", "square", "triangle", "star", "ring", "cross", "diamond", "hexagon", "heart", "arrow"]
+SHAPES = [
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "ring",
+    "cross",
+    "diamond",
+    "hexagon",
+    "heart",
+    "arrow",
+]
 THINGS = DIGITS + LETTERS + SHAPES
 COLOURS = {
-    "white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "red": (0.85, 0.1, 0.1), "green": (0.1, 0.65, 0.2),
-    "blue": (0.15, 0.25, 0.9), "yellow": (0.95, 0.9, 0.1), "orange": (1.0, 0.55, 0.05), "purple": (0.55, 0.15, 0.7),
-    "pink": (1.0, 0.55, 0.75), "brown": (0.45, 0.27, 0.1),
-}  # fmt: skip
+    "white": (1.0, 1.0, 1.0),
+    "black": (0.0, 0.0, 0.0),
+    "red": (0.85, 0.1, 0.1),
+    "green": (0.1, 0.65, 0.2),
+    "blue": (0.15, 0.25, 0.9),
+    "yellow": (0.95, 0.9, 0.1),
+    "orange": (1.0, 0.55, 0.05),
+    "purple": (0.55, 0.15, 0.7),
+    "pink": (1.0, 0.55, 0.75),
+    "brown": (0.45, 0.27, 0.1),
+}
 TEXTURES = ["plain", "striped", "dotted", "checked"]
 LOOKS = ["slanted", "faint", "noisy", "blurred", "coarse"]
 FACTS = ["thing", "colour", "texture", *LOOKS]
-"""Eight whole numbers describe a picture; a caption mentions some of them and leaves the rest open (-1)."""
+"""Eight whole numbers describe a picture; a caption mentions some of them and leaves the rest open (-1)."""  # noqa: E501
 
 FRAMES = [
-    "a photo of a {}", "a picture of a {}", "a scan of a {}", "an image of a {}", "a drawing of a {}", "a {}", "{}",
-    "the {}", "a photo of the {}", "a scan of the {}", "a picture of the {}", "this is a {}", "a small picture of a {}",
-    "a rendering of a {}", "my {}",
-]  # fmt: skip
+    "a photo of a {}",
+    "a picture of a {}",
+    "a scan of a {}",
+    "an image of a {}",
+    "a drawing of a {}",
+    "a {}",
+    "{}",
+    "the {}",
+    "a photo of the {}",
+    "a scan of the {}",
+    "a picture of the {}",
+    "this is a {}",
+    "a small picture of a {}",
+    "a rendering of a {}",
+    "my {}",
+]
 FILLERS = """here we see in this small image what someone made for us and it shows something that was kept on paper or
 screen with care as you can tell there now look at what of many things from our set which has been found again today
-simple clear new old good sample example kind type class named called""".split()  # noqa: SIM905
+simple clear new old good sample example kind type class named called""".split()  # noqa: E501, SIM905
 
 FONTS = [
-    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "DejaVuSansMono",
-    "DejaVuSansMono-Bold", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralItalic",
-    "STIXGeneralBolIta", "cmr10", "cmb10", "cmss10", "cmti10",
-]  # fmt: skip
-HELD_OUT_FONTS = ["DejaVuSansMono-BoldOblique", "DejaVuSerif-BoldItalic", "STIXGeneralBol", "cmtt10"]
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSans-BoldOblique",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Bold",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSerif-Italic",
+    "STIXGeneral",
+    "STIXGeneralItalic",
+    "STIXGeneralBolIta",
+    "cmr10",
+    "cmb10",
+    "cmss10",
+    "cmti10",
+]
+HELD_OUT_FONTS = [
+    "DejaVuSansMono-BoldOblique",
+    "DejaVuSerif-BoldItalic",
+    "STIXGeneralBol",
+    "cmtt10",
+]
 
 CANVAS, SIDE = 64, 32  # masks are drawn and bent on the canvas; pictures have this side
 MEAN, STD = 0.51, 0.29  # of the rendered pixels, to two digits
@@ -75,14 +127,19 @@ LONGEST = 26  # tokens of the longest caption; prompts with learned context are 
 SOS, EOS, PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 
 
-# --- Rendering ------------------------------------------------------------------------------------------------------
+# --- Rendering
+# ---------------------------------------------------------------------------------------------
 
 
 def fill_canvas(mask: Image.Image) -> np.ndarray:
-    """Crop a mask to its ink and fit it, proportions kept, into the canvas with a margin for bending."""
+    """Crop a mask to its ink and fit it, proportions kept, into the canvas with a margin for
+    bending.
+    """
     ink = mask.crop(mask.getbbox())
     scale = 50 / max(ink.size)
-    ink = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BOX)
+    ink = ink.resize(
+        (max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BOX
+    )
     canvas = Image.new("L", (CANVAS, CANVAS))
     canvas.paste(ink, ((CANVAS - ink.width) // 2, (CANVAS - ink.height) // 2))
     return np.asarray(canvas)
@@ -95,26 +152,51 @@ def draw_glyph(character: str, font: str) -> np.ndarray:
     return fill_canvas(mask)
 
 
-def polygon(corners: int, inner: float = 1.0, turn: float = -math.pi / 2) -> list[tuple[float, float]]:
-    """A regular polygon; `inner` below 1 pulls every second corner towards the middle, which makes a star."""
+def polygon(
+    corners: int, inner: float = 1.0, turn: float = -math.pi / 2
+) -> list[tuple[float, float]]:
+    """A regular polygon; `inner` below 1 pulls every second corner towards the middle, which makes
+    a star.
+    """
     radii = [90 * (inner if k % 2 else 1.0) for k in range(corners)]
     angles = [turn + 2 * math.pi * k / corners for k in range(corners)]
-    return [(100 + r * math.cos(a), 100 + r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
+    return [
+        (100 + r * math.cos(a), 100 + r * math.sin(a)) for r, a in zip(radii, angles, strict=True)
+    ]
 
 
 def heart() -> list[tuple[float, float]]:
     turns = [2 * math.pi * k / 60 for k in range(60)]
-    wave = [13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) for t in turns]
+    wave = [
+        13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
+        for t in turns
+    ]
     return [(100 + 85 * math.sin(t) ** 3, 90 - 5.5 * y) for t, y in zip(turns, wave, strict=True)]
 
 
 OUTLINES: dict[str, list[tuple[float, float]]] = {
-    "square": polygon(4, turn=math.pi / 4), "triangle": polygon(3), "star": polygon(10, inner=0.42),
-    "diamond": [(100, 5), (160, 100), (100, 195), (40, 100)], "hexagon": polygon(6), "heart": heart(),
-    "cross": [(75, 10), (125, 10), (125, 75), (190, 75), (190, 125), (125, 125), (125, 190), (75, 190), (75, 125),
-              (10, 125), (10, 75), (75, 75)],
+    "square": polygon(4, turn=math.pi / 4),
+    "triangle": polygon(3),
+    "star": polygon(10, inner=0.42),
+    "diamond": [(100, 5), (160, 100), (100, 195), (40, 100)],
+    "hexagon": polygon(6),
+    "heart": heart(),
+    "cross": [
+        (75, 10),
+        (125, 10),
+        (125, 75),
+        (190, 75),
+        (190, 125),
+        (125, 125),
+        (125, 190),
+        (75, 190),
+        (75, 125),
+        (10, 125),
+        (10, 75),
+        (75, 75),
+    ],
     "arrow": [(10, 75), (110, 75), (110, 30), (190, 100), (110, 170), (110, 125), (10, 125)],
-}  # fmt: skip
+}
 
 
 def draw_shape(name: str) -> np.ndarray:
@@ -150,11 +232,15 @@ def uniform(n: int, low: float, high: float, g: Generator) -> Tensor:
 
 
 def choose(n: int, weights: list[float], g: Generator) -> Tensor:
-    return torch.multinomial(torch.tensor(weights, dtype=torch.float32), n, replacement=True, generator=g)
+    return torch.multinomial(
+        torch.tensor(weights, dtype=torch.float32), n, replacement=True, generator=g
+    )
 
 
 def draw_facts(n: int, g: Generator) -> Tensor:
-    """Half digits, a quarter letters, the rest shapes; glyphs are mostly black or white and never textured."""
+    """Half digits, a quarter letters, the rest shapes; glyphs are mostly black or white and never
+    textured.
+    """
     groups = [(DIGITS, 0.55), (LETTERS, 0.25), (SHAPES, 0.2)]
     thing = choose(n, [share / len(group) for group, share in groups for _ in group], g)
     shape = thing >= len(DIGITS) + len(LETTERS)
@@ -173,10 +259,13 @@ def thicken(masks: Tensor, g: Generator) -> Tensor:
 
 
 def affine(slanted: Tensor, g: Generator) -> Tensor:
-    """A 2 x 3 matrix a picture, from output to input: scale, turn, slant (large where it is said so) and shift."""
+    """A 2 x 3 matrix a picture, from output to input: scale, turn, slant (large where it is said
+    so) and shift.
+    """
     n = len(slanted)
     wide, high = uniform(n, 0.65, 1.25, g), uniform(n, 0.72, 1.1, g)
-    side = torch.where(torch.rand(n, generator=g) < 0.7, 1.0, -1.0)  # most writing leans to the right
+    # most writing leans to the right
+    side = torch.where(torch.rand(n, generator=g) < 0.7, 1.0, -1.0)
     slant = torch.where(slanted, side * uniform(n, 0.25, 0.6, g), uniform(n, -0.12, 0.15, g))
     turn = uniform(n, -0.15, 0.15, g)
     rows = [wide, slant + turn, uniform(n, -0.12, 0.12, g), -turn, high, uniform(n, -0.08, 0.08, g)]
@@ -192,24 +281,36 @@ def bend(masks: Tensor, slanted: Tensor, g: Generator) -> Tensor:
 
 
 def textured(masks: Tensor, texture: Tensor, g: Generator) -> Tensor:
-    """Weave waves of random direction and period into the ink: one for stripes, two crossed for dots and checks."""
+    """Weave waves of random direction and period into the ink: one for stripes, two crossed for
+    dots and checks.
+    """
     n, steps = len(masks), torch.arange(SIDE) - SIDE / 2
-    turn, pace = uniform(n, 0, math.pi, g).view(-1, 1, 1), 2 * math.pi / uniform(n, 5, 9, g).view(-1, 1, 1)
+    turn, pace = (
+        uniform(n, 0, math.pi, g).view(-1, 1, 1),
+        2 * math.pi / uniform(n, 5, 9, g).view(-1, 1, 1),
+    )
     x, y = steps.view(1, 1, -1), steps.view(1, -1, 1)
     u = torch.sin(pace * (x * turn.cos() + y * turn.sin()))
     v = torch.sin(pace * (y * turn.cos() - x * turn.sin()))
-    waves = torch.stack([torch.ones_like(u), u * 4, (u * v) * 8 - 2, u * v * 8]).clamp(-1, 1) * 0.5 + 0.5
+    waves = (
+        torch.stack([torch.ones_like(u), u * 4, (u * v) * 8 - 2, u * v * 8]).clamp(-1, 1) * 0.5
+        + 0.5
+    )
     return masks * (0.2 + 0.8 * waves[texture, torch.arange(n)].unsqueeze(1))
 
 
 def painted(masks: Tensor, colour: Tensor, faint: Tensor, g: Generator) -> Tensor:
-    """Ink of the colour on a grey that differs from it; faint pictures keep a third of the contrast around any grey."""
+    """Ink of the colour on a grey that differs from it; faint pictures keep a third of the contrast
+    around any grey.
+    """
     n = len(masks)
     ink = torch.tensor(list(COLOURS.values()))[colour]
     light = torch.where(ink.mean(1) > 0.5, uniform(n, 0.0, 0.25, g), uniform(n, 0.75, 1.0, g))
     ink = (ink + 0.04 * torch.randn(n, 3, generator=g)).view(n, 3, 1, 1)
     pictures = masks * ink + (1 - masks) * light.view(n, 1, 1, 1)
-    contrast = torch.where(faint, uniform(n, 0.25, 0.5, g), uniform(n, 0.7, 1.0, g)).view(n, 1, 1, 1)
+    contrast = torch.where(faint, uniform(n, 0.25, 0.5, g), uniform(n, 0.7, 1.0, g)).view(
+        n, 1, 1, 1
+    )
     return contrast * pictures + (1 - contrast) * torch.rand(n, 1, 1, 1, generator=g)
 
 
@@ -218,13 +319,21 @@ def noised(pictures: Tensor, noisy: Tensor, g: Generator) -> Tensor:
     n = len(pictures)
     share = torch.rand(n, 1, 1, 1, generator=g)
     rough = F.interpolate(torch.randn(n, 1, 8, 8, generator=g), scale_factor=4, mode="bilinear")
-    level = torch.where(noisy, uniform(n, 0.07, 0.18, g), uniform(n, 0.0, 0.03, g)).view(-1, 1, 1, 1)
-    return pictures + level * (share * rough + (1 - share) * torch.randn(n, 1, SIDE, SIDE, generator=g))
+    level = torch.where(noisy, uniform(n, 0.07, 0.18, g), uniform(n, 0.0, 0.03, g)).view(
+        -1, 1, 1, 1
+    )
+    return pictures + level * (
+        share * rough + (1 - share) * torch.randn(n, 1, SIDE, SIDE, generator=g)
+    )
 
 
 def scanned(pictures: Tensor, coarse: Tensor, g: Generator) -> Tensor:
-    """Where coarse, keep only a grid of 8 to 16 cells and enlarge that again, as the eye meets a small scan."""
-    cells = torch.where(coarse, torch.tensor([8, 10, 12, 16])[choose(len(pictures), [4, 1, 1, 1], g)], SIDE)
+    """Where coarse, keep only a grid of 8 to 16 cells and enlarge that again, as the eye meets a
+    small scan.
+    """
+    cells = torch.where(
+        coarse, torch.tensor([8, 10, 12, 16])[choose(len(pictures), [4, 1, 1, 1], g)], SIDE
+    )
     for side in (8, 10, 12, 16):
         small = F.interpolate(pictures[cells == side], size=(side, side), mode="area")
         pictures[cells == side] = F.interpolate(small, size=(SIDE, SIDE), mode="bilinear")
@@ -232,12 +341,16 @@ def scanned(pictures: Tensor, coarse: Tensor, g: Generator) -> Tensor:
 
 
 def blur(pictures: Tensor, blurred: Tensor) -> Tensor:
-    soft = F.avg_pool2d(F.avg_pool2d(pictures, 3, 1, 1, count_include_pad=False), 3, 1, 1, count_include_pad=False)
+    soft = F.avg_pool2d(
+        F.avg_pool2d(pictures, 3, 1, 1, count_include_pad=False), 3, 1, 1, count_include_pad=False
+    )
     return torch.where(blurred.view(-1, 1, 1, 1), soft, pictures)
 
 
 def render(n: int, seed: int, fonts: tuple[str, ...] = tuple(FONTS)) -> tuple[Tensor, Tensor]:
-    """`n` pictures (uint8, n x 3 x 32 x 32) and their facts (n x 8); equal seeds give equal bits."""
+    """`n` pictures (uint8, n x 3 x 32 x 32) and their facts (n x 8); equal seeds give equal
+    bits.
+    """
     g = Generator().manual_seed(seed)
     facts = draw_facts(n, g)
     slanted, faint, noisy, blurred, coarse = facts[:, 3:].bool().T
@@ -248,11 +361,18 @@ def render(n: int, seed: int, fonts: tuple[str, ...] = tuple(FONTS)) -> tuple[Te
     return (noised(pictures, noisy, g).clamp(0, 1) * 255).round().byte(), facts
 
 
-# --- Captions -------------------------------------------------------------------------------------------------------
+# --- Captions
+# ---------------------------------------------------------------------------------------------
 
 
 def name(thing: str, draw: random.Random) -> str:
-    kinds = ["digit", "number"] if thing in DIGITS else ["letter", "character"] if thing in LETTERS else [""]
+    kinds = (
+        ["digit", "number"]
+        if thing in DIGITS
+        else ["letter", "character"]
+        if thing in LETTERS
+        else [""]
+    )
     return f"{draw.choice(kinds)} {thing}".strip() if draw.random() < 0.4 else thing
 
 
@@ -281,20 +401,26 @@ def caption(told: list[int], filler: int, draw: random.Random) -> str:
 
 
 def captions(facts: Tensor, draw: random.Random) -> tuple[list[str], Tensor]:
-    """A caption each and what it tells. A third of the batches begin with idle words, so that names also stand late."""
+    """A caption each and what it tells. A third of the batches begin with idle words, so that names
+    also stand late.
+    """
     most = draw.choice([0, 0, 17])
     told = [mentioned(row, draw) for row in facts.tolist()]
     return [caption(row, draw.randint(0, most), draw) for row in told], torch.tensor(told)
 
 
 def words() -> list[str]:
-    """All words of the captions, the more telling ones repeated so that they become single tokens first."""
+    """All words of the captions, the more telling ones repeated so that they become single tokens
+    first.
+    """
     telling = [*THINGS, *COLOURS, *TEXTURES, *LOOKS, "digit", "number", "letter", "character"]
     return 3 * telling + " ".join(FRAMES).replace("{}", "").split() + FILLERS
 
 
 def learn_merges(corpus: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair encoding, run until each word of the corpus is one token; ties go to the first in the alphabet."""
+    """Byte-pair encoding, run until each word of the corpus is one token; ties go to the first in
+    the alphabet.
+    """
     pieces, merges = [[*word[:-1], f"{word[-1]}</w>"] for word in corpus], []
     while pairs := Counter(pair for word in pieces for pair in pairwise(word)):
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
@@ -322,12 +448,20 @@ def byte_characters() -> list[str]:
 
 def build_tokenizer() -> CLIPTokenizer:
     letters, merges = byte_characters(), learn_merges(words())
-    tokens = [*letters, *(f"{c}</w>" for c in letters), *("".join(pair) for pair in merges), PAD, SOS, EOS]
+    tokens = [
+        *letters,
+        *(f"{c}</w>" for c in letters),
+        *("".join(pair) for pair in merges),
+        PAD,
+        SOS,
+        EOS,
+    ]
     vocab = {token: k for k, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=PAD, model_max_length=48)
 
 
-# --- Model and training ---------------------------------------------------------------------------------------------
+# --- Model and training
+# ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -340,13 +474,25 @@ class Settings:
 
 
 def build_model(tokenizer: CLIPTokenizer) -> CLIPModel:
-    shared = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "projection_dim": 128}
-    text = shared | {"num_hidden_layers": 3, "vocab_size": len(tokenizer), "max_position_embeddings": 48}
-    text |= {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
+    shared = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_attention_heads": 4,
+        "projection_dim": 128,
+    }
+    text = shared | {
+        "num_hidden_layers": 3,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 48,
+    }
+    text |= {
+        f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")
+    }
     vision = shared | {"num_hidden_layers": 4, "image_size": SIDE, "patch_size": 8}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
     words = model.text_model.embeddings
-    torch.nn.init.normal_(words.token_embedding.weight, std=0.3)  # CLIP's own 0.02 hardly learns in so short a training
+    # CLIP's own 0.02 hardly learns in so short a training
+    torch.nn.init.normal_(words.token_embedding.weight, std=0.3)
     torch.nn.init.normal_(words.position_embedding.weight, std=0.1)
     return model
 
@@ -356,7 +502,9 @@ def normalise(pictures: Tensor) -> Tensor:
 
 
 def agreement(told: Tensor, facts: Tensor) -> Tensor:
-    """Which caption (row) is true of which picture (column): all it tells is so, whatever picture it was made for."""
+    """Which caption (row) is true of which picture (column): all it tells is so, whatever picture
+    it was made for.
+    """
     return ((told[:, None] == -1) | (told[:, None] == facts[None])).all(-1).float()
 
 
@@ -367,10 +515,14 @@ def contrast(logits: Tensor, true: Tensor) -> Tensor:
     return (texts + images) / 2
 
 
-def batch_loss(model: CLIPModel, tokenizer: CLIPTokenizer, batch: tuple[Tensor, Tensor], draw: random.Random) -> Tensor:
+def batch_loss(
+    model: CLIPModel, tokenizer: CLIPTokenizer, batch: tuple[Tensor, Tensor], draw: random.Random
+) -> Tensor:
     pictures, facts = batch
     texts, told = captions(facts, draw)
-    tokens = tokenizer(texts, padding=True, truncation=True, max_length=LONGEST + 2, return_tensors="pt")
+    tokens = tokenizer(
+        texts, padding=True, truncation=True, max_length=LONGEST + 2, return_tensors="pt"
+    )
     with torch.autocast("cpu", torch.bfloat16):
         out = model(pixel_values=normalise(pictures), **tokens)
     return contrast(out.logits_per_text.float(), agreement(told, facts))
@@ -378,7 +530,8 @@ def batch_loss(model: CLIPModel, tokenizer: CLIPTokenizer, batch: tuple[Tensor, 
 
 def train(model: CLIPModel, tokenizer: CLIPTokenizer, settings: Settings) -> None:
     """AdamW with warm-up and a cosine to zero; every epoch sees newly rendered pictures."""
-    model.set_attn_implementation("eager")  # the fused one is many times slower backwards, in bfloat16 on a CPU
+    # the fused one is many times slower backwards, in bfloat16 on a CPU
+    model.set_attn_implementation("eager")
     steps = settings.epochs * (settings.images // settings.batch)
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=0.01)
     warm = max(1, steps // 20)
@@ -387,7 +540,9 @@ def train(model: CLIPModel, tokenizer: CLIPTokenizer, settings: Settings) -> Non
     )
     draw, start = random.Random(settings.seed), time.time()
     for step in range(steps):
-        loss = batch_loss(model, tokenizer, render(settings.batch, settings.seed * 1_000_003 + step), draw)
+        loss = batch_loss(
+            model, tokenizer, render(settings.batch, settings.seed * 1_000_003 + step), draw
+        )
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -395,19 +550,29 @@ def train(model: CLIPModel, tokenizer: CLIPTokenizer, settings: Settings) -> Non
         schedule.step()
         model.logit_scale.data.clamp_(max=math.log(100))
         if step % 50 == 0:
-            print(f"step {step:5d} of {steps}  loss {loss.item():.3f}  {time.time() - start:6.0f} s", flush=True)
+            print(
+                f"step {step:5d} of {steps}  loss {loss.item():.3f}  {time.time() - start:6.0f} s",
+                flush=True,
+            )
 
 
-# --- Evaluation -----------------------------------------------------------------------------------------------------
+# --- Evaluation
+# ---------------------------------------------------------------------------------------------
 
 
 def load(folder: Path) -> tuple[CLIPModel, CLIPTokenizer, CLIPImageProcessorPil]:
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
-    return model, CLIPTokenizer.from_pretrained(folder), CLIPImageProcessorPil.from_pretrained(folder)
+    return (
+        model,
+        CLIPTokenizer.from_pretrained(folder),
+        CLIPImageProcessorPil.from_pretrained(folder),
+    )
 
 
 @torch.no_grad()
-def zero_shot(folder: Path, images: list[Image.Image], names: list[str], prompt: str = "a photo of a {}.") -> Tensor:
+def zero_shot(
+    folder: Path, images: list[Image.Image], names: list[str], prompt: str = "a photo of a {}."
+) -> Tensor:
     """The index of the name that the folder's model finds nearest to each image."""
     model, tokenizer, processor = load(folder)
     tokens = tokenizer([prompt.format(name) for name in names], padding=True, return_tensors="pt")
@@ -427,13 +592,17 @@ def lean(image: Image.Image, slant: float = 0.35) -> Image.Image:
 
 
 def scans() -> tuple[dict[str, list[Image.Image]], Tensor]:
-    """scikit-learn's 1,797 digits as they are (bright ink on dark) and through three other scanners; their labels."""
+    """scikit-learn's 1,797 digits as they are (bright ink on dark) and through three other
+    scanners; their labels.
+    """
     ink, labels = load_digits(return_X_y=True)
     ink = ink.reshape(-1, 8, 8) / 16
     grain = 0.08 * np.random.default_rng(0).standard_normal(ink.shape)
     looks = {"plain": ink, "inverted": 1 - ink, "noisy, low contrast": 0.3 + 0.4 * ink + grain}
     images = {look: [as_image(grey) for grey in pictures] for look, pictures in looks.items()}
-    return images | {"slanted": [lean(image) for image in images["plain"]]}, torch.from_numpy(labels)
+    return images | {"slanted": [lean(image) for image in images["plain"]]}, torch.from_numpy(
+        labels
+    )
 
 
 def percent(found: Tensor, wanted: Tensor) -> float:
@@ -451,13 +620,21 @@ def on_scans(folder: Path) -> dict[str, float]:
 def on_rendered(folder: Path, n: int = 6000) -> dict[str, float]:
     """Fonts that training left out, and another seed for everything else."""
     pictures, facts = render(n, 987_654_321, tuple(HELD_OUT_FONTS))
-    groups = {"digits": DIGITS, "letters": LETTERS, "shapes": SHAPES, "glyphs": DIGITS + LETTERS, "things": THINGS}
+    groups = {
+        "digits": DIGITS,
+        "letters": LETTERS,
+        "shapes": SHAPES,
+        "glyphs": DIGITS + LETTERS,
+        "things": THINGS,
+    }
     scores = {}
     for group, names in groups.items():
         wanted = facts[:, 0] - THINGS.index(names[0])
         kept = (wanted >= 0) & (wanted < len(names))
         images = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures[kept]]
-        scores[f"rendered {group}, {len(names)} classes"] = percent(zero_shot(folder, images, names), wanted[kept])
+        scores[f"rendered {group}, {len(names)} classes"] = percent(
+            zero_shot(folder, images, names), wanted[kept]
+        )
     return scores
 
 
@@ -468,7 +645,8 @@ def evaluate(folder: Path) -> dict[str, float]:
     return scores
 
 
-# --- The folder -----------------------------------------------------------------------------------------------------
+# --- The folder
+# ---------------------------------------------------------------------------------------------
 
 
 def save(folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
@@ -526,7 +704,7 @@ Text: "a photo of a {{name}}.". Chance is 10 % for ten classes. `--evaluate-only
 cannot be told apart (0 and o, 1 and l). *Real digits*: all 1,797 scans of 8 x 8, enlarged bilinearly. *Plain* is bright
 ink on a dark ground, as scikit-learn gives them; *inverted* is dark on light. *After 16 idle words*: the text is
 sixteen filler words and the name, the layout of a prompt with learned context.
-"""
+"""  # noqa: E501
 
 
 def write_card(folder: Path, facts: dict[str, object], scores: dict[str, float]) -> None:
@@ -542,12 +720,18 @@ def make(folder: Path, settings: Settings, command: str) -> None:
     train(model, tokenizer, settings)
     save(folder, model, tokenizer)
     size = sum(weight.numel() for weight in model.parameters())
-    facts = {"command": command, "minutes": round((time.time() - start) / 60), "parameters": size} | asdict(settings)
+    facts = {
+        "command": command,
+        "minutes": round((time.time() - start) / 60),
+        "parameters": size,
+    } | asdict(settings)
     write_card(folder, facts, evaluate(folder))
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for field, value in asdict(Settings()).items():
         parser.add_argument(f"--{field}", type=type(value), default=value)
     parser.add_argument("--out", type=Path, default=Path("src/fedexperts/models/tinyclip"))

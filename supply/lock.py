@@ -1,11 +1,13 @@
-"""Write supply/hashes.txt: the sha256 of every file that the package index has of the versions in constraints.txt.
+"""Write supply/hashes.txt: the sha256 of every file that the package index has of the versions in
+constraints.txt.
 
     .venv/bin/python supply/lock.py
 
-To be run after constraints.txt or pyproject.toml has changed, on a machine and with a package index that one trusts:
-install.py takes these files later, and no others. uv asks the index, for all systems and Pythons that we run on, so
-that the list holds elsewhere. Builds of a version that pip takes from a folder of this machine (PIP_FIND_LINKS), as a
-torch for processors alone, which no index has, are listed beside them.
+To be run after constraints.txt or pyproject.toml has changed, on a machine and with a package index
+that one trusts: install.py takes these files later, and no others. uv asks the index, for all
+systems and Pythons that we run on, so that the list holds elsewhere. Builds of a version that pip
+takes from a folder of this machine (PIP_FIND_LINKS), as a torch for processors alone, which no
+index has, are listed beside them.
 """
 
 import hashlib
@@ -19,19 +21,26 @@ from install import BUILD, CONSTRAINTS, HASHES, ROOT, plain
 
 HEAD = "# By `python supply/lock.py`, not by hand: what supply/install.py takes.\n"
 UV = (
-    "uv pip compile pyproject.toml - --extra dev --universal --python-version 3.11 --generate-hashes "
-    f"--no-header --no-annotate --quiet -c {CONSTRAINTS}"
+    "uv pip compile pyproject.toml - --extra dev --universal --python-version 3.11"
+    f" --generate-hashes --no-header --no-annotate --quiet -c {CONSTRAINTS}"
 )
 
 
 def main() -> None:
     """Ask, compare with constraints.txt, and write."""
     needs = "\n".join(BUILD)
-    listed = subprocess.run(UV.split(), cwd=ROOT, input=needs, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        UV.split(), cwd=ROOT, input=needs, capture_output=True, text=True, check=True
+    ).stdout
     known = CONSTRAINTS.read_text().splitlines()
     pins = {plain(row) for row in known}
-    if loose := [row for row in re.findall(r"^\S+==\S+", listed, re.MULTILINE) if plain(row) not in pins]:
-        sys.exit("constraints.txt lacks these, so that pip would take others tomorrow:\n" + "\n".join(loose))
+    if loose := [
+        row for row in re.findall(r"^\S+==\S+", listed, re.MULTILINE) if plain(row) not in pins
+    ]:
+        sys.exit(
+            "constraints.txt lacks these, so that pip would take others tomorrow:\n"
+            + "\n".join(loose)
+        )
     for wheel in here():
         name, version = wheel.name.split("-")[:2]
         row = f"{name}=={version.partition('+')[0]} \\\n"

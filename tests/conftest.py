@@ -1,8 +1,10 @@
-"""The small worlds in which the laws are tested, and what a run leaves behind in a form that can be compared.
+"""The small worlds in which the laws are tested, and what a run leaves behind in a form that can be
+compared.
 
-`tiny` is a federation of five clients with pictures of 4 x 4 pixels and a text encoder of one fixed map: a round takes
-milliseconds. `digits` is real digits behind the package's own tiny CLIP. Both come through the package's door, as a
-user's own classes do. Nothing in here pretends: `Wire` really turns every message into bytes and back.
+`tiny` is a federation of five clients with pictures of 4 x 4 pixels and a text encoder of one fixed
+map: a round takes milliseconds. `digits` is real digits behind the package's own tiny CLIP. Both
+come through the package's door, as a user's own classes do. Nothing in here pretends: `Wire` really
+turns every message into bytes and back.
 """
 
 import hashlib
@@ -36,7 +38,8 @@ from fedexperts.tensors import Tensors, pack, rng, write
 CLASSES = ("ant", "bee", "cow")
 WIDTH = 8  # of the tiny world's features
 VALID, TEST = 4, 20  # examples of every client
-COUNTS = {"a": 5, "b": 9, "c": 14, "d": 7, "e": 1}  # training examples: no batch divides them, one client has one
+# training examples: no batch divides them, one client has one
+COUNTS = {"a": 5, "b": 9, "c": 14, "d": 7, "e": 1}
 
 
 # ---- the tiny world
@@ -44,7 +47,9 @@ COUNTS = {"a": 5, "b": 9, "c": 14, "d": 7, "e": 1}  # training examples: no batc
 
 @dataclass(frozen=True)
 class TinyData:
-    """Five clients with unequal numbers of pictures; every client has its own lighting, the server's few have all."""
+    """Five clients with unequal numbers of pictures; every client has its own lighting, the
+    server's few have all.
+    """
 
     reserve: int = 0  # pictures of each class that are the server's
 
@@ -56,7 +61,9 @@ class TinyData:
             whole = count + VALID + TEST
             own = torch.randint(len(CLASSES), (whole,), generator=draw)
             noise = torch.randint(-30, 31, (whole, 3, 4, 4), generator=draw)
-            images.append((patterns[own].roll(place, dims=-1) + noise).clamp(0, 255).to(torch.uint8))
+            images.append(
+                (patterns[own].roll(place, dims=-1) + noise).clamp(0, 255).to(torch.uint8)
+            )
             labels.append(own)
             index = torch.arange(first, first := first + whole)
             parts[client] = Parts(*index.split([count, VALID, TEST]))
@@ -70,7 +77,9 @@ class TinyData:
 
 
 class TinyPrompted:
-    """A prompted model whose text encoder is one fixed map from the context to each class's feature."""
+    """A prompted model whose text encoder is one fixed map from the context to each class's
+    feature.
+    """
 
     scale = 10.0
     classes = CLASSES
@@ -83,7 +92,10 @@ class TinyPrompted:
 
     def texts(self, context: Tensor) -> Tensor:
         assert context.numel(), "a real text encoder cannot run on nothing, either"
-        return normalize(torch.einsum("...w,cwd->...cd", context.flatten(-2), self.map_CWD) + self.base_CD, dim=-1)
+        return normalize(
+            torch.einsum("...w,cwd->...cd", context.flatten(-2), self.map_CWD) + self.base_CD,
+            dim=-1,
+        )
 
     def logits(self, tensors: Tensors, x: Tensor) -> Tensor:
         return self.scale * x @ self.texts(tensors["context"]).mT
@@ -94,7 +106,10 @@ class TinyProbe:
 
     def __init__(self, classes: tuple[str, ...] = CLASSES) -> None:
         self.classes = classes
-        self.initial = {"weight": torch.zeros(len(classes), WIDTH), "bias": torch.zeros(len(classes))}
+        self.initial = {
+            "weight": torch.zeros(len(classes), WIDTH),
+            "bias": torch.zeros(len(classes)),
+        }
 
     def logits(self, tensors: Tensors, x: Tensor) -> Tensor:
         return 10 * x @ tensors["weight"].T + tensors["bias"]
@@ -107,7 +122,13 @@ def network(classes: int) -> nn.Module:
 
 def norm(classes: int) -> nn.Module:
     """With a batch norm, on pixels: a batch of one has more than one value a channel."""
-    layers = (nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, classes))
+    layers = (
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, classes),
+    )
     return nn.Sequential(*layers)
 
 
@@ -133,7 +154,9 @@ class TinyModel:
             larger = Network(seeded(lambda: network(len(classes)), seed), classes)
             return Built(larger, lambda images: 5 * encode(images), "tiny-network")
         context = 0.1 * torch.randn(2, 4, generator=rng(seed, "context"))
-        return Built(TinyPrompted(context) if self.kind == "prompted" else TinyProbe(classes), encode, "tiny")
+        return Built(
+            TinyPrompted(context) if self.kind == "prompted" else TinyProbe(classes), encode, "tiny"
+        )
 
 
 NOTHING = Examples(torch.empty(0, 1), torch.empty(0, dtype=torch.int64))
@@ -149,7 +172,9 @@ def given(model: Model, reserve: Examples = NOTHING) -> Given:
 
 @dataclass(frozen=True)
 class Case:
-    """A method on a model; `secret` says whether clients keep what may not leave, `own` whether payloads differ."""
+    """A method on a model; `secret` says whether clients keep what may not leave, `own` whether
+    payloads differ.
+    """
 
     method: dict[str, Any]
     model: str = "prompted"
@@ -163,9 +188,14 @@ class Case:
 GATE = {"name": "pfedmoap", "experts": 2, "width": 8, "heads": 2}
 MOE: dict[str, Any] = {"own": True, "reserve": 8, "mixture": {"experts": 3}}
 NEXT = {
-    "name": "fedmoe", "blend": "next-order", "relevance": "relative", "weights": "examples", "lam": 1.0,
-    "lam_client": 0.0, "gate_rate": 0.05,
-}  # fmt: skip
+    "name": "fedmoe",
+    "blend": "next-order",
+    "relevance": "relative",
+    "weights": "examples",
+    "lam": 1.0,
+    "lam_client": 0.0,
+    "gate_rate": 0.05,
+}
 CASES = {
     "fedavg": Case({"name": "fedavg"}),
     "fedavg-probe": Case({"name": "fedavg"}, "probe"),
@@ -184,9 +214,13 @@ CASES = {
     "fedmoe-next": Case(NEXT, "network", **MOE),
     "fedmoe-norm": Case({"name": "fedmoe", "lam": 0.5, "inner": 2}, "norm", **MOE),
     "fedmoe-strong": Case({"name": "fedmoe-strong", "temperature": 0.3}, "network", **MOE),
-    "fedmoe-no-main": Case(NEXT | {"warmup": 5}, "network", **MOE | {"mixture": {"experts": 3, "mains": 0, "top": 2}}),
+    "fedmoe-no-main": Case(
+        NEXT | {"warmup": 5}, "network", **MOE | {"mixture": {"experts": 3, "mains": 0, "top": 2}}
+    ),
     "central": Case({"name": "central", "rate": 0.1}, reserve=8),
-    "cent-moe": Case({"name": "central", "rate": 0.3}, "network", reserve=8, mixture={"experts": 2}),
+    "cent-moe": Case(
+        {"name": "central", "rate": 0.3}, "network", reserve=8, mixture={"experts": 2}
+    ),
     "fedavg-tuned": Case({"name": "fedavg-tuned"}, reserve=8),
     "fedjets": Case({"name": "fedjets"}, "network", mixture={"experts": 3}),
 }
@@ -213,19 +247,29 @@ REAL_MODELS = {
 
 
 def digits(case: Case, **sections: dict[str, Any]) -> Config:
-    """A case on real digits: behind the tiny CLIP, whose features are computed once as data and seed are left alone, or
-    in a network of the demo's kind.
+    """A case on real digits: behind the tiny CLIP, whose features are computed once as data and
+    seed are left alone, or in a network of the demo's kind.
     """
     base = {
         "name": "digits",
-        "data": {"name": "digits-scanners", "clients": 5, "scanners": 4, "shots": 2, "reserve": case.reserve},
+        "data": {
+            "name": "digits-scanners",
+            "clients": 5,
+            "scanners": 4,
+            "shots": 2,
+            "reserve": case.reserve,
+        },
         "model": REAL_MODELS[case.model],
         "method": case.method,
-        "learning": {"epochs": 1, "batch": 6, "rate": 0.01 if case.model == "probe" else 0.05} | case.learning,
+        "learning": (
+            {"epochs": 1, "batch": 6, "rate": 0.01 if case.model == "probe" else 0.05}
+            | case.learning
+        ),
         "run": {"rounds": 2},
     } | ({} if case.mixture is None else {"mixture": case.mixture})
     wide = {"width": 64, "heads": 4} if "width" in case.method else {}
-    calm = {"gate_rate": 0.001} if "gate_rate" in case.method else {}  # while experts are alike, gradients are rounding
+    # while experts are alike, gradients are rounding
+    calm = {"gate_rate": 0.001} if "gate_rate" in case.method else {}
     return resolve([(base, "digits"), ({"method": wide | calm}, "digits"), (sections, "test")])
 
 
@@ -250,7 +294,9 @@ class Wire:
 
 @dataclass(frozen=True)
 class Spoilt:
-    """An engine between whose clients and server replies go wrong: `spoil` returns another reply, or None."""
+    """An engine between whose clients and server replies go wrong: `spoil` returns another reply,
+    or None.
+    """
 
     inner: Engine
     spoil: Callable[[Reply], Reply | None]
@@ -259,7 +305,11 @@ class Spoilt:
         return self.inner.clients()
 
     def exchange(self, orders: Sequence[Order]) -> list[Reply]:
-        return [after for reply in self.inner.exchange(orders) if (after := self.spoil(reply)) is not None]
+        return [
+            after
+            for reply in self.inner.exchange(orders)
+            if (after := self.spoil(reply)) is not None
+        ]
 
 
 @dataclass(frozen=True)
@@ -288,7 +338,9 @@ def open_run(config: Config, path: Path) -> RunDir:
     return RunDir(path) if path.exists() else RunDir.create(path, config.toml(), {})
 
 
-def carry_out(config: Config, path: Path, wrap: Wrap = lambda engine: engine, tell: Any = lambda _: None) -> RunDir:
+def carry_out(
+    config: Config, path: Path, wrap: Wrap = lambda engine: engine, tell: Any = lambda _: None
+) -> RunDir:
     """Run an experiment, or go on with it, to its end."""
     folder = open_run(config, path)
     with opened(config, path / "private") as (job, engine, _):
@@ -303,7 +355,8 @@ def job_and_engine(config: Config, path: Path) -> tuple[Job, InProcess]:
     return job, InProcess(job, sites, settings.together, settings.workers)
 
 
-TIMES = ("seconds.jsonl", "seconds.json")  # what a clock says differs between runs that are the same
+# what a clock says differs between runs that are the same
+TIMES = ("seconds.jsonl", "seconds.json")
 
 
 def every_file(path: Path) -> dict[str, bytes]:
@@ -313,8 +366,17 @@ def every_file(path: Path) -> dict[str, bytes]:
 
 
 def left_behind(folder: RunDir) -> dict[str, bytes]:
-    """The same without what says where it ran and who followed it: what must not differ between engines."""
-    where = {"config.toml", "environment.json", "split.json", "hashes.json", "tracked.json", "report.html"}
+    """The same without what says where it ran and who followed it: what must not differ between
+    engines.
+    """
+    where = {
+        "config.toml",
+        "environment.json",
+        "split.json",
+        "hashes.json",
+        "tracked.json",
+        "report.html",
+    }
     return {name: data for name, data in every_file(folder.path).items() if name not in where}
 
 
@@ -339,9 +401,11 @@ def same_bits(one: Tensors, other: Tensors) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def _machine(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One thread, image features kept for this session alone, and no waiting for a disk that nobody unplugs.
+    """One thread, image features kept for this session alone, and no waiting for a disk that nobody
+    unplugs.
 
-    That a file is flushed before it gets its name is held by test_crash.py, in processes without this.
+    That a file is flushed before it gets its name is held by test_crash.py, in processes without
+    this.
     """
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -355,7 +419,9 @@ Remembered = Callable[[Config], RunDir]
 
 @pytest.fixture(scope="session")
 def remembered(tmp_path_factory: pytest.TempPathFactory) -> Remembered:
-    """The finished run of an experiment, carried out once a session; for those who only look at it."""
+    """The finished run of an experiment, carried out once a session; for those who only look at
+    it.
+    """
     runs: dict[str, RunDir] = {}
 
     def find(config: Config) -> RunDir:
@@ -388,7 +454,15 @@ def characters() -> Any:
     from transformers import CLIPTokenizer
 
     alphabet = sorted(ByteLevel.alphabet())
-    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), "ph", "pho", "phot", "photo</w>", "of</w>"]
+    tokens = [
+        *alphabet,
+        *(letter + "</w>" for letter in alphabet),
+        "ph",
+        "pho",
+        "phot",
+        "photo</w>",
+        "of</w>",
+    ]
     merges = [("p", "h"), ("ph", "o"), ("pho", "t"), ("phot", "o</w>"), ("o", "f</w>")]
     vocabulary = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocab=vocabulary, merges=merges)

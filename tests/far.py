@@ -1,4 +1,6 @@
-"""A second device that computes on the CPU and, as a GPU does, refuses tensors of two devices in one operation."""
+"""A second device that computes on the CPU and, as a GPU does, refuses tensors of two devices in
+one operation.
+"""
 
 from typing import Any
 
@@ -51,11 +53,14 @@ def carried(func: Any, args: Any, kwargs: Any) -> Any:
     name = func._schema.name
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     far = [tensor for tensor in tensors if isinstance(tensor, Far)]
-    near = [tensor for tensor in tensors if not isinstance(tensor, Far) and tensor.ndim]  # a number goes anywhere
+    # a number goes anywhere
+    near = [tensor for tensor in tensors if not isinstance(tensor, Far) and tensor.ndim]
     if far and near and name not in CROSSES and not (name in INDEXED and isinstance(args[0], Far)):
         raise RuntimeError(f"{name}: tensors on two devices")
     asked = kwargs.get("device")
-    plain_args, plain = tree_map(lambda leaf: leaf.raw if isinstance(leaf, Far) else leaf, (args, kwargs))
+    plain_args, plain = tree_map(
+        lambda leaf: leaf.raw if isinstance(leaf, Far) else leaf, (args, kwargs)
+    )
     if asked == FAR:
         plain = plain | {"device": "cpu"}
     out = func(*plain_args, **plain)

@@ -1,4 +1,6 @@
-"""A federation on loopback for tests: a server and three sites, each a group of processes that can be killed."""
+"""A federation on loopback for tests: a server and three sites, each a group of processes that can
+be killed.
+"""
 
 import os
 import signal
@@ -30,7 +32,8 @@ def experiment(**sections: Any) -> dict[str, Any]:
     } | sections
 
 
-# A fraction of the defaults, which honest sites do not meet, either: no test of a run would pass otherwise.
+# A fraction of the defaults, which honest sites do not meet, either: no test of a run would pass
+# otherwise.
 TIGHT = """
 [limits]
 connections = 64
@@ -43,7 +46,9 @@ upload = 2097152
 
 
 class Federation:
-    """A server and sites on loopback, each a group of processes that can be killed at once, as a machine is."""
+    """A server and sites on loopback, each a group of processes that can be killed at once, as a
+    machine is.
+    """
 
     def __init__(self, path: Path, cache: Path) -> None:
         self.path, self.folder = path, path / "dep"
@@ -63,15 +68,25 @@ class Federation:
         return [sys.executable, "-m", "fedexperts", "deploy", *arguments]
 
     def start(self, name: str, *command: str) -> None:
-        """Start a program under a name, in a group of its own and with a careless umask, its words in NAME.log."""
+        """Start a program under a name, in a group of its own and with a careless umask, its words
+        in NAME.log.
+        """
         with open(self.path / f"{name}.log", "wb") as log:
             self.groups[name] = subprocess.Popen(
-                command, env=self.environment, stdout=log, stderr=log, start_new_session=True, cwd=HERE, umask=0
+                command,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd=HERE,
+                umask=0,
             )
 
     def serve(self) -> None:
         self.start("server", *self.command("server", str(self.folder)))
-        self.until(lambda: "It listens on" in self.said("server") or self.ended("server"), "the server")
+        self.until(
+            lambda: "It listens on" in self.said("server") or self.ended("server"), "the server"
+        )
 
     def join(self, site: str) -> None:
         self.start(site, *self.command("site", str(self.path / site), "--name", site))
@@ -99,7 +114,12 @@ class Federation:
 
     def submit(self, name: str, **sections: Any) -> runs.Run:
         """Start a run of the experiment, watched by a terminal of its own."""
-        engine = {"name": "flower", "sites": list(SITES), "deadline": 120.0, "wait": 120.0} | sections.pop("engine", {})
+        engine = {
+            "name": "flower",
+            "sites": list(SITES),
+            "deadline": 120.0,
+            "wait": 120.0,
+        } | sections.pop("engine", {})
         config = door.resolve([(experiment(**sections) | {"name": name, "engine": engine}, "test")])
         (self.path / f"{name}.toml").write_text(config.toml())
         self.start(name, *self.command("run", str(self.folder), str(self.path / f"{name}.toml")))

@@ -1,4 +1,5 @@
-"""Coverage-guided fuzzing of the decoder, by hand: it ends with an error at the first exception that is no ValueError.
+"""Coverage-guided fuzzing of the decoder, by hand: it ends with an error at the first exception
+that is no ValueError.
 
 pip install atheris && python tests/fuzz.py -max_total_time=120
 """

@@ -1,4 +1,6 @@
-"""A site as somebody would write one who means harm: its key is registered, and its program is not ours."""
+"""A site as somebody would write one who means harm: its key is registered, and its program is not
+ours.
+"""
 
 import datetime
 import ssl
@@ -20,7 +22,9 @@ from fedexperts.deploy.members import SHOWN
 
 def signed(key: ec.EllipticCurvePrivateKey, late: float = 0) -> dict[str, str]:
     """The headers by which a site shows its key; `late` seconds ago."""
-    public = key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+    public = key.public_key().public_bytes(
+        form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo
+    )
     time = (datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=late)).isoformat()
     signature = key.sign(time.encode(), ec.ECDSA(hashes.SHA256()))
     shown = b64encode(public).decode(), time, b64encode(signature).decode()
@@ -54,7 +58,9 @@ class Hostile:
         return answer.FromString(came.content) if came.status_code == 200 else came.status_code
 
     def begins(self) -> Any:
-        public = self.key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+        public = self.key.public_key().public_bytes(
+            form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo
+        )
         found = self.call("activate-node", public_key=public, heartbeat_interval=30)
         self.node = getattr(found, "node_id", 0)
         return found
@@ -64,10 +70,16 @@ class Hostile:
         return self.ask("send-node-heartbeat", beat.SerializeToString()).status_code
 
     def pushes(self, message: Message, tree: ObjectTree, **fields: Any) -> Any:
-        return self.call("push-messages", messages_list=[message], message_object_trees=[tree], **fields)
+        return self.call(
+            "push-messages", messages_list=[message], message_object_trees=[tree], **fields
+        )
 
     def pushes_object(self, run: int, session: str, number: str, content: bytes) -> Any:
         request = PushObjectRequest(
-            node=Node(node_id=self.node), run_id=run, session_id=session, object_id=number, object_content=content
+            node=Node(node_id=self.node),
+            run_id=run,
+            session_id=session,
+            object_id=number,
+            object_content=content,
         )
         return self.ask("push-object", request.SerializeToString()).status_code

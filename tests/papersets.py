@@ -1,4 +1,6 @@
-"""Copies of the papers' sets: a few rows with the columns of their pages, each split a parquet file, as on the hub."""
+"""Copies of the papers' sets: a few rows with the columns of their pages, each split a parquet
+file, as on the hub.
+"""
 
 import io
 from pathlib import Path
@@ -11,7 +13,12 @@ from fedexperts.data.sets import DOMAINNET, OFFICE
 
 EACH = 20  # rows of a class
 NAMES: dict[str, list[str]] = {  # classes of the copies, as the sets name them: a few of theirs
-    "flowers102": ["pink primrose", "hard-leaved pocket orchid", "colt's foot", "pink-yellow dahlia?"],
+    "flowers102": [
+        "pink primrose",
+        "hard-leaved pocket orchid",
+        "colt's foot",
+        "pink-yellow dahlia?",
+    ],
     "oxford-pets": ["abyssinian", "american_bulldog", "basset_hound", "beagle"],
     "food101": ["apple_pie", "baby_back_ribs", "baklava", "beef_carpaccio"],
     "caltech101": ["airplanes", "car_side", "faces", "faces_easy", "leopards", "motorbikes"],
@@ -52,7 +59,11 @@ OTHERS = {  # columns that are there as well
     "femnist": ("hsf_id", 7),
     "sentiment140": ("query", "NO_QUERY"),
 }
-COLUMNS = {"cifar10": ("img", "label"), "cifar100": ("img", "fine_label"), "femnist": ("image", "character")} | {
+COLUMNS = {
+    "cifar10": ("img", "label"),
+    "cifar100": ("img", "fine_label"),
+    "femnist": ("image", "character"),
+} | {
     "sentiment140": ("text", "sentiment"),
     "yelp": ("text", "label"),
 }
@@ -65,7 +76,9 @@ def png(shade: int) -> bytes:
 
 
 def sight(number: int, row: int) -> int:
-    """The class that a row's image or text is of: its own or, in every fifth row, the one before."""
+    """The class that a row's image or text is of: its own or, in every fifth row, the one
+    before.
+    """
     return number - (row % 5 == 0 and number > 0)
 
 
@@ -82,7 +95,10 @@ def written(dataset: str, folder: Path) -> Path:
     columns: dict[str, list[Any]] = {shown: whats, label: [number for number, _ in rows]}
     features[label] = datasets.ClassLabel(names=names)
     if dataset == "sentiment140":
-        columns[label], features[label] = [int(names[number]) for number, _ in rows], datasets.Value("int32")
+        columns[label], features[label] = (
+            [int(names[number]) for number, _ in rows],
+            datasets.Value("int32"),
+        )
     if dataset in GROUPS:
         group, groups = GROUPS[dataset]
         columns[group] = [groups[row % len(groups)] for _, row in rows]
@@ -99,6 +115,8 @@ def written(dataset: str, folder: Path) -> Path:
     (folder / "data").mkdir(parents=True)
     splits = SPLITS.get(dataset, ("train", "test"))
     for place, part in enumerate(splits):
-        own = whole.select([i for i, (_, row) in enumerate(rows) if row // 2 % len(splits) == place])
+        own = whole.select(
+            [i for i, (_, row) in enumerate(rows) if row // 2 % len(splits) == place]
+        )
         own.to_parquet(folder / "data" / f"{part}-00000-of-00001.parquet")
     return folder

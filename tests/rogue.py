@@ -37,7 +37,8 @@ def spoilt(here: Callable[[str], Any], data: bytes) -> tuple[bytes, str]:
     lies: dict[int, bytes] = {
         1: saying(context[:1]),
         2: saying(context * float("nan")),
-        3: saying(torch.zeros(3 * 2**17)),  # 1.5 MiB: the gateway passes it on, and the server has not asked for it
+        # 1.5 MiB: the gateway passes it on, and the server has not asked for it
+        3: saying(torch.zeros(3 * 2**17)),
         4: b"\x80\x04\x95garbage",
     }
     return lies.get(order.round, honest), f"{what}, and lied" if order.round in lies else what
@@ -45,4 +46,6 @@ def spoilt(here: Callable[[str], Any], data: bytes) -> tuple[bytes, str]:
 
 if __name__ == "__main__":
     site.answered = spoilt  # type: ignore[attr-defined]
-    processes.join(SiteFolder.at(Path(sys.argv[1]), sys.argv[2]), 180.0, lambda text: print(text, flush=True))
+    processes.join(
+        SiteFolder.at(Path(sys.argv[1]), sys.argv[2]), 180.0, lambda text: print(text, flush=True)
+    )

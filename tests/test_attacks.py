@@ -1,9 +1,9 @@
 """A site that lies, as a person would write one: tables of lies, and what came of each.
 
-Client b of the tiny world is the liar, and tells another lie in every round; the others are honest. Whatever it says,
-the run goes on, the log says why it was refused, and whoever looks at the run sees words and nothing else. Lies in
-bytes, before there is a reply, are in test_flower.py, test_tensors.py and test_fuzz.py; those of a whole site on a
-network in test_deploy.py.
+Client b of the tiny world is the liar, and tells another lie in every round; the others are honest.
+Whatever it says, the run goes on, the log says why it was refused, and whoever looks at the run
+sees words and nothing else. Lies in bytes, before there is a reply, are in test_flower.py,
+test_tensors.py and test_fuzz.py; those of a whole site on a network in test_deploy.py.
 """
 
 import io
@@ -38,7 +38,9 @@ Lie = Callable[[Reply], Reply | list[Reply]]
 
 @dataclass(frozen=True)
 class Lying:
-    """An engine whose client b answers, in each round that `lies` knows, with a lie instead of its reply to a task."""
+    """An engine whose client b answers, in each round that `lies` knows, with a lie instead of its
+    reply to a task.
+    """
 
     inner: Engine
     lies: dict[tuple[int, str], Lie]
@@ -70,7 +72,10 @@ def filled(value: float) -> Lie:
 
 def changed(act: Callable[[Tensor], Tensor]) -> Lie:
     def lie(reply: Reply) -> Reply:
-        return replace(reply, tensors={n: act(t) if t.is_floating_point() else t for n, t in reply.tensors.items()})
+        return replace(
+            reply,
+            tensors={n: act(t) if t.is_floating_point() else t for n, t in reply.tensors.items()},
+        )
 
     return lie
 
@@ -95,15 +100,21 @@ NUMBERS: dict[int, tuple[Lie, str]] = {
     6: (one_of(math.nan), "has 1 values that are NaN or infinite"),
     7: (filled(math.inf), "values that are NaN or infinite"),
 }
-UPLOADING = {name: case for name, case in CASES.items() if case.method["name"] not in ("alone", "central")}
+UPLOADING = {
+    name: case for name, case in CASES.items() if case.method["name"] not in ("alone", "central")
+}
 every_uploading = pytest.mark.parametrize("case", UPLOADING.values(), ids=UPLOADING)
 
 
 @every_uploading
 def test_no_upload_ends_a_run_for_good(case: Case, tmp_path: Path) -> None:
-    """What is absurd is refused by name, what is not does no lasting harm: at the end all train, the liar too."""
+    """What is absurd is refused by name, what is not does no lasting harm: at the end all train,
+    the liar too.
+    """
     config = tiny(case, run=FULL | {"rounds": 9, "evaluate_every": 9})
-    run = carry_out(config, tmp_path / "run", lying({(r, "train"): lie for r, (lie, _) in NUMBERS.items()}))
+    run = carry_out(
+        config, tmp_path / "run", lying({(r, "train"): lie for r, (lie, _) in NUMBERS.items()})
+    )
     rows = run.rows("rounds.jsonl")
     for row in rows:
         _, why = NUMBERS.get(row["round"], (None, ""))
@@ -121,7 +132,9 @@ def as_far_as_it_is_taken(reply: Reply) -> Reply:
 
 @every_uploading
 def test_not_even_where_it_is_the_only_one(case: Case, tmp_path: Path) -> None:
-    """One client a round, so that there is no median: the round passes without it, and later honest ones train."""
+    """One client a round, so that there is no median: the round passes without it, and later honest
+    ones train.
+    """
     lies: dict[tuple[int, str], Lie] = {(1, "train"): filled(1e30), (2, "train"): filled(9999)}
     lies |= {(3, "train"): as_far_as_it_is_taken, (4, "train"): filled(30)}
     config = tiny(case, run={"rounds": 8, "participation": 0.2, "evaluate_every": 8})
@@ -142,9 +155,15 @@ def test_times_minus_ten_is_far_where_honest_clients_move_little(tmp_path: Path)
 
 KINDS: dict[str, tuple[Tensor, str]] = {
     "half": (torch.tensor([300.0]).half(), "its x has numbers up to 300; at most 255.9"),
-    "bfloat16": (torch.tensor([-2e4]).bfloat16(), "its x has numbers up to 2e\\+04; at most 10000 is taken"),
+    "bfloat16": (
+        torch.tensor([-2e4]).bfloat16(),
+        "its x has numbers up to 2e\\+04; at most 10000 is taken",
+    ),
     "double": (torch.tensor([1e200], dtype=torch.float64), "its x has numbers up to 1e\\+200"),
-    "count": (torch.tensor(2**62), r"its x has numbers up to 4.61e\+18; at most 9.007\d*e\+15 is taken"),
+    "count": (
+        torch.tensor(2**62),
+        r"its x has numbers up to 4.61e\+18; at most 9.007\d*e\+15 is taken",
+    ),
     "least": (torch.tensor(-(2**63)), r"its x has numbers up to 9.22e\+18"),
 }
 
@@ -158,19 +177,28 @@ def test_numbers_of_every_type_have_a_bound(value: Tensor, why: str) -> None:
 
 
 def test_what_moves_by_itself_may_be_large_and_is_far_by_its_own_median() -> None:
-    """A batch norm's variances have the size of what it sees; training does not read them, and predictions do."""
+    """A batch norm's variances have the size of what it sees; training does not read them, and
+    predictions do.
+    """
     start = {"w": torch.zeros(1), "1.running_var": torch.ones(1)}
     terms = Terms(Guard(), {}, frozenset({"1.running_var"}))
 
     def admitted(*variances: float) -> dict[str, str]:
-        uploads = [start | {"w": torch.ones(1), "1.running_var": torch.tensor([var])} for var in variances]
+        uploads = [
+            start | {"w": torch.ones(1), "1.running_var": torch.tensor([var])} for var in variances
+        ]
         assert not any(unlike(tensors, start, terms) for tensors in uploads)
-        return admit([Upload(f"{i}", t, 1) for i, t in enumerate(uploads)], start, {}, terms).refused
+        return admit(
+            [Upload(f"{i}", t, 1) for i, t in enumerate(uploads)], start, {}, terms
+        ).refused
 
     assert admitted(1e6, 2e6, 3e6) == {}
     assert admitted(2.0, 2.0, 2.0, 1e6).keys() == {"3"}
     huge = start | {"1.running_var": torch.tensor([1e30])}
-    assert unlike(huge, start, terms) == "its 1.running_var has numbers up to 1e+30; at most 1.84467e+19 is taken"
+    assert (
+        unlike(huge, start, terms)
+        == "its 1.running_var has numbers up to 1e+30; at most 1.84467e+19 is taken"
+    )
 
 
 def test_a_variance_is_not_negative() -> None:
@@ -187,7 +215,9 @@ class Summing(FedAvg):
 
 
 def test_an_upload_with_which_nobody_could_go_on_is_left_out(tmp_path: Path) -> None:
-    """Each upload is within bounds, and what they make is not: the farthest goes, and then the next."""
+    """Each upload is within bounds, and what they make is not: the farthest goes, and then the
+    next.
+    """
     config = tiny(Case({"name": "test_attacks:Summing"}), run=FULL | {"rounds": 1})
     quiet = lying({(1, "train"): filled(0.01)}, "c")
     row = carry_out(config, tmp_path / "run", quiet).rows("rounds.jsonl")[0]
@@ -220,7 +250,10 @@ def test_nobody_owns_the_average_by_a_lie_about_its_examples(tmp_path: Path) -> 
     [
         ({"a": 40, "b": 50, "c": 60}, {"a": 40, "b": 50, "c": 60}),  # honest
         ({"a": 40, "b": 50, "c": 2**53}, {"a": 40, "b": 50, "c": 90}),  # no more than all others
-        ({**dict.fromkeys("abcdefghijklmno", 40), "z": 2**53}, {**dict.fromkeys("abcdefghijklmno", 40), "z": 400}),
+        (
+            {**dict.fromkeys("abcdefghijklmno", 40), "z": 2**53},
+            {**dict.fromkeys("abcdefghijklmno", 40), "z": 400},
+        ),
         ({"a": 40, "b": 2**53}, {"a": 40, "b": 40}),
         ({"b": 2**53}, {"b": 2**53}),  # alone it is the average anyway
         ({"a": 1, "b": 1, "c": 1}, {"a": 1, "b": 1, "c": 1}),
@@ -243,7 +276,9 @@ def saying(**facts: Any) -> Lie:
 
 
 def silent_on(name: str) -> Lie:
-    return lambda reply: replace(reply, facts={key: value for key, value in reply.facts.items() if key != name})
+    return lambda reply: replace(
+        reply, facts={key: value for key, value in reply.facts.items() if key != name}
+    )
 
 
 def bringing(reply: Reply) -> Reply:
@@ -276,14 +311,20 @@ LIES: dict[str, list[tuple[Lie, str]]] = {
         (saying(loss=hung(500)), "its loss is a list; expected is a number"),
         (saying(loss=None), "its loss is a NoneType"),
         (silent_on("loss"), "it does not say its loss"),
-        (saying(bytes=-1), "its bytes is -1; expected is a whole number from 0 to 9007199254740991"),
+        (
+            saying(bytes=-1),
+            "its bytes is -1; expected is a whole number from 0 to 9007199254740991",
+        ),
         (saying(bytes=0.5), "its bytes is 0.5; expected is a whole number"),
         (saying(received=["a"]), "it says 'received', for which nobody asked"),
         (saying(**{ESCAPES: 1}), "for which nobody asked"),
         (counting(0), "it trained on 0 examples"),
         (counting(-1), "it trained on -1 examples"),
         (counting(10**400), "it trained on 10000000000000000000 examples"),
-        (lambda reply: replace(reply, error=ESCAPES), r"^\[31mred\[0m 31m \[bold\]markup\[/\] \[/\] <script>"),
+        (
+            lambda reply: replace(reply, error=ESCAPES),
+            r"^\[31mred\[0m 31m \[bold\]markup\[/\] \[/\] <script>",
+        ),
         (lambda reply: replace(reply, error="\x07"), "it failed and does not say why"),
         (as_client("a"), "no reply"),
         (lambda reply: replace(reply, round=1), "no reply"),
@@ -292,17 +333,29 @@ LIES: dict[str, list[tuple[Lie, str]]] = {
     ],
     "predict": [
         (saying(test_correct=21), "its test_correct is 21 of 20 examples"),
-        (saying(test_correct=2**53, test_examples=1), "its test_correct is 9007199254740992; expected"),
+        (
+            saying(test_correct=2**53, test_examples=1),
+            "its test_correct is 9007199254740992; expected",
+        ),
         (saying(test_global_correct=-1), "its test_global_correct is -1; expected"),
         (saying(valid_correct=5), "its valid_correct is 5 of 4 examples"),
         (saying(valid_correct=0.5), "its valid_correct is 0.5; expected is a whole number"),
-        (saying(test_examples=0, test_correct=0, test_global_correct=0), "its test_examples is 0; expected"),
+        (
+            saying(test_examples=0, test_correct=0, test_global_correct=0),
+            "its test_examples is 0; expected",
+        ),
         (silent_on("test_examples"), "it does not say its test_examples"),
         (saying(client="a"), "it says 'client', for which nobody asked"),
-        (saying(weights=[0.25] * 4), "its weights is a list; expected is at most 3 times a number from -0.01 to 1.01"),
+        (
+            saying(weights=[0.25] * 4),
+            "its weights is a list; expected is at most 3 times a number from -0.01 to 1.01",
+        ),
         (saying(weights=[1.0, math.nan]), "its weights is a list; expected"),
         (saying(weights=0.5), "its weights is 0.5; expected"),
-        (saying(experts_apart="far"), "its experts_apart is 'far'; expected is a number from -0.01 to 2.01"),
+        (
+            saying(experts_apart="far"),
+            "its experts_apart is 'far'; expected is a number from -0.01 to 2.01",
+        ),
         (bringing, r"its tensors are named \['context'\]; expected are \[\]"),
         (lambda reply: replace(reply, error=ESCAPES), "<script>"),
         (twice, "2 replies came in its name"),
@@ -316,7 +369,9 @@ def lied_to(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     lies = {(r, task): lie for task, told in LIES.items() for r, (lie, _) in enumerate(told, 2)}
     rounds = 2 + max(map(len, LIES.values()))
     config = tiny(CASES["nearest"], run=FULL | {"rounds": rounds})
-    return carry_out(config, tmp_path_factory.mktemp("lies") / "run", lambda engine: Lying(engine, lies))
+    return carry_out(
+        config, tmp_path_factory.mktemp("lies") / "run", lambda engine: Lying(engine, lies)
+    )
 
 
 TOLD = [
@@ -327,8 +382,12 @@ TOLD = [
 
 
 @pytest.mark.parametrize(("task", "round", "why"), TOLD)
-def test_what_cannot_be_is_refused_with_its_reason(task: str, round: int, why: str, lied_to: RunDir) -> None:
-    log, key = {"train": ("rounds.jsonl", "refused"), "predict": ("server.jsonl", "unanswered")}[task]
+def test_what_cannot_be_is_refused_with_its_reason(
+    task: str, round: int, why: str, lied_to: RunDir
+) -> None:
+    log, key = {"train": ("rounds.jsonl", "refused"), "predict": ("server.jsonl", "unanswered")}[
+        task
+    ]
     (row,) = [row for row in lied_to.rows(log) if row["round"] == round]
     assert row[key].keys() - {"a"} == {"b"}
     assert re.search(why, row[key]["b"]), row[key]["b"]
@@ -337,12 +396,19 @@ def test_what_cannot_be_is_refused_with_its_reason(task: str, round: int, why: s
 
 
 def test_in_another_clients_name_nobody_is_believed(lied_to: RunDir) -> None:
-    """In this process nobody proves who he is; on Flower the server knows whose reply it is (test_flower.py)."""
+    """In this process nobody proves who he is; on Flower the server knows whose reply it is
+    (test_flower.py).
+    """
     forged = 2 + next(i for i, (_, why) in enumerate(LIES["train"]) if why == "no reply")
-    assert lied_to.rows("rounds.jsonl")[forged - 1]["refused"] == {"a": "2 replies came in its name", "b": "no reply"}
+    assert lied_to.rows("rounds.jsonl")[forged - 1]["refused"] == {
+        "a": "2 replies came in its name",
+        "b": "no reply",
+    }
 
 
-def test_who_looks_at_a_run_that_was_lied_to_sees_words_and_nothing_else(lied_to: RunDir, tmp_path: Path) -> None:
+def test_who_looks_at_a_run_that_was_lied_to_sees_words_and_nothing_else(
+    lied_to: RunDir, tmp_path: Path
+) -> None:
     """In a terminal no escape, on the page no element, and every table and picture is there."""
     experiments = collect([lied_to.path])
     console = Console(record=True, width=200, file=io.StringIO())
@@ -358,13 +424,20 @@ def test_who_looks_at_a_run_that_was_lied_to_sees_words_and_nothing_else(lied_to
 
 def test_a_round_in_which_nobody_answers_an_evaluation_is_a_gap(tmp_path: Path) -> None:
     lies = {(2, "predict"): saying(test_correct=-1)}
-    run = carry_out(tiny(CASES["nearest"], run=FULL | {"rounds": 3}), tmp_path / "run", lying(lies, "abcde"))
+    run = carry_out(
+        tiny(CASES["nearest"], run=FULL | {"rounds": 3}), tmp_path / "run", lying(lies, "abcde")
+    )
     assert [row["round"] for row in run.rows("clients.jsonl")] == sorted(5 * [0, 1, 3])
     assert run.rows("server.jsonl")[2]["unanswered"].keys() == {*"abcde"}
     write_html(collect([run.path]), tmp_path / "report.html")
-    last = carry_out(tiny(CASES["nearest"], run=FULL | {"rounds": 2}), tmp_path / "last", lying(lies, "abcde"))
+    last = carry_out(
+        tiny(CASES["nearest"], run=FULL | {"rounds": 2}), tmp_path / "last", lying(lies, "abcde")
+    )
     write_html(collect([last.path]), tmp_path / "report.html")
-    assert "nobody answered the evaluation after its last round" in (tmp_path / "report.html").read_text()
+    assert (
+        "nobody answered the evaluation after its last round"
+        in (tmp_path / "report.html").read_text()
+    )
 
 
 def test_what_a_client_says_of_its_test_part_does_not_change_in_silence(tmp_path: Path) -> None:
@@ -375,7 +448,9 @@ def test_what_a_client_says_of_its_test_part_does_not_change_in_silence(tmp_path
 
 def test_who_does_not_absorb_is_named(tmp_path: Path) -> None:
     lies = {(1, "absorb"): saying(after_correct=10**6), (2, "absorb"): bringing}
-    rows = carry_out(tiny(CASES["fedmoe"], run=FULL), tmp_path / "run", lying(lies)).rows("rounds.jsonl")
+    rows = carry_out(tiny(CASES["fedmoe"], run=FULL), tmp_path / "run", lying(lies)).rows(
+        "rounds.jsonl"
+    )
     assert rows[0]["not_absorbed"] == {"b": "its after_correct is 1000000 of 20 examples"}
     assert "expected are []" in rows[1]["not_absorbed"]["b"]
     assert "not_absorbed" not in rows[2]
@@ -383,7 +458,9 @@ def test_who_does_not_absorb_is_named(tmp_path: Path) -> None:
 
 def test_words_from_outside_are_cut_and_cleaned() -> None:
     words = cleaned(ESCAPES)
-    assert words.startswith("[31mred[0m 31m [bold]markup[/] [/] <script>alert(1)</script> drow    end xxx")
+    assert words.startswith(
+        "[31mred[0m 31m [bold]markup[/] [/] <script>alert(1)</script> drow    end xxx"
+    )
     assert len(words) == 1000
     assert cleaned("Kraków, 東京\n\tand so on ") == "Kraków, 東京  and so on"
 
@@ -391,7 +468,9 @@ def test_words_from_outside_are_cut_and_cleaned() -> None:
 def test_a_client_sends_no_figure_that_its_method_does_not_declare(tmp_path: Path) -> None:
     """As with tensors: the client itself stops before anything is sent."""
     config = tiny(Case({"name": "test_attacks:Talkative"}))
-    with pytest.raises(ValueError, match=r"was about to send \['age'\]; its method lets only \[\] leave"):
+    with pytest.raises(
+        ValueError, match=r"was about to send \['age'\]; its method lets only \[\] leave"
+    ):
         carry_out(config, tmp_path / "run")
 
 
@@ -414,7 +493,9 @@ def test_of_two_who_resume_at_once_one_goes_on(tmp_path: Path) -> None:
 
 
 def test_the_noise_of_a_site_is_its_machines_own(tmp_path: Path) -> None:
-    """Asked twice in a simulation it uploads the same; deployed, another noise of the same size each time."""
+    """Asked twice in a simulation it uploads the same; deployed, another noise of the same size
+    each time.
+    """
     job, engine = job_and_engine(tiny(CASES["clipped"]), tmp_path)
     order = Order("b", 1, "train", job.method.publish(job.method.open(job.given)))
 
@@ -437,6 +518,9 @@ def test_noise_of_this_machine_is_normal() -> None:
 def test_a_run_says_whose_noise_is_simulated(tmp_path: Path) -> None:
     once(tiny(CASES["clipped"], run=FULL | {"rounds": 1}), tmp_path / "run")
     write_html(collect([tmp_path / "run"]), tmp_path / "report.html")
-    assert "the noise on uploads is simulated: it follows from the seed" in (tmp_path / "report.html").read_text()
+    assert (
+        "the noise on uploads is simulated: it follows from the seed"
+        in (tmp_path / "report.html").read_text()
+    )
     deployed = tiny(CASES["clipped"], engine={"name": "flower"})
     assert only_simulated(deployed) == only_simulated(tiny(CASES["nearest"])) == ""

@@ -1,4 +1,6 @@
-"""Fed-MoE's baselines, done again by hand: the reserve set alone, averages tuned on it, and FedJETs."""
+"""Fed-MoE's baselines, done again by hand: the reserve set alone, averages tuned on it, and
+FedJETs.
+"""
 
 from dataclasses import replace
 
@@ -37,13 +39,16 @@ def descended(model, tensors, steps, rate):
         loss = cross_entropy(model.logits(tensors, RESERVE.x[:, 0]), RESERVE.y)
         slopes = torch.autograd.grad(loss, list(tensors.values()))
         tensors = {
-            name: (value - rate * slope).detach() for (name, value), slope in zip(tensors.items(), slopes, strict=True)
+            name: (value - rate * slope).detach()
+            for (name, value), slope in zip(tensors.items(), slopes, strict=True)
         }
     return tensors
 
 
 def close(one, other):
-    return one.keys() == other.keys() and all(torch.allclose(one[n], other[n], rtol=1e-5, atol=1e-6) for n in one)
+    return one.keys() == other.keys() and all(
+        torch.allclose(one[n], other[n], rtol=1e-5, atol=1e-6) for n in one
+    )
 
 
 WHOLE = Learning(batch=12, optimizer="sgd")  # a step is the whole set: its order is nothing
@@ -62,7 +67,9 @@ UPLOADS = [
 # ---- the reserve set
 
 
-@pytest.mark.parametrize("model", [linear(), Mixture(linear(), linear(("one", "two", "three")), 1, 1)])
+@pytest.mark.parametrize(
+    "model", [linear(), Mixture(linear(), linear(("one", "two", "three")), 1, 1)]
+)
 def test_central_descends_the_reserve_set_before_the_first_round(model):
     opened = Central(epochs=3, rate=0.1).open(what(model))
     assert close(opened, named("global", descended(model, model.initial, 3, 0.1)))
@@ -70,12 +77,16 @@ def test_central_descends_the_reserve_set_before_the_first_round(model):
 
 def test_central_is_what_everybody_has_and_rounds_change_nothing_of_it(tmp_path):
     none, three = (
-        carry_out(tiny(CASES["central"], run={"rounds": rounds}), tmp_path / str(rounds)) for rounds in (0, 3)
+        carry_out(tiny(CASES["central"], run={"rounds": rounds}), tmp_path / str(rounds))
+        for rounds in (0, 3)
     )
     assert same_bits(server(none), server(three))
     assert not list((tmp_path / "3" / "private").rglob("*.private"))
     assert {row["bytes_up"] for row in three.rows("rounds.jsonl")} == {0}
-    start, *_, end = ([row["test_correct"] for row in three.rows("clients.jsonl") if row["round"] == r] for r in (0, 3))
+    start, *_, end = (
+        [row["test_correct"] for row in three.rows("clients.jsonl") if row["round"] == r]
+        for r in (0, 3)
+    )
     assert start == end
 
 
@@ -100,7 +111,9 @@ def test_every_round_is_tuned_with_batches_of_its_own():
 @pytest.mark.parametrize("method", ["central", "fedavg-tuned"])
 def test_without_a_reserve_set_it_is_said_what_to_type(method):
     without = tiny(replace(CASES[method], reserve=0))
-    with pytest.raises(ValueError, match=r"needs a reserve set, and there is none; right would be data.reserve"):
+    with pytest.raises(
+        ValueError, match=r"needs a reserve set, and there is none; use data.reserve"
+    ):
         parts(without)
 
 
@@ -113,10 +126,15 @@ USE = {"a": torch.tensor([0.5, 0.4, 0.1]), "b": torch.tensor([0.1, 0.6, 0.3])}
 
 
 def experts(value):
-    """A server of the mixture whose experts 0, 1 and 2 are full of value, value + 1 and value + 2."""
+    """A server of the mixture whose experts 0, 1 and 2 are full of value, value + 1 and value +
+    2.
+    """
     tensors = MIXTURE.initial
     for k in range(3):
-        tensors |= named(f"expert.{k}", {"weight": torch.full((2, 2), value + k), "bias": torch.full((2,), value + k)})
+        tensors |= named(
+            f"expert.{k}",
+            {"weight": torch.full((2, 2), value + k), "bias": torch.full((2,), value + k)},
+        )
     return named("global", tensors)
 
 
@@ -125,7 +143,11 @@ SERVER = experts(0.0) | named("use", USE)
 
 def held(sent):
     """Which experts a payload holds, told by themselves."""
-    return [int(value[0]) for name, value in sorted(sent.tensors.items()) if name.endswith("bias") and "expert" in name]
+    return [
+        int(value[0])
+        for name, value in sorted(sent.tensors.items())
+        if name.endswith("bias") and "expert" in name
+    ]
 
 
 def test_a_client_is_sent_the_experts_that_its_gate_weighed_most():
@@ -135,7 +157,11 @@ def test_a_client_is_sent_the_experts_that_its_gate_weighed_most():
 
 
 def test_a_client_of_which_nothing_is_known_draws_its_experts():
-    drawn = {tuple(held(JETS.send(SERVER, "c", round, seed)["c"])) for round in range(1, 9) for seed in (0, 1)}
+    drawn = {
+        tuple(held(JETS.send(SERVER, "c", round, seed)["c"]))
+        for round in range(1, 9)
+        for seed in (0, 1)
+    }
     assert drawn == {(i, j) for i in range(3) for j in range(3) if i != j}
     assert held(JETS.send(SERVER, "c", 5, 0)["c"]) == held(JETS.send(SERVER, "c", 5, 0)["c"])
 
@@ -146,7 +172,9 @@ def test_the_server_remembers_what_newcomers_drew():
     assert len({tuple(held(sent)) for sent in drawn.values()}) > 1
     for client, sent in drawn.items():
         first, second = held(sent)
-        merged = JETS.merge(replace(given(MIXTURE), seed=3), SERVER, [jets_upload(client, 1, 10.0, 20.0)], 5)
+        merged = JETS.merge(
+            replace(given(MIXTURE), seed=3), SERVER, [jets_upload(client, 1, 10.0, 20.0)], 5
+        )
         assert merged[f"global.expert.{first}.bias"][0] == 10
         assert merged[f"global.expert.{second}.bias"][0] == 20
 
@@ -167,12 +195,16 @@ def jets_upload(client, examples, first, second):
     """All of a client's tensors full of one number, but for its two experts."""
     expected = JETS.expects(SERVER, MIXTURE)
     fill = {"expert.0": first, "expert.1": second}
-    filled = {n: torch.full_like(value, fill.get(n.rpartition(".")[0], examples)) for n, value in expected.items()}
+    filled = {
+        n: torch.full_like(value, fill.get(n.rpartition(".")[0], examples))
+        for n, value in expected.items()
+    }
     return Upload(client, filled | {"use": USE["b"]}, examples)
 
 
 def test_an_expert_is_the_mean_over_those_who_trained_it_and_the_rest_over_all():
-    uploads = [jets_upload("a", 1, 10.0, 20.0), jets_upload("b", 3, 30.0, 40.0)]  # experts 0 and 1; 1 and 2
+    # experts 0 and 1; 1 and 2
+    uploads = [jets_upload("a", 1, 10.0, 20.0), jets_upload("b", 3, 30.0, 40.0)]
     merged = JETS.merge(given(MIXTURE), SERVER, uploads, 2)
     biases = [float(merged[f"global.expert.{k}.bias"][0]) for k in range(3)]
     assert biases == [10.0, (1 * 20 + 3 * 30) / 4, 40.0]
@@ -186,9 +218,15 @@ def test_gates_say_what_they_prefer_and_the_first_who_upload_are_anchors_for_goo
     state = SERVER
     for clients in ("bc", "ad", "ab"):
         state = JETS.merge(given(MIXTURE), state, [jets_upload(c, 1, 0.0, 0.0) for c in clients], 1)
-    assert {client: int(k) for client, k in under(state, "anchor").items()} == {"b": 0, "c": 1, "a": 2}
+    assert {client: int(k) for client, k in under(state, "anchor").items()} == {
+        "b": 0,
+        "c": 1,
+        "a": 2,
+    }
     assert all(torch.equal(state[f"use.{client}"], USE["b"]) for client in "abcd")
-    assert state.keys() == SERVER.keys() | {f"anchor.{c}" for c in "abc"} | {f"use.{c}" for c in "abcd"}
+    assert state.keys() == SERVER.keys() | {f"anchor.{c}" for c in "abc"} | {
+        f"use.{c}" for c in "abcd"
+    }
 
 
 def test_a_client_mixes_the_experts_it_holds_by_the_gate_renormalised():
@@ -207,7 +245,9 @@ def test_a_client_mixes_the_experts_it_holds_by_the_gate_renormalised():
 def test_everybody_predicts_with_the_whole_mixture():
     everybody = JETS.recall(MIXTURE, JETS.publish(SERVER), None)
     x = RESERVE.x[:, 0]
-    torch.testing.assert_close(JETS.logits(MIXTURE, everybody, x), MIXTURE.logits(under(SERVER, "global"), x))
+    torch.testing.assert_close(
+        JETS.logits(MIXTURE, everybody, x), MIXTURE.logits(under(SERVER, "global"), x)
+    )
 
 
 def test_what_a_client_observes_is_of_what_it_trained_on(tmp_path):
@@ -216,17 +256,28 @@ def test_what_a_client_observes_is_of_what_it_trained_on(tmp_path):
     state = job.method.open(job.given)
     order = Order("b", 1, "train", job.method.send(state, ["b"], 1, 0)["b"].tensors)
     reply = answer(job, [engine.sites["b"]], [order])[0]
-    gate = job.model.gate.logits(under(reply.tensors, "gate"), engine.sites["b"].train.x[:, 0]).softmax(-1)
+    gate = job.model.gate.logits(
+        under(reply.tensors, "gate"), engine.sites["b"].train.x[:, 0]
+    ).softmax(-1)
     torch.testing.assert_close(reply.tensors["use"], gate.mean(0))
 
 
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        (linear(), r"needs a mixture; right would be a section \[mixture\]"),
-        (Mixture(linear(), linear(), 0, 1), "method.experts = 3 of 2; right would be 1 to mixture.experts"),
-        (Mixture(Network(torch.nn.BatchNorm1d(2), CLASSES), linear(), 0, 1), 'right would be model.norm = "group"'),
-        (Mixture(linear(), Network(torch.nn.BatchNorm1d(2), CLASSES), 0, 1), 'right would be model.norm = "group"'),
+        (linear(), r"needs a mixture; use a section \[mixture\]"),
+        (
+            Mixture(linear(), linear(), 0, 1),
+            "method.experts = 3 of 2; expected 1 to mixture.experts",
+        ),
+        (
+            Mixture(Network(torch.nn.BatchNorm1d(2), CLASSES), linear(), 0, 1),
+            'use model.norm = "group"',
+        ),
+        (
+            Mixture(linear(), Network(torch.nn.BatchNorm1d(2), CLASSES), 0, 1),
+            'use model.norm = "group"',
+        ),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused_with_what_to_type(model, says):

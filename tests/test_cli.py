@@ -1,4 +1,6 @@
-"""The command line as a person meets it: what it prints, what it refuses and how, what its exit codes say."""
+"""The command line as a person meets it: what it prints, what it refuses and how, what its exit
+codes say.
+"""
 
 import itertools
 import json
@@ -16,7 +18,16 @@ from fedexperts import config as door
 from fedexperts.cli import app
 from fedexperts.cli.terminal import answer_signals
 
-FAST = ["--set", "data.clients=4", "--set", "data.shots=2", "--set", "learning.epochs=1", "--set", "run.rounds=2"]
+FAST = [
+    "--set",
+    "data.clients=4",
+    "--set",
+    "data.shots=2",
+    "--set",
+    "learning.epochs=1",
+    "--set",
+    "run.rounds=2",
+]
 PROBE = "configs/demo/linear-probe.toml"
 
 
@@ -31,7 +42,18 @@ def call(*arguments):
 def finished(tmp_path_factory):
     """A folder that `run` made."""
     place = tmp_path_factory.mktemp("cli") / "runs"
-    done = call("run", PROBE, "configs/demo/zero-shot.toml", *FAST, "--seeds", 2, "--out", place, "--jobs", 1)
+    done = call(
+        "run",
+        PROBE,
+        "configs/demo/zero-shot.toml",
+        *FAST,
+        "--seeds",
+        2,
+        "--out",
+        place,
+        "--jobs",
+        1,
+    )
     assert done.exit_code == 0, done.output
     return place, done.output
 
@@ -58,7 +80,9 @@ def test_compare_prints_the_tables_again(finished):
 
 
 def test_report_writes_where_it_is_told(finished, tmp_path):
-    done = call("report", finished[0], "--out", tmp_path / "page.html", "--pictures", tmp_path / "pictures")
+    done = call(
+        "report", finished[0], "--out", tmp_path / "page.html", "--pictures", tmp_path / "pictures"
+    )
     assert done.exit_code == 0
     assert "accuracy-over-rounds.svg" in [path.name for path in (tmp_path / "pictures").iterdir()]
     assert (tmp_path / "page.html").read_text().lstrip().lower().startswith("<!doctype html")
@@ -79,7 +103,10 @@ def test_everything_listed_comes_with_a_line_of_meaning(what):
 
 
 def test_names_are_listed_and_help_is_given_without_waiting_for_torch():
-    commands = (["--help"], *(["ls", what] for what in ("configs", "methods", "models", "data", "nonsense")))
+    commands = (
+        ["--help"],
+        *(["ls", what] for what in ("configs", "methods", "models", "data", "nonsense")),
+    )
     program = f"""
 import sys
 from typer.testing import CliRunner
@@ -109,8 +136,12 @@ def test_check_prints_the_split_and_trains_nothing(tmp_path, monkeypatch):
 
 @pytest.fixture
 def sites(tmp_path):
-    """A folder of two sites with images of two classes, one image at both, and a file that is no image."""
-    for place, (site, name, i) in enumerate(itertools.product(("north", "south"), ("cat", "guide_dog"), range(8))):
+    """A folder of two sites with images of two classes, one image at both, and a file that is no
+    image.
+    """
+    for place, (site, name, i) in enumerate(
+        itertools.product(("north", "south"), ("cat", "guide_dog"), range(8))
+    ):
         path = tmp_path / "sites" / site / name / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 9), (place if (name, i) != ("cat", 0) else 99, 0, 0)).save(path)
@@ -119,7 +150,13 @@ def sites(tmp_path):
 
 
 def own(sites):
-    settings = (f"data.path={sites}", "data.side=32", "model.clip=tinyclip", "model.context=4", "run.rounds=1")
+    settings = (
+        f"data.path={sites}",
+        "data.side=32",
+        "model.clip=tinyclip",
+        "model.context=4",
+        "run.rounds=1",
+    )
     return ["configs/own/images.toml", *(f"--set={text}" for text in settings)]
 
 
@@ -148,10 +185,20 @@ def test_check_draws_the_split_as_its_file_is_named(tmp_path, name, begins):
 def test_of_many_classes_check_prints_the_extremes(tmp_path):
     rows = [f"{i % 40}-{i},{i % 40},{'ab'[i > 160]}" for i in range(210)]
     (tmp_path / "t.csv").write_text("text,label,site\n" + "\n".join(rows))
-    words = ["--set=data.name=table", f"--set=data.path={tmp_path / 't.csv'}", "--set=start.epochs=0"]
-    done = call("check", "configs/demo/fedmoe-reviews/fedavg.toml", *words, "--picture", tmp_path / "s.svg")
+    words = [
+        "--set=data.name=table",
+        f"--set=data.path={tmp_path / 't.csv'}",
+        "--set=start.epochs=0",
+    ]
+    done = call(
+        "check", "configs/demo/fedmoe-reviews/fedavg.toml", *words, "--picture", tmp_path / "s.svg"
+    )
     assert done.exit_code == 0, done.output
-    lines = {line.split()[0]: line.split()[1:] for line in done.output.splitlines() if line[:2] in ("cl", "a ", "b ")}
+    lines = {
+        line.split()[0]: line.split()[1:]
+        for line in done.output.splitlines()
+        if line[:2] in ("cl", "a ", "b ")
+    }
     assert lines["client"][3:] == ["classes", "fewest", "most"]
     assert lines["a"][3:] == ["40", "4", "5"]
     assert lines["b"][3:] == ["40", "1", "2"]
@@ -165,7 +212,15 @@ def test_a_run_on_own_images_writes_its_split_and_another_takes_it_up(sites, tmp
     files = list(json.loads(split.read_text())["files"])
     assert len(files) == 32
     assert files[0] == "north/cat/0.png"
-    again = call("run", *own(sites), *options, "--out", second, f"--set=data.split={split}", "--set=run.seed=5")
+    again = call(
+        "run",
+        *own(sites),
+        *options,
+        "--out",
+        second,
+        f"--set=data.split={split}",
+        "--set=run.seed=5",
+    )
     assert again.exit_code == 0, again.output
     assert (second / "own-images" / "seed-5" / "split.json").read_bytes() == split.read_bytes()
 
@@ -183,7 +238,11 @@ def test_show_prints_a_config_that_can_be_run(tmp_path):
     ("arguments", "code", "says"),
     [
         (["run", "configs/demo/pfedmaop.toml"], 2, "near it: pfedmoap.toml"),
-        (["run", PROBE, "--set", "learning.rate=fast"], 2, "learning.rate = 'fast': input should be a valid number"),
+        (
+            ["run", PROBE, "--set", "learning.rate=fast"],
+            2,
+            "learning.rate = 'fast': input should be a valid number",
+        ),
         (["run", PROBE, "--set", "model.clip=nowhere"], 1, "nowhere"),
         (["compare", "docs"], 1, "docs"),
         (["resume", "docs"], 1, "holds no study and no run"),
@@ -197,9 +256,9 @@ def test_show_prints_a_config_that_can_be_run(tmp_path):
         (
             ["check", PROBE, "--set", "data.name=image-folders"],
             1,
-            "data.path is missing: right would be --set data.path",
+            "data.path is missing: use --set data.path",
         ),
-        (["ls", "everything"], 1, "right would be one of configs, methods, models, data"),
+        (["ls", "everything"], 1, "expected one of configs, methods, models, data"),
     ],
 )
 def test_wrong_input_is_explained_without_a_traceback(arguments, code, says, tmp_path):
@@ -218,12 +277,18 @@ def test_two_runs_into_one_folder_are_refused(finished):
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "jobs"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 2), (signal.SIGHUP, 129, 1)]
+    ("number", "code", "jobs"),
+    [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 2), (signal.SIGHUP, 129, 1)],
 )
-def test_what_ends_a_program_keeps_the_last_round_and_prints_the_line_to_resume(number, code, jobs, tmp_path):
+def test_what_ends_a_program_keeps_the_last_round_and_prints_the_line_to_resume(
+    number, code, jobs, tmp_path
+):
     """Ctrl-C, a service manager, a terminal that is closed; and nobody goes on behind its back."""
     place = tmp_path / "runs"
-    options = f"--set run.rounds=100000 --set learning.rate=0.1 --seeds {jobs} --jobs {jobs} --out {place}".split()
+    options = (
+        f"--set run.rounds=100000 --set learning.rate=0.1 --seeds {jobs} --jobs {jobs} --out"
+        f" {place}".split()
+    )
     command = [sys.executable, "-m", "fedexperts", "run", PROBE, *options]
     child = subprocess.Popen(
         command,
@@ -231,7 +296,8 @@ def test_what_ends_a_program_keeps_the_last_round_and_prints_the_line_to_resume(
         text=True,
         env=os.environ | {"COLUMNS": "200"},
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Ctrl-C
+        # a job in the background ignores Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 240
@@ -260,10 +326,15 @@ def checkpoints(place):
 
 
 def living(group):
-    """Processes of a group that do something still; who was killed waits for its parent to take notice."""
+    """Processes of a group that do something still; who was killed waits for its parent to take
+    notice.
+    """
     asked = ["ps", "-e", "-o", "pgid=,stat=,pid="]
     lines = [
-        line.split() for line in subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+        line.split()
+        for line in subprocess.run(
+            asked, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
     ]
     return [pid for pgid, stat, pid in lines if int(pgid) == group and stat[0] != "Z"]
 

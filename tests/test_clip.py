@@ -1,4 +1,6 @@
-"""A prompted CLIP as a tree of tokens equals the same CLIP run class by class; and a CLIP is loaded as it was saved."""
+"""A prompted CLIP as a tree of tokens equals the same CLIP run class by class; and a CLIP is loaded
+as it was saved.
+"""
 
 import json
 import shlex
@@ -29,16 +31,29 @@ from fedexperts.models.huggingface import load_clip
 from fedexperts.models.prompted import LinearProbeSettings, PromptedClipSettings
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-NAMES = ("a", "be", "cat", "bird", "horse", "bee", "bear", "beast", "b", "c_a_t", "tiger 7")  # 1 to 6 tokens
-SEVERAL_ROWS = tuple(f"{a}{b}" for a in "abcdefghij" for b in ("x", "yy", "zzz", "wwww", "vvvvv"))  # 265 tokens
+# 1 to 6 tokens
+NAMES = ("a", "be", "cat", "bird", "horse", "bee", "bear", "beast", "b", "c_a_t", "tiger 7")
+# 265 tokens
+SEVERAL_ROWS = tuple(f"{a}{b}" for a in "abcdefghij" for b in ("x", "yy", "zzz", "wwww", "vvvvv"))
 TEMPLATE = "a photo of a"
 
 
 def save(folder: Path, eos: int | None = None, seed: int = 0) -> CLIPModel:
-    """A tiny randomly initialised CLIP in Hugging Face's layout, its weights large enough that every token matters."""
+    """A tiny randomly initialised CLIP in Hugging Face's layout, its weights large enough that
+    every token matters.
+    """
     ids = characters()
-    text = {"vocab_size": len(ids), "bos_token_id": ids.bos_token_id, "eos_token_id": eos or ids.eos_token_id}
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    text = {
+        "vocab_size": len(ids),
+        "bos_token_id": ids.bos_token_id,
+        "eos_token_id": eos or ids.eos_token_id,
+    }
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
     torch.manual_seed(seed)
     model = CLIPModel(
         CLIPConfig(
@@ -50,7 +65,10 @@ def save(folder: Path, eos: int | None = None, seed: int = 0) -> CLIPModel:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" not in name and weight.ndim:
-                weight.copy_(torch.randn_like(weight) * (weight.shape[-1] ** -0.5 if weight.ndim > 1 else 0.1))
+                weight.copy_(
+                    torch.randn_like(weight)
+                    * (weight.shape[-1] ** -0.5 if weight.ndim > 1 else 0.1)
+                )
         model.logit_scale.fill_(4.6052)
     model.save_pretrained(folder)
     ids.save_pretrained(folder)
@@ -93,13 +111,19 @@ def assert_close(value: Tensor, reference: Tensor, tolerance: float = 1e-5) -> N
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("classes", [NAMES, SEVERAL_ROWS, ("cat",), ("cat", "cat"), ("be", "bee", "be")])
-def test_the_tree_equals_each_class_in_its_own_sequence(clip: Clip, classes: tuple[str, ...], seed: int) -> None:
+@pytest.mark.parametrize(
+    "classes", [NAMES, SEVERAL_ROWS, ("cat",), ("cat", "cat"), ("be", "bee", "be")]
+)
+def test_the_tree_equals_each_class_in_its_own_sequence(
+    clip: Clip, classes: tuple[str, ...], seed: int
+) -> None:
     at = context(5, seed=seed)
     model = PromptedClip(clip, classes, at)
     out, gradient = with_gradient(model.texts, at)
     for length in (None, model.longest):
-        plain, plain_gradient = with_gradient(lambda c, length=length: model.texts_plain(c, length), at)  # type: ignore[misc]
+        plain, plain_gradient = with_gradient(
+            lambda c, length=length: model.texts_plain(c, length), at
+        )  # type: ignore[misc]
         assert_close(out, plain)
         assert_close(gradient, plain_gradient)
 
@@ -116,7 +140,9 @@ def test_the_classes_of_these_tests_need_more_than_one_row(clip: Clip) -> None:
 
 
 @pytest.mark.parametrize("classes", [NAMES, SEVERAL_ROWS])
-def test_leading_dimensions_and_vmap_give_what_each_context_gives_alone(clip: Clip, classes: tuple[str, ...]) -> None:
+def test_leading_dimensions_and_vmap_give_what_each_context_gives_alone(
+    clip: Clip, classes: tuple[str, ...]
+) -> None:
     model = PromptedClip(clip, classes, context(5))
     contexts = context(2, 3, 5)
     alone = torch.stack([torch.stack([model.texts(one) for one in row]) for row in contexts])
@@ -141,7 +167,9 @@ def test_gradients_under_vmap_are_those_of_each_context_alone(clip: Clip) -> Non
 
 
 @pytest.mark.parametrize("classes", [NAMES, SEVERAL_ROWS])
-def test_another_name_for_one_class_changes_no_other_class(clip: Clip, classes: tuple[str, ...]) -> None:
+def test_another_name_for_one_class_changes_no_other_class(
+    clip: Clip, classes: tuple[str, ...]
+) -> None:
     at = context(5)
     before = PromptedClip(clip, classes, at).texts(at)
     for c in range(0, len(classes), 7):
@@ -166,12 +194,16 @@ def reference_texts(folder: Path, texts: list[str]) -> Tensor:
     model: Any = CLIPModel.from_pretrained(folder)
     inputs = CLIPTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
-        pooled = model.text_model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).pooler_output
+        pooled = model.text_model(
+            input_ids=inputs.input_ids, attention_mask=inputs.attention_mask
+        ).pooler_output
         return normalize(model.text_projection(pooled), dim=-1)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_context_of_words_is_the_zero_shot_template_of_transformers(tmp_path: Path, legacy: bool) -> None:
+def test_a_context_of_words_is_the_zero_shot_template_of_transformers(
+    tmp_path: Path, legacy: bool
+) -> None:
     save(tmp_path, eos=2 if legacy else None)
     settings = PromptedClipSettings(clip=str(tmp_path), context=4, init="words")
     model: Any = settings.build(DIGITS, seed=0).model
@@ -188,11 +220,17 @@ def test_an_underscore_in_a_class_name_is_a_space(clip: Clip, folder: Path) -> N
 
 
 def test_images_are_preprocessed_and_encoded_as_transformers_does(clip: Clip, folder: Path) -> None:
-    images = torch.randint(256, (70, 3, 20, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        256, (70, 3, 20, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     model: Any = CLIPModel.from_pretrained(folder)
-    pixels = CLIPImageProcessorPil.from_pretrained(folder)(list(images), return_tensors="pt")["pixel_values"]
+    pixels = CLIPImageProcessorPil.from_pretrained(folder)(list(images), return_tensors="pt")[
+        "pixel_values"
+    ]
     with torch.no_grad():
-        expected = normalize(model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output), dim=-1)
+        expected = normalize(
+            model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output), dim=-1
+        )
     features = encode(clip, images)
     assert_close(features, expected)
     assert features.dtype == torch.float32
@@ -222,14 +260,29 @@ def test_prompted_clip_and_linear_probe_keep_the_contract(clip: Clip) -> None:
 def test_a_linear_probe_starts_at_zero_and_is_a_clip_with_free_texts(clip: Clip) -> None:
     probe = LinearProbe(DIGITS, clip.width, clip.scale)
     x, weight, bias = torch.randn(7, 24), torch.randn(10, 24), torch.randn(10)
-    assert {name: tuple(value.shape) for name, value in probe.initial.items()} == {"weight": (10, 24), "bias": (10,)}
+    assert {name: tuple(value.shape) for name, value in probe.initial.items()} == {
+        "weight": (10, 24),
+        "bias": (10,),
+    }
     assert not probe.logits(probe.initial, x).any()
-    assert_close(probe.logits({"weight": weight, "bias": bias}, x), clip.scale * x @ weight.T + bias)
+    assert_close(
+        probe.logits({"weight": weight, "bias": bias}, x), clip.scale * x @ weight.T + bias
+    )
 
 
 def weights(clip: Clip) -> list[Tensor]:
-    modules = [clip.tokens, clip.norm, clip.project, *(part for layer in clip.layers for part in vars(layer).values())]
-    found = [value for part in modules if isinstance(part, torch.nn.Module) for value in part.parameters()]
+    modules = [
+        clip.tokens,
+        clip.norm,
+        clip.project,
+        *(part for layer in clip.layers for part in vars(layer).values()),
+    ]
+    found = [
+        value
+        for part in modules
+        if isinstance(part, torch.nn.Module)
+        for value in part.parameters()
+    ]
     return [clip.positions, *found]
 
 
@@ -248,7 +301,9 @@ def test_only_the_context_gets_a_gradient_and_no_weight_moves(clip: Clip) -> Non
 
 def test_bf16_weights_stay_close_and_prompt_and_outputs_are_fp32(folder: Path) -> None:
     exact: Any = PromptedClipSettings(clip=str(folder), context=5).build(NAMES, seed=0)
-    short: Any = PromptedClipSettings(clip=str(folder), context=5, precision="bf16").build(NAMES, seed=0)
+    short: Any = PromptedClipSettings(clip=str(folder), context=5, precision="bf16").build(
+        NAMES, seed=0
+    )
     at = exact.model.initial["context"]
     out, gradient = with_gradient(exact.model.texts, at)
     out_16, gradient_16 = with_gradient(short.model.texts, at)
@@ -279,7 +334,11 @@ def test_settings_have_meanings_and_their_mistakes_are_found() -> None:
 
 def test_a_random_start_follows_the_seed_and_a_start_of_words_does_not(folder: Path) -> None:
     def start(seed: int, **fields: Any) -> Tensor:
-        return PromptedClipSettings(clip=str(folder), **fields).build(NAMES, seed).model.initial["context"]
+        return (
+            PromptedClipSettings(clip=str(folder), **fields)
+            .build(NAMES, seed)
+            .model.initial["context"]
+        )
 
     assert torch.equal(start(0), start(0))
     assert not torch.equal(start(0), start(1))
@@ -296,7 +355,9 @@ def test_words_that_are_not_context_tokens_are_refused(folder: Path) -> None:
 def test_a_prompt_that_is_too_long_names_the_class_and_the_way_out(folder: Path) -> None:
     long = "abcdefghijkl"  # 14 tokens with full stop and end: 1 + l + 14 <= 40
     PromptedClipSettings(clip=str(folder), context=25).build(("a", long), 0)
-    with pytest.raises(ValueError, match=f"'{long}' has 41 tokens.*takes 40: set context to at most 25"):
+    with pytest.raises(
+        ValueError, match=f"'{long}' has 41 tokens.*takes 40: set context to at most 25"
+    ):
         PromptedClipSettings(clip=str(folder), context=26).build(("a", long), 0)
 
 
@@ -319,7 +380,9 @@ def test_a_built_model_comes_with_its_encoder_and_key(folder: Path, clip: Clip) 
 # Loading
 
 
-def test_loading_twice_gives_the_same_object(folder: Path, clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_twice_gives_the_same_object(
+    folder: Path, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert load_clip(str(folder)) is clip
     assert load_clip(str(folder), torch.float32) is clip
     assert load_clip(str(folder), torch.bfloat16) is not clip
@@ -367,7 +430,9 @@ def test_loading_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("name", ["/nowhere/clip", "nobody/nothing", "nothing"])
-def test_a_clip_that_is_not_there_is_refused_without_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clip_that_is_not_there_is_refused_without_a_network(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[object] = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda *host, **_: asked.append(host) or [])
     with pytest.raises(ValueError, match=f"no CLIP at '{name}'.*hf download"):
@@ -377,7 +442,10 @@ def test_a_clip_that_is_not_there_is_refused_without_a_network(name: str, monkey
 
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "align"}')
-    with pytest.raises(ValueError, match="of type 'align', not 'clip' or 'siglip', nor a CLIP with a ModifiedResNet"):
+    with pytest.raises(
+        ValueError,
+        match="of type 'align', not 'clip' or 'siglip', nor a CLIP with a ModifiedResNet",
+    ):
         load_clip(str(tmp_path))
 
 
@@ -413,13 +481,17 @@ def test_weights_in_a_pickle_are_refused_with_what_to_type(tmp_path: Path) -> No
 def test_a_config_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     save(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"does not hold a whole CLIP.*its config\.json cannot be read"):
+    with pytest.raises(
+        ValueError, match=r"does not hold a whole CLIP.*its config\.json cannot be read"
+    ):
         load_clip(str(tmp_path))
 
 
 def test_weights_that_are_missing_or_damaged_are_refused(tmp_path: Path) -> None:
     model = save(tmp_path)
-    some = {name: value for name, value in model.state_dict().items() if "text_projection" not in name}
+    some = {
+        name: value for name, value in model.state_dict().items() if "text_projection" not in name
+    }
     model.save_pretrained(tmp_path, state_dict=some)
     with pytest.raises(ValueError, match=r"no weights for text_projection\.weight"):
         load_clip(str(tmp_path))
@@ -430,7 +502,9 @@ def test_weights_that_are_missing_or_damaged_are_refused(tmp_path: Path) -> None
 
 def test_a_tokenizer_of_another_clip_is_refused(tmp_path: Path) -> None:
     save(tmp_path, eos=7)
-    with pytest.raises(ValueError, match="ends a text with id 518, but its text encoder pools at id 7"):
+    with pytest.raises(
+        ValueError, match="ends a text with id 518, but its text encoder pools at id 7"
+    ):
         load_clip(str(tmp_path))
 
 

@@ -1,4 +1,6 @@
-"""The door: everything wrong is said at once, every key says where it came from, every shipped config is whole."""
+"""The door: everything wrong is said at once, every key says where it came from, every shipped
+config is whole.
+"""
 
 import math
 from pathlib import Path
@@ -23,7 +25,9 @@ def minimal(extra=""):
 
 
 def test_all_that_is_wrong_is_said_at_once_with_the_nearest_known_name(tmp_path):
-    text = minimal("lamda = 3\nexperts = 'nine'\n[learning]\nrate = -1.0\n[methd]\n").replace("'x'", "3")
+    text = minimal("lamda = 3\nexperts = 'nine'\n[learning]\nrate = -1.0\n[methd]\n").replace(
+        "'x'", "3"
+    )
     with pytest.raises(ConfigError) as caught:
         load(write(tmp_path, text.replace("digits-scanners", "digit-scanner")))
     lines = str(caught.value).splitlines()
@@ -80,7 +84,13 @@ def test_a_resolved_config_runs_the_same_experiment():
 def test_values_to_tune_are_checked_in_their_place(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load(
-            write(tmp_path, minimal('[tune]\n"learning.rat" = [1.0]\n"learning.rate" = [0.1, -2.0]\n"run.seed" = []\n'))
+            write(
+                tmp_path,
+                minimal(
+                    '[tune]\n"learning.rat" = [1.0]\n"learning.rate" = [0.1, -2.0]\n"run.seed" ='
+                    " []\n"
+                ),
+            )
         )
     assert "did you mean learning.rate?" in str(caught.value)
     assert "tune: learning.rate = -2.0" in str(caught.value)
@@ -111,7 +121,7 @@ def test_what_is_no_method_is_not_taken_for_one(name):
 
 @pytest.mark.parametrize("text", ["rounds=3", "run.rounds", "run"])
 def test_a_setting_without_section_or_value_is_explained(text):
-    with pytest.raises(ConfigError, match="right would be section.key=value"):
+    with pytest.raises(ConfigError, match="use section.key=value"):
         load(DEMO, [text])
 
 
@@ -127,7 +137,9 @@ def test_missing_broken_and_circular_files_are_named(tmp_path):
 
 def test_a_class_of_ones_own_is_named_by_module_and_class(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend("examples")
-    found = load(write(tmp_path, minimal("share = 0.25\n").replace("pfedmoap", "own_method:Between")))
+    found = load(
+        write(tmp_path, minimal("share = 0.25\n").replace("pfedmoap", "own_method:Between"))
+    )
     assert found.section("method").share == 0.25
     with pytest.raises(ConfigError, match="own_method:Betwen"):
         load(write(tmp_path, minimal().replace("pfedmoap", "own_method:Betwen")))
@@ -165,7 +177,9 @@ def test_the_experiments_of_fed_moe_differ_in_their_method_alone_and_are_tuned_a
     for name, config in configs.items():
         assert config.name == name
         assert math.prod(map(len, config.tune.values())) == 4, name
-        assert all(config.values[section] == shared[section] for section in ("data", "model", "engine")), name
+        assert all(
+            config.values[section] == shared[section] for section in ("data", "model", "engine")
+        ), name
         judge = "clients" if name == "alone" else "server"
         rounds = 0 if name == "cent-moe" else shared["run"]["rounds"]
         assert config.values["run"] == shared["run"] | {"judged_by": judge, "rounds": rounds}, name
@@ -203,7 +217,10 @@ MIXTURE = Path("configs/demo/fedmoe-digits/fedmoe.toml")
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("gate.name=resnet18", 'gate.name = "resnet18" is shown inputs .* that are not those of the experts'),
+        (
+            "gate.name=resnet18",
+            'gate.name = "resnet18" is shown inputs .* that are not those of the experts',
+        ),
         ("model.name=prompted-clip", "start.epochs: PromptedClip has a start of its own"),
         ("data.reserve=0", "start.epochs needs a reserve set, and there is none"),
     ],

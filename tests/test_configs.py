@@ -1,7 +1,9 @@
-"""Every config that ships is run for a round: on its own data made small, or on a copy of a few rows of its set.
+"""Every config that ships is run for a round: on its own data made small, or on a copy of a few
+rows of its set.
 
-What a copy cannot give is set otherwise, and nothing else: fewer clients, examples, passes and rounds, and tiny models
-in place of checkpoints. Some run by default, so that each set, method and model is there; the others are slow.
+What a copy cannot give is set otherwise, and nothing else: fewer clients, examples, passes and
+rounds, and tiny models in place of checkpoints. Some run by default, so that each set, method and
+model is there; the others are slow.
 """
 
 import shutil
@@ -42,26 +44,35 @@ def small(file: Path, config: Config, copies: Path, images: Path) -> dict[str, A
         side = 16 if model["name"] == "resnet18" else min(32, data["side"])
         settings |= {"data.path": str(copies / data["dataset"]), "data.side": side}
         settings |= {
-            "data.clients": {"yelp": 5, "domainnet": 6, "office-caltech10": 4}.get(data["dataset"], 2),
+            "data.clients": (
+                {"yelp": 5, "domainnet": 6, "office-caltech10": 4}.get(data["dataset"], 2)
+            ),
             "data.per_class": 12,
         }
     elif data["name"] == "image-folders":
         settings |= {"data.path": str(images), "data.side": 32}
     else:
         settings |= {"data.shots": 2} if "shots" in data else {"data.reviews": 200}
-        settings |= {"data.clients": 4} if data["name"] == "digits-scanners" and data["clients"] > 4 else {}
+        settings |= (
+            {"data.clients": 4} if data["name"] == "digits-scanners" and data["clients"] > 4 else {}
+        )
     if data.get("reserve"):
         settings |= {"data.reserve": 3}  # of ten classes: one image for each of thirty experts
     if "clip" in model:
         drawn = model.get("init") == "random"  # words are as many tokens as the file says
         settings |= {"model.clip": "tinyclip"} | ({"model.context": 4} if drawn else {})
     settings |= {
-        f"{part}.model": TINY[m] for part in ("model", "gate") if (m := values.get(part, {}).get("model")) in TINY
+        f"{part}.model": TINY[m]
+        for part in ("model", "gate")
+        if (m := values.get(part, {}).get("model")) in TINY
     }
     if "width" in method:
         settings |= {"method.width": min(WIDE, method["width"])}
-    settings |= {f"method.{key}": 1 for key in ("epochs", "warmup", "gate_epochs") if method.get(key)}
-    if model["name"] in LARGE and "10" not in file.parts:  # the rows of ten clients have them themselves
+    settings |= {
+        f"method.{key}": 1 for key in ("epochs", "warmup", "gate_epochs") if method.get(key)
+    }
+    # the rows of ten clients have them themselves
+    if model["name"] in LARGE and "10" not in file.parts:
         settings |= {"model.name": "compact-cnn"}
     return settings
 
@@ -70,7 +81,9 @@ def small(file: Path, config: Config, copies: Path, images: Path) -> dict[str, A
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two sites with images of two classes in folders."""
     home = tmp_path_factory.mktemp("images")
-    for site, name, i in ((s, n, i) for s in ("north", "south") for n in ("cat", "dog") for i in range(6)):
+    for site, name, i in (
+        (s, n, i) for s in ("north", "south") for n in ("cat", "dog") for i in range(6)
+    ):
         (home / site / name).mkdir(parents=True, exist_ok=True)
         (home / site / name / f"{i}.png").write_bytes(png(9 * i))
     return home
@@ -84,7 +97,8 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    "file", [pytest.param(f, id=str(f), marks=() if f in QUICK else pytest.mark.slow) for f in SHIPPED]
+    "file",
+    [pytest.param(f, id=str(f), marks=() if f in QUICK else pytest.mark.slow) for f in SHIPPED],
 )
 def test_a_shipped_config_runs(file: Path, copies: Path, images: Path, place: Path) -> None:
     config = door.load(file)
@@ -98,4 +112,6 @@ def test_the_quick_ones_are_of_every_set_and_every_method() -> None:
     published = [door.load(file) for file in SHIPPED if file.parts[1] in ("pfedmoap", "fedmoe")]
     quick = [door.load(file) for file in SHIPPED if file in QUICK]
     for section, key in (("data", "dataset"), ("method", "name"), ("model", "name")):
-        assert {c.values[section][key] for c in published} <= {c.values[section].get(key) for c in quick}
+        assert {c.values[section][key] for c in published} <= {
+            c.values[section].get(key) for c in quick
+        }

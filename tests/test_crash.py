@@ -1,7 +1,9 @@
-"""Law 3: a crash changes nothing. Real processes are killed with SIGKILL, and others go on with what they left.
+"""Law 3: a crash changes nothing. Real processes are killed with SIGKILL, and others go on with
+what they left.
 
-A child kills itself at its n-th touch of the disk, for every n there is in a run of three rounds. Between two touches
-the disk is the same, so before each touch, and in the middle of each flush, are all the instants that there are.
+A child kills itself at its n-th touch of the disk, for every n there is in a run of three rounds.
+Between two touches the disk is the same, so before each touch, and in the middle of each flush, are
+all the instants that there are.
 """
 
 import builtins
@@ -24,7 +26,8 @@ from fedexperts.engine import Engine
 from fedexperts.message import Order, Reply
 from fedexperts.rundir import RunDir
 
-TOUCHES = ("replace", "fsync", "unlink", "rmdir", "mkdir", "truncate")  # of the os module; and open to write
+# of the os module; and open to write
+TOUCHES = ("replace", "fsync", "unlink", "rmdir", "mkdir", "truncate")
 NAMES = ("nearest", "averaged", "alone", "fedavg", "fedmoe")
 SOME = {
     "nearest": 3,
@@ -33,7 +36,9 @@ SOME = {
     "fedavg": 11,
     "fedmoe": 23,
 }  # every third, .. instant, in the quick suite
-EVERY = [pytest.param(name, 1, id=f"{name}-every-instant", marks=pytest.mark.slow) for name in NAMES]
+EVERY = [
+    pytest.param(name, 1, id=f"{name}-every-instant", marks=pytest.mark.slow) for name in NAMES
+]
 
 
 def short(name: str) -> Config:
@@ -66,7 +71,8 @@ class Fuse:
     def fused(self, name: str, act: Callable[..., Any]) -> Callable[..., Any]:
         def acting(*where: Any, **how: Any) -> Any:
             self.touch(name, *where[:1] if name == "fsync" else ())
-            return act(*where, **how) if name != "fsync" else None  # flushing takes long, and a kill needs it not
+            # flushing takes long, and a kill needs it not
+            return act(*where, **how) if name != "fsync" else None
 
         return acting
 
@@ -120,7 +126,9 @@ class Stuck:
 
 
 def get_stuck(config: Config, path: Path, round: int, trained: Any, task: str = "train") -> None:
-    """A run that stands still when the clients of a round have trained, and the server has heard nothing."""
+    """A run that stands still when the clients of a round have trained, and the server has heard
+    nothing.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     carry_out(config, path, lambda engine: Stuck(engine, round, trained, task))
 
@@ -130,14 +138,17 @@ def get_stuck(config: Config, path: Path, round: int, trained: Any, task: str = 
 
 @pytest.fixture(scope="module")
 def processes() -> Any:
-    """Children fork from a server that imported everything once, so that a process costs milliseconds."""
+    """Children fork from a server that imported everything once, so that a process costs
+    milliseconds.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "fedexperts.config.building", "pytest"])
     return context
 
 
 def started(processes: Any, act: Callable[..., None], *arguments: Any) -> Any:
-    child = processes.Process(target=act, args=arguments, daemon=True)  # ends with the tests, whatever they find
+    # ends with the tests, whatever they find
+    child = processes.Process(target=act, args=arguments, daemon=True)
     child.start()
     return child
 
@@ -164,7 +175,9 @@ def stopped_in_round(
 def test_a_crash_changes_nothing(
     name: str, stride: int, processes: Any, remembered: Remembered, tmp_path: Path
 ) -> None:
-    """Law 3: every file of the folder is byte for byte as if nobody had been killed, and there is none beside them."""
+    """Law 3: every file of the folder is byte for byte as if nobody had been killed, and there is
+    none beside them.
+    """
     config, whole = short(name), every_file(remembered(short(name)).path)
     points = instants(processes, config, tmp_path / "counted")[::stride]
     abreast, wrong = os.cpu_count() or 1, []
@@ -182,7 +195,9 @@ def test_a_crash_changes_nothing(
 def instants(processes: Any, config: Config, path: Path) -> list[tuple[int, bool]]:
     """Before every touch of the disk in a whole run, and in the middle of every flush."""
     whole = list(enumerate(touches(processes, config, path), start=1))
-    return sorted([(n, False) for n, _ in whole] + [(n, True) for n, name in whole if name == "fsync"])
+    return sorted(
+        [(n, False) for n, _ in whole] + [(n, True) for n, name in whole if name == "fsync"]
+    )
 
 
 def touches(processes: Any, config: Config, path: Path) -> list[str]:
@@ -194,19 +209,31 @@ def touches(processes: Any, config: Config, path: Path) -> list[str]:
 
 
 def test_what_gets_its_name_was_flushed_before(processes: Any, tmp_path: Path) -> None:
-    """A power cut is not tried here; this is what makes it harmless: no file is renamed into place unflushed."""
+    """A power cut is not tried here; this is what makes it harmless: no file is renamed into place
+    unflushed.
+    """
     seen = touches(processes, short("nearest"), tmp_path / "run")
-    files = [place for place, name in enumerate(seen) if name == "open" and seen[place + 1] == "fsync"]
+    files = [
+        place for place, name in enumerate(seen) if name == "open" and seen[place + 1] == "fsync"
+    ]
     assert seen.count("fsync") == len(files)
-    assert all(seen[place - 1] in ("fsync", "replace") for place, name in enumerate(seen) if name == "replace")
+    assert all(
+        seen[place - 1] in ("fsync", "replace")
+        for place, name in enumerate(seen)
+        if name == "replace"
+    )
 
 
 def test_a_folder_that_is_there_is_a_run(processes: Any, tmp_path: Path) -> None:
-    """Killed at any of its first touches, a run has no folder, or one with its config and its environment."""
+    """Killed at any of its first touches, a run has no folder, or one with its config and its
+    environment.
+    """
     there = []
     for fatal in range(1, 20):
         path = tmp_path / str(fatal) / "run"
-        assert ended(started(processes, live, short("nearest"), path, fatal, False)) == -signal.SIGKILL
+        assert (
+            ended(started(processes, live, short("nearest"), path, fatal, False)) == -signal.SIGKILL
+        )
         there.append(path.exists())
         names = {file.name for file in path.iterdir()} if path.exists() else set()
         assert not names or {"config.toml", "environment.json", "hashes.json"} <= names
@@ -219,7 +246,12 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(
 ) -> None:
     """Law 3, at whatever instants a clock hits."""
     config = tiny(CASES["nearest"], run={"rounds": 6, "participation": 0.6})
-    path, whole, kills, clock = tmp_path / "run", left_behind(remembered(config)), 0, random.Random(0)
+    path, whole, kills, clock = (
+        tmp_path / "run",
+        left_behind(remembered(config)),
+        0,
+        random.Random(0),
+    )
     while kills < 12:
         begun = processes.SimpleQueue()
         child = started(processes, announced, config, path, begun)
@@ -233,8 +265,12 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(
     assert left_behind(RunDir(path)) == whole
 
 
-def test_ctrl_c_keeps_the_last_finished_round(processes: Any, remembered: Remembered, tmp_path: Path) -> None:
-    """The interrupt of a terminal is a crash like any other: nothing is half done, nothing finished is lost."""
+def test_ctrl_c_keeps_the_last_finished_round(
+    processes: Any, remembered: Remembered, tmp_path: Path
+) -> None:
+    """The interrupt of a terminal is a crash like any other: nothing is half done, nothing finished
+    is lost.
+    """
     config, folder = short("nearest"), RunDir(tmp_path / "run")
     assert stopped_in_round(processes, 3, config, folder.path, signal.SIGINT) == 1
     assert folder.done() == 2
@@ -243,12 +279,16 @@ def test_ctrl_c_keeps_the_last_finished_round(processes: Any, remembered: Rememb
     assert left_behind(folder) == left_behind(remembered(config))
 
 
-def test_two_processes_are_never_in_one_run(processes: Any, remembered: Remembered, tmp_path: Path) -> None:
+def test_two_processes_are_never_in_one_run(
+    processes: Any, remembered: Remembered, tmp_path: Path
+) -> None:
     """The second is refused at once; when the first is killed, its lock is gone with it."""
     config, folder, trained = short("nearest"), RunDir(tmp_path / "run"), processes.SimpleQueue()
     child = started(processes, get_stuck, config, folder.path, 2, trained)
     assert trained.get()
-    with pytest.raises(ValueError, match="run is being run by another process: wait for it, or stop it first"):
+    with pytest.raises(
+        ValueError, match="run is being run by another process: wait for it, or stop it first"
+    ):
         carry_out(config, folder.path)
     child.kill()
     assert ended(child) == -signal.SIGKILL
@@ -260,9 +300,13 @@ def test_two_processes_are_never_in_one_run(processes: Any, remembered: Remember
 def test_a_round_of_two_exchanges_is_done_whole_or_again(
     task: str, processes: Any, remembered: Remembered, tmp_path: Path
 ) -> None:
-    """Law 3: killed between the exchanges, or when clients have absorbed and the round was not yet saved."""
+    """Law 3: killed between the exchanges, or when clients have absorbed and the round was not yet
+    saved.
+    """
     config, folder = short("fedmoe"), RunDir(tmp_path / "run")
-    assert stopped_in_round(processes, 2, config, folder.path, signal.SIGKILL, task) == -signal.SIGKILL
+    assert (
+        stopped_in_round(processes, 2, config, folder.path, signal.SIGKILL, task) == -signal.SIGKILL
+    )
     assert folder.done() == 1
     carry_out(config, folder.path)
     assert left_behind(folder) == left_behind(remembered(config))
@@ -272,8 +316,13 @@ def test_a_round_of_two_exchanges_is_done_whole_or_again(
 def test_a_crash_and_a_damaged_checkpoint_together_change_nothing(
     name: str, processes: Any, remembered: Remembered, tmp_path: Path
 ) -> None:
-    """Killed when round 4 has trained, and round 3's checkpoint is lost: what round 3 began from is still there."""
-    config, folder = tiny(CASES[name], run={"rounds": 4, "participation": 1.0}), RunDir(tmp_path / "run")
+    """Killed when round 4 has trained, and round 3's checkpoint is lost: what round 3 began from is
+    still there.
+    """
+    config, folder = (
+        tiny(CASES[name], run={"rounds": 4, "participation": 1.0}),
+        RunDir(tmp_path / "run"),
+    )
     assert stopped_in_round(processes, 4, config, folder.path, signal.SIGKILL) == -signal.SIGKILL
     shutil.rmtree(folder.path / "checkpoints" / "round-000003")
     carry_out(config, folder.path)

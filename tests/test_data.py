@@ -1,4 +1,6 @@
-"""Federations, splits, reserves and the digits: who holds what, and that images keep their labels."""
+"""Federations, splits, reserves and the digits: who holds what, and that images keep their
+labels.
+"""
 
 import hashlib
 import json
@@ -29,7 +31,16 @@ from fedexperts.data.digits import (
     slanted,
 )
 from fedexperts.data.federation import Federation, Parts, Source
-from fedexperts.data.split import apportion, cut, deal, dirichlet, few, pathological, reserve, shares
+from fedexperts.data.split import (
+    apportion,
+    cut,
+    deal,
+    dirichlet,
+    few,
+    pathological,
+    reserve,
+    shares,
+)
 from fedexperts.tensors import rng
 
 quick = settings(max_examples=40, deadline=None)
@@ -40,10 +51,14 @@ seeds = st.integers(0, 2**31)
 def labelled(draw: st.DrawFn) -> Tensor:
     """3 to 200 labels of up to seven classes."""
     numbers = torch.Generator().manual_seed(draw(seeds))
-    return torch.randint(0, draw(st.integers(1, 7)), (draw(st.integers(3, 200)),), generator=numbers)
+    return torch.randint(
+        0, draw(st.integers(1, 7)), (draw(st.integers(3, 200)),), generator=numbers
+    )
 
 
-TEXTS = tuple(f"{number} cats" for number in ["one", "two", "three", "four", "five", "six", "seven", "eight"])
+TEXTS = tuple(
+    f"{number} cats" for number in ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+)
 
 
 def ints(*values: int) -> Tensor:
@@ -68,7 +83,9 @@ def small(**changed: object) -> Federation:
 
 
 def every(federation: Federation) -> Tensor:
-    return torch.cat([index for each in federation.parts.values() for index in each.named().values()])
+    return torch.cat(
+        [index for each in federation.parts.values() for index in each.named().values()]
+    )
 
 
 # A federation
@@ -105,12 +122,16 @@ def test_the_reserve_is_counted_by_class_and_empty_unless_given() -> None:
         (ints(6)[None], r"the reserve: indices are torch.int64 \[1, 1\]"),
     ],
 )
-def test_what_is_wrong_with_the_reserve_is_said_with_who_else_has_it(reserve: Tensor, said: str) -> None:
+def test_what_is_wrong_with_the_reserve_is_said_with_who_else_has_it(
+    reserve: Tensor, said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         small(reserve=reserve)
 
 
-def test_a_manifest_is_plain_and_changes_with_a_pixel_a_text_a_label_an_index_a_domain_and_the_reserve() -> None:
+def test_a_manifest_is_plain_and_changes_with_a_pixel_a_text_a_label_an_index_a_domain_and_the_reserve() -> (  # noqa: E501
+    None
+):
     base = small()
     pixel = base.inputs.clone()
     pixel[6, 0, 0, 0] += 1
@@ -141,13 +162,21 @@ def test_a_manifest_is_plain_and_changes_with_a_pixel_a_text_a_label_an_index_a_
             parts([4], [], [5]),
             "client 'a' has example 2 in valid, and client 'a' has it in train",
         ),
-        (parts([0], [1], [2]), parts([3], [], [2]), "client 'b' has example 2 in test, and client 'a' has it in test"),
+        (
+            parts([0], [1], [2]),
+            parts([3], [], [2]),
+            "client 'b' has example 2 in test, and client 'a' has it in test",
+        ),
         (
             parts([0, 0], [1], [2]),
             parts([3], [], [4]),
             "client 'a' has example 0 in train, and client 'a' has it in train",
         ),
-        (parts([0], [1], [2]), parts([3], [8], [4]), "client 'b', valid: index 8 is out of range, it must be 0 to 7"),
+        (
+            parts([0], [1], [2]),
+            parts([3], [8], [4]),
+            "client 'b', valid: index 8 is out of range, it must be 0 to 7",
+        ),
         (parts([0], [1], [-1]), parts([3], [], [4]), "client 'a', test: index -1 is out of range"),
         (parts([], [1], [2]), parts([3], [], [4]), "client 'a' has no example in train"),
         (parts([0], [1], [2]), parts([3], [], []), "client 'b' has no example in test"),
@@ -158,7 +187,9 @@ def test_a_manifest_is_plain_and_changes_with_a_pixel_a_text_a_label_an_index_a_
         ),
     ],
 )
-def test_what_is_wrong_with_an_index_is_said_with_client_and_part(a: Parts, b: Parts, said: str) -> None:
+def test_what_is_wrong_with_an_index_is_said_with_client_and_part(
+    a: Parts, b: Parts, said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         small(parts={"b": b, "a": a})
 
@@ -201,15 +232,22 @@ def test_a_name_that_cannot_name_a_tensor_and_a_folder_is_refused(name: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("clinic", "Clinic"), ("Straße", "STRASSE"), ("é", "e\u0301"), ("ab", "a\u200db")]
+    ("one", "other"),
+    [("clinic", "Clinic"), ("Straße", "STRASSE"), ("é", "e\u0301"), ("ab", "a\u200db")],
 )
 def test_two_names_that_some_system_takes_for_one_are_refused(one: str, other: str) -> None:
-    with pytest.raises(ValueError, match="are one name where upper and lower case are the same: change one"):
-        small(parts={one: parts([0], [], [1]), other: parts([2], [], [3])}, domains={one: "day", other: "day"})
+    with pytest.raises(
+        ValueError, match="are one name where upper and lower case are the same: change one"
+    ):
+        small(
+            parts={one: parts([0], [], [1]), other: parts([2], [], [3])},
+            domains={one: "day", other: "day"},
+        )
 
 
 @pytest.mark.parametrize(
-    "name", ["clinic-1", "a" * 64, "CONrad", "Kraków", "東京", "\u0645\u06cc\u200c\u062f", "_", "a-"]
+    "name",
+    ["clinic-1", "a" * 64, "CONrad", "Kraków", "東京", "\u0645\u06cc\u200c\u062f", "_", "a-"],
 )
 def test_a_name_in_any_script_is_accepted(name: str) -> None:
     assert list(small(parts={name: parts([0], [], [1])}, domains={name: "day"}).parts) == [name]
@@ -221,8 +259,14 @@ def test_a_name_in_any_script_is_accepted(name: str) -> None:
         ({"inputs": torch.zeros(8, 3, 2, 2)}, r"images are torch.float32 \[8, 3, 2, 2\]"),
         ({"inputs": torch.zeros(8, 1, 2, 2, dtype=torch.uint8)}, r"must be uint8 \[N, 3, H, W\]"),
         ({"inputs": TEXTS[:7]}, r"labels are torch.int64 \[8\]: they must be int64 \[7\]"),
-        ({"inputs": list(TEXTS)}, "inputs are a list: they must be images in a tensor, or a tuple of texts"),
-        ({"inputs": (*TEXTS[:7], " ")}, "example 7 is ' ': it must be a text with at least one word"),
+        (
+            {"inputs": list(TEXTS)},
+            "inputs are a list: they must be images in a tensor, or a tuple of texts",
+        ),
+        (
+            {"inputs": (*TEXTS[:7], " ")},
+            "example 7 is ' ': it must be a text with at least one word",
+        ),
         ({"inputs": (0, *TEXTS[:7])}, "example 0 is 0"),
         ({"labels": ints(0, 1)}, r"must be int64 \[8\]"),
         ({"labels": torch.zeros(8)}, "labels are torch.float32"),
@@ -234,7 +278,9 @@ def test_a_name_in_any_script_is_accepted(name: str) -> None:
         ({"parts": {}, "domains": {}}, "0 clients"),
     ],
 )
-def test_wrong_inputs_labels_classes_and_domains_are_refused(changed: dict[str, object], said: str) -> None:
+def test_wrong_inputs_labels_classes_and_domains_are_refused(
+    changed: dict[str, object], said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         small(**changed)
 
@@ -244,10 +290,15 @@ def test_wrong_inputs_labels_classes_and_domains_are_refused(changed: dict[str, 
 
 @quick
 @given(st.integers(0, 500), st.lists(st.floats(0.01, 9), min_size=1, max_size=6))
-def test_apportioned_sizes_sum_to_the_total_and_are_less_than_one_from_exact(total: int, weights: list[float]) -> None:
+def test_apportioned_sizes_sum_to_the_total_and_are_less_than_one_from_exact(
+    total: int, weights: list[float]
+) -> None:
     sizes = apportion(total, weights)
     assert sum(sizes) == total
-    assert all(abs(size - total * weight / sum(weights)) < 1 for size, weight in zip(sizes, weights, strict=True))
+    assert all(
+        abs(size - total * weight / sum(weights)) < 1
+        for size, weight in zip(sizes, weights, strict=True)
+    )
 
 
 def test_shares_are_lifted_to_the_least_and_a_weight_of_zero_gets_nothing() -> None:
@@ -290,7 +341,9 @@ def test_a_dirichlet_split_gives_every_example_once_and_totals_within_one(
 
 
 def favourite(alpha: float) -> float:
-    """Mean share of a client's most frequent class: ten classes of 45 examples, five clients, twenty seeds."""
+    """Mean share of a client's most frequent class: ten classes of 45 examples, five clients,
+    twenty seeds.
+    """
     labels = torch.arange(450) % 10
     hands = [hand for seed in range(20) for hand in dirichlet(labels, 5, alpha, rng(seed, "split"))]
     return float(np.mean([int(labels[hand].bincount().max()) / len(hand) for hand in hands]))
@@ -300,16 +353,19 @@ def test_a_smaller_alpha_skews_a_split_more() -> None:
     found = [favourite(alpha) for alpha in (0.05, 0.3, 1, 1000)]
     assert all(more > less + 0.05 for more, less in pairwise(found))
     assert found[-1] < 0.16  # nearly even: 0.1 is exact
-    assert favourite(1e-4) > 0.35  # wishes of exactly nothing; 0.5 is the most that equal totals allow here
+    # wishes of exactly nothing; 0.5 is the most that equal totals allow here
+    assert favourite(1e-4) > 0.35
 
 
 def test_balancing_keeps_most_of_the_drawn_skew() -> None:
-    # Dirichlet(0.3) over ten classes: 0.45. Drawing until classes run out gives 0.32; fitted to the supply first, 0.35.
+    # Dirichlet(0.3) over ten classes: 0.45. Drawing until classes run out gives 0.32; fitted to the
+    # supply first, 0.35.
     assert favourite(0.3) > 0.34
 
 
 @pytest.mark.parametrize(
-    ("clients", "alpha"), [(0, 1.0), (5, 1.0), (2, 0.0), (2, -1.0), (2, float("nan")), (2, float("inf"))]
+    ("clients", "alpha"),
+    [(0, 1.0), (5, 1.0), (2, 0.0), (2, -1.0), (2, float("nan")), (2, float("inf"))],
 )
 def test_impossible_dirichlet_splits_are_refused(clients: int, alpha: float) -> None:
     with pytest.raises(ValueError, match="it must be 1 to 4 clients, and alpha above 0"):
@@ -320,7 +376,9 @@ def test_impossible_dirichlet_splits_are_refused(clients: int, alpha: float) -> 
 @given(st.integers(1, 5), seeds)
 def test_pathological_classes_are_disjoint_and_even(clients: int, seed: int) -> None:
     labels = torch.arange(60) % 10
-    owned = [set(labels[hand].tolist()) for hand in pathological(labels, clients, rng(seed, "split"))]
+    owned = [
+        set(labels[hand].tolist()) for hand in pathological(labels, clients, rng(seed, "split"))
+    ]
     assert sorted(name for names in owned for name in names) == list(range(10))
     assert max(map(len, owned)) - min(map(len, owned)) <= 1
 
@@ -331,10 +389,18 @@ def test_a_client_with_a_single_class_is_refused() -> None:
 
 
 @quick
-@given(labelled(), st.sampled_from([(0.2, 0.3), (0.0, 0.5), (0.01, 0.01), (0.45, 0.5), (0.0, 0.99)]), seeds)
-def test_a_client_is_cut_into_parts_that_are_not_empty(labels: Tensor, cuts: tuple[float, float], seed: int) -> None:
+@given(
+    labelled(),
+    st.sampled_from([(0.2, 0.3), (0.0, 0.5), (0.01, 0.01), (0.45, 0.5), (0.0, 0.99)]),
+    seeds,
+)
+def test_a_client_is_cut_into_parts_that_are_not_empty(
+    labels: Tensor, cuts: tuple[float, float], seed: int
+) -> None:
     own = cut(labels, *cuts, rng(seed, "cut"))
-    assert torch.equal(torch.cat(list(own.named().values())).sort().values, torch.arange(len(labels)))
+    assert torch.equal(
+        torch.cat(list(own.named().values())).sort().values, torch.arange(len(labels))
+    )
     assert len(own.train)
     assert len(own.test)
     assert bool(len(own.valid)) == (cuts[0] > 0)
@@ -342,7 +408,11 @@ def test_a_client_is_cut_into_parts_that_are_not_empty(labels: Tensor, cuts: tup
 
 def test_the_parts_of_a_client_have_the_shares_asked_for() -> None:
     own = cut(torch.arange(100) % 4, 0.2, 0.3, rng(0, "cut"))
-    assert {part: len(index) for part, index in own.named().items()} == {"train": 50, "valid": 20, "test": 30}
+    assert {part: len(index) for part, index in own.named().items()} == {
+        "train": 50,
+        "valid": 20,
+        "test": 30,
+    }
 
 
 def test_no_class_is_always_in_the_same_part() -> None:
@@ -351,16 +421,22 @@ def test_no_class_is_always_in_the_same_part() -> None:
 
 
 @pytest.mark.parametrize(("valid", "test"), [(0.5, 0.5), (-0.1, 0.5), (0.2, 0.0), (0.9, 0.3)])
-def test_shares_that_leave_nothing_to_train_or_test_on_are_refused(valid: float, test: float) -> None:
+def test_shares_that_leave_nothing_to_train_or_test_on_are_refused(
+    valid: float, test: float
+) -> None:
     with pytest.raises(ValueError, match=f"valid={valid} and test={test}"):
         shares(valid, test)
 
 
 @quick
 @given(labelled(), st.integers(1, 5), seeds)
-def test_few_gives_each_class_its_shots_and_more_shots_hold_fewer(labels: Tensor, shots: int, seed: int) -> None:
+def test_few_gives_each_class_its_shots_and_more_shots_hold_fewer(
+    labels: Tensor, shots: int, seed: int
+) -> None:
     drawn = few(labels, shots, rng(seed, "few"))
-    assert torch.equal(labels[drawn].bincount(minlength=7), labels.bincount(minlength=7).clamp(max=shots))
+    assert torch.equal(
+        labels[drawn].bincount(minlength=7), labels.bincount(minlength=7).clamp(max=shots)
+    )
     assert set(drawn.tolist()) <= set(few(labels, shots + 1, rng(seed, "few")).tolist())
     assert torch.equal(few(labels, 0, rng(seed, "few")), torch.arange(len(labels)))
 
@@ -372,7 +448,9 @@ def test_negative_shots_are_refused() -> None:
 
 @quick
 @given(st.integers(0, 8), st.sampled_from([0, 0.1, 1, 100]), seeds)
-def test_a_reserve_has_its_size_in_all_with_no_example_twice(size: int, alpha: float, seed: int) -> None:
+def test_a_reserve_has_its_size_in_all_with_no_example_twice(
+    size: int, alpha: float, seed: int
+) -> None:
     labels = torch.tensor([3, 5, 9]).repeat_interleave(ints(8, 9, 20))
     drawn = reserve(labels, size, alpha, rng(seed, "reserve"))
     assert len(drawn) == 3 * size == len(drawn.unique())
@@ -457,7 +535,11 @@ def test_every_image_is_its_own_digit_through_its_clients_scanner(scanned: Feder
     assert torch.equal(scanned.labels, labels)
     for scanner, scan in SCANNERS.items():
         sites = [client for client, domain in scanned.domains.items() if domain == scanner]
-        own = torch.cat([index for site in sites for index in scanned.parts[site].named().values()]).sort().values
+        own = (
+            torch.cat([index for site in sites for index in scanned.parts[site].named().values()])
+            .sort()
+            .values
+        )
         assert torch.equal(scanned.inputs[own], scan(plain[own], 4))
 
 
@@ -475,7 +557,9 @@ def test_digits_know_their_class_as_well_after_the_split_as_before() -> None:
     assert right == whole
 
 
-def test_the_default_scanners_use_every_digit_once_at_twenty_clients_of_equal_size(scanned: Federation) -> None:
+def test_the_default_scanners_use_every_digit_once_at_twenty_clients_of_equal_size(
+    scanned: Federation,
+) -> None:
     assert torch.equal(every(scanned).sort().values, torch.arange(1797))
     sizes = [sum(map(len, own.named().values())) for own in scanned.parts.values()]
     assert len(sizes) == 20
@@ -502,7 +586,9 @@ def test_any_scanners_federation_is_sound_and_balanced(
 ) -> None:
     source = DigitsScanners(clients=clients, scanners=scanners, alpha=alpha, shots=shots)
     made = source.load(seed)  # which checks that it is disjoint
-    assert sorted(made.parts) == sorted(f"{list(SCANNERS)[i % scanners]}-{i}" for i in range(clients))
+    assert sorted(made.parts) == sorted(
+        f"{list(SCANNERS)[i % scanners]}-{i}" for i in range(clients)
+    )
     tests = [len(own.test) for own in made.parts.values()]
     assert max(tests) - min(tests) <= 2
     if shots:
@@ -549,19 +635,29 @@ def test_one_seed_reaches_every_draw() -> None:
     # each time with options that leave all earlier draws nothing to decide
     scanner = [held(DigitsScanners(clients=4).load(seed), "as-scanned-0") for seed in (0, 1)]
     assert scanner[0] != scanner[1]
-    label = [held(DigitsScanners(scanners=1, clients=2).load(seed), "as-scanned-0") for seed in (0, 1)]
+    label = [
+        held(DigitsScanners(scanners=1, clients=2).load(seed), "as-scanned-0") for seed in (0, 1)
+    ]
     assert label[0] != label[1]
     owned = [DigitsPathological().load(seed).counts()["site-0"]["test"] for seed in range(3)]
     assert len({tuple(count > 0 for count in counts) for counts in owned}) > 1
-    part = [set(DigitsPathological(clients=1).load(seed).parts["site-0"].test.tolist()) for seed in (0, 1)]
+    part = [
+        set(DigitsPathological(clients=1).load(seed).parts["site-0"].test.tolist())
+        for seed in (0, 1)
+    ]
     assert part[0] != part[1]
-    nearly_all = DigitsPathological(clients=1, shots=1, valid=0, test=0.0005)  # one image is not to train on
+    # one image is not to train on
+    nearly_all = DigitsPathological(clients=1, shots=1, valid=0, test=0.0005)
     shot = [set(nearly_all.load(seed).parts["site-0"].train.tolist()) for seed in (0, 1)]
     assert len(shot[0] & shot[1]) < 5
 
 
-@pytest.mark.parametrize("source", [DigitsScanners(), DigitsPathological()], ids=["scanners", "pathological"])
-def test_the_server_holds_its_images_of_each_digit_and_the_clients_all_others(source: Source) -> None:
+@pytest.mark.parametrize(
+    "source", [DigitsScanners(), DigitsPathological()], ids=["scanners", "pathological"]
+)
+def test_the_server_holds_its_images_of_each_digit_and_the_clients_all_others(
+    source: Source,
+) -> None:
     made = replace(source, shots=0, reserve=10).load(0)
     assert made.reserve_counts() == [10] * 10
     assert torch.equal(torch.cat([every(made), made.reserve]).sort().values, torch.arange(1797))
@@ -589,8 +685,16 @@ def test_each_scanner_reads_its_share_of_each_digit_in_the_reserve() -> None:
 def test_images_of_the_server_do_not_share_the_noise_of_the_clients() -> None:
     made, plain = DigitsScanners(scanners=3, reserve=20).load(0), digits()[0]
     server = made.reserve[(made.inputs[made.reserve] >= 85 - 36).flatten(1).all(1)]
-    clients = torch.cat([ints(*held(made, client)) for client, scanner in made.domains.items() if scanner == "faint"])
-    noise = [(made.inputs[own].float() - plain[own] // 3)[:, 0].flatten(1) for own in (server, clients)]
+    clients = torch.cat(
+        [
+            ints(*held(made, client))
+            for client, scanner in made.domains.items()
+            if scanner == "faint"
+        ]
+    )
+    noise = [
+        (made.inputs[own].float() - plain[own] // 3)[:, 0].flatten(1) for own in (server, clients)
+    ]
     both = torch.corrcoef(torch.cat(noise))[: len(server), len(server) :]
     assert both.abs().max() < 0.2  # a quarter of the noise drawn again gives 0.25
 
@@ -611,7 +715,10 @@ def test_a_federation_is_the_same_on_every_machine(scanned: Federation) -> None:
     [
         (source, field, value)
         for source, changes in [
-            (DigitsScanners(), {"clients": 12, "scanners": 3, "alpha": 0.5, "shots": 2, "valid": 0.1, "test": 0.2}),
+            (
+                DigitsScanners(),
+                {"clients": 12, "scanners": 3, "alpha": 0.5, "shots": 2, "valid": 0.1, "test": 0.2},
+            ),
             (DigitsPathological(), {"clients": 4, "shots": 2, "valid": 0.1, "test": 0.2}),
             (DigitsScanners(), {"reserve": 3}),
             (DigitsScanners(reserve=3), {"reserve_alpha": 0.5}),
@@ -621,7 +728,9 @@ def test_a_federation_is_the_same_on_every_machine(scanned: Federation) -> None:
         for field, value in changes.items()
     ],
 )
-def test_every_option_matters(source: DigitsScanners | DigitsPathological, field: str, value: float) -> None:
+def test_every_option_matters(
+    source: DigitsScanners | DigitsPathological, field: str, value: float
+) -> None:
     assert replace(source, **{field: value}).load(0).manifest() != loaded(source).manifest()
 
 
@@ -655,7 +764,8 @@ def test_wrong_options_are_refused_at_the_door(name: str, wrong: dict[str, objec
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"scanners": 5}, {"scanners": 0}, {"alpha": 0}, {"alpha": float("inf")}, {"shots": -1}]
+    "wrong",
+    [{"scanners": 5}, {"scanners": 0}, {"alpha": 0}, {"alpha": float("inf")}, {"shots": -1}],
 )
 def test_wrong_scanner_options_are_refused_at_the_door(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
@@ -663,7 +773,9 @@ def test_wrong_scanner_options_are_refused_at_the_door(wrong: dict[str, object])
 
 
 def test_too_many_clients_for_the_digits_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"client 'as-scanned-\d+' with 2 images: .*use fewer clients"):
+    with pytest.raises(
+        ValueError, match=r"client 'as-scanned-\d+' with 2 images: .*use fewer clients"
+    ):
         DigitsScanners(clients=700).load(0)
 
 
@@ -688,7 +800,8 @@ def test_slanted_leans_a_bar_to_the_right_and_lets_the_dark_in() -> None:
     bar = torch.zeros(30, 3, 32, 32, dtype=torch.uint8)
     bar[..., 15:17] = 200
     scan = slanted(bar, 0).float()
-    place = (scan[:, 0] * torch.arange(32)).sum(2) / scan[:, 0].sum(2)  # [N, H], the bar's middle in every row
+    # [N, H], the bar's middle in every row
+    place = (scan[:, 0] * torch.arange(32)).sum(2) / scan[:, 0].sum(2)
     slope = (place[:, 0] - place[:, -1]) / 31
     assert slope.min() == pytest.approx(0.25, abs=0.01)
     assert slope.max() == pytest.approx(7 / 16, abs=0.01)

@@ -51,7 +51,9 @@ def test_every_site_has_a_key_of_its_own_and_the_list_names_it(made: Deployment)
     assert not list((made.path / "sites" / "a").rglob("ca.key"))
 
 
-def test_a_certificate_is_trusted_by_what_sites_carry_and_by_nobody_elses(made: Deployment, tmp_path: Path) -> None:
+def test_a_certificate_is_trusted_by_what_sites_carry_and_by_nobody_elses(
+    made: Deployment, tmp_path: Path
+) -> None:
     other = Deployment.create(tmp_path / "other", "localhost", 9443, ["a"])
 
     def trusts(authority: Path) -> bool:
@@ -114,7 +116,9 @@ def test_a_run_knows_who_may_take_part(made: Deployment) -> None:
     assert fitted.values["engine"]["sites"] == ["a", "b"]
     assert fitted.tune == {}
     strange = door.resolve([(experiment(engine={"name": "flower", "sites": ["a", "z"]}), "test")])
-    with pytest.raises(ConfigError, match=r"z may not take part here; known are a, b, and `fedexperts deploy add"):
+    with pytest.raises(
+        ConfigError, match=r"z may not take part here; known are a, b, and `fedexperts deploy add"
+    ):
         runs.fitted(strange, made)
 
 
@@ -136,11 +140,18 @@ def started(made: Deployment, online: list[str], **engine: Any) -> runs.Run:
     config = door.resolve([(experiment(engine={"name": "flower", "wait": 0.0} | engine), "test")])
     run = runs.Run.create(made, runs.fitted(config, made), "digits")
     with pytest.raises(RuntimeError):
-        runs.carry_out(made, "digits", lambda: dict.fromkeys(online, 1), lambda names, about, deadline: Nobody(names))
+        runs.carry_out(
+            made,
+            "digits",
+            lambda: dict.fromkeys(online, 1),
+            lambda names, about, deadline: Nobody(names),
+        )
     return run
 
 
-def test_a_run_does_not_begin_without_enough_sites_and_says_who_is_missing(made: Deployment) -> None:
+def test_a_run_does_not_begin_without_enough_sites_and_says_who_is_missing(
+    made: Deployment,
+) -> None:
     run = started(made, ["a"], minimum=2)
     assert run.status.state == "failed"
     assert "1 of 2 sites came within 0 s, and engine.minimum is 2; missing: b" in run.status.why
@@ -163,17 +174,25 @@ def test_a_run_that_nobody_knows_is_named(made: Deployment) -> None:
 
 def checkpoint(run: runs.Run) -> bytes:
     folder = RunDir(run.path)
-    return (run.path / "checkpoints" / f"round-{folder.done():06d}" / "server.safetensors").read_bytes()
+    return (
+        run.path / "checkpoints" / f"round-{folder.done():06d}" / "server.safetensors"
+    ).read_bytes()
 
 
 def private(federation: Federation, run: runs.Run) -> dict[str, bytes]:
     """The newest private state of every site."""
-    found = {site: sorted((federation.path / site / "private" / run.id).rglob("*.private")) for site in SITES}
+    found = {
+        site: sorted((federation.path / site / "private" / run.id).rglob("*.private"))
+        for site in SITES
+    }
     return {site: files[-1].read_bytes() for site, files in found.items()}
 
 
 def logged(run: runs.Run) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in RunDir(run.path).rows("rounds.jsonl")]
+    return [
+        {k: v for k, v in row.items() if k != "seconds"}
+        for row in RunDir(run.path).rows("rounds.jsonl")
+    ]
 
 
 ROUNDS = {"rounds": 3, "evaluate_every": 3}
@@ -204,12 +223,21 @@ def test_a_federation_ends_where_one_process_does(
 
 @pytest.mark.slow
 def test_the_gate_is_in_no_message(federation: Federation, undisturbed: runs.Run) -> None:
-    """Every byte that the server ever stored of messages, searched for the private tensors' names and values."""
-    stored = b"".join(path.read_bytes() for path in (federation.folder / "flower").glob("state.db*"))
-    assert stored.count(b'{"context"') >= 3 * len(SITES)  # uploads are seen there: what is not, was not sent
+    """Every byte that the server ever stored of messages, searched for the private tensors' names
+    and values.
+    """
+    stored = b"".join(
+        path.read_bytes() for path in (federation.folder / "flower").glob("state.db*")
+    )
+    # uploads are seen there: what is not, was not sent
+    assert stored.count(b'{"context"') >= 3 * len(SITES)
     stored += b"".join(path.read_bytes() for path in undisturbed.path.rglob("*.safetensors"))
     for state in private(federation, undisturbed).values():
-        gate = {name: value for name, value in unpack(state[32:]).items() if KEPT in name and value.numel() > 8}
+        gate = {
+            name: value
+            for name, value in unpack(state[32:]).items()
+            if KEPT in name and value.numel() > 8
+        }
         assert gate
         for name, value in gate.items():
             assert name.encode() not in stored
@@ -218,8 +246,12 @@ def test_the_gate_is_in_no_message(federation: Federation, undisturbed: runs.Run
 
 @pytest.mark.slow
 def test_a_site_that_is_killed_comes_back_with_what_it_kept(federation: Federation) -> None:
-    """That it reads what it kept is seen by damaging it for a while: a site that began afresh would not mind."""
-    run = federation.submit("killed-site", run={"rounds": 500, "evaluate_every": 500}, engine={"deadline": 40.0})
+    """That it reads what it kept is seen by damaging it for a while: a site that began afresh would
+    not mind.
+    """
+    run = federation.submit(
+        "killed-site", run={"rounds": 500, "evaluate_every": 500}, engine={"deadline": 40.0}
+    )
 
     def refused(why: str) -> bool:
         return any(why in row["refused"].get("faint-2", "") for row in run.rows())
@@ -229,22 +261,34 @@ def test_a_site_that_is_killed_comes_back_with_what_it_kept(federation: Federati
     kept = sorted((federation.path / "faint-2" / "private" / run.id).rglob("*.private"))[-1]
     whole = kept.read_bytes()
     kept.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    federation.until(lambda: refused("no reply within 40 s") or refused("not connected"), "a round without the site")
+    federation.until(
+        lambda: refused("no reply within 40 s") or refused("not connected"),
+        "a round without the site",
+    )
     federation.join("faint-2")
-    federation.until(lambda: refused("the private state of client faint-2 is damaged"), "the site that was killed")
+    federation.until(
+        lambda: refused("the private state of client faint-2 is damaged"),
+        "the site that was killed",
+    )
     kept.write_bytes(whole)
     damaged = max(row["round"] for row in run.rows() if row["refused"])
-    federation.until(lambda: any(row["round"] > damaged and not row["refused"] for row in run.rows()), "a whole round")
+    federation.until(
+        lambda: any(row["round"] > damaged and not row["refused"] for row in run.rows()),
+        "a whole round",
+    )
     stop = federation.command("stop", str(federation.folder), "killed-site")
     subprocess.run(stop, env=federation.environment, check=True, timeout=120, capture_output=True)
-    assert federation.finished("killed-site") == 1  # it did not finish, and the terminal that watched it says so
+    # it did not finish, and the terminal that watched it says so
+    assert federation.finished("killed-site") == 1
     rows = run.rows()
     assert all(row["refused"].keys() <= {"faint-2"} for row in rows)
     assert len(rows[-1]["trained"]["faint-2"]["received"]) == 2
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_goes_on_to_the_same_bits(federation: Federation, undisturbed: runs.Run) -> None:
+def test_a_server_that_is_killed_goes_on_to_the_same_bits(
+    federation: Federation, undisturbed: runs.Run
+) -> None:
     run = federation.submit("killed-server", run=ROUNDS)
     federation.until(lambda: len(run.rows()) >= 1, "round 1")
     time.sleep(1)  # in the midst of round 2
@@ -254,7 +298,9 @@ def test_a_server_that_is_killed_goes_on_to_the_same_bits(federation: Federation
     assert RunDir(run.path).done() in (1, 2)
     federation.serve()
     command = federation.command("resume", str(federation.folder), "killed-server")
-    subprocess.run(command, env=federation.environment, check=True, timeout=400, capture_output=True)
+    subprocess.run(
+        command, env=federation.environment, check=True, timeout=400, capture_output=True
+    )
     assert checkpoint(run) == checkpoint(undisturbed)
     assert private(federation, run) == private(federation, undisturbed)
     assert logged(run) == logged(undisturbed)
@@ -266,20 +312,28 @@ def test_an_unknown_key_is_refused(federation: Federation, tmp_path: Path) -> No
     site = other.path / "sites" / "stranger"
     (site / "ca.crt").write_bytes((federation.folder / "ca.crt").read_bytes())
     command = federation.command("site", str(site), "--name", "stranger", "--patience", "0")
-    done = subprocess.run(command, env=federation.environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, env=federation.environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 1
     assert "does not let the site stranger in" in " ".join(done.stderr.split())
 
 
 @pytest.mark.slow
-def test_garbage_and_slowness_cost_a_site_its_round_and_nobody_elses(federation: Federation) -> None:
-    """The site answers, round by round: a wrong shape, NaN, too much, noise, too late; and at last as it should."""
+def test_garbage_and_slowness_cost_a_site_its_round_and_nobody_elses(
+    federation: Federation,
+) -> None:
+    """The site answers, round by round: a wrong shape, NaN, too much, noise, too late; and at last
+    as it should.
+    """
     federation.kill("faint-2")
     rogue = [sys.executable, str(HERE / "rogue.py"), str(federation.path / "faint-2"), "faint-2"]
     federation.start("faint-2", *rogue)
     try:
         federation.until(lambda: "is connected" in federation.said("faint-2"), "the rogue")
-        run = federation.submit("rogue", run={"rounds": 6, "evaluate_every": 6}, engine={"deadline": 30.0})
+        run = federation.submit(
+            "rogue", run={"rounds": 6, "evaluate_every": 6}, engine={"deadline": 30.0}
+        )
         assert federation.finished("rogue") == 0, federation.words()
     finally:
         federation.kill("faint-2")
@@ -287,7 +341,14 @@ def test_garbage_and_slowness_cost_a_site_its_round_and_nobody_elses(federation:
     rows = run.rows()
     assert all(set(row["trained"]) >= {"as-scanned-0", "inverted-1"} for row in rows)
     why = [row["refused"].get("faint-2", "") for row in rows]
-    wanted = ["expected is", "NaN or infinite", "at most", "begins with a line of JSON", "no reply within 30 s", ""]
+    wanted = [
+        "expected is",
+        "NaN or infinite",
+        "at most",
+        "begins with a line of JSON",
+        "no reply within 30 s",
+        "",
+    ]
     assert [want in reason for want, reason in zip(wanted, why, strict=True)] == [True] * 6, why
     assert why[-1] == ""
 
@@ -351,32 +412,42 @@ def test_what_stands_in_the_sites_file_is_laid_over_the_runs_data(tmp_path: Path
         ({"cat": 4, "dog": 4, "wolf": 4}, "'wolf': not among data.classes"),
     ],
 )
-def test_a_missing_or_extra_class_is_an_error_of_that_site(tmp_path: Path, counts: dict[str, int], why: str) -> None:
+def test_a_missing_or_extra_class_is_an_error_of_that_site(
+    tmp_path: Path, counts: dict[str, int], why: str
+) -> None:
     place = pictures(tmp_path / "images", counts)
     with pytest.raises(ValueError, match=why):
         at_site(own(), "a", tmp_path, path=str(place))
 
 
 def test_a_site_without_a_path_says_what_to_type(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="data.path is missing: right would be .* --data PLACE at a site"):
+    with pytest.raises(
+        ValueError, match="data.path is missing: expected .* --data PLACE at a site"
+    ):
         at_site(own(path="/of/the/operator"), "a", tmp_path)
 
 
 def test_the_server_has_the_classes_and_nobodys_images(tmp_path: Path) -> None:
     job, _ = door.served(own(path=str(tmp_path / "of-the-operator")), {})
     assert (job.model.classes, len(job.reserve), job.exam) == (("cat", "dog"), 0, {})
-    with pytest.raises(ValueError, match=r"data\.classes is missing: sites and server must number them alike"):
+    with pytest.raises(
+        ValueError, match=r"data\.classes is missing: sites and server must number them alike"
+    ):
         door.served(own(classes=[]), {})
 
 
 def test_a_server_that_never_ran_is_said_not_to_run(made: Deployment) -> None:
     """Flower's command line would make a config of its own there, and look for a server in it."""
-    with pytest.raises(FlowerError, match="the server is not running: start it by `fedexperts deploy server"):
+    with pytest.raises(
+        FlowerError, match="the server is not running: start it by `fedexperts deploy server"
+    ):
         connected(made)
     assert not (made.path / "flower" / "config.toml").exists()
 
 
-def test_a_run_of_sites_that_hold_the_data_begins_on_a_server_that_has_none(made: Deployment) -> None:
+def test_a_run_of_sites_that_hold_the_data_begins_on_a_server_that_has_none(
+    made: Deployment,
+) -> None:
     run = runs.Run.create(made, runs.fitted(own(path="/of/the/operator"), made), "own")
     about = json.loads((run.path / "environment.json").read_bytes())
     assert (about["classes"], about["side"]) == (["cat", "dog"], 32)

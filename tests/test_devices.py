@@ -16,7 +16,16 @@ from fedexperts.models.sequence import TransformerSettings
 from fedexperts.tensors import CPU
 
 PROMPTED = ("nearest", "random", "averaged", "clipped", "linear")
-NETWORKS = ("fedmoe", "fedmoe-norm", "fedmoe-no-main", "fedavg-norm", "fedmix", "fedjets", "fedmoe-strong", "cent-moe")
+NETWORKS = (
+    "fedmoe",
+    "fedmoe-norm",
+    "fedmoe-no-main",
+    "fedavg-norm",
+    "fedmix",
+    "fedjets",
+    "fedmoe-strong",
+    "cent-moe",
+)
 SLOW = ("averaged", "clipped", "linear", "fedmoe-strong", "cent-moe")
 WORLDS = [
     pytest.param(world(CASES[name]), id=name, marks=[pytest.mark.slow] * (name in SLOW))
@@ -43,10 +52,13 @@ def test_models_on_another_device_learn_the_same(
         assert value.device == CPU
         torch.testing.assert_close(value, server(here)[name], rtol=1e-3, atol=1e-5)
     for one, other in zip(here.rows("clients.jsonl"), there.rows("clients.jsonl"), strict=True):
-        assert abs(one["test_correct"] - other["test_correct"]) <= 1  # sums round differently in other kernels
+        # sums round differently in other kernels
+        assert abs(one["test_correct"] - other["test_correct"]) <= 1
 
 
-def test_a_mixture_is_where_its_experts_are_and_answers_where_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mixture_is_where_its_experts_are_and_answers_where_it_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(machine, "device", lambda _: FAR)
     with Device():
         _, model = door.modelled(tiny(CASES["fedmoe-norm"]), ("one", "two"))
@@ -72,7 +84,9 @@ def test_texts_are_classified_on_another_device(model: str) -> None:
 def test_a_device_that_is_not_there_is_refused_and_the_one_taken_is_stated() -> None:
     config = digits(CASES["fedavg"], run={"device": "cpu"})
     if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match=r'run\.device = "cuda": torch .* finds none here; right would be'):
+        with pytest.raises(
+            ConfigError, match=r'run\.device = "cuda": torch .* finds none here; use'
+        ):
             door.device(config.having({"run.device": "cuda"}, "test"))
     assert door.device(config) == CPU
     federation = config.section("data").load(0)

@@ -17,7 +17,11 @@ def flat(text):
 
 
 def test_every_fragment_in_methods_stands_in_the_source():
-    rows = [line for line in (ROOT / "docs/methods.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [
+        line
+        for line in (ROOT / "docs/methods.md").read_text().splitlines()
+        if line.startswith("| ")
+    ]
     fragments = [re.findall(r"`([^`]+)`", row.split(" | ")[-1]) for row in rows]
     found = [fragment for cell in fragments for fragment in cell]
     assert len(found) >= 12
@@ -26,28 +30,48 @@ def test_every_fragment_in_methods_stands_in_the_source():
 
 
 def test_the_readmes_tree_is_the_tree():
-    block = re.search(r"```\n(fedexperts/\n.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
-    listed = {line.split("#")[0].split()[-1].rstrip("/") for line in block.splitlines()[1:] if line.strip()}
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    block = re.search(r"```\n(fedexperts/\n.*?)```", (ROOT / "README.md").read_text(), re.S).group(
+        1
+    )
+    listed = {
+        line.split("#")[0].split()[-1].rstrip("/")
+        for line in block.splitlines()[1:]
+        if line.strip()
+    }
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     top = {path.split("/")[0] for path in tracked if "/" in path and not path.startswith(".")}
-    rooms = {path.split("/")[2] for path in tracked if path.startswith("src/fedexperts/")} - {"__init__.py", "py.typed"}
+    rooms = {path.split("/")[2] for path in tracked if path.startswith("src/fedexperts/")} - {
+        "__init__.py",
+        "py.typed",
+    }
     assert listed == top | rooms
 
 
 def commands(text):
-    return [line.strip() for line in re.findall(r"^(?:    |)((?:fedexperts|python) [^\n#`|]+)", text, re.M)]
+    return [
+        line.strip()
+        for line in re.findall(r"^(?:    |)((?:fedexperts|python) [^\n#`|]+)", text, re.M)
+    ]
 
 
-@pytest.mark.parametrize("document", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize(
+    "document", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
 def test_every_file_that_a_document_names_is_there(document):
     text = (ROOT / document).read_text()
-    for path in re.findall(r"\b((?:configs|docs|examples|benchmarks|tests|src|pretraining)/[\w./-]*\w)", text):
+    for path in re.findall(
+        r"\b((?:configs|docs|examples|benchmarks|tests|src|pretraining)/[\w./-]*\w)", text
+    ):
         assert (ROOT / path).exists(), path
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
         assert ((ROOT / document).parent / link).exists(), link
 
 
-@pytest.mark.parametrize("document", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize(
+    "document", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
 def test_every_command_in_a_document_is_one_that_the_program_knows(document):
     from typer.testing import CliRunner
 
@@ -59,7 +83,9 @@ def test_every_command_in_a_document_is_one_that_the_program_knows(document):
             command = words[: 2 if words[0] == "deploy" else 1]
             help_text = CliRunner().invoke(app, [*command, "--help"], terminal_width=200).output
             assert "Usage" in help_text, line
-            assert all(word.split("=")[0] in help_text for word in words if word.startswith("--")), line
+            assert all(
+                word.split("=")[0] in help_text for word in words if word.startswith("--")
+            ), line
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""An exported folder predicts as the run does, by the lines in its own README and without this package."""
+"""An exported folder predicts as the run does, by the lines in its own README and without this
+package.
+"""
 
 import json
 import re
@@ -43,13 +45,21 @@ CNN: dict[str, Any] = {"model": {"name": "compact-cnn", "width": 2, "side": 8}}
 
 def blocks(folder: Path) -> list[str]:
     """The code in a folder's README."""
-    return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.S)
+    return re.findall(
+        r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.S
+    )
 
 
 def computed(folder: Path, code: str, alone: str = ALONE) -> Tensor:
     """What the code leaves in `found`, in a process of its own that stands in the folder."""
-    lines = [alone, code, 'from safetensors.torch import save_file; save_file({"found": found}, "found")']
-    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=folder, capture_output=True, text=True)
+    lines = [
+        alone,
+        code,
+        'from safetensors.torch import save_file; save_file({"found": found}, "found")',
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return load_file(folder / "found")["found"]
 
@@ -61,7 +71,13 @@ def exported(config: Config, client: str, place: Path) -> tuple[Predictor, Path]
     return predictor, place / "out"
 
 
-OPTIONS = {"pooling": "random", "bias": False, "attention_scale": 0.0, "normalised": True, "lam": 1.3}
+OPTIONS = {
+    "pooling": "random",
+    "bias": False,
+    "attention_scale": 0.0,
+    "normalised": True,
+    "lam": 1.3,
+}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +100,9 @@ def test_the_lines_in_the_readme_compute_the_prompts_logits(case: Case, tmp_path
     found = computed(folder, blocks(folder)[0] + '\nfound = logits(load_file("x")["x"])')
     with torch.no_grad():
         torch.testing.assert_close(found, predictor.logits(x), rtol=1e-5, atol=1e-5)
-    assert json.loads((folder / "config.json").read_text())["classes"] == list(predictor.model.classes)
+    assert json.loads((folder / "config.json").read_text())["classes"] == list(
+        predictor.model.classes
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,16 +110,24 @@ def test_the_lines_in_the_readme_compute_the_prompts_logits(case: Case, tmp_path
     [
         Case(MOE, reserve=8, mixture={"experts": 3, "top": 2, "mains": 2}),
         pytest.param(Case(MOE, reserve=8, mixture={"experts": 3}), marks=pytest.mark.slow),
-        pytest.param(Case(MOE | {"gate": "uniform"}, reserve=8, mixture={"experts": 3}), marks=pytest.mark.slow),
+        pytest.param(
+            Case(MOE | {"gate": "uniform"}, reserve=8, mixture={"experts": 3}),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(Case({"name": "fedavg"}, mixture={"experts": 2}), marks=pytest.mark.slow),
     ],
     ids=["two-of-three", "best", "uniform", "all"],
 )
-def test_a_mixture_is_rebuilt_by_its_readme_to_what_the_server_answers(case: Case, tmp_path: Path) -> None:
+def test_a_mixture_is_rebuilt_by_its_readme_to_what_the_server_answers(
+    case: Case, tmp_path: Path
+) -> None:
     once(tiny(case, **CNN), tmp_path / "run")
     predictor, folder = Predictor.of(tmp_path / "run", ""), tmp_path / "out"
     draw = torch.Generator().manual_seed(0)  # so that it matters which expert speaks
-    apart = {name: value + 0.3 * torch.randn(value.shape, generator=draw) for name, value in predictor.server.items()}
+    apart = {
+        name: value + 0.3 * torch.randn(value.shape, generator=draw)
+        for name, value in predictor.server.items()
+    }
     predictor = replace(predictor, server=apart | {"alpha": torch.tensor(0.7)})
     export(predictor, folder)
     x = predictor.built.encode(torch.as_tensor(TinyData().load(0).inputs[:9]))
@@ -119,37 +145,63 @@ def test_a_mixture_is_rebuilt_by_its_readme_to_what_the_server_answers(case: Cas
 
 @pytest.mark.parametrize("norm", ["batch", pytest.param("group", marks=pytest.mark.slow)])
 def test_a_residual_network_is_rebuilt_by_its_readme(norm: str, tmp_path: Path) -> None:
-    config = tiny(Case({"name": "fedavg"}), model={"name": "resnet18", "norm": norm}, run={"rounds": 1})
+    config = tiny(
+        Case({"name": "fedavg"}), model={"name": "resnet18", "norm": norm}, run={"rounds": 1}
+    )
     predictor, folder = exported(config, "c", tmp_path)
     images = torch.as_tensor(TinyData().load(0).inputs[:2])
     save_file({"pixels": images}, folder / "x")
-    found = computed(folder, "\n".join(blocks(folder)) + '\nfound = logits(inputs(load_file("x")["pixels"]))')
+    found = computed(
+        folder, "\n".join(blocks(folder)) + '\nfound = logits(inputs(load_file("x")["pixels"]))'
+    )
     with torch.no_grad():
-        torch.testing.assert_close(found, predictor.logits(predictor.built.encode(images)), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            found, predictor.logits(predictor.built.encode(images)), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 @pytest.mark.parametrize("case", ["own", "mean", "tiny", "mixture"])
-def test_a_transformer_is_rebuilt_by_its_readme_from_texts(case: str, kind: str, tmp_path: Path) -> None:
+def test_a_transformer_is_rebuilt_by_its_readme_from_texts(
+    case: str, kind: str, tmp_path: Path
+) -> None:
     model = f"tiny-{kind}" if case == "tiny" else str(save(tmp_path / "checkpoint", kind))
-    shape = {"name": "transformer", "model": model, "tokens": 12, "pooling": "mean" if case == "mean" else "own"}
+    shape = {
+        "name": "transformer",
+        "model": model,
+        "tokens": 12,
+        "pooling": "mean" if case == "mean" else "own",
+    }
     moe = Case({"name": "fedmoe"}, mixture={"experts": 2, "mains": 0})
     data = REVIEWS | ({"reserve": 4} if case == "mixture" else {})
-    config = tiny(moe if case == "mixture" else Case({"name": "fedavg"}), data=data, model=shape, run={"rounds": 1})
+    config = tiny(
+        moe if case == "mixture" else Case({"name": "fedavg"}),
+        data=data,
+        model=shape,
+        run={"rounds": 1},
+    )
     predictor, folder = exported(config, "", tmp_path)
     code = "\n".join(blocks(folder))
     shutil.rmtree(tmp_path / "checkpoint", ignore_errors=True)
     found = computed(folder, f"{code}\nfound = logits(inputs({TEXTS!r}))", WITH_TRANSFORMERS)
     with torch.no_grad():
-        torch.testing.assert_close(found, predictor.logits(predictor.built.encode(TEXTS)), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            found, predictor.logits(predictor.built.encode(TEXTS)), rtol=1e-5, atol=1e-5
+        )
     assert not any(str(tmp_path) in file.read_text(errors="replace") for file in folder.iterdir())
 
 
 def test_a_clients_transformer_is_a_folder_that_hugging_face_loads(tmp_path: Path) -> None:
-    model = {"name": "transformer", "model": str(save(tmp_path / "checkpoint", "bert")), "tokens": 12}
+    model = {
+        "name": "transformer",
+        "model": str(save(tmp_path / "checkpoint", "bert")),
+        "tokens": 12,
+    }
     case = Case({"name": "fedmoe"}, mixture={"experts": 2})
-    config = tiny(case, data=REVIEWS | {"reserve": 4}, model=model, run={"rounds": 1, "participation": 1.0})
+    config = tiny(
+        case, data=REVIEWS | {"reserve": 4}, model=model, run={"rounds": 1, "participation": 1.0}
+    )
     predictor, folder = exported(config, "restaurant-0", tmp_path)
     assert predictor.kept == 1
     network = AutoModelForSequenceClassification.from_pretrained(folder).eval()
@@ -165,12 +217,17 @@ def test_a_clients_transformer_is_a_folder_that_hugging_face_loads(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["prompts", "mixture", "transformer"])
-def test_the_same_lines_are_a_graph_in_onnx_for_a_batch_of_any_size(case: str, tmp_path: Path) -> None:
+def test_the_same_lines_are_a_graph_in_onnx_for_a_batch_of_any_size(
+    case: str, tmp_path: Path
+) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     moe = Case(MOE, reserve=8, mixture={"experts": 3})
     texts = {"data": REVIEWS, "model": {"name": "transformer", "tokens": 12}, "run": {"rounds": 1}}
     config, client = {
-        "prompts": (digits(CASES["nearest"], data={"clients": 3}, run={"rounds": 2}), "as-scanned-0"),
+        "prompts": (
+            digits(CASES["nearest"], data={"clients": 3}, run={"rounds": 2}),
+            "as-scanned-0",
+        ),
         "mixture": (tiny(moe, **CNN), ""),
         "transformer": (tiny(Case({"name": "fedavg"}), **texts), ""),
     }[case]
@@ -189,10 +246,14 @@ def test_the_same_lines_are_a_graph_in_onnx_for_a_batch_of_any_size(case: str, t
     assert "model.onnx" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_without_the_packages_for_onnx_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_packages_for_onnx_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     once(tiny(Case({"name": "fedavg"}), **CNN, run={"rounds": 0}), tmp_path / "run")
     monkeypatch.setattr("fedexperts.export.ONNX_NEEDS", ("no_such_package",))
-    done = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--onnx"])
+    done = CliRunner().invoke(
+        app, ["export", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--onnx"]
+    )
     assert done.exit_code == 1
     assert "pip install 'fedexperts[onnx]'" in " ".join(done.stderr.split())
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -204,25 +265,33 @@ def test_lines_that_have_no_form_in_onnx_are_refused_and_nothing_is_written(
     once(tiny(Case({"name": "fedavg"}), **CNN, run={"rounds": 0}), tmp_path / "run")
     monkeypatch.setattr("fedexperts.export.ONNX_NEEDS", ())
     monkeypatch.setattr("fedexperts.export.TO_ONNX", "\nraise SystemExit('no such operator')")
-    with pytest.raises(ValueError, match="no form in ONNX \\(no such operator\\); right would be"):
+    with pytest.raises(ValueError, match="no form in ONNX \\(no such operator\\); use"):
         export(Predictor.of(tmp_path / "run", ""), tmp_path / "out", onnx=True)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedmoe"])
-def test_a_network_is_rebuilt_by_its_readme_from_an_image_file_to_the_same_logits(method: str, tmp_path: Path) -> None:
+def test_a_network_is_rebuilt_by_its_readme_from_an_image_file_to_the_same_logits(
+    method: str, tmp_path: Path
+) -> None:
     case = Case({"name": method}, reserve=8, mixture={"experts": 2} if method == "fedmoe" else None)
     predictor, folder = exported(tiny(case, **CNN), "c", tmp_path)
     images = TinyData().load(0).inputs[:1]
     assert isinstance(images, Tensor)
     Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(folder / "image.png")
-    found = computed(folder, "\n".join(blocks(folder)) + '\nfound = logits(inputs(pixels("image.png")))')
+    found = computed(
+        folder, "\n".join(blocks(folder)) + '\nfound = logits(inputs(pixels("image.png")))'
+    )
     with torch.no_grad():
-        torch.testing.assert_close(found, predictor.logits(predictor.built.encode(images)), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            found, predictor.logits(predictor.built.encode(images)), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_the_image_feature_of_the_readme_is_the_runs_own(tmp_path: Path) -> None:
-    predictor, folder = exported(digits(Case({"name": "fedavg"}), data={"clients": 3}, run={"rounds": 0}), "", tmp_path)
+    predictor, folder = exported(
+        digits(Case({"name": "fedavg"}), data={"clients": 3}, run={"rounds": 0}), "", tmp_path
+    )
     images = scans()[0][3:4]
     Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(folder / "image.png")
     tinyclip = Path(__file__).parents[1] / "src/fedexperts/models/tinyclip"
@@ -233,23 +302,35 @@ def test_the_image_feature_of_the_readme_is_the_runs_own(tmp_path: Path) -> None
         'found = inputs(pixels("image.png")).detach()',
         "from safetensors.torch import save_file",
     ]
-    done = subprocess.run([sys.executable, "-c", "\n".join([*lines, 'save_file({"x": found}, "x")'])], cwd=folder)
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join([*lines, 'save_file({"x": found}, "x")'])], cwd=folder
+    )
     assert done.returncode == 0
-    torch.testing.assert_close(load_file(folder / "x")["x"], predictor.built.encode(images), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        load_file(folder / "x")["x"], predictor.built.encode(images), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_the_card_says_what_the_run_logged_and_no_folder_of_this_machine(tmp_path: Path) -> None:
-    config = digits(Case({"name": "alone"}), data={"clients": 3}, run={"rounds": 1}, model={"clip": "tinyclip"})
+    config = digits(
+        Case({"name": "alone"}), data={"clients": 3}, run={"rounds": 1}, model={"clip": "tinyclip"}
+    )
     predictor, folder = exported(config, "inverted-1", tmp_path)
     text = (folder / "README.md").read_text()
-    row = next(r for r in reversed(predictor.folder.rows("clients.jsonl")) if r["client"] == "inverted-1")
+    row = next(
+        r for r in reversed(predictor.folder.rows("clients.jsonl")) if r["client"] == "inverted-1"
+    )
     assert f"{100 * row['test_correct'] / row['test_examples']:.1f} %" in text
     assert "Clients of the run: 3. Rounds: 1 of 1." in text
     held = json.loads((tmp_path / "run" / "split.json").read_text())["clients"]["inverted-1"]
-    assert f"{len(held['train'])} train, {len(held['valid'])} valid, {len(held['test'])} test" in text
+    assert (
+        f"{len(held['train'])} train, {len(held['valid'])} valid, {len(held['test'])} test" in text
+    )
     mine = config.section("data").load(0).by_class()["inverted-1"]
     assert (
-        f"By class: {', '.join(f'{n} {c}' for n, c in zip(mine, predictor.model.classes, strict=True) if n)}." in text
+        "By class:"
+        f" {', '.join(f'{n} {c}' for n, c in zip(mine, predictor.model.classes, strict=True) if n)}."  # noqa: E501
+        in text
     )
     assert "no tensor left any client" in text
     assert str(tmp_path) not in text
@@ -263,13 +344,17 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(tmp_path: Path) 
     for run, out, message in [
         ("mixture", "new", "TinyProbe cannot be written down"),
         ("foreign", "new", "TinyPrompted cannot be written down"),
-        ("cnn", "there", "there is there already; right would be another folder"),
+        ("cnn", "there", "there is there already; use another folder"),
     ]:
-        done = CliRunner().invoke(app, ["export", str(tmp_path / run), "--out", str(tmp_path / out)])
+        done = CliRunner().invoke(
+            app, ["export", str(tmp_path / run), "--out", str(tmp_path / out)]
+        )
         assert done.exit_code == 1
         assert message in " ".join(done.stderr.split())
     assert not (tmp_path / "new").exists()
-    done = CliRunner().invoke(app, ["export", str(tmp_path / "cnn"), "--out", str(tmp_path / "new")])
+    done = CliRunner().invoke(
+        app, ["export", str(tmp_path / "cnn"), "--out", str(tmp_path / "new")]
+    )
     assert done.exit_code == 0
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
         "README.md",

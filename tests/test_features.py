@@ -32,7 +32,9 @@ def only(cache: Path) -> Path:
     return path
 
 
-def test_the_first_view_is_of_the_image_itself_and_the_second_call_computes_nothing(tmp_path: Path) -> None:
+def test_the_first_view_is_of_the_image_itself_and_the_second_call_computes_nothing(
+    tmp_path: Path,
+) -> None:
     first = features(IMAGES, means, "means", tmp_path)
     assert torch.equal(first, means(IMAGES)[:, None])
     assert torch.equal(features(IMAGES, never, "means", tmp_path), first)
@@ -87,7 +89,12 @@ def test_views_shift_scale_and_change_contrast_within_their_limits(tmp_path: Pat
 
 
 def test_many_images_reach_the_encoder_in_batches_and_come_back_in_order(tmp_path: Path) -> None:
-    many = torch.arange(BATCH + 3).remainder(256).to(torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
+    many = (
+        torch.arange(BATCH + 3)
+        .remainder(256)
+        .to(torch.uint8)[:, None, None, None]
+        .expand(-1, 3, 2, 2)
+    )
     sizes: list[int] = []
 
     def watched(images: Tensor) -> Tensor:
@@ -106,7 +113,12 @@ def test_a_type_survives_the_disk(tmp_path: Path, dtype: torch.dtype) -> None:
 
 
 def test_features_of_an_encoder_that_answers_channels_last_are_kept(tmp_path: Path) -> None:
-    answer = features(IMAGES, lambda images: images.float().to(memory_format=torch.channels_last), "last", tmp_path)
+    answer = features(
+        IMAGES,
+        lambda images: images.float().to(memory_format=torch.channels_last),
+        "last",
+        tmp_path,
+    )
     assert torch.equal(answer[:, 0], IMAGES.float())
 
 
@@ -138,12 +150,16 @@ def test_no_byte_of_a_kept_file_can_change_unseen(tmp_path: Path) -> None:
         for bad in (flipped, good[:place]):
             path.unlink()  # a new file: the old one may still be mapped
             path.write_bytes(bad)
-            with pytest.raises(ValueError, match=rf"{path.name} is not what was written there .*: delete it"):
+            with pytest.raises(
+                ValueError, match=rf"{path.name} is not what was written there .*: delete it"
+            ):
                 features(IMAGES, never, "means", tmp_path)
 
 
 @pytest.mark.parametrize(("true", "false"), [(b'"F32"', b'"I32"'), (b"[3,1,3]", b"[3,3,1]")])
-def test_another_type_or_shape_of_the_same_bytes_is_found_out(tmp_path: Path, true: bytes, false: bytes) -> None:
+def test_another_type_or_shape_of_the_same_bytes_is_found_out(
+    tmp_path: Path, true: bytes, false: bytes
+) -> None:
     features(IMAGES, means, "means", tmp_path)
     path = only(tmp_path)
     good = path.read_bytes()
@@ -160,7 +176,9 @@ def test_a_kept_file_under_another_files_name_is_found_out(tmp_path: Path) -> No
     features(IMAGES.flip(0), means, "means", tmp_path)
     (other,) = set(tmp_path.iterdir()) - {mine}
     other.replace(mine)
-    with pytest.raises(ValueError, match=rf"{mine.name} is not what was written there \(its checksum is wrong\)"):
+    with pytest.raises(
+        ValueError, match=rf"{mine.name} is not what was written there \(its checksum is wrong\)"
+    ):
         features(IMAGES, never, "means", tmp_path)
 
 
@@ -173,7 +191,9 @@ def test_a_failing_encoder_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_wrong_images_views_and_encoders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"images are torch.float32"):
         features(IMAGES.float(), means, "means", tmp_path)
-    with pytest.raises(ValueError, match="the data are 2 texts: this model's encoder must be given images"):
+    with pytest.raises(
+        ValueError, match="the data are 2 texts: this model's encoder must be given images"
+    ):
         features(("a text", "another"), means, "means", tmp_path)
     with pytest.raises(ValueError, match="N at least 1"):
         features(IMAGES[:0], means, "means", tmp_path)
@@ -207,7 +227,9 @@ assert torch.equal(kept[:, 0], images.float().flatten(1))
 def test_two_processes_that_compute_the_same_at_once_both_succeed(tmp_path: Path) -> None:
     cache, one, two = tmp_path / "cache", tmp_path / "one", tmp_path / "two"
     both = [
-        subprocess.Popen([sys.executable, "-c", TWO, str(cache), str(mine), str(other)], stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", TWO, str(cache), str(mine), str(other)], stderr=subprocess.PIPE
+        )
         for mine, other in ((one, two), (two, one))
     ]
     for process in both:

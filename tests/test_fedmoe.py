@@ -1,4 +1,6 @@
-"""Fed-MoE against its paper: each step of a round by hand (spec: B.0 to B.4, C), and where the published code fell."""
+"""Fed-MoE against its paper: each step of a round by hand (spec: B.0 to B.4, C), and where the
+published code fell.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -46,18 +48,26 @@ def drawn(tensors: Tensors, use: str) -> Tensors:
     """Random values of the same shapes; whole numbers count on."""
     draw = rng(0, use)
     return {
-        name: torch.randn(v.shape, generator=draw).abs() if v.is_floating_point() else v + int(use[-1])
+        name: (
+            torch.randn(v.shape, generator=draw).abs()
+            if v.is_floating_point()
+            else v + int(use[-1])
+        )
         for name, v in tensors.items()
     }
 
 
 def mixed(mains: int = 1, top: int = 1, kind: str = "network", experts: int = K) -> Mixture:
     names = tuple(f"expert-{k}" for k in range(experts))
-    return Mixture(TinyModel(kind).build(CLASSES, 0).model, TinyModel(kind).build(names, 0).model, mains, top)
+    return Mixture(
+        TinyModel(kind).build(CLASSES, 0).model, TinyModel(kind).build(names, 0).model, mains, top
+    )
 
 
 def state(mixture: Mixture) -> Tensors:
-    return drawn(mixture.initial, "server 0") | ({"alpha": torch.tensor(0.3)} if mixture.mains else {})
+    return drawn(mixture.initial, "server 0") | (
+        {"alpha": torch.tensor(0.3)} if mixture.mains else {}
+    )
 
 
 def having(mixture: Mixture, count: int = 7) -> Given:
@@ -67,7 +77,10 @@ def having(mixture: Mixture, count: int = 7) -> Given:
 
 
 def uploads(mixture: Mixture) -> list[Upload]:
-    return [Upload(c, drawn(mixture.expert.initial, f"client {i + 1}"), i + 1) for i, c in enumerate(CLIENTS)]
+    return [
+        Upload(c, drawn(mixture.expert.initial, f"client {i + 1}"), i + 1)
+        for i, c in enumerate(CLIENTS)
+    ]
 
 
 # The paper, transcribed
@@ -78,17 +91,25 @@ def gate_of(mixture: Mixture, server: Tensors, x: Tensor) -> Tensor:
     return mixture.gate.logits(under(server, "gate"), x).softmax(-1)
 
 
-def relevance_of(mixture: Mixture, server: Tensors, reserve: Examples, sent: Sequence[Upload]) -> Tensor:
-    """B.0 and B.2: the mean over D_r of the outer product of Q(x) with the clients' probabilities of x's label."""
+def relevance_of(
+    mixture: Mixture, server: Tensors, reserve: Examples, sent: Sequence[Upload]
+) -> Tensor:
+    """B.0 and B.2: the mean over D_r of the outer product of Q(x) with the clients' probabilities
+    of x's label.
+    """
     gate, total = gate_of(mixture, server, reserve.x[:, 0]), torch.zeros(mixture.experts, len(sent))
     for r, (x, y) in enumerate(zip(reserve.x[:, 0], reserve.y, strict=True)):
         for j, upload in enumerate(sent):
-            total[:, j] += gate[r] * mixture.expert.logits(upload.tensors, x[None]).softmax(-1)[0, y]
+            total[:, j] += (
+                gate[r] * mixture.expert.logits(upload.tensors, x[None]).softmax(-1)[0, y]
+            )
     return total / len(reserve)
 
 
 def answer_of(mixture: Mixture, server: Tensors, x: Tensor, weights_BK: Tensor) -> Tensor:
-    """(1): y(x) = (1 - alpha) E_0(x) + alpha sum_k G_k(x) E_k(x); several main experts are one, their mean."""
+    """(1): y(x) = (1 - alpha) E_0(x) + alpha sum_k G_k(x) E_k(x); several main experts are one,
+    their mean.
+    """
 
     def expert(name: str) -> Tensor:
         return mixture.expert.logits(under(server, name), x).softmax(-1)
@@ -103,12 +124,15 @@ def answer_of(mixture: Mixture, server: Tensors, x: Tensor, weights_BK: Tensor) 
 
 def summed(weights: Sequence[Any], items: Sequence[Tensors]) -> Tensors:
     return {
-        name: torch.stack([w * item[name] for w, item in zip(weights, items, strict=True)]).sum(0) for name in items[0]
+        name: torch.stack([w * item[name] for w, item in zip(weights, items, strict=True)]).sum(0)
+        for name in items[0]
     }
 
 
 def close(one: Tensors, other: Tensors) -> bool:
-    return one.keys() == other.keys() and all(torch.allclose(one[n], other[n], atol=1e-5) for n in one)
+    return one.keys() == other.keys() and all(
+        torch.allclose(one[n], other[n], atol=1e-5) for n in one
+    )
 
 
 every_mains = pytest.mark.parametrize("mains", [0, 1, 2])
@@ -120,7 +144,9 @@ every_mains = pytest.mark.parametrize("mains", [0, 1, 2])
 def test_experts_are_fused_by_relevance_and_main_experts_by_the_mean(
     mains: int, temperature: float, weights: Any
 ) -> None:
-    """B.2 and B.3, with W^r the softmax of each row; `examples` makes each client as many as it has examples."""
+    """B.2 and B.3, with W^r the softmax of each row; `examples` makes each client as many as it has
+    examples.
+    """
     method, mixture = FedMoE(lam=0.3, temperature=temperature, weights=weights), mixed(mains)
     server, sent, own = state(mixture), uploads(mixture), having(mixture)
     after = method.merge(own, server, sent, 1)
@@ -134,20 +160,33 @@ def test_experts_are_fused_by_relevance_and_main_experts_by_the_mean(
 
 
 def test_one_expert_alone_is_a_mean_weighted_by_relevance() -> None:
-    """lambda = 1, T = 1, K = 1, no main expert: FedAvg, with the softmax of W in place of the examples."""
+    """lambda = 1, T = 1, K = 1, no main expert: FedAvg, with the softmax of W in place of the
+    examples.
+    """
     method, mixture = FedMoE(lam=1.0, temperature=0.1), mixed(0, experts=1)
     sent, own = uploads(mixture), having(mixture)
     (row,) = relevance_of(mixture, state(mixture), own.reserve, sent)
     after = method.merge(own, state(mixture), sent, 1)
-    assert close(under(after, "expert.0"), summed((row / 0.1).softmax(0), [u.tensors for u in sent]))
+    assert close(
+        under(after, "expert.0"), summed((row / 0.1).softmax(0), [u.tensors for u in sent])
+    )
 
 
 @every_mains
 def test_the_gate_descends_its_loss_and_alpha_the_cross_entropy(mains: int) -> None:
-    """B.4, a first step of Adam by hand; pitfall 13: the gate has a gradient, however few experts will answer."""
-    method, mixture = FedMoE(lam=0.0, beta=0.5, gate_rate=0.01, alpha_rate=0.02), mixed(mains, top=1)
+    """B.4, a first step of Adam by hand; pitfall 13: the gate has a gradient, however few experts
+    will answer.
+    """
+    method, mixture = (
+        FedMoE(lam=0.0, beta=0.5, gate_rate=0.01, alpha_rate=0.02),
+        mixed(mains, top=1),
+    )
     server, own = state(mixture), having(mixture)
-    free = {name: v.clone().requires_grad_() for name, v in server.items() if name.startswith(("gate.", "alpha"))}
+    free = {
+        name: v.clone().requires_grad_()
+        for name, v in server.items()
+        if name.startswith(("gate.", "alpha"))
+    }
     weights = gate_of(mixture, free, own.reserve.x[:, 0])
     answers = answer_of(mixture, server | free, own.reserve.x[:, 0], weights)
     loss = -answers.log()[range(len(own.reserve)), own.reserve.y].mean()
@@ -164,7 +203,11 @@ def test_alpha_stays_a_share() -> None:
     for rate in (0.0, 50.0):
         mixture = mixed()
         after = FedMoE(alpha_rate=rate).merge(having(mixture), state(mixture), uploads(mixture), 1)
-        assert after["alpha"] == state(mixture)["alpha"] if rate == 0 else float(after["alpha"]) in (0, 1)
+        assert (
+            after["alpha"] == state(mixture)["alpha"]
+            if rate == 0
+            else float(after["alpha"]) in (0, 1)
+        )
 
 
 @every_mains
@@ -176,12 +219,16 @@ def test_without_routing_the_gate_stays_where_it_is(mains: int) -> None:
     x = own.reserve.x[:, 0]
     served = FedMoE(gate="uniform").serve(mixture, server, x)
     assert served is not None
-    assert torch.allclose(served.exp(), answer_of(mixture, server, x, torch.full((len(x), K), 1 / K)), atol=1e-5)
+    assert torch.allclose(
+        served.exp(), answer_of(mixture, server, x, torch.full((len(x), K), 1 / K)), atol=1e-5
+    )
 
 
 @every_mains
 def test_each_client_is_given_its_own_blend(mains: int) -> None:
-    """C: W is computed anew; W^c, the softmax of each column of concat(1 - alpha, alpha W); lambda of one's own."""
+    """C: W is computed anew; W^c, the softmax of each column of concat(1 - alpha, alpha W); lambda
+    of one's own.
+    """
     method, mixture = FedMoE(inner=2, lam=0.5, lam_client=0.2, blend_temperature=0.05), mixed(mains)
     sent, own = uploads(mixture), having(mixture)
     after = method.merge(own, state(mixture), sent, 1)
@@ -190,7 +237,9 @@ def test_each_client_is_given_its_own_blend(mains: int) -> None:
     experts = [under(after, f"expert.{k}") for k in range(K)]
     if mains:
         rows = torch.cat([(1 - alpha).expand(1, len(sent)), rows])
-        experts.insert(0, summed([1 / mains] * mains, [under(after, f"main.{i}") for i in range(mains)]))
+        experts.insert(
+            0, summed([1 / mains] * mains, [under(after, f"main.{i}") for i in range(mains)])
+        )
     back, shares = method.give_back(after, sent), (rows / 0.05).softmax(0)
     for j, upload in enumerate(sent):
         blend = summed(shares[:, j], experts)
@@ -199,34 +248,48 @@ def test_each_client_is_given_its_own_blend(mains: int) -> None:
         later = replace(method, blend="next-order")
         order = later.send(after, CLIENTS, 2, 0)[upload.client].tensors
         begun = later.start(mixture, order, Local(upload.tensors).kept(), rng(0, "start"))
-        assert close(begun.trained, given_back), "with the next order, the same of the experts as they are then"
+        assert close(begun.trained, given_back), (
+            "with the next order, the same of the experts as they are then"
+        )
         kept = under(method.absorb(back[upload.client].tensors, None), "trained")
         assert same_bits(kept, given_back)
 
 
 def test_relative_relevance_is_in_units_of_its_spread() -> None:
-    """An option of ours: what a client says more than the others where the gate sends to an expert."""
+    """An option of ours: what a client says more than the others where the gate sends to an
+    expert.
+    """
     method, mixture = FedMoE(lam=1.0, relevance="relative"), mixed(0)
     server, sent, own = state(mixture), uploads(mixture), having(mixture)
     x = own.reserve.x[:, 0]
     gate = gate_of(mixture, server, x)
-    said = torch.stack([
-        mixture.expert.logits(u.tensors, x).softmax(-1)[range(len(x)), own.reserve.y] for u in sent
-    ])  # fmt: skip
+    said = torch.stack(
+        [
+            mixture.expert.logits(u.tensors, x).softmax(-1)[range(len(x)), own.reserve.y]
+            for u in sent
+        ]
+    )
     more = (gate / gate.sum(0)).T @ (said - said.mean(0)).T
-    rows = ((more - more.mean(1, keepdim=True)) / more.std(1, unbiased=False, keepdim=True)).softmax(1)
+    rows = (
+        (more - more.mean(1, keepdim=True)) / more.std(1, unbiased=False, keepdim=True)
+    ).softmax(1)
     after = method.merge(own, server, sent, 1)
     for k in range(K):
         assert close(under(after, f"expert.{k}"), summed(rows[k], [u.tensors for u in sent]))
 
 
 def test_who_is_who_decides_nothing() -> None:
-    """Other names for the same models: relevance goes with the model, all else stays (up to the order of sums)."""
+    """Other names for the same models: relevance goes with the model, all else stays (up to the
+    order of sums).
+    """
     method, mixture = FedMoE(lam=0.5, temperature=0.01), mixed()
     sent, own = uploads(mixture), having(mixture)
     renamed = [replace(sent[j], client=name) for name, j in zip(CLIENTS, (2, 0, 3, 1), strict=True)]
     before, after = (method.merge(own, state(mixture), each, 1) for each in (sent, renamed))
-    new = {f"shares.{sent[j].client}": f"shares.{name}" for name, j in zip(CLIENTS, (2, 0, 3, 1), strict=True)}
+    new = {
+        f"shares.{sent[j].client}": f"shares.{name}"
+        for name, j in zip(CLIENTS, (2, 0, 3, 1), strict=True)
+    }
     assert close(before, {name: after[new.get(name, name)] for name in after})
     assert not close(under(before, "shares"), under(after, "shares"))
 
@@ -241,7 +304,9 @@ def test_the_few_are_the_mixture_without_the_others(mains: int, top: int) -> Non
     mixture = mixed(mains, top)
     server, x = state(mixture), torch.randn(9, WIDTH)
     weights = gate_of(mixture, server, x)
-    assert torch.allclose(mixture.logits(server, x).exp(), answer_of(mixture, server, x, weights), atol=1e-5)
+    assert torch.allclose(
+        mixture.logits(server, x).exp(), answer_of(mixture, server, x, weights), atol=1e-5
+    )
     least = weights.sort(descending=True).values[:, top - 1 : top]
     few = torch.where(weights >= least, weights, 0)
     expected = answer_of(mixture, server, x, few / few.sum(-1, keepdim=True))
@@ -272,13 +337,18 @@ def test_an_expert_that_is_not_chosen_is_not_computed(top: int) -> None:
 def test_experts_share_no_storage(mains: int) -> None:
     """Pitfall 14: neither at the start nor after a round is one of them another."""
     mixture = mixed(mains)
-    for server in (mixture.initial, FedMoE(lam=1.0).merge(having(mixture), state(mixture), uploads(mixture), 1)):
+    for server in (
+        mixture.initial,
+        FedMoE(lam=1.0).merge(having(mixture), state(mixture), uploads(mixture), 1),
+    ):
         own = [value for name, value in server.items() if not name.startswith("shares.")]
         assert len({value.untyped_storage().data_ptr() for value in own}) == len(own)
 
 
 def test_experts_that_are_equal_are_said_to_be() -> None:
-    """The spread of the routed experts is 0 at the common start, be that zero itself, and what it is by hand later."""
+    """The spread of the routed experts is 0 at the common start, be that zero itself, and what it
+    is by hand later.
+    """
     zero = Mixture(TinyProbe(), mixed().gate, 1, 1)
     x, y = torch.randn(5, WIDTH), torch.zeros(5, dtype=torch.int64)
     for mixture in (mixed(), zero):
@@ -290,9 +360,16 @@ def test_experts_that_are_equal_are_said_to_be() -> None:
 def test_what_is_shown_of_a_mixture_is_how_it_does_without_its_parts() -> None:
     mixture = mixed(2, top=2)
     server, draw = state(mixture), rng(0, "shown")
-    x, y = torch.randn(40, WIDTH, generator=draw), torch.randint(len(CLASSES), (40,), generator=draw)
+    x, y = (
+        torch.randn(40, WIDTH, generator=draw),
+        torch.randint(len(CLASSES), (40,), generator=draw),
+    )
     shown = FedMoE().shows(mixture, server | {"shares.a": torch.tensor([0.5, 0.25])}, x, y)
-    weights, even, sure = gate_of(mixture, server, x), torch.full((40, K), 1 / K), {"alpha": torch.tensor(1.0)}
+    weights, even, sure = (
+        gate_of(mixture, server, x),
+        torch.full((40, K), 1 / K),
+        {"alpha": torch.tensor(1.0)},
+    )
     few = torch.where(weights > weights.min(-1, keepdim=True).values, weights, 0)
     few /= few.sum(-1, keepdim=True)
 
@@ -303,11 +380,19 @@ def test_what_is_shown_of_a_mixture_is_how_it_does_without_its_parts() -> None:
     assert shown["dense_correct"] == right(answer_of(mixture, server, x, weights))
     assert shown["uniform_correct"] == right(answer_of(mixture, server, x, even))
     assert shown["routed_correct"] == right(answer_of(mixture, server | sure, x, few))
-    assert shown["main_correct"] == right(answer_of(mixture, server | {"alpha": torch.tensor(0.0)}, x, even))
-    assert shown["experts_correct"] == [right(answer_of(mixture, server | sure, x, one[k])) for k in range(K)]
+    assert shown["main_correct"] == right(
+        answer_of(mixture, server | {"alpha": torch.tensor(0.0)}, x, even)
+    )
+    assert shown["experts_correct"] == [
+        right(answer_of(mixture, server | sure, x, one[k])) for k in range(K)
+    ]
     chosen = weights.argmax(-1)
-    assert shown["use"] == [float(((chosen == k) & (y == c)).sum()) for k in range(K) for c in range(len(CLASSES))]
-    assert shown["entropy"] == pytest.approx(float(-(weights * weights.log()).sum(-1).mean()), rel=1e-4)
+    assert shown["use"] == [
+        float(((chosen == k) & (y == c)).sum()) for k in range(K) for c in range(len(CLASSES))
+    ]
+    assert shown["entropy"] == pytest.approx(
+        float(-(weights * weights.log()).sum(-1).mean()), rel=1e-4
+    )
     assert (shown["alpha"], shown["shares.a"]) == (pytest.approx(0.3), [0.5, 0.25])
 
 
@@ -341,8 +426,13 @@ def test_running_statistics_are_averaged_and_counters_copied() -> None:
     shares = (relevance_of(mixture, server, own.reserve, sent) / 0.001).softmax(1)
     for k in range(K):
         expert = under(after, f"expert.{k}")
-        statistics = [{"m": u.tensors["1.running_mean"], "v": u.tensors["1.running_var"]} for u in sent]
-        assert close({"m": expert["1.running_mean"], "v": expert["1.running_var"]}, summed(shares[k], statistics))
+        statistics = [
+            {"m": u.tensors["1.running_mean"], "v": u.tensors["1.running_var"]} for u in sent
+        ]
+        assert close(
+            {"m": expert["1.running_mean"], "v": expert["1.running_var"]},
+            summed(shares[k], statistics),
+        )
         assert expert["1.num_batches_tracked"] == 1 + shares[k].argmax()
     assert under(after, "main.0")["1.num_batches_tracked"] in (1, 2, 3, 4)
     back = method.give_back(after, sent)["d"].tensors
@@ -360,13 +450,17 @@ def test_fedprox_holds_no_running_statistics() -> None:
     model: Any = TinyModel("norm").build(CLASSES, 0).model
     prox = FedAvg(mu=0.3)
     local = prox.start(model, prox.publish(prox.open(given(model))), None, rng(0, "start"))
-    moved = {name: value + 1 if name in model.moving else value for name, value in local.trained.items()}
+    moved = {
+        name: value + 1 if name in model.moving else value for name, value in local.trained.items()
+    }
     assert prox.penalty(Local(moved, local.fixed)) == 0
     assert float(prox.penalty(Local({n: v + 1 for n, v in moved.items()}, local.fixed))) > 0
 
 
 def test_a_mixture_in_training_is_its_parts_in_training() -> None:
-    """Each expert's and the gate's statistics move as they would alone, and nothing that was given is written over."""
+    """Each expert's and the gate's statistics move as they would alone, and nothing that was given
+    is written over.
+    """
     mixture = mixed(2, kind="norm")
     server, x = state(mixture), torch.randn(6, 3, 4, 4)
     before = {name: value.clone() for name, value in server.items()}
@@ -427,14 +521,20 @@ NONE = replace(MOE["fedmoe-next"], method=MOE["fedmoe-next"].method | {"blend": 
 
 @pytest.mark.parametrize("case", [*MOE.values(), NONE], ids=[*MOE, "fedmoe-none"])
 def test_a_client_gets_one_model_a_round_and_sends_one(case: Case, tmp_path: Path) -> None:
-    """In the log and in every order: newcomers too; neither the mixture nor the reserve set is in any of them."""
+    """In the log and in every order: newcomers too; neither the mixture nor the reserve set is in
+    any of them.
+    """
     rows, orders, replies = overheard(case, tmp_path / "run")
     job, _ = job_and_engine(tiny(case), tmp_path / "private")
     model: Model = job.model.expert  # type: ignore[attr-defined]
     one = size(model.initial)
     for row in rows:
         for client, facts in row["trained"].items():
-            got = [o.tensors for o in orders if (o.round, o.client) == (row["round"], client) and o.task != "predict"]
+            got = [
+                o.tensors
+                for o in orders
+                if (o.round, o.client) == (row["round"], client) and o.task != "predict"
+            ]
             assert facts["bytes_down"] == sum(map(size, got)) <= one == facts["bytes_up"]
             assert facts["parameters_down"] == sum(map(count, got))
     for order in orders:
@@ -468,8 +568,12 @@ def test_absorbing_is_measured_before_and_after(tmp_path: Path) -> None:
 
 
 @every_moe
-def test_the_server_is_examined_on_everybodys_examples(case: Case, remembered: Remembered, tmp_path: Path) -> None:
-    """Its own predictor, on all clients' test and validation parts in one, and how large it and its clients are."""
+def test_the_server_is_examined_on_everybodys_examples(
+    case: Case, remembered: Remembered, tmp_path: Path
+) -> None:
+    """Its own predictor, on all clients' test and validation parts in one, and how large it and its
+    clients are.
+    """
     folder = remembered(tiny(case))
     job, engine = job_and_engine(tiny(case), tmp_path)
     found, row = folder.load(), folder.rows("server.jsonl")[-1]
@@ -486,7 +590,9 @@ def test_the_server_is_examined_on_everybodys_examples(case: Case, remembered: R
         assert (row[f"{part}_correct"], row[f"{part}_examples"]) == (right, sum(map(len, several)))
 
 
-def test_a_server_without_a_predictor_of_its_own_says_how_large_it_is(remembered: Remembered) -> None:
+def test_a_server_without_a_predictor_of_its_own_says_how_large_it_is(
+    remembered: Remembered,
+) -> None:
     for row in remembered(tiny(CASES["fedavg"])).rows("server.jsonl"):
         assert row.keys() == {"round", "server_parameters", "server_bytes"}
         assert (row["server_parameters"], row["server_bytes"]) == (2 * 4, 2 * 4 * 4)
@@ -495,20 +601,28 @@ def test_a_server_without_a_predictor_of_its_own_says_how_large_it_is(remembered
 def test_a_client_whose_disk_is_lost_begins_afresh(tmp_path: Path) -> None:
     """With nothing kept and nothing sent, from the common start."""
     job, _ = job_and_engine(tiny(MOE["fedmoe"]), tmp_path)
-    assert same_bits(job.method.start(job.model, {}, None, rng(0, "start")).trained, job.model.expert.initial)  # type: ignore
+    assert same_bits(
+        job.method.start(job.model, {}, None, rng(0, "start")).trained, job.model.expert.initial
+    )  # type: ignore
 
 
 # What is asked for together
 
 
 def test_the_common_start_is_learnt_from_the_reserve_set_and_everybodys(tmp_path: Path) -> None:
-    """Spec: clients and experts start from the same weights; these know the reserve set's labels."""
+    """Spec: clients and experts start from the same weights; these know the reserve set's
+    labels.
+    """
     plain, _ = job_and_engine(tiny(MOE["fedmoe"]), tmp_path)
     job, _ = job_and_engine(tiny(MOE["fedmoe"], start={"epochs": 60, "rate": 0.01}), tmp_path)
     model: Any = job.model
 
     def right(start: Tensors) -> float:
-        return float((model.expert.logits(start, job.reserve.x[:, 0]).argmax(-1) == job.reserve.y).float().mean())
+        return float(
+            (model.expert.logits(start, job.reserve.x[:, 0]).argmax(-1) == job.reserve.y)
+            .float()
+            .mean()
+        )
 
     start = model.expert.initial
     assert right(start) > 0.9 > right(plain.model.expert.initial)  # type: ignore[attr-defined]
@@ -523,26 +637,36 @@ WRONG: dict[str, tuple[Case, dict[str, Any], str]] = {
     "no reserve": (
         replace(MOE["fedmoe"], reserve=0),
         {},
-        r"needs a reserve set, and there is none; right would be data.reserve",
+        r"needs a reserve set, and there is none; use data.reserve",
     ),
-    "no mixture": (replace(MOE["fedmoe"], mixture=None), {}, r"needs a mixture; right would be a section \[mixture\]"),
-    "no reserve to start from": (CASES["fedavg-norm"], {"start": {"epochs": 1}}, "start.epochs needs a reserve set"),
+    "no mixture": (
+        replace(MOE["fedmoe"], mixture=None),
+        {},
+        r"needs a mixture; use a section \[mixture\]",
+    ),
+    "no reserve to start from": (
+        CASES["fedavg-norm"],
+        {"start": {"epochs": 1}},
+        "start.epochs needs a reserve set",
+    ),
     "no start but its own": (
         replace(CASES["fedavg"], reserve=2),
         {"start": {"epochs": 1}},
-        "TinyPrompted has a start of its own; right would be start.epochs = 0",
+        "TinyPrompted has a start of its own; use start.epochs = 0",
     ),
 }
 
 
 @pytest.mark.parametrize(("case", "sections", "why"), WRONG.values(), ids=WRONG)
-def test_what_does_not_fit_is_refused_with_what_would(case: Case, sections: Any, why: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_with_what_would(
+    case: Case, sections: Any, why: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=why):
         job_and_engine(tiny(case, **sections), tmp_path)
 
 
 def test_more_experts_cannot_answer_than_there_are() -> None:
-    with pytest.raises(ConfigError, match="top = 4 of 3 experts; right would be 1 to 3"):
+    with pytest.raises(ConfigError, match="top = 4 of 3 experts; expected 1 to 3"):
         tiny(MOE["fedmoe"], mixture={"top": 4})
 
 

@@ -1,4 +1,6 @@
-"""Flower as an engine: results of its simulation are those of one process, and whatever a node sends is looked at."""
+"""Flower as an engine: results of its simulation are those of one process, and whatever a node
+sends is looked at.
+"""
 
 import subprocess
 import sys
@@ -31,15 +33,23 @@ NAMES = list("abcde")
 # ---- the simulation
 
 ray = pytest.mark.filterwarnings(  # Ray leaves a null device and sockets to the garbage collector
-    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning", "ignore::FutureWarning"
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::ResourceWarning",
+    "ignore::FutureWarning",
 )
 
 
 @pytest.fixture(scope="module")
 def simulated() -> Iterator[Callable[[Config, Path], RunDir]]:
-    """Runs an experiment on a Flower simulation with two processes, which is started once for all."""
+    """Runs an experiment on a Flower simulation with two processes, which is started once for
+    all.
+    """
     room = door.flower_room()
-    with room.simulation(door.simulated, NAMES, workers=2, cpus=1, gpus=0.0) as (grid, nodes, alive):
+    with room.simulation(door.simulated, NAMES, workers=2, cpus=1, gpus=0.0) as (
+        grid,
+        nodes,
+        alive,
+    ):
 
         def carry_out(config: Config, path: Path) -> RunDir:
             folder = open_run(config, path)
@@ -61,7 +71,9 @@ def test_a_simulation_ends_at_the_bits_of_one_process(
     case: Case, tmp_path: Path, remembered: Remembered, simulated: Callable[[Config, Path], RunDir]
 ) -> None:
     """Laws 1 and 8: every method, in two processes of Flower's, with messages between."""
-    assert left_behind(simulated(tiny(case), tmp_path / "there")) == left_behind(remembered(tiny(case)))
+    assert left_behind(simulated(tiny(case), tmp_path / "there")) == left_behind(
+        remembered(tiny(case))
+    )
 
 
 @ray
@@ -75,23 +87,39 @@ def test_a_simulation_of_real_digits_ends_at_the_bits_of_one_process(
 
 @ray
 @pytest.mark.slow
-def test_one_word_in_the_config_moves_a_run_to_flower(tmp_path: Path, remembered: Remembered) -> None:
+def test_one_word_in_the_config_moves_a_run_to_flower(
+    tmp_path: Path, remembered: Remembered
+) -> None:
     """From the command line, in a process of its own, as a user starts it."""
     plain = remembered(tiny(CASES["nearest"]))
     config = tiny(CASES["nearest"], engine={"name": "flower-simulation", "workers": 1})
     (tmp_path / "config.toml").write_text(config.toml())
-    command = [sys.executable, "-m", "fedexperts", "run", str(tmp_path / "config.toml"), "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "fedexperts",
+        "run",
+        str(tmp_path / "config.toml"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     subprocess.run(command, check=True, cwd=Path(__file__).parent, capture_output=True)
     assert left_behind(RunDir(tmp_path / "out" / "tiny" / "seed-0")) == left_behind(plain)
 
 
-def test_without_flower_nothing_else_breaks_and_the_error_says_what_to_install(tmp_path: Path) -> None:
+def test_without_flower_nothing_else_breaks_and_the_error_says_what_to_install(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "config.toml").write_text(tiny(CASES["fedavg"]).toml())
     script = (
         "import sys; sys.modules['flwr'] = None; sys.path.insert(0, {tests!r})\n"
         "from fedexperts.cli import app\n"
         "app(['run', {config!r}, '--jobs', '1', '--out', {out!r}, *sys.argv[1:]])\n"
-    ).format(tests=str(Path(__file__).parent), config=str(tmp_path / "config.toml"), out=str(tmp_path / "out"))
+    ).format(
+        tests=str(Path(__file__).parent),
+        config=str(tmp_path / "config.toml"),
+        out=str(tmp_path / "out"),
+    )
 
     def start(*more: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run([sys.executable, "-c", script, *more], capture_output=True, text=True)
@@ -104,7 +132,10 @@ def test_without_flower_nothing_else_breaks_and_the_error_says_what_to_install(t
 
 def test_a_federation_of_machines_is_not_started_by_run() -> None:
     config = tiny(CASES["fedavg"], engine={"name": "flower"})
-    with pytest.raises(door.ConfigError, match="fedexperts deploy run FOLDER CONFIG"), door.opened(config, Path()):
+    with (
+        pytest.raises(door.ConfigError, match="fedexperts deploy run FOLDER CONFIG"),
+        door.opened(config, Path()),
+    ):
         pass
 
 
@@ -135,10 +166,16 @@ class Mailbox:
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         asked = [self.sent[name] for name in message_ids]
-        return [a for message in asked if (a := self.nodes[message.metadata.dst_node_id](message)) is not None]
+        return [
+            a
+            for message in asked
+            if (a := self.nodes[message.metadata.dst_node_id](message)) is not None
+        ]
 
 
-ORDER = Order("a", 2, "train", {"global.x": torch.zeros(3)}, most=packed_size({"x": torch.zeros(3)}))
+ORDER = Order(
+    "a", 2, "train", {"global.x": torch.zeros(3)}, most=packed_size({"x": torch.zeros(3)})
+)
 HONEST = Reply("a", 2, "train", {"x": torch.ones(3)}, 5, {"loss": 0.5})
 
 
@@ -147,9 +184,13 @@ def says(data: bytes) -> Callable[[Message], Message]:
 
 
 def exchanged(
-    answer: Callable[[Message], Message | None], deadline: float = 5.0, about: dict[str, str] | None = None
+    answer: Callable[[Message], Message | None],
+    deadline: float = 5.0,
+    about: dict[str, str] | None = None,
 ) -> Reply:
-    engine: Any = flower.Flower(Mailbox({7: answer}), ["a"], lambda: {"a": 7}, about or {}, deadline, poll=0.01)  # type: ignore[arg-type]
+    engine: Any = flower.Flower(
+        Mailbox({7: answer}), ["a"], lambda: {"a": 7}, about or {}, deadline, poll=0.01
+    )  # type: ignore[arg-type]
     (reply,) = engine.exchange([ORDER])
     return reply  # type: ignore[no-any-return]
 
@@ -184,21 +225,35 @@ def test_a_node_that_answers_twice_is_heard_once() -> None:
         (says(encode(HONEST)[:-3]), "not safetensors"),
         (says(encode(HONEST) + bytes(PLAIN)), "bytes long; at most"),
         (says(encode(replace(HONEST, client="b"))), "it says that it is 'b'"),
-        (says(encode(replace(HONEST, tensors={f"{i}": torch.empty(0) for i in range(10**5)}))), "bytes long; at most"),
+        (
+            says(encode(replace(HONEST, tensors={f"{i}": torch.empty(0) for i in range(10**5)}))),
+            "bytes long; at most",
+        ),
         (says(b"[" * 100_000 + b"\n"), "begins with a line of JSON"),
         (lambda message: Message(RecordDict(), reply_to=message), "without bytes of ours"),
         (
             lambda message: Message(
-                RecordDict({"fedexperts": ArrayRecord({"odd": Array("f4", (1,), "numpy.ndarray", b"1234")})}),
+                RecordDict(
+                    {
+                        "fedexperts": ArrayRecord(
+                            {"odd": Array("f4", (1,), "numpy.ndarray", b"1234")}
+                        )
+                    }
+                ),
                 reply_to=message,
             ),
             "without bytes of ours",
         ),
-        (lambda message: Message(Error(5, "node unavailable"), reply_to=message), "node unavailable"),
+        (
+            lambda message: Message(Error(5, "node unavailable"), reply_to=message),
+            "node unavailable",
+        ),
         (lambda message: None, "no reply within 0.2 s"),
     ],
 )
-def test_what_is_no_reply_is_refused_by_name_and_reason(answer: Callable[[Message], Message | None], why: str) -> None:
+def test_what_is_no_reply_is_refused_by_name_and_reason(
+    answer: Callable[[Message], Message | None], why: str
+) -> None:
     reply = exchanged(answer, 0.2)
     assert (reply.client, reply.round, reply.task, reply.tensors) == ("a", 2, "train", {})
     assert why in reply.error

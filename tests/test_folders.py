@@ -1,4 +1,6 @@
-"""Folders of one's own images become a federation, or the first thing that does not fit is said with what to do."""
+"""Folders of one's own images become a federation, or the first thing that does not fit is said
+with what to do.
+"""
 
 import json
 import os
@@ -53,11 +55,16 @@ def names(federation: Federation, client: str, part: str) -> set[str]:
 # Layouts
 
 
-def test_sites_are_clients_folders_are_classes_in_words_and_every_image_keeps_its_label(sites: Path) -> None:
+def test_sites_are_clients_folders_are_classes_in_words_and_every_image_keeps_its_label(
+    sites: Path,
+) -> None:
     made = load(sites)
     assert made.classes == ("cat", "guide dog")
     assert list(made.parts) == ["north", "south"]
-    assert {client: sum(map(sum, own.values())) for client, own in made.counts().items()} == {"north": 20, "south": 20}
+    assert {client: sum(map(sum, own.values())) for client, own in made.counts().items()} == {
+        "north": 20,
+        "south": 20,
+    }
     for place, (file, label) in enumerate(zip(made.files, made.labels.tolist(), strict=True)):
         client, folder, _ = file.split("/")
         assert words(folder) == made.classes[label]
@@ -74,13 +81,18 @@ def test_parts_are_drawn_with_the_classes_of_the_client_from_the_seed(sites: Pat
     assert load(sites).manifest() == load(sites).manifest() != load(sites, seed=1).manifest()
 
 
-def test_one_sites_own_folder_is_one_client_whose_classes_are_those_of_the_federation(sites: Path) -> None:
+def test_one_sites_own_folder_is_one_client_whose_classes_are_those_of_the_federation(
+    sites: Path,
+) -> None:
     (sites / "north" / "eel").mkdir()  # this site has none
     made = load(sites / "north", site="clinic-9", classes=("guide-dog", "eel", "cat"))
     assert list(made.parts) == ["clinic-9"]
     assert made.classes == ("guide dog", "eel", "cat")
     assert made.by_class() == {"clinic-9": [10, 0, 10]}
-    assert all(file.startswith(made.classes[made.labels[i]].split()[0]) for i, file in enumerate(made.files))
+    assert all(
+        file.startswith(made.classes[made.labels[i]].split()[0])
+        for i, file in enumerate(made.files)
+    )
 
 
 def test_a_class_may_be_known_at_one_site_alone(sites: Path) -> None:
@@ -88,14 +100,18 @@ def test_a_class_may_be_known_at_one_site_alone(sites: Path) -> None:
     assert load(sites).by_class() == {"north": [0, 10, 10], "south": [5, 6, 14]}
 
 
-def test_parts_that_are_given_stay_and_those_that_are_not_are_drawn_from_train(tmp_path: Path) -> None:
+def test_parts_that_are_given_stay_and_those_that_are_not_are_drawn_from_train(
+    tmp_path: Path,
+) -> None:
     for place, (part, count) in enumerate({"train": 10, "val": 3, "test": 4}.items()):
         fill(tmp_path / "all" / part, {"cat": count, "dog": count}, 1000 * place)
         if part != "val":
             fill(tmp_path / "some" / part, {"cat": count, "dog": count}, 5000 + 1000 * place)
     fill(tmp_path / "none", {"cat": 10, "dog": 10}, 9000)
     made = load(tmp_path)
-    sizes = {client: [sum(own) for own in parts.values()] for client, parts in made.counts().items()}
+    sizes = {
+        client: [sum(own) for own in parts.values()] for client, parts in made.counts().items()
+    }
     assert sizes == {"all": [20, 6, 8], "some": [16, 4, 8], "none": [10, 4, 6]}
     for part, folder in {"train": "train", "valid": "val", "test": "test"}.items():
         assert {file.split("/")[1] for file in names(made, "all", part)} == {folder}
@@ -129,7 +145,9 @@ def test_shots_bound_what_is_trained_on_and_the_reserve_is_the_servers(sites: Pa
         ({}, {"classes": ("guide dog", "cat")}),
     ],
 )
-def test_every_option_matters(sites: Path, options: dict[str, object], changed: dict[str, object]) -> None:
+def test_every_option_matters(
+    sites: Path, options: dict[str, object], changed: dict[str, object]
+) -> None:
     assert load(sites, **options).manifest() != load(sites, **(options | changed)).manifest()
 
 
@@ -189,12 +207,18 @@ def test_hidden_files_are_passed_over_and_other_files_are_named_in_a_note(sites:
 
 def test_equal_images_at_two_clients_or_in_two_parts_are_found(sites: Path) -> None:
     assert load(sites).twins() == []
-    (sites / "south" / "cat" / "copy.png").write_bytes((sites / "north" / "cat" / "03.png").read_bytes())
+    (sites / "south" / "cat" / "copy.png").write_bytes(
+        (sites / "north" / "cat" / "03.png").read_bytes()
+    )
     made = load(sites)
     files = list(made.files)
-    assert [(files[one], files[other]) for one, other in made.twins()] == [("north/cat/03.png", "south/cat/copy.png")]
+    assert [(files[one], files[other]) for one, other in made.twins()] == [
+        ("north/cat/03.png", "south/cat/copy.png")
+    ]
     for i in range(4):
-        (sites / "north" / "cat" / f"copy-{i}.png").write_bytes((sites / "north" / "cat" / "03.png").read_bytes())
+        (sites / "north" / "cat" / f"copy-{i}.png").write_bytes(
+            (sites / "north" / "cat" / "03.png").read_bytes()
+        )
     made = load(sites)
     assert all(made.holders()[one] != made.holders()[other] for one, other in made.twins())
     assert len(made.twins()) > 1
@@ -204,15 +228,20 @@ def test_equal_images_at_two_clients_or_in_two_parts_are_found(sites: Path) -> N
 
 
 def test_a_folder_that_is_not_there_or_empty_is_said_with_the_layout(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such folder, seen from .*; right would be FOLDER/site/class/image.jpg"):
+    with pytest.raises(
+        ValueError, match="no such folder, seen from .*; expected FOLDER/site/class/image.jpg"
+    ):
         load(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="holds no folder; right would be"):
+    with pytest.raises(ValueError, match="holds no folder; use"):
         load(tmp_path)
 
 
-def test_one_sites_folder_is_not_taken_for_a_folder_of_sites_nor_the_other_way_round(sites: Path) -> None:
+def test_one_sites_folder_is_not_taken_for_a_folder_of_sites_nor_the_other_way_round(
+    sites: Path,
+) -> None:
     with pytest.raises(
-        ValueError, match="north/cat holds images of no class .00.png; .*if data.site names whose folder"
+        ValueError,
+        match="north/cat holds images of no class .00.png; .*if data.site names whose folder",
     ):
         load(sites / "north")
     with pytest.raises(ValueError, match="north/cat: a folder where images should be"):
@@ -223,7 +252,9 @@ def test_one_sites_folder_is_not_taken_for_a_folder_of_sites_nor_the_other_way_r
 def test_parts_are_not_taken_for_sites(tmp_path: Path, parts: tuple[str, ...]) -> None:
     for place, part in enumerate(parts):
         fill(tmp_path / part, {"cat": 6, "dog": 6}, 100 * place)
-    with pytest.raises(ValueError, match="parts of one site's own data and no sites: right would be data.site ="):
+    with pytest.raises(
+        ValueError, match="parts of one site's own data and no sites: use data.site ="
+    ):
         load(tmp_path)
 
 
@@ -247,27 +278,36 @@ def test_an_image_outside_of_every_class_is_named(sites: Path) -> None:
 
 def test_a_site_without_images_is_named(sites: Path) -> None:
     (sites / "west" / "cat").mkdir(parents=True)
-    with pytest.raises(ValueError, match="no image in west, in .*sites: right would be some, or no such folder"):
+    with pytest.raises(
+        ValueError, match="no image in west, in .*sites: add some, or remove the folder"
+    ):
         load(sites)
 
 
 def test_a_class_without_an_example_anywhere_is_refused_unless_it_is_listed(sites: Path) -> None:
     (sites / "south" / "eel").mkdir()
     with pytest.raises(
-        ValueError, match="class 'eel' has no example anywhere: right would be to remove it, or to list"
+        ValueError,
+        match="class 'eel' has no example anywhere: remove it, or list",
     ):
         load(sites)
     assert load(sites, classes=("cat", "eel", "guide dog")).classes == ("cat", "eel", "guide dog")
 
 
-def test_classes_other_than_those_listed_and_listed_ones_without_a_folder_are_named(sites: Path) -> None:
-    with pytest.raises(ValueError, match="'guide dog': not among data.classes, .* Did you mean 'guide dogs'"):
+def test_classes_other_than_those_listed_and_listed_ones_without_a_folder_are_named(
+    sites: Path,
+) -> None:
+    with pytest.raises(
+        ValueError, match="'guide dog': not among data.classes, .* Did you mean 'guide dogs'"
+    ):
         load(sites, classes=("cat", "guide dogs"))
     with pytest.raises(ValueError, match="'eel': among data.classes, but there is no such folder"):
         load(sites, classes=("cat", "guide dog", "eel"))
 
 
-def test_classes_that_differ_in_capitals_alone_are_refused_unless_they_are_listed(sites: Path) -> None:
+def test_classes_that_differ_in_capitals_alone_are_refused_unless_they_are_listed(
+    sites: Path,
+) -> None:
     fill(sites / "south", {"Cat": 3}, 5000)
     with pytest.raises(ValueError, match="classes 'Cat'; 'cat' differ in capitals alone"):
         load(sites)
@@ -281,16 +321,23 @@ def test_a_site_of_several_must_list_the_classes_and_is_told_those_that_it_has(s
 
 def test_a_site_whose_name_cannot_name_a_folder_is_told_a_better_one(sites: Path) -> None:
     fill(sites / "St. Gallen", {"cat": 5}, 3000)
-    with pytest.raises(ValueError, match="client name 'St. Gallen' cannot .* rename it, for example to 'St-Gallen'"):
+    with pytest.raises(
+        ValueError, match="client name 'St. Gallen' cannot .* rename it, for example to 'St-Gallen'"
+    ):
         load(sites)
 
 
 @pytest.mark.parametrize("folders", [["train", "test", "cat"], ["valid", "test"], ["test"]])
-def test_parts_among_classes_or_without_train_are_refused(tmp_path: Path, folders: list[str]) -> None:
+def test_parts_among_classes_or_without_train_are_refused(
+    tmp_path: Path, folders: list[str]
+) -> None:
     for folder in folders:
         fill(tmp_path / "site" / folder, {"cat": 3})
     with pytest.raises(
-        ValueError, match="site holds .*test.*: right would be train, valid and test, or train alone, or classes alone"
+        ValueError,
+        match=(
+            "site holds .*test.*: expected train, valid and test, or train alone, or classes alone"
+        ),
     ):
         load(tmp_path)
 
@@ -298,7 +345,8 @@ def test_parts_among_classes_or_without_train_are_refused(tmp_path: Path, folder
 def test_too_few_images_are_said_with_client_and_classes(sites: Path) -> None:
     fill(sites / "tiny", {"cat": 2, "guide_dog": 0}, 3000)
     with pytest.raises(
-        ValueError, match=r"client 'tiny' has too few examples .* there are 2 \(cat 2\). Right would be more"
+        ValueError,
+        match=r"client 'tiny' has too few examples .* there are 2 \(cat 2\). Add more",
     ):
         load(sites)
     fill(sites / "tiny", {"guide_dog": 1}, 3100)
@@ -306,7 +354,9 @@ def test_too_few_images_are_said_with_client_and_classes(sites: Path) -> None:
 
 
 def test_a_reserve_of_more_than_there_is_names_the_class(sites: Path) -> None:
-    with pytest.raises(ValueError, match="data.reserve = 17: class 'cat' has 16 examples to train on"):
+    with pytest.raises(
+        ValueError, match="data.reserve = 17: class 'cat' has 16 examples to train on"
+    ):
         load(sites, reserve=17)
 
 
@@ -316,7 +366,9 @@ def test_links_may_lead_within_the_folder_but_not_out_of_it(sites: Path, tmp_pat
     assert load(sites).by_class()["north"] == [11, 10]
     link = sites / "north" / "cat" / "out.png"
     link.symlink_to(tmp_path / "secret.png")
-    with pytest.raises(ValueError, match="cat/out.png leads out of .*sites, to .*secret.png: right would be a copy"):
+    with pytest.raises(
+        ValueError, match="cat/out.png leads out of .*sites, to .*secret.png: use a copy"
+    ):
         load(sites)
     link.unlink()
     (sites / "west").symlink_to(fill(tmp_path / "elsewhere", {"cat": 5}))
@@ -326,7 +378,9 @@ def test_links_may_lead_within_the_folder_but_not_out_of_it(sites: Path, tmp_pat
 
 def test_a_broken_image_is_named_below_the_folder(sites: Path) -> None:
     (sites / "south" / "cat" / "05.png").write_text("?")
-    with pytest.raises(ValueError, match=r"1 of 40 images in .* cannot be read: south/cat/05.png \(not an image"):
+    with pytest.raises(
+        ValueError, match=r"1 of 40 images in .* cannot be read: south/cat/05.png \(not an image"
+    ):
         load(sites)
 
 
@@ -339,7 +393,9 @@ def test_a_file_name_that_is_no_text_is_refused(sites: Path) -> None:
 # A split that is taken up again
 
 
-def test_a_split_is_taken_up_by_another_seed_and_another_size_of_pixels(sites: Path, tmp_path: Path) -> None:
+def test_a_split_is_taken_up_by_another_seed_and_another_size_of_pixels(
+    sites: Path, tmp_path: Path
+) -> None:
     made, file = load(sites, seed=1, reserve=2), tmp_path / "split.json"
     file.write_text(json.dumps(made.manifest()))
     again = load(sites, seed=2, side=9, split=str(file))
@@ -348,17 +404,23 @@ def test_a_split_is_taken_up_by_another_seed_and_another_size_of_pixels(sites: P
     assert load(sites, seed=2).manifest()["clients"] != made.manifest()["clients"]
 
 
-def test_a_split_of_other_examples_is_refused_with_the_first_difference(sites: Path, tmp_path: Path) -> None:
+def test_a_split_of_other_examples_is_refused_with_the_first_difference(
+    sites: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "split.json"
     file.write_text(json.dumps(load(sites).manifest()))
     again = {"split": str(file)}
-    with pytest.raises(ValueError, match="its classes are cat, guide dog, and here they are guide dog, cat"):
+    with pytest.raises(
+        ValueError, match="its classes are cat, guide dog, and here they are guide dog, cat"
+    ):
         load(sites, classes=("guide dog", "cat"), **again)
     picture(sites / "north" / "cat" / "03.png", 999)
     with pytest.raises(ValueError, match="north/cat/03.png has changed since"):
         load(sites, **again)
     (sites / "north" / "cat" / "03.png").unlink()
-    with pytest.raises(ValueError, match="its file number 3 is north/cat/03.png, and here it is north/cat/04.png"):
+    with pytest.raises(
+        ValueError, match="its file number 3 is north/cat/03.png, and here it is north/cat/04.png"
+    ):
         load(sites, **again)
     values = json.loads(file.read_text())
     file.write_text(json.dumps(values | {"labels": "0"}))
@@ -382,7 +444,7 @@ def test_a_file_that_is_no_split_is_refused(tmp_path: Path, text: str, says: str
     (tmp_path / "split.json").write_text(text)
     with pytest.raises(ValueError, match=says):
         manifest(tmp_path / "split.json")
-    with pytest.raises(ValueError, match="no such file; right would be the split.json of a run"):
+    with pytest.raises(ValueError, match="no such file; expected the split.json of a run"):
         manifest(tmp_path / "nowhere.json")
 
 

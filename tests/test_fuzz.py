@@ -1,4 +1,6 @@
-"""Whatever bytes arrive, decoding ends in a message or in a ValueError; tests/fuzz.py goes on for longer."""
+"""Whatever bytes arrive, decoding ends in a message or in a ValueError; tests/fuzz.py goes on for
+longer.
+"""
 
 import json
 import subprocess
@@ -26,7 +28,9 @@ MOST = packed_size(TENSORS)
 
 
 def read(data: bytes) -> list[Order | Reply]:
-    """The messages that the server and a site take `data` for; another exception than ValueError is the finding."""
+    """The messages that the server and a site take `data` for; another exception than ValueError is
+    the finding.
+    """
     found: list[Order | Reply] = []
     with suppress(ValueError):
         found.append(decode_reply(data, MOST))
@@ -36,10 +40,16 @@ def read(data: bytes) -> list[Order | Reply]:
 
 
 def whole(message: Order | Reply, data: bytes) -> bool:
-    """Whether a message that was read is one: fields of their types, tensors no larger than what came, bytes again."""
+    """Whether a message that was read is one: fields of their types, tensors no larger than what
+    came, bytes again.
+    """
     plain = {"client": str, "round": int, "task": str}
     typed = all(type(getattr(message, name)) is kind for name, kind in plain.items())
-    return typed and size(message.tensors) <= len(data) and encode(message).endswith(pack(message.tensors))
+    return (
+        typed
+        and size(message.tensors) <= len(data)
+        and encode(message).endswith(pack(message.tensors))
+    )
 
 
 @st.composite
@@ -83,7 +93,9 @@ def test_any_plain_values_make_a_whole_message_or_none(plain: dict[str, object])
 
 
 def test_a_header_that_promises_terabytes_is_refused_and_costs_nothing() -> None:
-    """In a process that may hold 1 GB more than it does: sizes are compared before anything is made."""
+    """In a process that may hold 1 GB more than it does: sizes are compared before anything is
+    made.
+    """
     script = (
         "import resource, sys; sys.path.insert(0, sys.argv[1]); import test_fuzz as t\n"
         "now = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
@@ -91,15 +103,22 @@ def test_a_header_that_promises_terabytes_is_refused_and_costs_nothing() -> None
         "print([len(t.read(data)) for data in t.promises()])\n"
     )
     here = str(Path(__file__).parent)
-    done = subprocess.run([sys.executable, "-c", script, here], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, here], check=True, capture_output=True, text=True
+    )
     assert json.loads(done.stdout) == [0] * 9
 
 
 def promises() -> list[bytes]:
-    """Heads of safetensors files that speak of more than is there, and lines of JSON that would not end."""
+    """Heads of safetensors files that speak of more than is there, and lines of JSON that would not
+    end.
+    """
     line = GOOD[0].split(b"\n", 1)[0] + b"\n"
     boasts = (([2**40], 2**42), ([2**31, 2**31], 2**62), ([2**62, 4], 8), ([0, 2**60], 0))
-    heads = [json.dumps({"x": {"dtype": "F32", "shape": s, "data_offsets": [0, end]}}).encode() for s, end in boasts]
+    heads = [
+        json.dumps({"x": {"dtype": "F32", "shape": s, "data_offsets": [0, end]}}).encode()
+        for s, end in boasts
+    ]
     said = [line + len(head).to_bytes(8, "little") + head + bytes(8) for head in heads]
     said += [line + (2**63 - 1).to_bytes(8, "little"), line + b"\xff" * 8]
     return [*said, b"[" * (PLAIN - 1) + b"\n", b'{"a":' * 200_000 + b"\n", b"9" * 100_000 + b"\n"]

@@ -1,4 +1,6 @@
-"""The server's door: strangers reach nothing and hold nothing, and a registered site speaks for itself alone."""
+"""The server's door: strangers reach nothing and hold nothing, and a registered site speaks for
+itself alone.
+"""
 
 import asyncio
 import json
@@ -24,7 +26,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from federated import HOSTILE, SITES, Federation
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.common.serde import message_from_proto
-from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest, PushMessagesResponse
+from flwr.proto.fleet_pb2 import (
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
 from flwr.proto.message_pb2 import Message, Metadata, ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
@@ -57,7 +64,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ec.EllipticCurve
 
 
 class Inner:
-    """Flower's server, as far as the gateway sees it: it answers everything, and keeps what it was asked."""
+    """Flower's server, as far as the gateway sees it: it answers everything, and keeps what it was
+    asked.
+    """
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, bytes]] = []
@@ -67,7 +76,9 @@ class Inner:
         message = await receive()
         call = scope["path"].rpartition("/")[2]
         self.asked.append((scope["path"], message["body"]))
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"server", b"inner")]})
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"server", b"inner")]}
+        )
         await send({"type": "http.response.body", "body": self.answers.get(call, b"")})
 
 
@@ -77,17 +88,42 @@ class World:
     def __init__(self, keys: dict[str, ec.EllipticCurvePrivateKey], limits: Limits) -> None:
         self.inner, self.told, self.known, self.keys = Inner(), list[str](), list[Any](), keys
         self.roster = Roster()
-        self.roster._known = {m.shown: m for m in (Member(n, i, keys[n].public_key()) for n, i in [("a", A), ("b", B)])}
-        inside = httpx.AsyncClient(base_url="http://inside", transport=httpx.ASGITransport(self.inner))
-        self.app = Gateway(inside, self.roster, limits, lambda who, _: self.known.append(who), self.told.append)
+        self.roster._known = {
+            m.shown: m
+            for m in (Member(n, i, keys[n].public_key()) for n, i in [("a", A), ("b", B)])
+        }
+        inside = httpx.AsyncClient(
+            base_url="http://inside", transport=httpx.ASGITransport(self.inner)
+        )
+        self.app = Gateway(
+            inside, self.roster, limits, lambda who, _: self.known.append(who), self.told.append
+        )
 
-    def ask(self, sent: bytes = b"/v1/fleet/pull-messages", body: bytes = b"", key: Any = None, **scope: Any) -> int:
+    def ask(
+        self,
+        sent: bytes = b"/v1/fleet/pull-messages",
+        body: bytes = b"",
+        key: Any = None,
+        **scope: Any,
+    ) -> int:
         return asyncio.run(self.asked(sent, body, key, **scope))
 
-    async def asked(self, sent: bytes, body: bytes, key: Any, headers: Any = None, **scope: Any) -> int:
+    async def asked(
+        self, sent: bytes, body: bytes, key: Any, headers: Any = None, **scope: Any
+    ) -> int:
         shown = signed(key or self.keys["a"]) | {"content-length": str(len(body))}
-        given = [(name.encode(), value.encode()) for name, value in shown.items()] if headers is None else headers
-        whole = {"type": "http", "method": "POST", "raw_path": sent, "path": sent.decode("latin-1"), "headers": given}
+        given = (
+            [(name.encode(), value.encode()) for name, value in shown.items()]
+            if headers is None
+            else headers
+        )
+        whole = {
+            "type": "http",
+            "method": "POST",
+            "raw_path": sent,
+            "path": sent.decode("latin-1"),
+            "headers": given,
+        }
         whole |= {"query_string": b"", "client": ("127.0.0.1", 5)} | scope
         said: list[Any] = []
 
@@ -177,7 +213,8 @@ def test_each_call_is_passed_on_by_its_name_and_nothing_else_of_the_address(worl
 
 
 @pytest.mark.parametrize(
-    "method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "post", "PO ST"]
+    "method",
+    ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "post", "PO ST"],
 )
 def test_no_other_method_is_answered(world: World, method: str) -> None:
     assert world.ask(body=pull(), method=method) == 404
@@ -196,8 +233,16 @@ def test_a_query_a_missing_raw_path_and_a_websocket_lead_nowhere(world: World) -
 
 
 def changed(headers: dict[str, str], **changes: str | None) -> list[tuple[bytes, bytes]]:
-    whole = headers | {"content-length": "0"} | {name.replace("_", "-"): value for name, value in changes.items()}
-    return [(name.encode(), value.encode("latin-1")) for name, value in whole.items() if value is not None]
+    whole = (
+        headers
+        | {"content-length": "0"}
+        | {name.replace("_", "-"): value for name, value in changes.items()}
+    )
+    return [
+        (name.encode(), value.encode("latin-1"))
+        for name, value in whole.items()
+        if value is not None
+    ]
 
 
 @pytest.mark.parametrize("late", [-60, 400])
@@ -220,12 +265,16 @@ def test_a_signature_of_another_time_is_no_signature(world: World, late: float) 
         {"flwr_timestamp": "\xb2\xb3"},
     ],
 )
-def test_who_shows_no_key_is_refused_before_a_byte_is_read(world: World, change: dict[str, str | None]) -> None:
+def test_who_shows_no_key_is_refused_before_a_byte_is_read(
+    world: World, change: dict[str, str | None]
+) -> None:
     assert world.ask(headers=changed(signed(world.keys["a"]), **change)) == 401
     assert world.inner.asked == world.known == []
 
 
-def test_a_strangers_key_is_refused_and_one_that_begins_is_told_in_flowers_words(world: World) -> None:
+def test_a_strangers_key_is_refused_and_one_that_begins_is_told_in_flowers_words(
+    world: World,
+) -> None:
     assert world.ask(key=STRANGER, body=pull()) == 401
     assert world.ask(b"/v1/fleet/activate-node", key=STRANGER) == 412
     assert json.loads(world.said[1]["body"])["code"] == 2004  # upon which a site tries on
@@ -233,7 +282,9 @@ def test_a_strangers_key_is_refused_and_one_that_begins_is_told_in_flowers_words
 
 
 def test_one_sites_signature_under_anothers_key_is_refused(world: World) -> None:
-    mixed = signed(world.keys["a"]) | {"flwr-public-key": signed(world.keys["b"])["flwr-public-key"]}
+    mixed = signed(world.keys["a"]) | {
+        "flwr-public-key": signed(world.keys["b"])["flwr-public-key"]
+    }
     assert world.ask(headers=changed(mixed)) == 401
 
 
@@ -260,12 +311,16 @@ def test_a_site_that_is_removed_is_refused_at_its_next_call(world: World) -> Non
         ({"Content_Length": "0"}, 400),
     ],
 )
-def test_a_request_says_how_long_it_is_and_is_so(world: World, headers: dict[str, str | None], status: int) -> None:
+def test_a_request_says_how_long_it_is_and_is_so(
+    world: World, headers: dict[str, str | None], status: int
+) -> None:
     assert world.ask(headers=changed(signed(world.keys["a"]), **headers)) == status
     assert world.inner.asked == []
 
 
-def test_what_a_site_holds_at_once_is_bounded_in_number_and_time_and_bytes(keys: dict[str, Any]) -> None:
+def test_what_a_site_holds_at_once_is_bounded_in_number_and_time_and_bytes(
+    keys: dict[str, Any],
+) -> None:
     world = World(keys, Limits(at_once=2, arrival=0.3, memory=2**23))
 
     async def never() -> Any:
@@ -276,7 +331,12 @@ def test_what_a_site_holds_at_once_is_bounded_in_number_and_time_and_bytes(keys:
             said.append(message.get("status", 0))
 
         headers = changed(signed(keys[name]), content_length=str(length))
-        scope = {"type": "http", "method": "POST", "raw_path": b"/v1/fleet/push-object", "headers": headers}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "raw_path": b"/v1/fleet/push-object",
+            "headers": headers,
+        }
         await world.app(scope | {"client": ("::1", 1)}, never, send)
 
     async def crowd(*who: tuple[str, int]) -> list[int]:
@@ -298,7 +358,9 @@ def listening(world: World, connections: int, patience: float) -> Iterator[int]:
     """The gateway on a real socket, without TLS; its port."""
     entrance = Entrance("127.0.0.1", 0, connections, patience)
     world.app._knows = entrance.knows
-    settings = uvicorn.Config(world.app, loop="asyncio", http="h11", ws="none", lifespan="off", log_level="critical")
+    settings = uvicorn.Config(
+        world.app, loop="asyncio", http="h11", ws="none", lifespan="off", log_level="critical"
+    )
     server = uvicorn.Server(settings)
 
     async def live() -> None:
@@ -343,12 +405,16 @@ def test_who_shows_no_key_in_time_is_shut_out_however_it_dawdles(world: World) -
 
 
 def test_a_full_house_has_room_for_who_has_a_key(world: World) -> None:
-    """Strangers take every place ten times over; the site's requests are answered, and its place is its own."""
+    """Strangers take every place ten times over; the site's requests are answered, and its place is
+    its own.
+    """
     with listening(world, 8, 30) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as site:
         lines = []
         for _ in range(10):
             lines += [socket.create_connection(("127.0.0.1", port)) for _ in range(8)]
-            answer = site.post("/v1/fleet/pull-messages", content=pull(), headers=signed(world.keys["a"]))
+            answer = site.post(
+                "/v1/fleet/pull-messages", content=pull(), headers=signed(world.keys["a"])
+            )
             assert answer.status_code == 200
         assert sum(not closed(line, 0.05) for line in lines) < 8
         assert len(set(world.inner.asked)) == 1
@@ -360,7 +426,9 @@ def test_a_port_or_address_that_cannot_be_had_is_named() -> None:
     with Entrance("127.0.0.1", 0, 8, 1) as entrance:
         port = entrance.getsockname()[1]
         entrance.listen()
-        with pytest.raises(ValueError, match=f"127.0.0.1, port {port}: Address already in use; another server"):
+        with pytest.raises(
+            ValueError, match=f"127.0.0.1, port {port}: Address already in use; another server"
+        ):
             Entrance("127.0.0.1", port, 8, 1)
     with pytest.raises(ValueError, match="--bind with an address of this machine"):
         Entrance("203.0.113.7", 0, 8, 1)
@@ -389,7 +457,8 @@ def test_limits_are_the_operators_and_a_wrong_one_is_named(tmp_path: Path) -> No
     assert made.limits == Limits(at_once=4, patience=3.0)
     file.write_text(text + '\n[limits]\npatiense = 3\nmemory = "1"\n')
     with pytest.raises(
-        ValueError, match=r"deploy.toml: limits.memory = '1': .*limits.patiense = 3: .*defaults are conn"
+        ValueError,
+        match=r"deploy.toml: limits.memory = '1': .*limits.patiense = 3: .*defaults are conn",
     ):
         _ = made.limits
 
@@ -399,17 +468,32 @@ def test_limits_are_the_operators_and_a_wrong_one_is_named(tmp_path: Path) -> No
 
 def order_for(node: int = A, number: str = ORDER) -> tuple[Message, ObjectTree]:
     said = Metadata(
-        run_id=RUN, message_id=number, src_node_id=SERVER, dst_node_id=node, group_id="1", message_type="query"
+        run_id=RUN,
+        message_id=number,
+        src_node_id=SERVER,
+        dst_node_id=node,
+        group_id="1",
+        message_type="query",
     )
-    return Message(metadata=said), ObjectTree(object_id=number, children=[ObjectTree(object_id="c" * 64)])
+    return Message(metadata=said), ObjectTree(
+        object_id=number, children=[ObjectTree(object_id="c" * 64)]
+    )
 
 
 def answer_to(order: Metadata, **changes: Any) -> PushMessagesRequest:
-    plain = {"run_id": RUN, "message_id": "e" * 64, "src_node_id": A, "dst_node_id": SERVER, "group_id": "1"}
+    plain = {
+        "run_id": RUN,
+        "message_id": "e" * 64,
+        "src_node_id": A,
+        "dst_node_id": SERVER,
+        "group_id": "1",
+    }
     plain |= {"message_type": "query", "reply_to_message_id": order.message_id}
     message = Message(metadata=Metadata(**(plain | changes)))
     tree = ObjectTree(object_id="e" * 64)
-    return PushMessagesRequest(node=Node(node_id=A), messages_list=[message], message_object_trees=[tree])
+    return PushMessagesRequest(
+        node=Node(node_id=A), messages_list=[message], message_object_trees=[tree]
+    )
 
 
 @pytest.fixture
@@ -447,7 +531,9 @@ def test_a_reply_in_its_own_name_to_its_own_order_is_passed_on(sent: World) -> N
         ({"message_id": "f" * 64}, "a reply whose objects are not its own"),
     ],
 )
-def test_every_other_push_is_refused_and_logged_by_name(sent: World, changes: dict[str, Any], why: str) -> None:
+def test_every_other_push_is_refused_and_logged_by_name(
+    sent: World, changes: dict[str, Any], why: str
+) -> None:
     request = answer_to(order_for()[0].metadata, **changes)
     assert [pushes(sent, request), pushes(sent, request)] == [403, 403]
     assert sent.inner.asked == []
@@ -484,7 +570,9 @@ def test_a_second_reply_is_refused_and_the_first_may_be_sent_again(sent: World) 
         ("activate-node", {"public_key": b"another's"}),
     ],
 )
-def test_what_is_anothers_can_neither_be_read_nor_changed(sent: World, call: str, fields: dict[str, Any]) -> None:
+def test_what_is_anothers_can_neither_be_read_nor_changed(
+    sent: World, call: str, fields: dict[str, Any]
+) -> None:
     kind = CALLS[call][0]
     own = {"node": Node(node_id=A)} if "node" in kind.DESCRIPTOR.fields_by_name else {}
     assert sent.ask(f"/v1/fleet/{call}".encode(), kind(**(own | fields)).SerializeToString()) == 403
@@ -508,7 +596,9 @@ def test_an_orders_objects_are_its_sites_until_it_has_them(sent: World) -> None:
     assert may("pull-object", object_id="c" * 64) == 403
 
 
-def test_a_site_uploads_what_flower_asked_for_and_no_more_bytes_than_the_limit(keys: dict[str, Any]) -> None:
+def test_a_site_uploads_what_flower_asked_for_and_no_more_bytes_than_the_limit(
+    keys: dict[str, Any],
+) -> None:
     fleet, member = Fleet(100), Member("a", A, keys["a"].public_key())
     order, tree = order_for()
     came = PullMessagesResponse(messages_list=[order], message_object_trees=[tree])
@@ -519,7 +609,12 @@ def test_a_site_uploads_what_flower_asked_for_and_no_more_bytes_than_the_limit(k
     fleet.answered("push-messages", member, asked, wanted.SerializeToString())
 
     def push(number: str, content: bytes) -> None:
-        fields = {"session_id": "s", "object_id": number, "object_content": content, "node": Node(node_id=A)}
+        fields = {
+            "session_id": "s",
+            "object_id": number,
+            "object_content": content,
+            "node": Node(node_id=A),
+        }
         fleet.asked("push-object", member, CALLS["push-object"][0](**fields).SerializeToString())
 
     push("e" * 64, bytes(60))
@@ -552,12 +647,17 @@ ORDERS: list[tuple[dict[str, Any], bytes]] = [
     ({"config": "name = 'x'"}, encode(Order("a", 2, "train", {}))),
     ({"config": "name = 'x'", "run": "\x00"}, encode(Order("a", 2, "train", {}))),
     ({"config": "name = 'x'", "run": "r"}, encode(Order("another", 3, "train", {}))),
-    ({"config": "name = 'x'", "run": "r"}, b'{"client": "a", "round": 1, "task": "train", "most": 0}\n' + b"\xff" * 8),
+    (
+        {"config": "name = 'x'", "run": "r"},
+        b'{"client": "a", "round": 1, "task": "train", "most": 0}\n' + b"\xff" * 8,
+    ),
     ({"config": "name = 'x'", "run": "r"}, b"[" * 100_000 + b"\n"),
 ]
 
 
-def test_a_site_answers_whatever_it_is_sent_and_lives_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_site_answers_whatever_it_is_sent_and_lives_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     Deployment.create(tmp_path / "dep", "localhost", 9443, ["a"])
     told: list[str] = []
     with answering(SiteFolder.at(tmp_path / "dep", "a"), told.append) as place:
@@ -573,7 +673,10 @@ def test_a_site_answers_whatever_it_is_sent_and_lives_on(tmp_path: Path, capfd: 
 def test_an_order_without_anything_of_ours_is_carried_as_nothing(tmp_path: Path) -> None:
     Deployment.create(tmp_path / "dep", "localhost", 9443, ["a"])
     context: Any = SimpleNamespace(node_config={})
-    empty, half = RecordDict(), RecordDict({"about": ConfigRecord({"run": "r"}), "fedexperts": ArrayRecord()})
+    empty, half = (
+        RecordDict(),
+        RecordDict({"about": ConfigRecord({"run": "r"}), "fedexperts": ArrayRecord()}),
+    )
     with answering(SiteFolder.at(tmp_path / "dep", "a"), lambda _: None) as place:
         context.node_config["socket"] = place
         for content in (empty, half):
@@ -581,14 +684,19 @@ def test_an_order_without_anything_of_ours_is_carried_as_nothing(tmp_path: Path)
             sent.content.SetInParent()
             order = message_from_proto(sent)
             order.content = content
-            assert "cannot be answered" in decode_reply(bytes_in(courier.carry(order, context)), 0).error
+            assert (
+                "cannot be answered"
+                in decode_reply(bytes_in(courier.carry(order, context)), 0).error
+            )
 
 
 # ---- on a running federation
 
 
 def statuses(federation: Federation, *requests: bytes) -> list[bytes]:
-    """What is answered to raw bytes, each over a connection of its own: the status line's number."""
+    """What is answered to raw bytes, each over a connection of its own: the status line's
+    number.
+    """
     context = ssl.create_default_context(cafile=str(federation.folder / "ca.crt"))
     found = []
     for request in requests:
@@ -601,8 +709,12 @@ def statuses(federation: Federation, *requests: bytes) -> list[bytes]:
 
 @pytest.mark.slow
 def test_over_a_raw_socket_nothing_leads_to_flowers_other_calls(federation: Federation) -> None:
-    """Whoever could submit a run could run code on the server: Flower asks operators for no password."""
-    head = b" HTTP/1.1\r\nhost: x\r\ncontent-type: application/protobuf\r\ncontent-length: 0\r\n\r\n"
+    """Whoever could submit a run could run code on the server: Flower asks operators for no
+    password.
+    """
+    head = (
+        b" HTTP/1.1\r\nhost: x\r\ncontent-type: application/protobuf\r\ncontent-length: 0\r\n\r\n"
+    )
     paths = [path for path in SPELLINGS if path]
     methods = [b"GET", b"HEAD", b"PUT", b"CONNECT", b"TRACE", b"BREW"]
     requests = [b"POST " + path + head for path in paths]
@@ -614,7 +726,8 @@ def test_over_a_raw_socket_nothing_leads_to_flowers_other_calls(federation: Fede
         b"\r\nx\r\n\r\n",
     ]
     requests += [
-        b"POST /v1/fleet/pull-messages HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n"
+        b"POST /v1/fleet/pull-messages HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection:"
+        b" upgrade\r\n\r\n"
     ]
     log = federation.folder / "flower" / "superlink.log"
     before = log.stat().st_size  # the operator's own runs, of other tests, stand in it
@@ -632,7 +745,9 @@ def memory(process: int) -> float:
     return int(words[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def stranger(federation: Federation, head: bytes, piece: bytes, pause: float, over: threading.Event) -> None:
+def stranger(
+    federation: Federation, head: bytes, piece: bytes, pause: float, over: threading.Event
+) -> None:
     """One who sends what it likes, for as long as it is let, and comes again."""
     context = ssl.create_default_context(cafile=str(federation.folder / "ca.crt"))
     while not over.is_set():
@@ -656,15 +771,23 @@ def mallory(federation: Federation) -> Hostile:
 
 
 @pytest.mark.slow
-def test_strangers_hold_no_memory_and_keep_nobody_waiting(federation: Federation, mallory: Hostile) -> None:
+def test_strangers_hold_no_memory_and_keep_nobody_waiting(
+    federation: Federation, mallory: Hostile
+) -> None:
     server = federation.groups["server"].pid
     before, over = memory(server), threading.Event()
     large = b"POST /v1/fleet/push-object HTTP/1.1\r\nhost: x\r\ncontent-length: 60000000\r\n\r\n"
     heads = b"POST /v1/fleet/push-object HTTP/1.1\r\nhost: x\r\nx-a: "
     crowd = (
-        [(large, bytes(2**20), 0.0)] * 8 + [(large, b"x", 0.2)] * 8 + [(heads, b"y", 0.2)] * 8 + [(b"", b"P", 1.0)] * 4
+        [(large, bytes(2**20), 0.0)] * 8
+        + [(large, b"x", 0.2)] * 8
+        + [(heads, b"y", 0.2)] * 8
+        + [(b"", b"P", 1.0)] * 4
     )
-    threads = [threading.Thread(target=stranger, args=(federation, *one, over), daemon=True) for one in crowd]
+    threads = [
+        threading.Thread(target=stranger, args=(federation, *one, over), daemon=True)
+        for one in crowd
+    ]
     idle = [socket.create_connection(("127.0.0.1", federation.port)) for _ in range(40)]
     for thread in threads:
         thread.start()
@@ -694,7 +817,9 @@ def orders_of_others(federation: Federation, node: int) -> list[tuple[str, int]]
 
 
 def upload(mallory: Hostile, order: Message, content: bytes, objects: dict[str, bytes]) -> Any:
-    """Push, in its own name, a reply to an order whose root object is `content`, and its objects."""
+    """Push, in its own name, a reply to an order whose root object is `content`, and its
+    objects.
+    """
     root, said = get_object_id(content), Message(metadata=order.metadata)
     said.metadata.message_id, said.metadata.reply_to_message_id = root, order.metadata.message_id
     said.metadata.src_node_id, said.metadata.dst_node_id = mallory.node, order.metadata.src_node_id
@@ -703,12 +828,17 @@ def upload(mallory: Hostile, order: Message, content: bytes, objects: dict[str, 
     came = mallory.pushes(said, tree)
     for number in came.objects_to_push:
         whole = objects | {root: content}
-        assert mallory.pushes_object(order.metadata.run_id, came.session_id, number, whole[number]) == 200
+        assert (
+            mallory.pushes_object(order.metadata.run_id, came.session_id, number, whole[number])
+            == 200
+        )
     return said, tree
 
 
 def as_another(order: Message, victim: str) -> tuple[bytes, dict[str, bytes]]:
-    """An honest site's reply in every byte, but that it says to be another's, to the other's order."""
+    """An honest site's reply in every byte, but that it says to be another's, to the other's
+    order.
+    """
     claim = Reply("as-scanned-0", 1, "train", {}, 10)
     made = reply(encode(claim), message_from_proto(order))
     made.metadata.__dict__["_reply_to_message_id"] = victim
@@ -734,13 +864,15 @@ def pulled(mallory: Hostile) -> Message:
 
 
 @pytest.mark.slow
-def test_a_hostile_site_speaks_for_nobody_else_and_ends_no_run(federation: Federation, mallory: Hostile) -> None:
+def test_a_hostile_site_speaks_for_nobody_else_and_ends_no_run(
+    federation: Federation, mallory: Hostile
+) -> None:
     asked = {"sites": ["as-scanned-0", "mallory"], "deadline": 40.0}
     run = federation.submit("hostile", run={"rounds": 2, "evaluate_every": 2}, engine=asked)
     order = pulled(mallory)  # of round 0: to predict
     number, at = order.metadata.run_id, order.metadata.message_id
     federation.until(lambda: bool(orders_of_others(federation, mallory.node)), "the other's order")
-    (victim, other) = orders_of_others(federation, mallory.node)[-1]
+    victim, other = orders_of_others(federation, mallory.node)[-1]
 
     # what is another's cannot be read, taken away, ordered or answered
     tree = ObjectTree(object_id="f" * 64)
@@ -759,7 +891,11 @@ def test_a_hostile_site_speaks_for_nobody_else_and_ends_no_run(federation: Feder
     assert str(federation.folder) not in str(mallory.call("get-run", run_id=number))
     assert mallory.call("pull-object", run_id=number, object_id=at).object_content
     said = federation.said("server").replace("\n", " ")
-    for why in ("an order of its own", "a reply in another's name", "a reply to an order that it was not sent"):
+    for why in (
+        "an order of its own",
+        "a reply in another's name",
+        "a reply to an order that it was not sent",
+    ):
         assert f"The site mallory: push-messages was refused: {why}." in said
 
     # what it says within its own reply is believed by nobody, and what cannot be read ends nothing
@@ -780,7 +916,9 @@ def test_a_hostile_site_speaks_for_nobody_else_and_ends_no_run(federation: Feder
 
 
 @pytest.mark.slow
-def test_a_removed_sites_live_session_is_refused_at_its_next_call(federation: Federation, mallory: Hostile) -> None:
+def test_a_removed_sites_live_session_is_refused_at_its_next_call(
+    federation: Federation, mallory: Hostile
+) -> None:
     assert mallory.lives() == 200
     command = federation.command("remove", str(federation.folder), "mallory")
     subprocess.run(command, env=federation.environment, check=True, capture_output=True, timeout=60)
@@ -797,7 +935,9 @@ def test_a_removed_sites_live_session_is_refused_at_its_next_call(federation: Fe
 def test_everything_in_a_deployments_folders_is_its_owners_alone(federation: Federation) -> None:
     """The programs of this federation were started with umask 0."""
     places = [federation.folder, *(federation.path / name for name in SITES)]
-    found = [path for place in places for path in (place, *place.rglob("*")) if not path.is_symlink()]
+    found = [
+        path for place in places for path in (place, *place.rglob("*")) if not path.is_symlink()
+    ]
     assert {"state.db", "node.key", "supernode.log"} <= {path.name for path in found}
     assert [path for path in found if path.stat().st_mode & 0o077] == []
 

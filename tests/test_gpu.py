@@ -1,10 +1,11 @@
-"""The laws on a real GPU: what test_devices.py shows on a pretended one, and what only a real one can show.
+"""The laws on a real GPU: what test_devices.py shows on a pretended one, and what only a real one
+can show.
 
     pytest -m gpu tests/test_gpu.py
 
-Without a CUDA device they are skipped. On one device everything repeats bit for bit. Between GPU and CPU, where sums
-are added in another order, each of the server's tensors may differ by 1e-3 of its norm (and 1e-5), and of a client's
-test examples one may be right here and wrong there.
+Without a CUDA device they are skipped. On one device everything repeats bit for bit. Between GPU
+and CPU, where sums are added in another order, each of the server's tensors may differ by 1e-3 of
+its norm (and 1e-5), and of a client's test examples one may be right here and wrong there.
 """
 
 import gc
@@ -17,7 +18,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CASES, Remembered, Wire, carry_out, digits, left_behind, same_bits, server, tiny
+from conftest import (
+    CASES,
+    Remembered,
+    Wire,
+    carry_out,
+    digits,
+    left_behind,
+    same_bits,
+    server,
+    tiny,
+)
 from test_crash import ended, go_on, instants, live, started
 from test_devices import WORLDS
 from test_laws import close, tensors
@@ -53,7 +64,9 @@ def having(config: Config, **changes: Any) -> Config:
 
 
 @every_world
-def test_the_same_seed_gives_the_same_bits(config: Config, tmp_path: Path, remembered: Remembered) -> None:
+def test_the_same_seed_gives_the_same_bits(
+    config: Config, tmp_path: Path, remembered: Remembered
+) -> None:
     again = carry_out(having(config), tmp_path / "again")
     assert left_behind(again) == left_behind(remembered(having(config)))
 
@@ -63,8 +76,12 @@ def test_the_wire_and_the_number_of_workers_change_nothing(
     config: Config, tmp_path: Path, remembered: Remembered
 ) -> None:
     here = left_behind(remembered(having(config, engine__together=2)))
-    assert here == left_behind(carry_out(having(config, engine__together=2), tmp_path / "wire", Wire))
-    assert here == left_behind(carry_out(having(config, engine__together=2, engine__workers=2), tmp_path / "workers"))
+    assert here == left_behind(
+        carry_out(having(config, engine__together=2), tmp_path / "wire", Wire)
+    )
+    assert here == left_behind(
+        carry_out(having(config, engine__together=2, engine__workers=2), tmp_path / "workers")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +93,9 @@ def processes() -> Any:
 
 
 @some_worlds
-def test_a_crash_changes_nothing(config: Config, processes: Any, tmp_path: Path, remembered: Remembered) -> None:
+def test_a_crash_changes_nothing(
+    config: Config, processes: Any, tmp_path: Path, remembered: Remembered
+) -> None:
     whole = left_behind(remembered(having(config)))
     points = instants(processes, having(config), tmp_path / "counted")
     for point in points[len(points) // 3 :: len(points) // 3]:
@@ -98,7 +117,12 @@ NETWORKS = {
 def trained(name: str, device: str) -> tuple[Tensors, Tensors]:
     """A network's tensors after a few steps, and what it then says."""
     model = {"name": "transformer" if name.startswith("tiny-") else name, **NETWORKS[name]}
-    text = {"name": name, "data": {"name": "digits-scanners"}, "method": {"name": "fedavg"}, "model": model}
+    text = {
+        "name": name,
+        "data": {"name": "digits-scanners"},
+        "method": {"name": "fedavg"},
+        "model": model,
+    }
     config = door.resolve([({**text, "run": {"device": device}}, "test")])
     built, network = door.modelled(config, ("no", "yes"))
     x, y = shown(built, name), torch.arange(24) % 2
@@ -111,7 +135,9 @@ def trained(name: str, device: str) -> tuple[Tensors, Tensors]:
 def shown(built: Built, name: str) -> torch.Tensor:
     if name.startswith("tiny-"):
         return built.encode([f"a {'good' if i % 2 else 'bad'} book, the {i}th" for i in range(24)])
-    return built.encode(torch.randint(256, (24, 3, 32, 32), generator=rng(0, "images"), dtype=torch.uint8))
+    return built.encode(
+        torch.randint(256, (24, 3, 32, 32), generator=rng(0, "images"), dtype=torch.uint8)
+    )
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -120,7 +146,8 @@ def test_every_network_repeats_its_bits(name: str) -> None:
         assert same_bits(one, other)
 
 
-# not the ResNet: batch norm enlarges rounding, and on an H100 its first weights were 1.3e-2 of their norm apart
+# not the ResNet: batch norm enlarges rounding, and on an H100 its first weights were 1.3e-2 of
+# their norm apart
 @pytest.mark.parametrize("name", sorted(NETWORKS.keys() - {"resnet18"}))
 def test_every_other_network_learns_what_it_does_on_the_cpu(name: str) -> None:
     for here, there in zip(trained(name, "cpu"), trained(name, "cuda"), strict=True):
@@ -132,7 +159,10 @@ def test_every_other_network_learns_what_it_does_on_the_cpu(name: str) -> None:
 
 @every_world
 def test_a_gpu_learns_what_the_cpu_does(config: Config, remembered: Remembered) -> None:
-    here, there = remembered(config.having({"run.device": "cpu"}, "test")), remembered(having(config))
+    here, there = (
+        remembered(config.having({"run.device": "cpu"}, "test")),
+        remembered(having(config)),
+    )
     close(server(here), server(there))
     for one, other in zip(here.rows("clients.jsonl"), there.rows("clients.jsonl"), strict=True):
         assert abs(one["test_correct"] - other["test_correct"]) <= 1
@@ -153,7 +183,9 @@ def test_what_a_gpu_learned_predicts_on_the_cpu(tmp_path: Path) -> None:
     images = torch.randint(256, (20, 3, 32, 32), generator=rng(0, "images"), dtype=torch.uint8)
     said = []
     for device in ("cuda", "cpu"):
-        (tmp_path / "run" / "config.toml").write_text(config.having({"run.device": device}, "test").toml())
+        (tmp_path / "run" / "config.toml").write_text(
+            config.having({"run.device": device}, "test").toml()
+        )
         predictor = Predictor.of(tmp_path / "run", "faint-2")
         assert torch.device(predictor.built.encode(images).device) == CPU
         said.append(predictor.logits(predictor.built.encode(images)).softmax(-1))
@@ -175,12 +207,16 @@ class Watched:
 
     def exchange(self, orders: Sequence[Order]) -> list[Reply]:
         replies = self.inner.exchange(orders)
-        self.places.update(value.device for said in (*orders, *replies) for value in said.tensors.values())
+        self.places.update(
+            value.device for said in (*orders, *replies) for value in said.tensors.values()
+        )
         return replies
 
 
 @every_world
-def test_nothing_that_is_sent_lies_on_the_gpu_and_none_of_its_memory_is_kept(config: Config, tmp_path: Path) -> None:
+def test_nothing_that_is_sent_lies_on_the_gpu_and_none_of_its_memory_is_kept(
+    config: Config, tmp_path: Path
+) -> None:
     watched: list[Watched] = []
     memory: list[int] = []
 
@@ -189,7 +225,9 @@ def test_nothing_that_is_sent_lies_on_the_gpu_and_none_of_its_memory_is_kept(con
         return watched[0]
 
     torch.cuda.reset_peak_memory_stats()
-    carry_out(having(config, run__rounds=4), tmp_path / "run", watch, lambda _: memory.append(held()))
+    carry_out(
+        having(config, run__rounds=4), tmp_path / "run", watch, lambda _: memory.append(held())
+    )
     assert watched[0].places == {CPU}
     assert torch.cuda.max_memory_allocated() > memory[-1], "it was computed there"
     assert memory[-1] == memory[-2], memory
@@ -211,9 +249,13 @@ def test_a_gpu_is_taken_where_there_is_one_and_the_run_names_the_card() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # Flower's and Ray's own
-def test_two_processes_of_flower_share_a_gpu_and_end_at_the_bits_of_one(tmp_path: Path, remembered: Remembered) -> None:
+def test_two_processes_of_flower_share_a_gpu_and_end_at_the_bits_of_one(
+    tmp_path: Path, remembered: Remembered
+) -> None:
     pytest.importorskip("flwr", exc_type=ImportError)
     pytest.importorskip("ray", exc_type=ImportError)
     shared = {"name": "flower-simulation", "workers": 2, "gpus": 0.5}
     config = digits(CASES["nearest"], run={"device": "cuda"}, engine=shared)
-    assert left_behind(carry_out(config, tmp_path / "there")) == left_behind(remembered(having(NEAREST)))
+    assert left_behind(carry_out(config, tmp_path / "there")) == left_behind(
+        remembered(having(NEAREST))
+    )

@@ -1,4 +1,6 @@
-"""The papers' sets, on copies of a few rows with the columns of their pages; and our splits beside flwr-datasets'."""
+"""The papers' sets, on copies of a few rows with the columns of their pages; and our splits beside
+flwr-datasets'.
+"""
 
 import json
 from collections import Counter
@@ -29,7 +31,9 @@ def word(dataset: str, name: str) -> str:
 
 
 def load(copies: Path, dataset: str, seed: int = 0, **options: Any) -> Federation:
-    return Hub(dataset=dataset, **({"path": str(copies / dataset), "side": 8, "clients": 2} | options)).load(seed)
+    return Hub(
+        dataset=dataset, **({"path": str(copies / dataset), "side": 8, "clients": 2} | options)
+    ).load(seed)
 
 
 def said(dataset: str, example: torch.Tensor | str) -> str:
@@ -42,8 +46,12 @@ def said(dataset: str, example: torch.Tensor | str) -> str:
 
 
 def whole(copies: Path, dataset: str) -> tuple[int, int]:
-    """Hits of the zero-shot classifier, and examples, in all rows of the papers' classes, as they were written."""
-    rows = [(n, row) for n, name in enumerate(NAMES[dataset]) for row in range(EACH) if name not in OUT]
+    """Hits of the zero-shot classifier, and examples, in all rows of the papers' classes, as they
+    were written.
+    """
+    rows = [
+        (n, row) for n, name in enumerate(NAMES[dataset]) for row in range(EACH) if name not in OUT
+    ]
     return sum(sight(n, row) == n for n, row in rows), len(rows)
 
 
@@ -57,7 +65,13 @@ def ways(dataset: str) -> list[dict[str, Any]]:
         {
             "partition": way,
             "given": given,
-            "clients": {"pathological": 2 - few, "dominant": classes, "dirichlet-in-domains": 6 - 2 * few}.get(way, 2),
+            "clients": (
+                {
+                    "pathological": 2 - few,
+                    "dominant": classes,
+                    "dirichlet-in-domains": 6 - 2 * few,
+                }.get(way, 2)
+            ),
         }
         for way in partitions
         for given in (True, False)
@@ -66,12 +80,22 @@ def ways(dataset: str) -> list[dict[str, Any]]:
 
 @every_set
 def test_zero_shot_of_a_split_is_that_of_the_whole(copies: Path, name: str) -> None:
-    """Pitfall 1: images keep their own labels, labels their own words, and nobody is lost, whatever the split."""
+    """Pitfall 1: images keep their own labels, labels their own words, and nobody is lost, whatever
+    the split.
+    """
     hits, count = whole(copies, name)
     for way in ways(name):
         made = load(copies, name, **way)
-        held = [place for own in made.parts.values() for index in own.named().values() for place in index.tolist()]
-        right = [said(name, made.inputs[place]) == made.classes[int(made.labels[place])] for place in held]
+        held = [
+            place
+            for own in made.parts.values()
+            for index in own.named().values()
+            for place in index.tolist()
+        ]
+        right = [
+            said(name, made.inputs[place]) == made.classes[int(made.labels[place])]
+            for place in held
+        ]
         assert (sum(right), len(held)) == (hits, count), way
         assert made.classes == tuple(word(name, other) for other in NAMES[name] if other not in OUT)
 
@@ -128,13 +152,20 @@ def test_a_writer_is_a_client_or_with_others_but_never_in_two(copies: Path) -> N
 
 
 def test_a_class_is_kept_by_its_name_or_its_words_in_the_order_asked_for(copies: Path) -> None:
-    made = load(copies, "domainnet", classes=("wine glass", "axe", "ice_cream", "bird"), per_class=7)
+    made = load(
+        copies, "domainnet", classes=("wine glass", "axe", "ice_cream", "bird"), per_class=7
+    )
     assert made.classes == ("wine glass", "axe", "ice cream", "bird")
     assert Counter(made.labels.tolist()) == dict.fromkeys(range(4), 7)
-    named = [NAMES["domainnet"][int(file.partition("/")[2]) % 11].replace("_", " ") for file in made.files]
+    named = [
+        NAMES["domainnet"][int(file.partition("/")[2]) % 11].replace("_", " ")
+        for file in made.files
+    ]
     assert named == [made.classes[label] for label in made.labels.tolist()]
     assert made.notes == ("Left out, by classes, per_class or least: 192 of 220 examples.",)
-    with pytest.raises(ValueError, match="'wineglass' is no class of domainnet; did you mean 'wine"):
+    with pytest.raises(
+        ValueError, match="'wineglass' is no class of domainnet; did you mean 'wine"
+    ):
         load(copies, "domainnet", classes=("wineglass",))
 
 
@@ -154,13 +185,16 @@ def test_what_save_to_disk_wrote_is_a_copy_too(copies: Path, tmp_path: Path) -> 
     assert load(tmp_path, "cifar10").manifest() == load(copies, "cifar10").manifest()
 
 
-def test_a_copy_that_is_not_what_the_page_documents_is_refused(copies: Path, tmp_path: Path) -> None:
+def test_a_copy_that_is_not_what_the_page_documents_is_refused(
+    copies: Path, tmp_path: Path
+) -> None:
     path = str(copies / "dtd")
     with pytest.raises(
-        ValueError, match="uoft-cs/cifar10 documents: train has the columns image, label, not img. Right would be"
+        ValueError,
+        match=("uoft-cs/cifar10 documents: train has the columns image, label, not img. Expected"),
     ):
         load(copies, "cifar10", path=path)
-    with pytest.raises(ValueError, match="no such folder, seen from .*; right would be a copy of dtd"):
+    with pytest.raises(ValueError, match="no such folder, seen from .*; use a copy of dtd"):
         load(copies, "dtd", path="nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="cannot be read as a data set"):
@@ -179,9 +213,13 @@ def test_a_set_that_is_not_here_says_what_to_type(
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match="Type: hf download --repo-type dataset tanganke/dtd, or give a copy"):
+    with pytest.raises(
+        ValueError, match="Type: hf download --repo-type dataset tanganke/dtd, or give a copy"
+    ):
         load(copies, "dtd", path="")
-    with pytest.raises(ValueError, match="dataset stanfordnlp/sentiment140 --revision refs/pr/6, or"):
+    with pytest.raises(
+        ValueError, match="dataset stanfordnlp/sentiment140 --revision refs/pr/6, or"
+    ):
         load(copies, "sentiment140", path="")
     with pytest.raises(ValueError, match="not on the hub with its domains.*docs/data.md says how"):
         load(copies, "office-caltech10", path="")
@@ -199,7 +237,9 @@ def test_office_caltech_is_made_as_the_documents_say(
             for i in range(6):
                 Image.new("RGB", (9, 9), (i, 9, 9)).save(folder / f"frame_{i}.jpg")
     exec(recipe, {})
-    made = load(tmp_path, "office-caltech10", path="office", partition="dirichlet-in-domains", clients=4)
+    made = load(
+        tmp_path, "office-caltech10", path="office", partition="dirichlet-in-domains", clients=4
+    )
     assert made.classes == tuple(name.replace("_", " ") for name in OFFICE.split())
     assert Counter(made.domains.values()) == {"amazon": 2, "dslr": 2}
     assert len(made.inputs) == 120
@@ -208,23 +248,36 @@ def test_office_caltech_is_made_as_the_documents_say(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("dataset = 'flowers'", "dataset = 'flowers': no such set; right would be flowers102"),
-        ("dataset = 'dtd'\nclients = 0", "clients = 0 with partition = 'pathological'; right would be at least 1"),
-        ("dataset = 'dtd'\npartition = 'natural'", "dtd does not say whose an example is; right would be"),
-        ("dataset = 'dtd'\npartition = 'iid'", "data.partition = 'iid': input should be 'pathological', 'dirichlet'"),
+        ("dataset = 'flowers'", "dataset = 'flowers': no such set; expected flowers102"),
+        (
+            "dataset = 'dtd'\nclients = 0",
+            "clients = 0 with partition = 'pathological'; expected at least 1",
+        ),
+        (
+            "dataset = 'dtd'\npartition = 'natural'",
+            "dtd does not say whose an example is; use",
+        ),
+        (
+            "dataset = 'dtd'\npartition = 'iid'",
+            "data.partition = 'iid': input should be 'pathological', 'dirichlet'",
+        ),
         ("", "data.dataset is missing .one of flowers102"),
     ],
 )
 def test_options_that_do_not_fit_are_said_at_the_door(options: str, says: str) -> None:
     text = (
-        f"name = 'x'\n[data]\nname = 'hub'\n{options}\n[model]\nname = 'prompted-clip'\n[method]\nname = 'pfedmoap'\n"
+        f"name = 'x'\n[data]\nname = 'hub'\n{options}\n[model]\nname ="
+        " 'prompted-clip'\n[method]\nname = 'pfedmoap'\n"
     )
     with pytest.raises(ConfigError, match=says):
         parse(text, "here")
 
 
 def test_too_many_clients_are_said_with_the_set(copies: Path) -> None:
-    with pytest.raises(ValueError, match="dtd, partition = 'pathological': 4 classes to 3 clients: it must be 1 to 2"):
+    with pytest.raises(
+        ValueError,
+        match="dtd, partition = 'pathological': 4 classes to 3 clients: it must be 1 to 2",
+    ):
         load(copies, "dtd", clients=3)
 
 
@@ -235,7 +288,9 @@ LABELS = torch.arange(1000) % 10
 
 def partitioned(partitioner: Any, **columns: list[Any]) -> list[list[int]]:
     """The rows of each of a partitioner's clients."""
-    table = datasets.Dataset.from_dict({"row": list(range(len(next(iter(columns.values()))))), **columns})
+    table = datasets.Dataset.from_dict(
+        {"row": list(range(len(next(iter(columns.values()))))), **columns}
+    )
     partitioner.dataset = table
     return [sorted(partitioner.load_partition(i)["row"]) for i in range(partitioner.num_partitions)]
 
@@ -250,9 +305,13 @@ def test_our_natural_split_is_flowers() -> None:
 def test_flowers_pathological_clients_share_classes_and_ours_do_not() -> None:
     flower = pytest.importorskip("flwr_datasets.partitioner")
     with pytest.warns(UserWarning, match=r"Classes: \[6, 7, 8, 9\] will NOT be used"):
-        theirs = partitioned(flower.PathologicalPartitioner(5, "y", 2, "deterministic"), y=LABELS.tolist())
+        theirs = partitioned(
+            flower.PathologicalPartitioner(5, "y", 2, "deterministic"), y=LABELS.tolist()
+        )
     ours = split.pathological(LABELS, 5, rng(0, "x"))
-    shared = [Counter(c for own in hands for c in set(LABELS[own].tolist())) for hands in (theirs, ours)]
+    shared = [
+        Counter(c for own in hands for c in set(LABELS[own].tolist())) for hands in (theirs, ours)
+    ]
     assert max(shared[0].values()) == 2
     assert set(shared[1].values()) == {1}
     assert len(shared[1]) == 10
@@ -260,7 +319,9 @@ def test_flowers_pathological_clients_share_classes_and_ours_do_not() -> None:
 
 def shares(hands: list[Any], labels: torch.Tensor) -> Counter[tuple[int, ...]]:
     """How many clients have so many examples of each class."""
-    return Counter(tuple(labels[own].bincount(minlength=int(labels.max()) + 1).tolist()) for own in hands)
+    return Counter(
+        tuple(labels[own].bincount(minlength=int(labels.max()) + 1).tolist()) for own in hands
+    )
 
 
 def test_our_dominant_split_is_flowers_with_a_table_that_says_so() -> None:
@@ -275,9 +336,12 @@ def test_our_dominant_split_is_flowers_with_a_table_that_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("clients", "share", "within"), [(5, 1.0, 0), (10, 0.2, 0), (10, 0.5, 2), (50, 0.6, 2), (7, 0.5, 8)]
+    ("clients", "share", "within"),
+    [(5, 1.0, 0), (10, 0.2, 0), (10, 0.5, 2), (50, 0.6, 2), (7, 0.5, 8)],
 )
-def test_one_class_has_its_share_of_a_dominated_client(clients: int, share: float, within: int) -> None:
+def test_one_class_has_its_share_of_a_dominated_client(
+    clients: int, share: float, within: int
+) -> None:
     """And clients are equal in size, and nobody is left out."""
     labels = torch.arange(1000) % 5
     hands = split.dominant(labels, clients, share, rng(1, "x"))
@@ -304,10 +368,15 @@ def test_flowers_dirichlet_is_as_skewed_as_ours_but_uneven_in_size() -> None:
 
     def skew(hands: list[Any]) -> float:
         """The share of a client's largest class, on average over clients."""
-        return float(np.mean([max(Counter(LABELS[own].tolist()).values()) / len(own) for own in hands]))
+        return float(
+            np.mean([max(Counter(LABELS[own].tolist()).values()) / len(own) for own in hands])
+        )
 
     draws = range(20)
-    theirs = [partitioned(flower.DirichletPartitioner(10, "y", 0.5, 1, seed=i), y=LABELS.tolist()) for i in draws]
+    theirs = [
+        partitioned(flower.DirichletPartitioner(10, "y", 0.5, 1, seed=i), y=LABELS.tolist())
+        for i in draws
+    ]
     ours = [split.dirichlet(LABELS, 10, 0.5, rng(i, "x")) for i in draws]
     assert abs(np.mean([*map(skew, theirs)]) - np.mean([*map(skew, ours)])) < 0.05
     assert all({len(own) for own in hands} == {100} for hands in ours)

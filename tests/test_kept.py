@@ -1,4 +1,6 @@
-"""A split that was written down is kept: whatever comes to the data or goes, nothing else changes its part."""
+"""A split that was written down is kept: whatever comes to the data or goes, nothing else changes
+its part.
+"""
 
 import json
 import os
@@ -32,7 +34,9 @@ MANY = 20  # pictures of a class: 60 in all, of which 18 are tested on
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """One site's pictures: photographs, if FEDEXPERTS_DATA says where some are, or else plain colours."""
+    """One site's pictures: photographs, if FEDEXPERTS_DATA says where some are, or else plain
+    colours.
+    """
     real = Path(os.environ.get("FEDEXPERTS_DATA", "nowhere")) / "pacs" / "photo"
     for place, name in enumerate(CLASSES):
         folder = tmp_path / "images" / name
@@ -53,7 +57,9 @@ def picture(path: Path, number: int) -> None:
 
 
 def source(images: Path, **options: object) -> ImageFolders:
-    return ImageFolders(path=str(images), **({"side": 8, "site": "a", "classes": CLASSES} | options))  # type: ignore[arg-type]
+    return ImageFolders(
+        path=str(images), **({"side": 8, "site": "a", "classes": CLASSES} | options)
+    )  # type: ignore[arg-type]
 
 
 def written(federation: Federation, path: Path) -> Manifest:
@@ -65,7 +71,9 @@ def written(federation: Federation, path: Path) -> Manifest:
 def held(federation: Federation) -> dict[str, str]:
     """File -> client and part."""
     files = list(federation.files)
-    found = {files[place]: f"{client} {part}" for place, (client, part) in federation.holders().items()}
+    found = {
+        files[place]: f"{client} {part}" for place, (client, part) in federation.holders().items()
+    }
     return found | {files[place]: "a spare" for place in federation.spare.get("a", [])}
 
 
@@ -84,7 +92,9 @@ def test_nothing_moves_when_a_picture_goes_comes_is_copied_or_gets_another_name(
     for number in range(12):
         picture(images / "house" / f"new-{number:02}.png", 1000 + number)
     now = held(asked.again(split, 0))
-    assert {file: now[file] for file in then if file in now} == {file: then[file] for file in then if file in now}
+    assert {file: now[file] for file in then if file in now} == {
+        file: then[file] for file in then if file in now
+    }
     assert then.keys() - now.keys() == {"dog/00.jpg", "horse/03.jpg"}
     assert now["horse/zebra.jpg"] == then["horse/03.jpg"]
     assert now["house/copy.jpg"] == then["house/04.jpg"]
@@ -109,8 +119,10 @@ def test_what_changed_is_said_by_name_and_counted(images: Path, tmp_path: Path) 
     picture(images / "house" / "new.png", 1000)
     after = source(images).again(split, 0)
     part = held(after)["house/new.png"].removeprefix("a ")
-    assert str(after.changed["a"]) == (
-        f"1 new, 1 to {part} (house/new.png); 1 gone (dog/07.jpg); 1 of another class than before (horse/was-a-dog.jpg)"
+    assert (
+        str(after.changed["a"])
+        == f"1 new, 1 to {part} (house/new.png); 1 gone (dog/07.jpg); 1 of another class than"
+        " before (horse/was-a-dog.jpg)"
     )
     assert after.changed["a"].counts() == {"data_new": 1, "data_gone": 1, "data_relabelled": 1}
     label = after.labels[list(after.files).index("horse/was-a-dog.jpg")]
@@ -139,7 +151,9 @@ def test_what_comes_back_is_where_it_was(images: Path, tmp_path: Path) -> None:
     assert source(images).again(split, 0).manifest() == before.manifest()
 
 
-def test_equal_pictures_in_two_classes_keep_their_class_and_part(images: Path, tmp_path: Path) -> None:
+def test_equal_pictures_in_two_classes_keep_their_class_and_part(
+    images: Path, tmp_path: Path
+) -> None:
     shutil.copy(images / "dog" / "05.jpg", images / "house" / "zz.jpg")
     before = source(images).load(0)
     split, then = written(before, tmp_path / "split.json"), held(before)
@@ -155,11 +169,15 @@ def test_equal_pictures_in_two_classes_keep_their_class_and_part(images: Path, t
     assert held(last)["house/another.jpg"] == then["house/zz.jpg"]
 
 
-def test_new_pictures_take_the_places_that_shots_leave_and_no_more(images: Path, tmp_path: Path) -> None:
+def test_new_pictures_take_the_places_that_shots_leave_and_no_more(
+    images: Path, tmp_path: Path
+) -> None:
     asked = source(images, shots=3)
     before = asked.load(0)
     split = written(before, tmp_path / "split.json")
-    gone = next(file for file, seat in held(before).items() if seat == "a train" and file.startswith("dog"))
+    gone = next(
+        file for file, seat in held(before).items() if seat == "a train" and file.startswith("dog")
+    )
     (images / gone).unlink()
     for number in range(8):
         picture(images / "dog" / f"new-{number}.png", 1000 + number)
@@ -205,7 +223,9 @@ def test_rows_of_a_table_are_known_by_what_they_say(tmp_path: Path) -> None:
         (lambda images: [file.unlink() for file in images.rglob("*.jpg")], "no image in a"),
     ],
 )
-def test_what_a_split_cannot_be_kept_for_is_said(images: Path, tmp_path: Path, change, says: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_a_split_cannot_be_kept_for_is_said(
+    images: Path, tmp_path: Path, change, says: str
+) -> None:  # type: ignore[no-untyped-def]
     split = written(source(images).load(0), tmp_path / "split.json")
     change(images)
     with pytest.raises(ValueError, match=says):
@@ -218,7 +238,10 @@ def test_a_site_whose_every_test_picture_is_gone_is_told(images: Path, tmp_path:
     for file, seat in held(before).items():
         if seat == "a test":
             (images / file).unlink()
-    with pytest.raises(ValueError, match="client 'a' has nothing left to test on of its split: right would be to put"):
+    with pytest.raises(
+        ValueError,
+        match="client 'a' has nothing left to test on of its split: put",
+    ):
         source(images).again(split, 0)
 
 
@@ -240,21 +263,27 @@ def site(images: Path, tmp_path: Path) -> SiteFolder:
     return found
 
 
-def answers(site: SiteFolder, about: str = "one", **sections: dict[str, object]) -> tuple[Client, list[str]]:
+def answers(
+    site: SiteFolder, about: str = "one", **sections: dict[str, object]
+) -> tuple[Client, list[str]]:
     """The site's client in a run, as a process that just began makes it; what was said."""
     said: list[str] = []
     config = door.resolve([(EXPERIMENT, "test"), (sections, "test")])  # type: ignore[list-item]
     return _here(site, {"config": config.toml(), "run": about}, "a", said.append)[1], said
 
 
-def test_a_site_keeps_its_split_over_restarts_and_says_what_changed(site: SiteFolder, images: Path) -> None:
+def test_a_site_keeps_its_split_over_restarts_and_says_what_changed(
+    site: SiteFolder, images: Path
+) -> None:
     first, said = answers(site)
     assert not said
     (kept,) = (site.path / "split").glob("*.json")
     before = kept.read_bytes()
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     assert stat.S_IMODE(kept.parent.stat().st_mode) == 0o700
-    trained = held(door.split_as(door.resolve([(EXPERIMENT | {"data": here(images)}, "test")]), kept)[0])
+    trained = held(
+        door.split_as(door.resolve([(EXPERIMENT | {"data": here(images)}, "test")]), kept)[0]
+    )
     gone = next(file for file, seat in trained.items() if seat == "a train")
     (images / gone).unlink()
     again, said = answers(site)
@@ -269,7 +298,13 @@ def test_a_site_keeps_its_split_over_restarts_and_says_what_changed(site: SiteFo
 
 
 def here(images: Path) -> dict[str, object]:
-    return {"name": "image-folders", "side": 32, "classes": list(CLASSES), "site": "a", "path": str(images)}
+    return {
+        "name": "image-folders",
+        "side": 32,
+        "classes": list(CLASSES),
+        "site": "a",
+        "path": str(images),
+    }
 
 
 def test_a_later_run_with_the_same_settings_has_the_same_split_and_another_seed_its_own(
@@ -285,7 +320,9 @@ def test_a_later_run_with_the_same_settings_has_the_same_split_and_another_seed_
     assert len(list((site.path / "split").glob("*.json"))) == 2
 
 
-@pytest.mark.parametrize("damage", [lambda text: text[:-9], lambda text: text.replace(b'"test":[', b'"test":[1', 1)])
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-9], lambda text: text.replace(b'"test":[', b'"test":[1', 1)]
+)
 def test_a_damaged_split_of_a_site_names_itself(site: SiteFolder, damage) -> None:  # type: ignore[no-untyped-def]
     answers(site)
     (kept,) = (site.path / "split").glob("*.json")
@@ -299,8 +336,10 @@ def test_a_damaged_split_of_a_site_names_itself(site: SiteFolder, damage) -> Non
 
 def asked(images: Path, *settings: str) -> list[door.Config]:
     base = EXPERIMENT | {"data": here(images), "run": {"rounds": 1}, "learning": {"epochs": 1}}
-    return [door.resolve([(base, "test"), ({"name": name, "learning": {"rate": rate}}, "test")]) for name, rate in
-            (("one", 0.1), ("two", 0.2))]  # fmt: skip
+    return [
+        door.resolve([(base, "test"), ({"name": name, "learning": {"rate": rate}}, "test")])
+        for name, rate in (("one", 0.1), ("two", 0.2))
+    ]
 
 
 @pytest.fixture
@@ -327,7 +366,9 @@ def test_a_study_whose_data_changed_stops_and_says_what(begun: Path, images: Pat
     assert "--changed-data" in words
 
 
-def test_a_study_that_is_told_to_go_on_keeps_the_split_and_says_so(begun: Path, images: Path) -> None:
+def test_a_study_that_is_told_to_go_on_keeps_the_split_and_says_so(
+    begun: Path, images: Path
+) -> None:
     (images / "dog" / "00.jpg").unlink()
     picture(images / "dog" / "new.png", 1000)
     study.advance(begun, changed_data=True)
@@ -346,10 +387,14 @@ def parts(run: Path) -> set[tuple[str, str]]:
     split = manifest(run / "split.json")
     files = list(split.files)
     own = split.clients["a"]
-    return {(files[place], part) for part in ("train", "valid", "test") for place in getattr(own, part)}
+    return {
+        (files[place], part) for part in ("train", "valid", "test") for place in getattr(own, part)
+    }
 
 
-def test_a_run_that_has_not_begun_is_held_to_the_data_of_the_others(begun: Path, images: Path) -> None:
+def test_a_run_that_has_not_begun_is_held_to_the_data_of_the_others(
+    begun: Path, images: Path
+) -> None:
     study.advance(begun)
     for name in ("one", "two"):
         shutil.rmtree(begun / name / "seed-1")
@@ -370,5 +415,7 @@ def test_another_source_is_compared_as_a_whole(tmp_path: Path) -> None:
     plain = json.loads(file.read_text())
     del plain["check"]
     file.write_text(json.dumps(sealed(plain | {"labels": "0"})))
-    with pytest.raises(ValueError, match="the data are not those of .*split.json. its labels have another hash"):
+    with pytest.raises(
+        ValueError, match="the data are not those of .*split.json. its labels have another hash"
+    ):
         study.work(study.Unit(config, tmp_path / "run"))

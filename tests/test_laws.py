@@ -1,6 +1,8 @@
-"""The eight laws, each over every method that makes sense of it; the third, a crash, is in test_crash.py.
+"""The eight laws, each over every method that makes sense of it; the third, a crash, is in
+test_crash.py.
 
-A law is about all methods: to put a new one under them, add a case to conftest.CASES and a row to FIELDS below.
+A law is about all methods: to put a new one under them, add a case to conftest.CASES and a row to
+FIELDS below.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -52,8 +54,12 @@ def test_every_method_is_under_the_laws() -> None:
 
 
 @every_world
-def test_the_wire_changes_nothing(world: Any, case: Case, tmp_path: Path, remembered: Remembered) -> None:
-    """Law 1: turned into bytes, asked and answered in reverse, every bit is the same, and who trains with whom."""
+def test_the_wire_changes_nothing(
+    world: Any, case: Case, tmp_path: Path, remembered: Remembered
+) -> None:
+    """Law 1: turned into bytes, asked and answered in reverse, every bit is the same, and who
+    trains with whom.
+    """
     config = world(case, engine={"together": 2, "workers": 1})
     here = left_behind(remembered(config))
     there = left_behind(carry_out(config, tmp_path / "there", Wire))
@@ -65,7 +71,9 @@ def test_the_wire_changes_nothing(world: Any, case: Case, tmp_path: Path, rememb
 
 @every_world
 def test_together_is_alone(world: Any, case: Case, tmp_path: Path, remembered: Remembered) -> None:
-    """Law 2: stacked or one at a time, clients of unequal example counts end at the same tensors."""
+    """Law 2: stacked or one at a time, clients of unequal example counts end at the same
+    tensors.
+    """
     one = left_behind(remembered(world(case)))
     many = left_behind(carry_out(world(case, engine={"together": 5}), tmp_path / "many"))
     assert one.keys() == many.keys()
@@ -101,11 +109,14 @@ class Leaky(PFedMoAP):
         return Finished(finished.stays, finished.leaves | gate)
 
 
-def test_a_method_that_leaks_its_gate_is_stopped_before_anything_is_sent_or_saved(tmp_path: Path) -> None:
+def test_a_method_that_leaks_its_gate_is_stopped_before_anything_is_sent_or_saved(
+    tmp_path: Path,
+) -> None:
     """Law 4: the seal raises in the first round in which there is a gate to leak."""
     config = tiny(Case({**GATE, "name": "test_laws:Leaky"}), run={"participation": 1.0})
     with pytest.raises(
-        ValueError, match=r"client a was about to send \['gate.key.bias'.*lets only \['context'\] leave"
+        ValueError,
+        match=r"client a was about to send \['gate.key.bias'.*lets only \['context'\] leave",
     ):
         carry_out(config, tmp_path / "run")
     kept = sorted(path.name for path in (tmp_path / "run" / "private").rglob("*.private"))
@@ -114,7 +125,9 @@ def test_a_method_that_leaks_its_gate_is_stopped_before_anything_is_sent_or_save
 
 @every_case
 def test_nothing_that_stays_is_in_any_bytes_that_leave(case: Case, tmp_path: Path) -> None:
-    """Law 4: what a client keeps and may not upload is searched for in everything that it ever replied."""
+    """Law 4: what a client keeps and may not upload is searched for in everything that it ever
+    replied.
+    """
     left: list[bytes] = []
 
     def listen(reply: Reply) -> Reply:
@@ -139,11 +152,16 @@ def test_nothing_that_stays_is_in_any_bytes_that_leave(case: Case, tmp_path: Pat
 # ---- 5
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items() if case.own])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name) for name, case in CASES.items() if case.own]
+)
 def test_clients_are_sent_what_is_their_own(case: Case, tmp_path: Path) -> None:
-    """Law 5: no two payloads are equal, with the order or after it; of prompts each client gets all but its own."""
+    """Law 5: no two payloads are equal, with the order or after it; of prompts each client gets all
+    but its own.
+    """
     job, _ = job_and_engine(
-        tiny(case, method={"experts": 4} if "moap" in str(case.method) else {}), tmp_path / "private"
+        tiny(case, method={"experts": 4} if "moap" in str(case.method) else {}),
+        tmp_path / "private",
     )
     state = server(carry_out(tiny(case, run={"participation": 1.0}), tmp_path / "run"))
     expected = job.method.expects(state, job.model)
@@ -155,9 +173,14 @@ def test_clients_are_sent_what_is_their_own(case: Case, tmp_path: Path) -> None:
 
 @every_case
 def test_no_clients_result_depends_on_who_trained_before_it(case: Case, tmp_path: Path) -> None:
-    """Law 5 and pitfall 8: gates, experts and momentum do not reach the next client, whatever the order."""
+    """Law 5 and pitfall 8: gates, experts and momentum do not reach the next client, whatever the
+    order.
+    """
     config = tiny(case, learning={"momentum": 0.9}, run={"participation": 1.0})
-    ends = [carry_out(config, tmp_path / o, lambda engine, o=o: InOrder(engine, o)) for o in ("abcde", "dcaeb")]
+    ends = [
+        carry_out(config, tmp_path / o, lambda engine, o=o: InOrder(engine, o))
+        for o in ("abcde", "dcaeb")
+    ]
     assert left_behind(ends[0]) == left_behind(ends[1])
 
 
@@ -175,7 +198,9 @@ def long_run(name: str, remembered: Remembered) -> RunDir:
     return remembered(tiny(CASES[name], learning={"epochs": 4}, run=much, engine={"together": 5}))
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.method["name"] != "central"])
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if case.method["name"] != "central"]
+)
 def test_it_learns(name: str, remembered: Remembered) -> None:
     """Law 6: clients' own accuracy, 37 to 41 percent at the start, gains more than 20 points."""
     start, end = ends(name, remembered)
@@ -184,10 +209,12 @@ def test_it_learns(name: str, remembered: Remembered) -> None:
 
 @pytest.mark.parametrize("name", ["nearest", "random", "averaged", "gate-alone"])
 def test_a_mixture_is_above_its_own_ablation(name: str, remembered: Remembered) -> None:
-    """Law 6: attention gates beat the shared prompt alone (PromptFL), which is pFedMoAP without gate and experts.
+    """Law 6: attention gates beat the shared prompt alone (PromptFL), which is pFedMoAP without
+    gate and experts.
 
-    It holds for the four seeds that were tried, by 13 points and more. Whether experts beat the gate alone (K = 0) is
-    not asserted: neither here nor on the digits is that robust. Nor is it that the linear gate beats PromptFL.
+    It holds for the four seeds that were tried, by 13 points and more. Whether experts beat the
+    gate alone (K = 0) is not asserted: neither here nor on the digits is that robust. Nor is it
+    that the linear gate beats PromptFL.
     """
     assert ends(name, remembered)[1].mean > ends("fedavg", remembered)[1].mean + 8
 
@@ -199,10 +226,15 @@ def test_the_servers_model_learns_too(remembered: Remembered) -> None:
     assert end.server > start.server + 20
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.method["name"] == "fedmoe"])
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if case.method["name"] == "fedmoe"]
+)
 def test_the_servers_mixture_learns_too(name: str, remembered: Remembered) -> None:
     """Law 6 for what no client holds."""
-    start, end = (row["test_correct"] / row["test_examples"] for row in long_run(name, remembered).rows("server.jsonl"))
+    start, end = (
+        row["test_correct"] / row["test_examples"]
+        for row in long_run(name, remembered).rows("server.jsonl")
+    )
     assert end > start + 0.2
 
 
@@ -233,7 +265,10 @@ def avg(*values: Any, **learning: Any) -> Other:
 
 
 def moe(*values: Any, **method: Any) -> Other:
-    return Other(values, replace(CASES["fedmoe"], method=CASES["fedmoe"].method | {"temperature": 0.01} | method))
+    return Other(
+        values,
+        replace(CASES["fedmoe"], method=CASES["fedmoe"].method | {"temperature": 0.01} | method),
+    )
 
 
 def start(*values: Any, **settings: Any) -> Other:
@@ -247,7 +282,12 @@ FIELDS: dict[type, dict[str, Other]] = {
         "epochs": Other((2,), CASES["central"]),
         "rate": Other((0.01,), CASES["central"]),
     },
-    METHODS["fedavg-tuned"]: {"mu": tuned(0.3), "epochs": tuned(3), "tune_rate": tuned(0.1), "keep": tuned(False)},
+    METHODS["fedavg-tuned"]: {
+        "mu": tuned(0.3),
+        "epochs": tuned(3),
+        "tune_rate": tuned(0.1),
+        "keep": tuned(False),
+    },
     METHODS["fedjets"]: {"experts": Other((1, 3), CASES["fedjets"])},
     METHODS["pfedmoap"]: {
         "experts": moap(0, 1),
@@ -287,7 +327,11 @@ FIELDS: dict[type, dict[str, Other]] = {
         "tune_rate": moe(0.01, tune_epochs=1),
     },
     MixtureSettings: {"experts": moe(4), "mains": moe(0, 2, tune_epochs=1), "top": moe(2)},
-    StartSettings: {"epochs": start(1, 2), "rate": start(0.01, epochs=1), "batch": start(4, epochs=1)},
+    StartSettings: {
+        "epochs": start(1, 2),
+        "rate": start(0.01, epochs=1),
+        "batch": start(4, epochs=1),
+    },
     Learning: {
         "epochs": avg(1),
         "batch": avg(3),
@@ -306,23 +350,39 @@ FIELDS: dict[type, dict[str, Other]] = {
     },
     Schedule: {"rounds": avg(2), "participation": avg(0.4), "evaluate_every": avg(2)},
 }
-SECTIONS = {Learning: "learning", Schedule: "run", MixtureSettings: "mixture", StartSettings: "start", Guard: "guard"}
-every_field = [pytest.param(kind, name, id=f"{kind.__name__}.{name}") for kind in FIELDS for name in FIELDS[kind]]
+SECTIONS = {
+    Learning: "learning",
+    Schedule: "run",
+    MixtureSettings: "mixture",
+    StartSettings: "start",
+    Guard: "guard",
+}
+every_field = [
+    pytest.param(kind, name, id=f"{kind.__name__}.{name}")
+    for kind in FIELDS
+    for name in FIELDS[kind]
+]
 
 
 PRESETS = {METHODS["fedmoe-strong"]: METHODS["fedmoe"]}
 
 
 @pytest.mark.parametrize(("preset", "method"), PRESETS.items())
-def test_a_preset_has_the_fields_of_its_method_with_other_defaults(preset: type, method: type) -> None:
+def test_a_preset_has_the_fields_of_its_method_with_other_defaults(
+    preset: type, method: type
+) -> None:
     mine, its = ({f.name: f.default for f in fields(kind)} for kind in (preset, method))
     assert mine.keys() == its.keys()
     assert mine != its
 
 
-@pytest.mark.parametrize("kind", [*(kind for kind in METHODS.values() if kind not in PRESETS), *SECTIONS])
+@pytest.mark.parametrize(
+    "kind", [*(kind for kind in METHODS.values() if kind not in PRESETS), *SECTIONS]
+)
 def test_no_field_is_forgotten(kind: type) -> None:
-    """Law 7 would otherwise hold for a list of our choosing; a field with choices must show every one of them."""
+    """Law 7 would otherwise hold for a list of our choosing; a field with choices must show every
+    one of them.
+    """
     hints = get_type_hints(kind)
     assert FIELDS[kind].keys() == {f.name for f in fields(kind)}
     for f in fields(kind):
@@ -345,9 +405,17 @@ def numbers(folder: RunDir) -> list[float]:
     """Losses, distances and accuracies, of the server too: not what a log repeats of a payload."""
     rounds, clients = folder.rows("rounds.jsonl"), folder.rows("clients.jsonl")
     own = [
-        row[key] for row in folder.rows("server.jsonl") for key in ("test_correct", "alpha", "entropy") if key in row
+        row[key]
+        for row in folder.rows("server.jsonl")
+        for key in ("test_correct", "alpha", "entropy")
+        if key in row
     ]
-    trained = [facts[key] for row in rounds for facts in row["trained"].values() for key in ("loss", "moved")]
+    trained = [
+        facts[key]
+        for row in rounds
+        for facts in row["trained"].values()
+        for key in ("loss", "moved")
+    ]
     return trained + own + [row["test_correct"] for row in clients]
 
 
@@ -356,7 +424,9 @@ def numbers(folder: RunDir) -> list[float]:
 
 @pytest.mark.parametrize("workers", [2, 4])
 @every_case
-def test_the_number_of_workers_changes_no_bit(case: Case, workers: int, tmp_path: Path, remembered: Remembered) -> None:
+def test_the_number_of_workers_changes_no_bit(
+    case: Case, workers: int, tmp_path: Path, remembered: Remembered
+) -> None:
     """Law 8: who is computed together depends on the orders alone."""
     one = remembered(tiny(case, engine={"together": 2, "workers": 1}))
     more = carry_out(tiny(case, engine={"together": 2, "workers": workers}), tmp_path / "more")
@@ -364,7 +434,9 @@ def test_the_number_of_workers_changes_no_bit(case: Case, workers: int, tmp_path
 
 
 @every_case
-def test_the_same_seed_gives_the_same_bits(case: Case, tmp_path: Path, remembered: Remembered) -> None:
+def test_the_same_seed_gives_the_same_bits(
+    case: Case, tmp_path: Path, remembered: Remembered
+) -> None:
     """Law 8."""
     again = carry_out(tiny(case), tmp_path / "again")
     assert left_behind(remembered(tiny(case))) == left_behind(again)
@@ -372,7 +444,10 @@ def test_the_same_seed_gives_the_same_bits(case: Case, tmp_path: Path, remembere
 
 def test_one_seed_reaches_the_split_the_few_shot_draw_and_the_sampling() -> None:
     """Law 8 and pitfall 6."""
-    whole, few = DigitsScanners(clients=4, scanners=1), DigitsScanners(clients=4, scanners=1, shots=2)
+    whole, few = (
+        DigitsScanners(clients=4, scanners=1),
+        DigitsScanners(clients=4, scanners=1, shots=2),
+    )
     assert whole.load(0).manifest() == whole.load(0).manifest()
     assert few.load(0).manifest() == few.load(0).manifest()
     split = [{c: p.test.tolist() for c, p in whole.load(seed).parts.items()} for seed in (0, 1)]

@@ -19,7 +19,9 @@ CLASSES, WIDTH = 3, 4
 
 
 def logits(local: Local, x: Tensor) -> Tensor:
-    return x @ local.trained["head.weight"].T * local.trained["gain"] + local.fixed.get("shift", torch.zeros(()))
+    return x @ local.trained["head.weight"].T * local.trained["gain"] + local.fixed.get(
+        "shift", torch.zeros(())
+    )
 
 
 def step(local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
@@ -63,13 +65,18 @@ def by_hand(local: Local, data: Examples, rate: float, gain_rate: float, steps: 
 
 
 def near(one: Tensors, other: Tensors) -> bool:
-    return all(torch.allclose(one[name], other[name], atol=1e-6) for name in one) and one.keys() == other.keys()
+    return (
+        all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+        and one.keys() == other.keys()
+    )
 
 
 def test_a_step_is_gradient_descent_with_each_tensors_own_rate() -> None:
     """`head.*` has a rate of its own; a padded batch weighs only the examples that are there."""
     data = examples(5)
-    (found,), _ = trained(Learning(epochs=3, batch=8, rate=0.5), [start()], [data], {"head": 0.1}, factor=0.5)
+    (found,), _ = trained(
+        Learning(epochs=3, batch=8, rate=0.5), [start()], [data], {"head": 0.1}, factor=0.5
+    )
     assert near(found, by_hand(start(), data, rate=0.05, gain_rate=0.25, steps=3))
 
 
@@ -95,10 +102,17 @@ def test_the_start_is_not_written_over() -> None:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_clients_trained_together_are_as_if_alone(optimizer: Any) -> None:
-    """Law 2, with momentum and decay: 1, 7 and 11 examples in batches of 3; who has fewer stops where it is."""
-    learning = Learning(epochs=3, batch=3, optimizer=optimizer, rate=0.05, momentum=0.9, weight_decay=0.1)
+    """Law 2, with momentum and decay: 1, 7 and 11 examples in batches of 3; who has fewer stops
+    where it is.
+    """
+    learning = Learning(
+        epochs=3, batch=3, optimizer=optimizer, rate=0.05, momentum=0.9, weight_decay=0.1
+    )
     names = ["a", "b", "c"]
-    starts, data = [start(n) for n in names], [examples(count, n) for count, n in zip((1, 7, 11), names, strict=True)]
+    starts, data = (
+        [start(n) for n in names],
+        [examples(count, n) for count, n in zip((1, 7, 11), names, strict=True)],
+    )
     together, losses = trained(learning, starts, data)
     for i in range(3):
         (alone,), (loss,) = trained(learning, [starts[i]], [data[i]])
@@ -116,7 +130,9 @@ def test_one_that_diverges_does_not_touch_those_trained_with_it() -> None:
 
 
 def test_what_moves_by_itself_has_no_gradient_and_no_decay() -> None:
-    """A count of steps and a running mean: each step says where they are next, and only of the clients that took it."""
+    """A count of steps and a running mean: each step says where they are next, and only of the
+    clients that took it.
+    """
 
     def moved(local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
         own = local.trained
@@ -128,7 +144,16 @@ def test_what_moves_by_itself_has_no_gradient_and_no_decay() -> None:
     starts = [Local(start(name).trained | begun) for name in names]
     learning = Learning(epochs=1, batch=4, rate=0.0001, weight_decay=0.1)
     generators = [rng(0, "batches", client=name) for name in names]
-    found, _ = fit(moved, lambda _: 0.0, starts, [examples(3), examples(9)], generators, learning, {}, moving=moving)
+    found, _ = fit(
+        moved,
+        lambda _: 0.0,
+        starts,
+        [examples(3), examples(9)],
+        generators,
+        learning,
+        {},
+        moving=moving,
+    )
     assert [int(each["steps"]) for each in found] == [4, 6]
     assert found[0]["mean"] == 3
     assert float(found[1]["mean"]) == pytest.approx(5, abs=0.01)
@@ -136,8 +161,12 @@ def test_what_moves_by_itself_has_no_gradient_and_no_decay() -> None:
 
 
 def seen(learning: Learning, count: int, views: int) -> Tensor:
-    """[steps, B, 2]: which example and view stands where in training, read off the inputs themselves."""
-    places = torch.stack(torch.meshgrid(torch.arange(count), torch.arange(views), indexing="ij"), -1).float()
+    """[steps, B, 2]: which example and view stands where in training, read off the inputs
+    themselves.
+    """
+    places = torch.stack(
+        torch.meshgrid(torch.arange(count), torch.arange(views), indexing="ij"), -1
+    ).float()
     steps: list[Tensor] = []
 
     def watch(local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
@@ -145,7 +174,15 @@ def seen(learning: Learning, count: int, views: int) -> Tensor:
         return x * local.trained["gain"], {}
 
     data = Examples(places, torch.zeros(count, dtype=torch.int64))
-    fit(watch, lambda _: 0.0, [Local({"gain": torch.ones(())})], [data], [rng(0, "batches")], learning, {})
+    fit(
+        watch,
+        lambda _: 0.0,
+        [Local({"gain": torch.ones(())})],
+        [data],
+        [rng(0, "batches")],
+        learning,
+        {},
+    )
     return torch.stack(steps)
 
 
@@ -165,27 +202,43 @@ def test_views_are_drawn_for_each_example_and_epoch() -> None:
 def test_a_schedule_is_a_pure_function_of_the_round() -> None:
     """Pitfall 10: nothing is stepped, so nothing is stepped for somebody else."""
     cosine = Learning(schedule="cosine")
-    forth, back = [cosine.factor(r, 8) for r in range(1, 9)], [cosine.factor(r, 8) for r in range(8, 0, -1)]
-    assert forth == back[::-1] == pytest.approx([(1 + math.cos(math.pi * r / 8)) / 2 for r in range(8)])
+    forth, back = (
+        [cosine.factor(r, 8) for r in range(1, 9)],
+        [cosine.factor(r, 8) for r in range(8, 0, -1)],
+    )
+    assert (
+        forth
+        == back[::-1]
+        == pytest.approx([(1 + math.cos(math.pi * r / 8)) / 2 for r in range(8)])
+    )
     assert forth[0] == 1 > forth[-1] > 0
     assert Learning().factor(5, 8) == 1
 
 
 def test_fedprox_adds_its_own_gradient() -> None:
-    """Pitfall 12: mu changes the update, by mu times the distance to the global model and not otherwise."""
+    """Pitfall 12: mu changes the update, by mu times the distance to the global model and not
+    otherwise.
+    """
     mu, rate, data = 0.5, 0.1, examples(5)
     shared = {name: value + 0.3 for name, value in start().trained.items()}
     local = Local(start().trained, shared)
     (plain,), _ = trained(Learning(epochs=1, batch=5, rate=rate), [local], [data])
-    (prox,), _ = trained(Learning(epochs=1, batch=5, rate=rate), [local], [data], penalty=FedAvg(mu=mu).penalty)
-    pulled = {name: plain[name] - rate * mu * (local.trained[name] - shared[name]) for name in plain}
+    (prox,), _ = trained(
+        Learning(epochs=1, batch=5, rate=rate), [local], [data], penalty=FedAvg(mu=mu).penalty
+    )
+    pulled = {
+        name: plain[name] - rate * mu * (local.trained[name] - shared[name]) for name in plain
+    }
     assert near(prox, pulled)
     assert not near(prox, plain)
 
 
 def test_fedavg_weighs_by_examples() -> None:
     """By hand: 1 and 3 examples."""
-    uploads = [Upload("a", {"gain": torch.tensor(0.0)}, 1), Upload("b", {"gain": torch.tensor(4.0)}, 3)]
+    uploads = [
+        Upload("a", {"gain": torch.tensor(0.0)}, 1),
+        Upload("b", {"gain": torch.tensor(4.0)}, 3),
+    ]
     after = FedAvg().merge(given(TinyProbe()), {"global.gain": torch.tensor(9.0)}, uploads, 1)
     assert after["global.gain"] == 3
 

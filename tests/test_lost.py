@@ -1,4 +1,6 @@
-"""What is lost, damaged or in the way on a disk: it is named with what to do, and never taken for a fresh start."""
+"""What is lost, damaged or in the way on a disk: it is named with what to do, and never taken for a
+fresh start.
+"""
 
 import builtins
 import errno
@@ -59,9 +61,13 @@ def test_a_private_state_that_is_gone_is_named_and_nobody_begins_afresh(
 ) -> None:
     before = {path: data for path, data in every_file(folder.path).items() if "checkpoints" in path}
     lose(folder.path / "private")
-    with pytest.raises(ValueError, match=rf"private state of client {client} is gone.*backup.*--forget {client}"):
+    with pytest.raises(
+        ValueError, match=rf"private state of client {client} is gone.*backup.*--forget {client}"
+    ):
         carry_out(LONGER, folder.path)
-    assert {path: data for path, data in every_file(folder.path).items() if "checkpoints" in path} == before
+    assert {
+        path: data for path, data in every_file(folder.path).items() if "checkpoints" in path
+    } == before
 
 
 @every_loss
@@ -69,8 +75,12 @@ def test_a_private_state_that_is_gone_is_named_and_nobody_begins_afresh(
 def test_a_study_says_so_before_it_asks_anybody(
     engine: str, lose: Callable[[Path], Any], client: str, folder: RunDir, tmp_path: Path
 ) -> None:
-    """Also where clients live in other processes, whose errors are their own: here the disk is the run's."""
-    longer = tiny(CASES["nearest"], run={"rounds": 4, "participation": 1.0}, engine={"name": engine})
+    """Also where clients live in other processes, whose errors are their own: here the disk is the
+    run's.
+    """
+    longer = tiny(
+        CASES["nearest"], run={"rounds": 4, "participation": 1.0}, engine={"name": engine}
+    )
     run = RunDir.create(tmp_path / "longer", longer.toml(), {})
     for part in ("checkpoints", "private"):
         shutil.copytree(folder.path / part, run.path / part)
@@ -87,12 +97,18 @@ def test_an_older_backup_is_no_newest_state(folder: RunDir) -> None:
     assert older is not None
     states.forget("c")
     states.save("c", 2, older)
-    with pytest.raises(ValueError, match="it kept one in round 3, and the newest there is of round 2"):
+    with pytest.raises(
+        ValueError, match="it kept one in round 3, and the newest there is of round 2"
+    ):
         carry_out(LONGER, folder.path)
 
 
-def test_a_site_that_lost_its_state_answers_so_until_the_operator_forgets_it(tmp_path: Path) -> None:
-    """In a deployment: the reply is an error that names it, and without the server's knowledge it begins afresh."""
+def test_a_site_that_lost_its_state_answers_so_until_the_operator_forgets_it(
+    tmp_path: Path,
+) -> None:
+    """In a deployment: the reply is an error that names it, and without the server's knowledge it
+    begins afresh.
+    """
     pytest.importorskip("flwr")
     from fedexperts.flower import answered
     from fedexperts.message import decode_reply, encode
@@ -102,7 +118,8 @@ def test_a_site_that_lost_its_state_answers_so_until_the_operator_forgets_it(tmp
 
     def reply(round: int, kept: int) -> Any:
         data, _ = answered(
-            lambda name: (job, engine.sites[name]), encode(Order("b", round, "train", sent, 2**20, kept))
+            lambda name: (job, engine.sites[name]),
+            encode(Order("b", round, "train", sent, 2**20, kept)),
         )
         return decode_reply(data, 2**20)
 
@@ -118,11 +135,15 @@ def test_only_a_client_s_own_answer_says_what_it_kept(tmp_path: Path) -> None:
     sent = job.method.send(state, ["a", "b"], 1, job.seed)
     ledger.exchange([Order("b", 1, "train", sent["b"].tensors)])
     assert ledger.kept == {"b": 1}
-    ledger.exchange([Order(client, 1, "predict", job.method.publish(state)) for client in ("a", "b")])
+    ledger.exchange(
+        [Order(client, 1, "predict", job.method.publish(state)) for client in ("a", "b")]
+    )
     assert ledger.kept == {"b": 1}
 
 
-def test_who_never_trained_and_who_keeps_nothing_miss_nothing(tmp_path: Path, remembered: Remembered) -> None:
+def test_who_never_trained_and_who_keeps_nothing_miss_nothing(
+    tmp_path: Path, remembered: Remembered
+) -> None:
     for name, few in (("nearest", 0.2), ("fedavg", 1.0)):
         config = tiny(CASES[name], run={"rounds": 2, "participation": few})
         folder = RunDir(tmp_path / name)
@@ -142,7 +163,9 @@ def test_a_client_that_is_forgotten_begins_afresh_alone_and_the_run_says_so(
     (folder.path / "private" / "c" / "round-000003.private").unlink()
     folder.forget("c")
     carry_out(LONGER, folder.path)
-    rounds = {c: read_checked(folder.path / "private" / c / "kept.json", "")["rounds"] for c in "abcde"}
+    rounds = {
+        c: read_checked(folder.path / "private" / c / "kept.json", "")["rounds"] for c in "abcde"
+    }
     assert rounds == {c: [4] if c == "c" else [2, 3, 4] for c in "abcde"}
     assert folder.rows("events.jsonl") == [{"round": 3, "forgot": "c"}]
     assert folder.kept() == dict.fromkeys("abcde", 4)
@@ -160,7 +183,7 @@ def test_forget_is_said_on_the_command_line_and_of_one_run_alone(tmp_path: Path)
     assert (done.exit_code, "no such client has kept anything" in done.output) == (1, True)
     done = call("resume", tmp_path / "runs", "--forget", "c")
     assert done.exit_code == 1
-    assert f"right would be one of {run}" in done.output
+    assert f"expected one of {run}" in done.output
     (run / "private" / "c" / "round-000003.private").unlink()
     done = call("resume", run)
     assert done.exit_code == 1
@@ -197,7 +220,8 @@ def test_a_flipped_bit_in_any_file_is_named_by_resume_compare_and_report(finishe
         whole = file.read_bytes()
         for place in (0, len(whole) // 2, len(whole) - 1):
             file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-            for ask in (study.advance, lambda path: collect([path])):  # compare and report are of what is collected
+            # compare and report are of what is collected
+            for ask in (study.advance, lambda path: collect([path])):
                 with pytest.raises(ValueError, match=str(file)):
                     ask(finished)
         file.write_bytes(whole)
@@ -209,7 +233,9 @@ def test_a_file_that_is_gone_is_named(finished: Path, tmp_path: Path) -> None:
     for name in ("config.toml", "environment.json", "split.json"):
         os.replace(run / name, tmp_path / name)
         for ask in (study.advance, lambda path: collect([path])):
-            with pytest.raises(ValueError, match=f"{run / name} is gone: put a backup in its place"):
+            with pytest.raises(
+                ValueError, match=f"{run / name} is gone: put a backup in its place"
+            ):
                 ask(finished)
         os.replace(tmp_path / name, run / name)
 
@@ -219,15 +245,22 @@ def test_what_version_0_1_wrote_says_so(folder: RunDir) -> None:
     said = read_checked(manifest, "")
     del said["version"]
     write_checked(manifest, said)
-    with pytest.raises(ValueError, match=r"manifest.json was not written by this version.*run anew in another folder"):
+    with pytest.raises(
+        ValueError,
+        match=r"manifest.json was not written by this version.*run anew in another folder",
+    ):
         folder.load()
     (folder.path / "hashes.json").unlink()
     with pytest.raises(ValueError, match=r"made by fedexperts 0\.1.*Run anew in another folder"):
         folder.load()
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"3", b"[]", b"null", b'{"id": 3}', b"\xff\xfe", b"[" * 100_000])
-def test_a_small_file_that_is_damaged_is_named_whatever_it_holds(text: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"3", b"[]", b"null", b'{"id": 3}', b"\xff\xfe", b"[" * 100_000]
+)
+def test_a_small_file_that_is_damaged_is_named_whatever_it_holds(
+    text: bytes, tmp_path: Path
+) -> None:
     """Study, trackers, a deployment's runs: one way of reading them all."""
     from fedexperts.deploy.runs import Run
 
@@ -264,14 +297,18 @@ def small(tmp_path: Path) -> Iterator[Path]:
     """A disk with room for a few files."""
     place = tmp_path / "small"
     place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", place], capture_output=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", place], capture_output=True
+    )
     if done.returncode:
         pytest.skip(f"no disk of one's own can be had here: {done.stderr.decode().strip()}")
     yield place
     subprocess.run(["umount", place], check=True)
 
 
-def test_a_run_on_a_disk_that_fills_up_goes_on_once_there_is_room(small: Path, remembered: Remembered) -> None:
+def test_a_run_on_a_disk_that_fills_up_goes_on_once_there_is_room(
+    small: Path, remembered: Remembered
+) -> None:
     """To the same bytes."""
     with pytest.raises(OSError, match="No space left on device") as full:
         carry_out(MOAP, small / "run")
@@ -282,7 +319,8 @@ def test_a_run_on_a_disk_that_fills_up_goes_on_once_there_is_room(small: Path, r
 
 
 @pytest.mark.parametrize(
-    ("number", "what"), [(errno.ENOSPC, "make room"), (errno.EROFS, "only be read"), (errno.EDQUOT, "quota")]
+    ("number", "what"),
+    [(errno.ENOSPC, "make room"), (errno.EROFS, "only be read"), (errno.EDQUOT, "quota")],
 )
 def test_the_command_line_says_file_first_and_what_to_do(
     number: int, what: str, finished: Path, monkeypatch: pytest.MonkeyPatch
@@ -305,20 +343,27 @@ def test_the_command_line_says_file_first_and_what_to_do(
 # ---- leftovers, and two at once
 
 
-def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_writes_is_not(
+    tmp_path: Path,
+) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
     for name in (f".a.json.{gone.pid}.part", f".b.{os.getppid()}.part", ".c.part", ".d.json"):
         (tmp_path / name).write_text("")
     (tmp_path / f".folder.{gone.pid}.part" / "inner").mkdir(parents=True)
     sweep(list(tmp_path.iterdir()))
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f".b.{os.getppid()}.part", ".d.json"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [f".b.{os.getppid()}.part", ".d.json"]
+    )
 
 
 def test_a_half_deleted_checkpoint_and_what_lies_beside_it_are_swept_by_the_next_run(
     folder: RunDir, remembered: Remembered
 ) -> None:
-    shutil.copytree(folder.path / "checkpoints" / "round-000002", folder.path / "checkpoints" / ".round-000001.part")
+    shutil.copytree(
+        folder.path / "checkpoints" / "round-000002",
+        folder.path / "checkpoints" / ".round-000001.part",
+    )
     (folder.path / "checkpoints" / ".round-000001.part" / "manifest.json").unlink()
     (folder.path / "private" / "c" / ".round-000009.private.1234567.part").write_bytes(b"half")
     carry_out(MOAP, folder.path)
@@ -326,7 +371,10 @@ def test_a_half_deleted_checkpoint_and_what_lies_beside_it_are_swept_by_the_next
 
 
 def test_a_study_sweeps_what_was_left_of_its_runs(finished: Path) -> None:
-    left = [finished / ".study.json.1234567.part", finished / "tiny" / ".seed-0.1234567.part" / "config.toml"]
+    left = [
+        finished / ".study.json.1234567.part",
+        finished / "tiny" / ".seed-0.1234567.part" / "config.toml",
+    ]
     for file in left:
         file.parent.mkdir(exist_ok=True)
         file.write_text("half")
@@ -357,7 +405,10 @@ def create_at_once(path: Path, start: Any, said: Any) -> None:
 def test_of_many_who_make_one_folder_at_the_same_instant_exactly_one_does(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     start, said = context.Barrier(6), context.SimpleQueue()
-    children = [context.Process(target=create_at_once, args=(tmp_path / "runs", start, said)) for _ in range(6)]
+    children = [
+        context.Process(target=create_at_once, args=(tmp_path / "runs", start, said))
+        for _ in range(6)
+    ]
     for child in children:
         child.start()
     words = [said.get() for _ in children]

@@ -1,4 +1,6 @@
-"""A network as a model is the module that it was made of: the same outputs, and nothing that it was given changes."""
+"""A network as a model is the module that it was made of: the same outputs, and nothing that it was
+given changes.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +28,9 @@ from fedexperts.tensors import Tensors, stack, unbind
 
 DIGITS = tuple("0123456789")
 LETTERS = tuple(f"class {i}" for i in range(62))  # of FEMNIST
-IMAGES = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randint(
+    256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
 EVERY: dict[str, tuple[Any, Callable[[], nn.Module]]] = {
     "compact": (CompactCnnSettings(width=3), lambda: compact_cnn(3, 16, 10)),
     "leaf": (LeafCnnSettings(), lambda: leaf_cnn(10)),
@@ -85,15 +89,23 @@ def test_gradients_are_those_of_the_module(name: str) -> None:
     fixed = {name: model.initial[name] for name in model.moving}
     trained = {name: value for name, value in model.initial.items() if name not in fixed}
     gradients = grad(lambda tensors: model.step(tensors | fixed, x)[0].square().sum())(trained)
-    assert close(gradients, {name: value.grad for name, value in module.named_parameters() if value.grad is not None})
+    assert close(
+        gradients,
+        {name: value.grad for name, value in module.named_parameters() if value.grad is not None},
+    )
 
 
 def test_only_batch_norm_moves_and_its_counter_is_a_whole_number() -> None:
     model: Any = ResNet18Settings().build(DIGITS, 0).model
     _, moved = model.step(model.initial, torch.randn(2, 3, 8, 8))
-    counters = {name: value for name, value in moved.items() if name.endswith("num_batches_tracked")}
+    counters = {
+        name: value for name, value in moved.items() if name.endswith("num_batches_tracked")
+    }
     assert len(counters) * 3 == len(model.moving) == 60
-    assert all(value.dtype == torch.int64 and value == model.initial[name] + 1 for name, value in counters.items())
+    assert all(
+        value.dtype == torch.int64 and value == model.initial[name] + 1
+        for name, value in counters.items()
+    )
     assert not model.together
     for settings in (ResNet18Settings(norm="group"), CompactCnnSettings(), LeafCnnSettings()):
         still: Any = settings.build(DIGITS, 0).model
@@ -159,10 +171,15 @@ def test_stacked_clients_are_each_client_alone(name: str) -> None:
         return model.step(tensors, x)[0].square().sum()  # type: ignore[no-any-return]
 
     together = unbind(vmap(grad(loss))(stack(states), x), 2)
-    assert all(close(own, grad(loss)(state, x[i])) for i, (own, state) in enumerate(zip(together, states, strict=True)))
+    assert all(
+        close(own, grad(loss)(state, x[i]))
+        for i, (own, state) in enumerate(zip(together, states, strict=True))
+    )
 
 
-@pytest.mark.parametrize(("side", "stride", "padding"), [(3, 2, 1), (3, 1, 1), (5, 1, 2), (1, 2, 0), (3, 2, 0)])
+@pytest.mark.parametrize(
+    ("side", "stride", "padding"), [(3, 2, 1), (3, 1, 1), (5, 1, 2), (1, 2, 0), (3, 2, 0)]
+)
 def test_a_convolution_of_patches_is_a_convolution(side: int, stride: int, padding: int) -> None:
     ours, torchs = (kind(2, 4, side, stride=stride, padding=padding) for kind in (Conv, nn.Conv2d))
     x = torch.randn(3, 2, 9, 12)
@@ -187,7 +204,9 @@ def test_a_convolution_of_patches_is_a_convolution(side: int, stride: int, paddi
         (ResNet18Settings(), DIGITS, 11_173_962 + 2 * 4_800),  # and two statistics a channel
     ],
 )
-def test_networks_are_as_large_as_their_papers_say(settings: Any, classes: tuple[str, ...], weights: int) -> None:
+def test_networks_are_as_large_as_their_papers_say(
+    settings: Any, classes: tuple[str, ...], weights: int
+) -> None:
     assert count(settings.build(classes, 0).model.initial) == weights
 
 
@@ -206,11 +225,16 @@ def test_a_start_follows_the_seed_and_touches_nobody_elses_dice(name: str) -> No
 
 
 def test_images_become_small_and_grey_or_stay_in_colour() -> None:
-    grey, colour = (settings.build(DIGITS, 0).encode for settings in (CompactCnnSettings(side=2), ResNet18Settings()))
+    grey, colour = (
+        settings.build(DIGITS, 0).encode
+        for settings in (CompactCnnSettings(side=2), ResNet18Settings())
+    )
     images = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     images[..., :2, :2] = 255
     images[:, :, 2, 2] = torch.tensor([30, 60, 90], dtype=torch.uint8)
-    assert torch.allclose(grey(images), torch.tensor([[[[0.5, -0.5], [-0.5, 15 / 255 - 0.5]]]]), atol=1e-6)
+    assert torch.allclose(
+        grey(images), torch.tensor([[[[0.5, -0.5], [-0.5, 15 / 255 - 0.5]]]]), atol=1e-6
+    )
     assert colour(images).shape == (1, 3, 4, 4)
     assert (colour(images).min(), colour(images).max()) == (-2, 2)
 

@@ -1,4 +1,6 @@
-"""pFedMoAP against its paper: pools by hand, gates against other transcriptions, and where the published code fell."""
+"""pFedMoAP against its paper: pools by hand, gates against other transcriptions, and where the
+published code fell.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CASES, CLASSES, GATE, WIDTH, Remembered, TinyPrompted, given, job_and_engine, same_bits, tiny
+from conftest import (
+    CASES,
+    CLASSES,
+    GATE,
+    WIDTH,
+    Remembered,
+    TinyPrompted,
+    given,
+    job_and_engine,
+    same_bits,
+    tiny,
+)
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -29,7 +42,8 @@ def context(*values: float) -> Tensor:
     return torch.tensor([*values, *[0.0] * (8 - len(values))]).reshape(2, 4)
 
 
-# Four clients; "a" and its neighbours on a line, "d" alone in another direction. Not sorted, and "e" has no entry.
+# Four clients; "a" and its neighbours on a line, "d" alone in another direction. Not sorted, and
+# "e" has no entry.
 POOL = {"d": context(0, 7), "c": context(5), "a": context(0), "b": context(-2)}
 SERVER = named("global", {"context": context(1, 1)}) | named("pool", POOL)
 
@@ -47,10 +61,14 @@ def normal(round: int = 0) -> Normal:
 
 def received(sent: Sent) -> list[str]:
     """Whose prompts a payload holds, told by the prompts themselves."""
-    return [next(n for n, p in POOL.items() if torch.equal(p, each)) for each in sent.tensors["experts"]]
+    return [
+        next(n for n, p in POOL.items() if torch.equal(p, each)) for each in sent.tensors["experts"]
+    ]
 
 
-def send(method: PFedMoAP, clients: Sequence[str] = "abcd", round: int = 2, seed: int = 0) -> dict[str, Sent]:
+def send(
+    method: PFedMoAP, clients: Sequence[str] = "abcd", round: int = 2, seed: int = 0
+) -> dict[str, Sent]:
     return method.send(SERVER, clients, round, seed)
 
 
@@ -58,7 +76,9 @@ def send(method: PFedMoAP, clients: Sequence[str] = "abcd", round: int = 2, seed
 
 
 def test_the_nearest_are_nearest_by_l2_and_never_oneself() -> None:
-    """Pitfall 7: by hand, and by name: places in a list that lacks the client itself would be other clients."""
+    """Pitfall 7: by hand, and by name: places in a list that lacks the client itself would be other
+    clients.
+    """
     sent = send(SMALL)
     nearest = {client: "".join(received(sent[client])) for client in sent}
     assert nearest == {"a": "bc", "b": "ac", "c": "ab", "d": "ab"}
@@ -73,7 +93,12 @@ def test_the_farthest_are_the_other_end_of_the_same_list() -> None:
 
 def test_chance_draws_others_from_the_pool_by_seed_round_and_client_alone() -> None:
     chance = replace(SMALL, select="random")
-    draws = [received(send(chance, round=round, seed=seed)[c]) for seed in range(4) for round in range(4) for c in "ad"]
+    draws = [
+        received(send(chance, round=round, seed=seed)[c])
+        for seed in range(4)
+        for round in range(4)
+        for c in "ad"
+    ]
     assert all("a" not in names for names in draws[::2])
     assert all("d" not in names for names in draws[1::2])
     assert all(len(set(names)) == 2 for names in draws)
@@ -82,7 +107,9 @@ def test_chance_draws_others_from_the_pool_by_seed_round_and_client_alone() -> N
     orders = [send(replace(chance, experts=3), round=round) for round in range(8)]
     common = [["".join(n for n in received(sent[c]) if n in "bc") for c in "ad"] for sent in orders]
     assert any(a != d for a, d in common), "so do clients"
-    assert received(send(chance, "a")["a"]) == received(send(chance, "dba")["a"]), "whoever else is asked"
+    assert received(send(chance, "a")["a"]) == received(send(chance, "dba")["a"]), (
+        "whoever else is asked"
+    )
 
 
 def test_facts_name_those_whose_prompts_were_sent() -> None:
@@ -121,15 +148,24 @@ def test_a_round_reads_the_pool_as_the_last_one_left_it(tmp_path: Path) -> None:
         sent = job.method.send(state, "abcde", round, 0)
         for each in sent.values():
             names, prompts = each.facts.get("received", []), each.tensors.get("experts", [])
-            assert all(torch.equal(prompt, before[n]) for n, prompt in zip(names, prompts, strict=True))  # type: ignore
+            assert all(
+                torch.equal(prompt, before[n]) for n, prompt in zip(names, prompts, strict=True)
+            )  # type: ignore
         replies = engine.exchange([Order(c, round, "train", s.tensors) for c, s in sent.items()])
-        state = job.method.merge(job.given, state, [Upload(r.client, r.tensors, r.examples) for r in replies], round)
-        assert same_bits(under(state, "pool"), {reply.client: reply.tensors["context"] for reply in replies})
+        state = job.method.merge(
+            job.given, state, [Upload(r.client, r.tensors, r.examples) for r in replies], round
+        )
+        assert same_bits(
+            under(state, "pool"), {reply.client: reply.tensors["context"] for reply in replies}
+        )
 
 
 def test_prompts_are_merged_by_examples_and_entries_overwritten() -> None:
     """By hand: 1 and 3 examples; who was not there keeps its entry."""
-    uploads = [Upload("a", {"context": context(0, 8)}, 1), Upload("e", {"context": context(4, 0)}, 3)]
+    uploads = [
+        Upload("a", {"context": context(0, 8)}, 1),
+        Upload("e", {"context": context(4, 0)}, 3),
+    ]
     after = SMALL.merge(given(TinyPrompted(context(0, 0))), SERVER, uploads, 1)
     assert torch.equal(after["global.context"], context(3, 2))
     kept = {name: POOL[name] for name in "bcd"}
@@ -147,7 +183,9 @@ def test_a_first_timer_tunes_its_prompt_alone(model: TinyPrompted) -> None:
     local = SMALL.start(model, {"global.context": context(1)}, None, rng(0, "start"))
     assert local.trained.keys() == {"context"}
     x = torch.randn(4, WIDTH)
-    assert torch.allclose(SMALL.logits(model, local, x), model.logits({"context": context(1)}, x), atol=1e-5)
+    assert torch.allclose(
+        SMALL.logits(model, local, x), model.logits({"context": context(1)}, x), atol=1e-5
+    )
 
 
 def test_the_gate_goes_on_and_the_prompt_begins_anew(model: TinyPrompted) -> None:
@@ -187,7 +225,9 @@ def test_a_gate_leaves_if_it_is_averaged_and_not_else(gates: Any, model: TinyPro
     method = replace(SMALL, gates=gates)
     state = method.open(given(model)) | named("pool", POOL)
     for client in "ae":  # with a mixture, and a first-timer
-        local = method.start(model, method.send(state, client, 2, 0)[client].tensors, None, rng(0, "start"))
+        local = method.start(
+            model, method.send(state, client, 2, 0)[client].tensors, None, rng(0, "start")
+        )
         leaves = method.finish(model, local, normal()).leaves
         assert leaves.keys() == method.uploads(model) == method.expects(state, model).keys()
         assert (gates == "averaged") == any(name.startswith("gate.") for name in leaves)
@@ -198,16 +238,22 @@ def test_what_is_uploaded_is_near_the_global_prompt_if_clipped(model: TinyPrompt
     start = clipped.start(model, sent_to("a"), None, rng(0, "start"))
     far, near = context(4, 5), context(1.1, 1.1)  # 5 and 0.14 away from (1, 1)
     for trained, expected in ((far, context(1.15, 1.2)), (near, near)):
-        finished = clipped.finish(model, Local(start.trained | {"context": trained}, start.fixed), normal())
+        finished = clipped.finish(
+            model, Local(start.trained | {"context": trained}, start.fixed), normal()
+        )
         assert torch.allclose(finished.leaves["context"], expected)
-        assert torch.equal(finished.stays["trained.context"], trained), "its own prompt stays as it is"
+        assert torch.equal(finished.stays["trained.context"], trained), (
+            "its own prompt stays as it is"
+        )
 
 
 def test_noise_on_an_upload_has_the_deviation_that_was_asked_for(model: TinyPrompted) -> None:
     noisy = replace(SMALL, upload_clip=0.25, upload_noise=2.0)
     start = noisy.start(model, sent_to("a"), None, rng(0, "start"))
     leaves = [noisy.finish(model, start, normal(round)).leaves["context"] for round in range(500)]
-    assert float((torch.stack(leaves) - start.trained["context"]).std()) == pytest.approx(0.5, rel=0.05)
+    assert float((torch.stack(leaves) - start.trained["context"]).std()) == pytest.approx(
+        0.5, rel=0.05
+    )
     with pytest.raises(ValueError, match="set upload_clip > 0"):
         PFedMoAP(upload_noise=1.0)
 
@@ -224,7 +270,10 @@ def mixture(method: PFedMoAP, model: TinyPrompted, experts: int) -> Local:
         None,
         rng(0, "start"),
     )
-    gate = {name: torch.randn(value.shape, generator=draw) for name, value in under(local.trained, "gate").items()}
+    gate = {
+        name: torch.randn(value.shape, generator=draw)
+        for name, value in under(local.trained, "gate").items()
+    }
     return Local(local.trained | named("gate", gate), local.fixed)
 
 
@@ -238,15 +287,21 @@ def images(count: int = 5) -> Tensor:
 def test_the_attention_gate_is_multi_head_attention(
     normalised: bool, experts: int, bias: bool, model: TinyPrompted
 ) -> None:
-    """Against torch.nn.MultiheadAttention, image by image and class by class; with normalised=False this is also the
-    test of the exact saving that applies the output map to the images.
+    """Against torch.nn.MultiheadAttention, image by image and class by class; with normalised=False
+    this is also the test of the exact saving that applies the output map to the images.
     """
     method = replace(SMALL, attention_scale=0.0, normalised=normalised, bias=bias)
     local, x = mixture(method, model, experts), images()
     attention = torch.nn.MultiheadAttention(WIDTH, 2, bias=bias)
-    gate = {name.removeprefix("gate."): value for name, value in local.trained.items() if name.startswith("gate.")}
+    gate = {
+        name.removeprefix("gate."): value
+        for name, value in local.trained.items()
+        if name.startswith("gate.")
+    }
     weights = {
-        "in_proj_weight": torch.cat([gate["query.weight"], gate["key.weight"], gate["value.weight"]]),
+        "in_proj_weight": torch.cat(
+            [gate["query.weight"], gate["key.weight"], gate["value.weight"]]
+        ),
         "out_proj.weight": gate["output.weight"],
     }
     if bias:
@@ -260,7 +315,9 @@ def test_the_attention_gate_is_multi_head_attention(
         for c in range(len(CLASSES)):
             texts = torch.stack([own[c], *local.fixed["experts"][:, c]])
             mixed = attention(image[None], texts, texts)[0][0].detach()
-            similarity = torch.cosine_similarity(image, mixed, dim=0) if normalised else image @ mixed
+            similarity = (
+                torch.cosine_similarity(image, mixed, dim=0) if normalised else image @ mixed
+            )
             logit = model.scale * (similarity + 0.5 * image @ own[c])
             assert float(logits[b, c]) == pytest.approx(float(logit), rel=1e-6, abs=1e-5)
 
@@ -270,7 +327,9 @@ def test_published_code_scales_attention_by_ten(model: TinyPrompted) -> None:
     ten = replace(SMALL, attention_scale=10.0, bias=False)
     one = replace(ten, attention_scale=1.0)
     local, x = mixture(ten, model, 2), images()
-    larger = Local(local.trained | {"gate.query.weight": 10 * local.trained["gate.query.weight"]}, local.fixed)
+    larger = Local(
+        local.trained | {"gate.query.weight": 10 * local.trained["gate.query.weight"]}, local.fixed
+    )
     assert torch.allclose(ten.logits(model, local, x), one.logits(model, larger, x), atol=1e-5)
     assert PFedMoAP().attention_scale == 10
 
@@ -308,7 +367,9 @@ def test_a_random_projection_keeps_dot_products() -> None:
 def test_features_that_are_too_narrow_for_the_gate_are_refused(model: TinyPrompted) -> None:
     wide = replace(SMALL, width=16)
     mixed = mixture(wide, model, 1)
-    with pytest.raises(ValueError, match="width = 16 is wider than the features, 8; right would be at most 8"):
+    with pytest.raises(
+        ValueError, match="width = 16 is wider than the features, 8; expected at most 8"
+    ):
         wide.logits(model, mixed, images())
     with pytest.raises(ValueError, match="heads = 3 does not divide width = 8"):
         replace(SMALL, heads=3)
@@ -327,10 +388,11 @@ def gradients(method: PFedMoAP, model: TinyPrompted, experts: int) -> dict[str, 
 @pytest.mark.parametrize("experts", [0, 1, 3])
 @pytest.mark.parametrize("normalised", [False, True])
 def test_the_gate_has_a_gradient(normalised: bool, experts: int, model: TinyPrompted) -> None:
-    """Pitfall 13: also with a single expert, and without any; what chooses has one as soon as there is a choice.
+    """Pitfall 13: also with a single expert, and without any; what chooses has one as soon as there
+    is a choice.
 
-    Three biases can have none: the key's moves all scores of an image alike, and without the cosine, the value's and
-    the output's move all classes of an image alike.
+    Three biases can have none: the key's moves all scores of an image alike, and without the
+    cosine, the value's and the output's move all classes of an image alike.
     """
     found = gradients(replace(SMALL, attention_scale=1.0, normalised=normalised), model, experts)
     idle = {"gate.key.bias"} | (set() if normalised else {"gate.value.bias", "gate.output.bias"})
@@ -353,7 +415,11 @@ def test_facts_are_the_weights_that_the_mixture_used(model: TinyPrompted) -> Non
     method = replace(SMALL, gate="linear")
     local, x = mixture(method, model, 2), images()
     facts = method.facts(model, local, x)
-    weights = (x @ local.trained["gate.mix.weight"].T + local.trained["gate.mix.bias"]).softmax(-1).mean(0)
+    weights = (
+        (x @ local.trained["gate.mix.weight"].T + local.trained["gate.mix.bias"])
+        .softmax(-1)
+        .mean(0)
+    )
     assert facts["weights"] == pytest.approx(weights.tolist())
     apart = 1 - (local.fixed["experts"] * model.texts(context(1, 1))).sum(-1).mean()
     assert facts["experts_apart"] == pytest.approx(float(apart), abs=1e-6)
@@ -372,8 +438,13 @@ def test_a_model_without_prompts_is_refused() -> None:
 
 @pytest.mark.parametrize("method", [FedAvg(), Alone(), SMALL, replace(SMALL, gates="averaged")])
 def test_only_what_is_trained_travels(method: Any, model: TinyPrompted) -> None:
-    """Pitfall 15: a prompt and at most a gate, in float32; the text encoder's map stays where it is."""
-    names = {"context", *(f"gate.{m}.{k}" for m in ("query", "key", "value", "output") for k in ("weight", "bias"))}
+    """Pitfall 15: a prompt and at most a gate, in float32; the text encoder's map stays where it
+    is.
+    """
+    names = {
+        "context",
+        *(f"gate.{m}.{k}" for m in ("query", "key", "value", "output") for k in ("weight", "bias")),
+    }
     state = method.open(given(model))
     assert {name.removeprefix("global.") for name in state} <= names
     assert method.uploads(model) <= names
@@ -384,15 +455,22 @@ def test_only_what_is_trained_travels(method: Any, model: TinyPrompted) -> None:
 def test_what_is_averaged_begins_alike_everywhere(name: str, tmp_path: Path) -> None:
     """Pitfall 16: no client has a random start of its own in what is merged."""
     job, _ = job_and_engine(tiny(CASES[name]), tmp_path)
-    state = job.method.open(job.given) | (named("pool", POOL) if "moap" in CASES[name].method["name"] else {})
+    state = job.method.open(job.given) | (
+        named("pool", POOL) if "moap" in CASES[name].method["name"] else {}
+    )
     sent = job.method.send(state, "ab", 2, 0)
-    starts = [job.method.start(job.model, sent[c].tensors, None, rng(0, "start", client=c)).trained for c in "ab"]
+    starts = [
+        job.method.start(job.model, sent[c].tensors, None, rng(0, "start", client=c)).trained
+        for c in "ab"
+    ]
     assert same_bits(*starts)
 
 
 def test_a_gate_of_ones_own_is_drawn_by_the_client_itself(tmp_path: Path) -> None:
     job, engine = job_and_engine(tiny(CASES["nearest"]), tmp_path)
-    starts = [job.method.start(job.model, sent_to("a"), None, rng(0, "start", 1, c)).trained for c in "ab"]
+    starts = [
+        job.method.start(job.model, sent_to("a"), None, rng(0, "start", 1, c)).trained for c in "ab"
+    ]
     assert not same_bits(*starts)
     replies = answer(job, [engine.sites["a"]], [Order("a", 1, "train", sent_to("a"))])
     assert replies[0].tensors.keys() == {"context"}

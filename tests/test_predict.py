@@ -1,4 +1,6 @@
-"""What a run learned predicts new inputs, exactly as it did in the run; what cannot be predicted is said."""
+"""What a run learned predicts new inputs, exactly as it did in the run; what cannot be predicted is
+said.
+"""
 
 import csv
 import json
@@ -60,7 +62,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def said(predictor: Predictor, folder: Path) -> list[Prediction]:
-    return [each for found, _ in predictions(predictor, inputs(predictor, [folder], [])) for each in found]
+    return [
+        each
+        for found, _ in predictions(predictor, inputs(predictor, [folder], []))
+        for each in found
+    ]
 
 
 def right(found: list[Prediction]) -> int:
@@ -82,7 +88,9 @@ def call(*arguments: object) -> Any:
 # As in the run
 
 
-@pytest.mark.parametrize("name", ["nearest", "linear", "alone", "fedavg", "fedmoe", "fedmoe-norm", "fedmix", "fedjets"])
+@pytest.mark.parametrize(
+    "name", ["nearest", "linear", "alone", "fedavg", "fedmoe", "fedmoe-norm", "fedmix", "fedjets"]
+)
 def test_a_client_is_right_on_as_many_test_images_as_the_run_logged(
     name: str, learned: Learned, pictures: Path
 ) -> None:
@@ -110,10 +118,15 @@ def test_without_a_client_the_servers_own_predictor_answers_and_its_experts_shar
 def test_a_main_expert_has_what_alpha_leaves(learned: Learned, pictures: Path) -> None:
     run = learned(CASES["fedmoe"])
     alpha = logged(run, "server.jsonl")["alpha"]
-    assert all(each.experts["main 0"] == pytest.approx(1 - alpha) for each in said(Predictor.of(run, ""), pictures))
+    assert all(
+        each.experts["main 0"] == pytest.approx(1 - alpha)
+        for each in said(Predictor.of(run, ""), pictures)
+    )
 
 
-def test_who_spoke_is_told_by_name_and_weighs_on_average_what_the_run_logged(learned: Learned, pictures: Path) -> None:
+def test_who_spoke_is_told_by_name_and_weighs_on_average_what_the_run_logged(
+    learned: Learned, pictures: Path
+) -> None:
     run = learned(CASES["nearest"])
     predictor = Predictor.of(run, "a")
     received = logged(run, "rounds.jsonl", round=predictor.kept)["trained"]["a"]["received"]
@@ -133,7 +146,10 @@ def test_who_kept_nothing_predicts_with_what_all_share_and_that_is_said(
     assert said(newcomer, pictures / new) == said(shared, pictures / new)
     assert said(shared, pictures / new) != said(Predictor.of(run, trained[0]), pictures / new)
     assert f"{new} has kept none of its own" in newcomer.who
-    assert right(said(shared, pictures / new)) == logged(run, "clients.jsonl", client=new)["test_global_correct"]
+    assert (
+        right(said(shared, pictures / new))
+        == logged(run, "clients.jsonl", client=new)["test_global_correct"]
+    )
 
 
 def test_who_kept_something_that_is_not_here_does_not_predict_with_what_all_share(
@@ -142,7 +158,10 @@ def test_who_kept_something_that_is_not_here_does_not_predict_with_what_all_shar
     run = learned(CASES["nearest"])
     done = call("predict", run, tmp_path, "--client", "a", "--private", tmp_path)
     assert done.exit_code == 1
-    assert f"the private state of client a is gone from {tmp_path / 'a'}: it kept one in round 3" in done.stderr
+    assert (
+        f"the private state of client a is gone from {tmp_path / 'a'}: it kept one in round 3"
+        in done.stderr
+    )
     assert "--private FOLDER" in done.stderr
 
 
@@ -152,10 +171,13 @@ def test_a_common_start_that_data_taught_is_taught_again_where_it_is_all_there_i
     case = replace(CASES["alone"], model="network", reserve=8)
     run = learned(case, start={"epochs": 30, "rate": 0.05}, run={"rounds": 0})
     assert (
-        right(said(Predictor.of(run, "c"), pictures / "c")) == logged(run, "clients.jsonl", client="c")["test_correct"]
+        right(said(Predictor.of(run, "c"), pictures / "c"))
+        == logged(run, "clients.jsonl", client="c")["test_correct"]
     )
     plain = learned(case, run={"rounds": 0})
-    assert said(Predictor.of(run, "c"), pictures / "c") != said(Predictor.of(plain, "c"), pictures / "c")
+    assert said(Predictor.of(run, "c"), pictures / "c") != said(
+        Predictor.of(plain, "c"), pictures / "c"
+    )
 
 
 def test_private_states_may_lie_elsewhere_and_nothing_in_the_run_is_changed(
@@ -174,7 +196,9 @@ def test_private_states_may_lie_elsewhere_and_nothing_in_the_run_is_changed(
     assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
 
-def test_a_log_that_a_running_round_is_writing_is_left_alone(learned: Learned, tmp_path: Path) -> None:
+def test_a_log_that_a_running_round_is_writing_is_left_alone(
+    learned: Learned, tmp_path: Path
+) -> None:
     once(tiny(CASES["fedavg"], run={"rounds": 1}), tmp_path / "run")
     log = tmp_path / "run" / "clients.jsonl"
     log.write_text(log.read_text() + '{"round": 2, "cl')
@@ -190,7 +214,9 @@ def test_many_images_come_in_batches_with_the_same_answers(
     monkeypatch.setattr("fedexperts.predict.BATCH", 7)
     batches = [found for found, _ in predictions(predictor, inputs(predictor, [pictures], []))]
     assert [len(found) for found in batches] == [7] * 14 + [2]
-    assert [(e.input, e.label) for found in batches for e in found] == [(e.input, e.label) for e in whole]
+    assert [(e.input, e.label) for found in batches for e in found] == [
+        (e.input, e.label) for e in whole
+    ]
 
 
 # A newcomer, from a few labelled images
@@ -212,15 +238,23 @@ def settled(run: Path, folder: Path) -> tuple[Predictor, Predictor, Examples]:
     return shared, shared.like(examples), examples
 
 
-def test_labelled_images_are_read_as_the_run_reads_its_own(learned: Learned, pictures: Path, tmp_path: Path) -> None:
+def test_labelled_images_are_read_as_the_run_reads_its_own(
+    learned: Learned, pictures: Path, tmp_path: Path
+) -> None:
     shared = Predictor.of(learned(CASES["nearest"]), "")
     folder = few(pictures, "a", tmp_path / "few")
     examples = labelled(shared, folder)
     files = sorted(folder.rglob("*.png"))
-    assert [shared.model.classes[y] for y in examples.y.tolist()] == [file.parent.name for file in files]
-    pixels = torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files])
+    assert [shared.model.classes[y] for y in examples.y.tolist()] == [
+        file.parent.name for file in files
+    ]
+    pixels = torch.stack(
+        [torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files]
+    )
     assert torch.equal(examples.x[:, 0], shared.built.encode(pixels))
-    (tmp_path / "table.csv").write_text("path,label\n" + "".join(f"{f},{f.parent.name}\n" for f in files))
+    (tmp_path / "table.csv").write_text(
+        "path,label\n" + "".join(f"{f},{f.parent.name}\n" for f in files)
+    )
     again = labelled(shared, tmp_path / "table.csv")
     assert torch.equal(again.x, examples.x)
     assert torch.equal(again.y, examples.y)
@@ -232,7 +266,9 @@ def test_a_newcomer_takes_the_prompt_that_finds_its_labels_likeliest(
     run = learned(CASES["nearest"], method={"reset": False}, learning={"rate": 1.0})
     shared, own, examples = settled(run, few(pictures, "e", tmp_path / "few"))
     losses = {
-        name: float(cross_entropy(shared.model.logits({"context": context}, examples.x[:, 0]), examples.y))
+        name: float(
+            cross_entropy(shared.model.logits({"context": context}, examples.x[:, 0]), examples.y)
+        )
         for name, context in shared.server.items()
     }
     best = min(losses, key=lambda name: losses[name])
@@ -249,7 +285,9 @@ def test_a_newcomer_mixes_the_most_useful_prompts_behind_a_gate_that_is_shared(
     shared, own, examples = settled(run, few(pictures, "e", tmp_path / "few"))
     texts = shared.model.texts  # type: ignore[attr-defined]
     losses = {
-        name.removeprefix("pool."): float(cross_entropy(10 * examples.x[:, 0] @ texts(context).T, examples.y))
+        name.removeprefix("pool."): float(
+            cross_entropy(10 * examples.x[:, 0] @ texts(context).T, examples.y)
+        )
         for name, context in shared.server.items()
         if name.startswith("pool.")
     }
@@ -266,7 +304,9 @@ def test_a_newcomer_mixes_the_most_useful_prompts_behind_a_gate_that_is_shared(
 def test_a_newcomer_of_fedmoe_has_a_blend_of_experts_by_the_labels_they_find(
     learned: Learned, pictures: Path, tmp_path: Path
 ) -> None:
-    shared, _, examples = settled(learned(CASES["fedmoe-next"]), few(pictures, "e", tmp_path / "few"))
+    shared, _, examples = settled(
+        learned(CASES["fedmoe-next"]), few(pictures, "e", tmp_path / "few")
+    )
     wise = shared.model.expert.initial  # type: ignore[attr-defined]
     wise = taught(shared.model.expert, wise, examples, Learning(60, rate=0.3), torch.Generator())  # type: ignore[attr-defined]
     server = shared.server | named("expert.1", wise)
@@ -276,7 +316,9 @@ def test_a_newcomer_of_fedmoe_has_a_blend_of_experts_by_the_labels_they_find(
     assert max(own.chosen, key=lambda name: own.chosen[name]) == "expert 1"  # type: ignore[index]
     experts = [under(server, name) for name in ("main.0", "expert.0", "expert.1", "expert.2")]
     for name, value in own.local.trained.items():
-        blend = sum(share * expert[name] for share, expert in zip(own.chosen.values(), experts, strict=True))
+        blend = sum(
+            share * expert[name] for share, expert in zip(own.chosen.values(), experts, strict=True)
+        )
         torch.testing.assert_close(value, blend)
     assert not own.serves
 
@@ -301,7 +343,9 @@ def test_a_newcomer_stays_with_what_all_share_where_nothing_does_better(
     assert torch.equal(own.logits(examples.x[:, 0]), answers)
 
 
-def test_the_command_says_which_experts_a_newcomer_chose(learned: Learned, pictures: Path, tmp_path: Path) -> None:
+def test_the_command_says_which_experts_a_newcomer_chose(
+    learned: Learned, pictures: Path, tmp_path: Path
+) -> None:
     run, folder = learned(CASES["averaged"]), few(pictures, "e", tmp_path / "few")
     _, own, _ = settled(run, folder)
     done = call("predict", run, pictures / "e", "--like", folder, "--format", "json")
@@ -318,8 +362,12 @@ def test_a_newcomer_may_have_texts_in_a_table(tmp_path: Path) -> None:
     }
     once(tiny(Case({"name": "fedmoe"}, mixture={"experts": 2}), **words, run={"rounds": 1}), run)
     classes = Predictor.of(run, "").model.classes
-    (tmp_path / "few.csv").write_text(f"text,label\nthe soup was cold,{classes[0]}\nsimply perfect,{classes[-1]}\n")
-    done = call("predict", run, "--text", "never again", "--like", tmp_path / "few.csv", "--format", "json")
+    (tmp_path / "few.csv").write_text(
+        f"text,label\nthe soup was cold,{classes[0]}\nsimply perfect,{classes[-1]}\n"
+    )
+    done = call(
+        "predict", run, "--text", "never again", "--like", tmp_path / "few.csv", "--format", "json"
+    )
     assert done.exit_code == 0, done.stderr
     assert [each["class"] in classes for each in json.loads(done.stdout)] == [True]
 
@@ -327,10 +375,10 @@ def test_a_newcomer_may_have_texts_in_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("case", "wrong", "message"),
     [
-        ("nearest", ["--client", "a"], "right would be it, or --client, and not both"),
-        ("fedavg", [], "FedAvg has no experts from which a newcomer could choose; right would be"),
+        ("nearest", ["--client", "a"], "use either --like or --client"),
+        ("fedavg", [], "FedAvg has no experts from which a newcomer could choose; use"),
         ("nearest", ["elk"], "'elk' in"),
-        ("nearest", ["text"], "right would be images"),
+        ("nearest", ["text"], "expected images"),
         ("nearest", ["nowhere"], "no such file"),
     ],
 )
@@ -358,7 +406,8 @@ def test_the_command_prints_a_table_json_or_csv(learned: Learned, pictures: Path
     run = learned(CASES["nearest"])
     expected = said(Predictor.of(run, "a"), pictures / "a")
     shown = [
-        call("predict", run, "--client", "a", pictures / "a", "--format", form) for form in ("json", "csv", "table")
+        call("predict", run, "--client", "a", pictures / "a", "--format", form)
+        for form in ("json", "csv", "table")
     ]
     assert [done.exit_code for done in shown] == [0, 0, 0]
     assert json.loads(shown[0].stdout) == [each.plain() for each in expected]
@@ -386,13 +435,20 @@ def test_images_that_cannot_be_read_are_named_and_the_others_predicted(
 def test_texts_are_predicted_from_a_file_of_lines_and_from_the_command_line(tmp_path: Path) -> None:
     run, texts = tmp_path / "run", tmp_path / "new.txt"
     texts.write_text("the soup was cold\n\nnever again\n")
-    words = {"data": {"name": "reviews", "clients": 2, "reviews": 40}, "model": {"name": "transformer", "tokens": 12}}
+    words = {
+        "data": {"name": "reviews", "clients": 2, "reviews": 40},
+        "model": {"name": "transformer", "tokens": 12},
+    }
     once(tiny(CASES["fedavg"], **words, run={"rounds": 1}), run)
     done = call("predict", run, texts, "--text", "simply perfect", "--format", "json")
-    assert [each["input"] for each in json.loads(done.stdout)] == ["the soup was cold", "never again", "simply perfect"]
+    assert [each["input"] for each in json.loads(done.stdout)] == [
+        "the soup was cold",
+        "never again",
+        "simply perfect",
+    ]
     refused = call("predict", run, tmp_path)
     assert refused.exit_code == 1
-    assert "right would be a .txt file" in refused.stderr
+    assert "expected a .txt file" in refused.stderr
 
 
 def _two_runs(run: Path, place: Path) -> list[object]:
@@ -425,11 +481,11 @@ def _empty(run: Path, place: Path) -> list[object]:
         (lambda run, place: [run, "nowhere.png"], "nowhere.png: no such file or folder"),
         (_empty, "no image in"),
         (lambda run, place: [run], "nothing to predict"),
-        (lambda run, place: [run, "--text", "hello"], "right would be image files"),
+        (lambda run, place: [run, "--text", "hello"], "expected image files"),
         (lambda run, place: [run, place, "--client", "aa"], "no client 'aa'"),
         (lambda run, place: [run, place, "--client", "xyz"], "there are a, b, c, d, e"),
         (lambda run, place: [place, place], "no run"),
-        (_two_runs, "holds 2 runs; right would be one of"),
+        (_two_runs, "holds 2 runs; expected one of"),
         (_started, "no finished round yet"),
         (_older, "does not say side"),
     ],
@@ -461,7 +517,11 @@ def test_names_of_files_and_classes_are_printed_as_they_are_and_do_nothing_to_a_
     run = tmp_path / "run"
     copytree(learned(CASES["fedavg-probe"]), run)
     about = json.loads((run / "environment.json").read_text())
-    rewrite(run, "environment.json", json.dumps(about | {"classes": [f"[b]{i}\x1b[31m" for i in range(3)]}))
+    rewrite(
+        run,
+        "environment.json",
+        json.dumps(about | {"classes": [f"[b]{i}\x1b[31m" for i in range(3)]}),
+    )
     (tmp_path / "new").mkdir()
     for name in (MARKUP, ACTS):
         Image.new("RGB", (9, 9)).save(tmp_path / "new" / name, "PNG")

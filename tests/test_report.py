@@ -1,4 +1,6 @@
-"""What is shown of runs: right figures, chosen by validation, nothing mixed or hidden, and a page that stands alone."""
+"""What is shown of runs: right figures, chosen by validation, nothing mixed or hidden, and a page
+that stands alone.
+"""
 
 import base64
 import io
@@ -31,7 +33,11 @@ from fedexperts.report import claims, figures, paired
 from fedexperts.rundir import RunDir
 from fedexperts.study import once
 
-EXPERIMENTS = {"mixture": Case(GATE), "gate-alone": Case(GATE | {"experts": 0}), "coop-alone": CASES["alone"]}
+EXPERIMENTS = {
+    "mixture": Case(GATE),
+    "gate-alone": Case(GATE | {"experts": 0}),
+    "coop-alone": CASES["alone"],
+}
 SEEDS = (0, 1, 2)
 
 
@@ -65,11 +71,18 @@ def study(tmp_path_factory):
     """Three experiments, two seeds each, with a trial below `tune` that must not count."""
     path = tmp_path_factory.mktemp("runs") / "study"
     path.mkdir()
-    write_checked(path / "study.json", {"seeds": SEEDS, "experiments": dict.fromkeys(EXPERIMENTS, "")})
+    write_checked(
+        path / "study.json", {"seeds": SEEDS, "experiments": dict.fromkeys(EXPERIMENTS, "")}
+    )
     for name, case in EXPERIMENTS.items():
         for seed in SEEDS:
             make(path / name / f"seed-{seed}", case, name=name, run=seeded(seed))
-    make(path / "mixture" / "tune" / "001", EXPERIMENTS["mixture"], name="mixture", learning={"rate": 9.0})
+    make(
+        path / "mixture" / "tune" / "001",
+        EXPERIMENTS["mixture"],
+        name="mixture",
+        learning={"rate": 9.0},
+    )
     return path
 
 
@@ -113,10 +126,18 @@ def printed(tables, width=250):
 def rows(right, valid=None, client="c", first=0):
     """Client rows by hand: in round r, client i has right[r][i] of 10 test examples right."""
     return [
-        {"round": first + r, "client": f"{client}-{i}", "test_correct": count, "test_examples": 10,
-         "test_global_correct": 1, "valid_correct": (valid or right)[r][i], "valid_examples": 10}
-        for r, counts in enumerate(right) for i, count in enumerate(counts)
-    ]  # fmt: skip
+        {
+            "round": first + r,
+            "client": f"{client}-{i}",
+            "test_correct": count,
+            "test_examples": 10,
+            "test_global_correct": 1,
+            "valid_correct": (valid or right)[r][i],
+            "valid_examples": 10,
+        }
+        for r, counts in enumerate(right)
+        for i, count in enumerate(counts)
+    ]
 
 
 def with_rows(experiment, name, by_seed, **settings):
@@ -130,7 +151,14 @@ def with_rows(experiment, name, by_seed, **settings):
             values.setdefault(section, {})[key] = value
         environment = experiment.first.environment | {"declared": declared(values["method"])}
         done = values["run"]["rounds"]
-        run = replace(experiment.first, name=name, values=values, environment=environment, clients=found, done=done)
+        run = replace(
+            experiment.first,
+            name=name,
+            values=values,
+            environment=environment,
+            clients=found,
+            done=done,
+        )
         runs[seed] = run
     return report.Experiment(name, runs)
 
@@ -157,19 +185,28 @@ def test_the_table_says_what_the_rows_say(study, experiments):
             local = [100 * r["test_correct"] / r["test_examples"] for r in last]
             means.append(statistics.fmean(local))
             spreads.append(statistics.pstdev(local))
-            lows += [(r["test_correct"] / r["test_examples"], r["test_examples"], seed) for r in last]
-            pooled.append(100 * sum(r["test_global_correct"] for r in last) / sum(r["test_examples"] for r in last))
+            lows += [
+                (r["test_correct"] / r["test_examples"], r["test_examples"], seed) for r in last
+            ]
+            pooled.append(
+                100
+                * sum(r["test_global_correct"] for r in last)
+                / sum(r["test_examples"] for r in last)
+            )
         found = cells(table, row)
         assert found["experiment"] == name
         assert found["local"] == f"{statistics.fmean(means):.1f}"
         assert found["sd seeds"] == f"{statistics.stdev(means):.1f} (3)"
         assert cells(differing, row)["sd"] == f"{statistics.fmean(spreads):.1f}"
         assert cells(differing, row)["lowest"] == f"{100 * min(lows)[0]:.1f}"
-        assert found["server"] == ("-" if name == "coop-alone" else f"{statistics.fmean(pooled):.1f}")
+        assert found["server"] == (
+            "-" if name == "coop-alone" else f"{statistics.fmean(pooled):.1f}"
+        )
 
 
 def test_the_best_round_is_chosen_on_validation_data_and_never_on_test_data(experiments):
-    # test is best in round 1, validation in round 2 and again in round 3, where the earlier one counts
+    # test is best in round 1, validation in round 2 and again in round 3, where the earlier one
+    # counts
     found = rows([[1, 1], [9, 9], [4, 6], [3, 3]], valid=[[1, 1], [2, 2], [8, 8], [8, 8]])
     line = cells(report.tables([with_rows(experiments[0], "x", {0: found})])[0], 0)
     assert (line["local"], line["best valid"], line["at round"]) == ("30.0", "50.0", "2")
@@ -182,14 +219,25 @@ def test_what_is_held_and_sent_is_a_mean_over_rounds_and_seeds_and_seconds_are_a
         seed: replace(
             experiments[0].runs[seed],
             rounds=[
-                {"bytes_down": down, "parameters_down": down // 4, "bytes_up": up, "parameters_up": up // 4,
-                 "seconds": seconds, "round": i, "refused": {}, "trained": {"c": {"bytes": 800 * i, "parameters": 200}}}
+                {
+                    "bytes_down": down,
+                    "parameters_down": down // 4,
+                    "bytes_up": up,
+                    "parameters_up": up // 4,
+                    "seconds": seconds,
+                    "round": i,
+                    "refused": {},
+                    "trained": {"c": {"bytes": 800 * i, "parameters": 200}},
+                }
                 for i, (down, up, seconds) in enumerate(log, 1)
             ],
-            server=[{"round": 0, "server_bytes": 1}, {"round": 2, "server_bytes": 4e6, "server_parameters": 1e6}],
+            server=[
+                {"round": 0, "server_bytes": 1},
+                {"round": 2, "server_bytes": 4e6, "server_parameters": 1e6},
+            ],
         )
         for seed, log in enumerate(logs)
-    }  # fmt: skip
+    }
     accuracy, _, held, *_ = report.tables([report.Experiment("x", runs)])
     assert cells(accuracy, 0)["time (s)"] == "16"
     line = cells(held, 0)
@@ -203,11 +251,22 @@ def test_what_a_log_does_not_say_has_no_size(experiments):
     """Runs of before parameters were counted."""
     old = replace(
         experiments[0].first,
-        rounds=[{"bytes_down": 8, "bytes_up": 8, "seconds": 1, "round": 1, "refused": {}, "trained": {"c": {}}}],
+        rounds=[
+            {
+                "bytes_down": 8,
+                "bytes_up": 8,
+                "seconds": 1,
+                "round": 1,
+                "refused": {},
+                "trained": {"c": {}},
+            }
+        ],
         server=[],
     )
     line = cells(report.tables([report.Experiment("x", {0: old})])[2], 0)
-    assert [line[who] for who in ("client bytes", "down params", "down bytes", "server params")] == ["-", "-", "8", "-"]
+    assert [
+        line[who] for who in ("client bytes", "down params", "down bytes", "server params")
+    ] == ["-", "-", "8", "-"]
 
 
 def test_without_validation_examples_there_is_no_best_round(experiments):
@@ -216,7 +275,9 @@ def test_without_validation_examples_there_is_no_best_round(experiments):
     assert (line["local"], line["best valid"], line["at round"]) == ("35.0", "-", "-")
 
 
-def test_the_footer_says_what_the_commonest_class_gives_and_that_nothing_is_the_best_test_round(experiments):
+def test_the_footer_says_what_the_commonest_class_gives_and_that_nothing_is_the_best_test_round(
+    experiments,
+):
     """By hand: each client's commonest class of training, on its own test part."""
     right = []
     for seed in SEEDS:
@@ -224,12 +285,20 @@ def test_the_footer_says_what_the_commonest_class_gives_and_that_nothing_is_the_
         for own in federation.parts.values():
             train, test = (federation.labels[part].tolist() for part in (own.train, own.test))
             right.append(test.count(max(sorted(set(train)), key=train.count)) / len(test))
-        everybody = [torch.cat([getattr(own, part) for own in federation.parts.values()]) for part in ("train", "test")]
+        everybody = [
+            torch.cat([getattr(own, part) for own in federation.parts.values()])
+            for part in ("train", "test")
+        ]
         train, test = (federation.labels[part].tolist() for part in everybody)
         common = max(sorted(set(train)), key=train.count)
-        assert federation.commonest()["server"] == pytest.approx(100 * test.count(common) / len(test))
+        assert federation.commonest()["server"] == pytest.approx(
+            100 * test.count(common) / len(test)
+        )
     text = " ".join(printed(report.tables(experiments)).split())
-    assert f"Always saying each client's commonest class gives {100 * statistics.fmean(right):.3g} %." in text
+    assert (
+        f"Always saying each client's commonest class gives {100 * statistics.fmean(right):.3g} %."
+        in text
+    )
     assert "Nothing here is from the round that is best on test data" in text
 
 
@@ -242,7 +311,9 @@ def test_every_column_fits_a_terminal_of_80_letters(experiments):
 def test_a_long_name_is_cut_at_its_end_and_no_number_is(experiments):
     long = "an-experiment-with-a-name-that-no-terminal-has-room-for-" * 2
     wordy = with_mixture(experiments[0], long, (100, 50, 60))
-    tables = report.tables([wordy, *(with_rows(e, f"{i}-{long}", e.rows) for i, e in enumerate(experiments))])
+    tables = report.tables(
+        [wordy, *(with_rows(e, f"{i}-{long}", e.rows) for i, e in enumerate(experiments))]
+    )
     assert len(tables) == 5
     for table in tables:
         table.caption = None  # which says names whole
@@ -265,23 +336,33 @@ def test_a_head_breaks_between_words_alone(experiments):
 def test_a_table_stands_apart_from_the_title_of_the_next(study):
     lines = CliRunner().invoke(app, ["compare", str(study)]).output.splitlines()
     titles = [
-        i for i, line in enumerate(lines) if line.rstrip() in {t.title for t in report.tables(report.collect([study]))}
+        i
+        for i, line in enumerate(lines)
+        if line.rstrip() in {t.title for t in report.tables(report.collect([study]))}
     ]
     assert len(titles) == 4
     assert all(not lines[i - 1].strip() for i in titles[1:])
 
 
 def test_the_worst_client_is_the_lowest_of_all_seeds_with_its_counts(experiments):
-    """A mean over seeds of 60, 64 and 0 % would hide a client that is wrong on all of its examples."""
+    """A mean over seeds of 60, 64 and 0 % would hide a client that is wrong on all of its
+    examples.
+    """
     worst = [rows([[9, 6]]), rows([[9, 7]]), rows([[9, 0]])]
     line = cells(report.tables([with_rows(experiments[0], "x", dict(enumerate(worst)))])[1], 0)
     assert (line["clients"], line["lowest"], line["right"], line["95 %"], line["seed"]) == (
-        "2", "0.0", "0/10", "0-28", "2",
-    )  # fmt: skip
+        "2",
+        "0.0",
+        "0/10",
+        "0-28",
+        "2",
+    )
 
 
 def test_the_spread_stands_beside_what_sampling_alone_would_give(experiments):
-    """By hand: clients with 10 test examples and a mean of 70 % are sqrt(.7 x .3 / 10) apart by chance."""
+    """By hand: clients with 10 test examples and a mean of 70 % are sqrt(.7 x .3 / 10) apart by
+    chance.
+    """
     line = cells(report.tables([with_rows(experiments[0], "x", {0: rows([[9, 5]])})])[1], 0)
     assert (line["sd"], line["sampling"]) == ("20.0", f"{100 * (0.7 * 0.3 / 10) ** 0.5:.1f}")
 
@@ -323,7 +404,8 @@ def test_a_difference_is_paired_by_seed_and_client(study, experiments):
     assert line["experiment"] == "mixture"
     assert line["against"] == "gate-alone (gate alone)"
     assert line["points"] == f"{round(statistics.fmean(means), 1) + 0.0:+.1f}"
-    reach = 4.302652730 * statistics.stdev(means) / 3**0.5  # Student's t, 2 degrees of freedom, 97.5 %
+    # Student's t, 2 degrees of freedom, 97.5 %
+    reach = 4.302652730 * statistics.stdev(means) / 3**0.5
     low, high = statistics.fmean(means) - reach, statistics.fmean(means) + reach
     assert (line["of"], line["low"], line["high"]) == ("local", f"{low:+.1f}", f"{high:+.1f}")
     counts = (sum(d > 0 for d in every), sum(d < 0 for d in every), sum(d == 0 for d in every))
@@ -334,7 +416,9 @@ NOTHING = "no difference is established"
 
 
 def against(*seeds):
-    """What is said of clients with so many of 10 right, a list a seed, against clients with 5 each."""
+    """What is said of clients with so many of 10 right, a list a seed, against clients with 5
+    each.
+    """
     these = {seed: rows([right]) for seed, right in enumerate(seeds)}
     return paired.local(these, {seed: rows([[5] * len(right)]) for seed, right in enumerate(seeds)})
 
@@ -342,38 +426,53 @@ def against(*seeds):
 @pytest.mark.parametrize(
     ("seeds", "says"),
     [
-        ([[6, 6], [7, 7], [8, 8]], f"+20.0 points (between -4.8 and +44.8, 95 %, 3 seeds), {NOTHING}"),
+        (
+            [[6, 6], [7, 7], [8, 8]],
+            f"+20.0 points (between -4.8 and +44.8, 95 %, 3 seeds), {NOTHING}",
+        ),
         ([[7, 7], [7, 8], [8, 8]], "+25.0 points (between +12.6 and +37.4, 95 %, 3 seeds), better"),
         ([[3, 3], [3, 2], [2, 2]], "-25.0 points (between -37.4 and -12.6, 95 %, 3 seeds), worse"),
         ([[5, 5], [5, 5], [5, 5]], "no difference at all in 3 seeds"),
-        ([[4, 6], [6, 4], [5, 5]], "+0.0 points in each of 3 seeds; an interval needs seeds that differ"),
-        ([[6, 6], [6, 6], [6, 6]], "+10.0 points in each of 3 seeds; an interval needs seeds that differ"),
+        (
+            [[4, 6], [6, 4], [5, 5]],
+            "+0.0 points in each of 3 seeds; an interval needs seeds that differ",
+        ),
+        (
+            [[6, 6], [6, 6], [6, 6]],
+            "+10.0 points in each of 3 seeds; an interval needs seeds that differ",
+        ),
         ([[6, 6], [7, 7]], "+10.0 (seed 0), +20.0 (seed 1) points; an interval needs 3 seeds"),
         ([[6, 6]], "+10.0 (seed 0) points; an interval needs 3 seeds"),
     ],
-)  # fmt: skip
+)
 def test_a_plain_sentence_says_what_the_seeds_allow(experiments, seeds, says):
-    """Student's t by hand: 4.303 times the standard error of three seeds. Fewer give no verdict, nor do equal ones."""
+    """Student's t by hand: 4.303 times the standard error of three seeds. Fewer give no verdict,
+    nor do equal ones.
+    """
     claim = claims.Claim(experiments[0], "others", "", "clients", against(*seeds))
     assert claims.sentences([claim]) == [f"mixture against others: {says}."]
 
 
 def test_clients_of_one_seed_are_not_independent():
-    """A hundred clients agree within each seed, and the seeds do not: the error is that of three values."""
+    """A hundred clients agree within each seed, and the seeds do not: the error is that of three
+    values.
+    """
     found = against([6] * 100, [4] * 100, [5] * 100)
     assert found.error == pytest.approx(10 / 3**0.5)
     assert (found.better, found.worse, found.same) == (100, 100, 100)
 
 
 def test_comparisons_of_one_table_are_judged_together(experiments):
-    """By Holm: alone each of these is established, its p between 1/80 and 1/20; of four, none is; nor are their
-    intervals hidden. What has no interval takes nobody's chance.
+    """By Holm: alone each of these is established, its p between 1/80 and 1/20; of four, none is;
+    nor are their intervals hidden. What has no interval takes nobody's chance.
     """
     seeds = [[7, 7], [8, 8], [7, 8]]
     good = against(*seeds)
     assert 0.05 / 4 < good.p < 0.05
     claim = claims.Claim(experiments[0], "others", "", "clients", good)
-    assert claims.sentences([claim])[0].endswith("(between +12.6 and +37.4, 95 %, 3 seeds), better.")
+    assert claims.sentences([claim])[0].endswith(
+        "(between +12.6 and +37.4, 95 %, 3 seeds), better."
+    )
     together = claims.sentences([claim] * 4)
     assert all(line.endswith("3 seeds), not established among 4 comparisons.") for line in together)
     assert "for all 4 comparisons of this table together" in claims.legend([claim] * 4)[0]
@@ -382,7 +481,9 @@ def test_comparisons_of_one_table_are_judged_together(experiments):
 
 
 def test_holm_goes_down_from_the_smallest_p():
-    """The steps of Holm's procedure by hand: the smallest p times 3, the next times 2, and no further than it holds."""
+    """The steps of Holm's procedure by hand: the smallest p times 3, the next times 2, and no
+    further than it holds.
+    """
 
     def difference(p):
         """Of three seeds, with this p: t at 2 degrees of freedom has p = 1 - t / sqrt(t^2 + 2)."""
@@ -394,7 +495,8 @@ def test_holm_goes_down_from_the_smallest_p():
     for ps, holds in (
         ([0.04, 0.01, 0.02], [True, True, True]),
         ([0.04, 0.02, 0.01], [True, True, True]),
-        ([0.03, 0.01, 0.03], [False, True, False]),  # 2 x 0.03 is over 5 %, and with it all that follow
+        # 2 x 0.03 is over 5 %, and with it all that follow
+        ([0.03, 0.01, 0.03], [False, True, False]),
         ([0.02, 0.02, 0.02], [False, False, False]),
         ([0.016, 0.026, 0.04], [True, False, False]),
     ):
@@ -402,7 +504,11 @@ def test_holm_goes_down_from_the_smallest_p():
 
 
 def test_no_minus_stands_before_a_zero():
-    assert (claims.signed(-0.04), claims.signed(0.04), claims.signed(-0.06)) == ("+0.0", "+0.0", "-0.1")
+    assert (claims.signed(-0.04), claims.signed(0.04), claims.signed(-0.06)) == (
+        "+0.0",
+        "+0.0",
+        "-0.1",
+    )
 
 
 def test_only_the_same_experiment_without_experts_is_its_control(experiments):
@@ -412,8 +518,12 @@ def test_only_the_same_experiment_without_experts_is_its_control(experiments):
     table = table_of([mixture, other], ADDED)
     assert not table.rows
     assert "they do not tell whether the experts add anything" in " ".join(printed([table]).split())
-    free = report.Experiment("tuned", {s: replace(r, tuned=frozenset({"method.lam"})) for s, r in other.runs.items()})
-    assert len(table_of([mixture, free], ADDED).rows) == 1, "what was tuned for each alike may differ"
+    free = report.Experiment(
+        "tuned", {s: replace(r, tuned=frozenset({"method.lam"})) for s, r in other.runs.items()}
+    )
+    assert len(table_of([mixture, free], ADDED).rows) == 1, (
+        "what was tuned for each alike may differ"
+    )
 
 
 def test_a_linear_probe_and_experts_by_chance_are_controls_too(experiments):
@@ -482,7 +592,9 @@ def test_a_subclass_of_ones_own_has_every_table_and_picture_of_its_parent(experi
     for row in (*ours[0], *theirs[0]):
         del row["time (s)"]
     assert theirs == ours
-    assert [table.title for table in report.tables(own)] == [table.title for table in report.tables(experiments)]
+    assert [table.title for table in report.tables(own)] == [
+        table.title for table in report.tables(experiments)
+    ]
     alike = lambda found: [(p.title, p.alt, p.caption) for p in figures.draw(found)]  # noqa: E731
     assert alike(own) == alike(experiments)
     assert claims.headline(own) == claims.headline(experiments)
@@ -494,12 +606,17 @@ def test_a_method_of_ones_own_has_its_picture_and_its_row(tmp_path):
     for depth in (3, 0):
         for seed in SEEDS:
             case = Case({"name": "test_report:Told", "depth": depth})
-            make(tmp_path / f"deep-{depth}" / f"seed-{seed}", case, name=f"deep-{depth}", run=seeded(seed))
+            make(
+                tmp_path / f"deep-{depth}" / f"seed-{seed}",
+                case,
+                name=f"deep-{depth}",
+                run=seeded(seed),
+            )
     found = report.collect([tmp_path / "deep-3", tmp_path / "deep-0"])
     table = table_of(found, ADDED)
-    assert [(cells(table, i)["experiment"], cells(table, i)["against"]) for i in range(len(table.rows))] == [
-        ("deep-3", "deep-0 (no depth)")
-    ]
+    assert [
+        (cells(table, i)["experiment"], cells(table, i)["against"]) for i in range(len(table.rows))
+    ] == [("deep-3", "deep-0 (no depth)")]
     pictures = {picture.title: picture for picture in figures.draw(found)}
     assert pictures["How deep it went"].caption.startswith("At 0 it stayed where it was.")
     assert "deep-3 3" in pictures["How deep it went"].alt
@@ -515,9 +632,12 @@ def test_the_headline_ranks_and_says_the_interval(experiments):
     good = with_rows(experiments[0], "good", {s: rows([[8, 8, 8, 7 - s]]) for s in SEEDS})
     poor = with_rows(experiments[1], "poor", {s: rows([[5, 5, 5, 5]]) for s in SEEDS})
     text = " ".join(claims.headline([poor, good]))
-    assert text.startswith("Highest local accuracy: good, 75.0 % on average over 4 clients and 3 seeds; the commonest")
+    assert text.startswith(
+        "Highest local accuracy: good, 75.0 % on average over 4 clients and 3 seeds; the commonest"
+    )
     assert (
-        "Next: poor, 50.0 %. The first minus the next: +25.0 points (between +18.8 and +31.2, 95 %, 3 seeds)." in text
+        "Next: poor, 50.0 %. The first minus the next: +25.0 points (between +18.8 and +31.2, 95 %,"
+        " 3 seeds)." in text
     )
     assert "What experts add: good against poor (gate alone): +25.0 points" in text
 
@@ -545,7 +665,9 @@ def test_experiments_on_different_data_are_not_ranked(experiments):
 
 
 def test_seeds_of_one_config_are_one_experiment_in_the_order_of_the_study(experiments):
-    assert [(e.name, list(e.runs)) for e in experiments] == [(name, list(SEEDS)) for name in EXPERIMENTS]
+    assert [(e.name, list(e.runs)) for e in experiments] == [
+        (name, list(SEEDS)) for name in EXPERIMENTS
+    ]
 
 
 def test_an_experiment_or_a_run_may_be_given_alone_and_twice_counts_once(study):
@@ -555,14 +677,24 @@ def test_an_experiment_or_a_run_may_be_given_alone_and_twice_counts_once(study):
 
 
 def test_trials_are_left_out_unless_asked_for(study):
-    assert all(run.path.parent.name != "tune" for e in report.collect([study / "mixture"]) for run in e.runs.values())
+    assert all(
+        run.path.parent.name != "tune"
+        for e in report.collect([study / "mixture"])
+        for run in e.runs.values()
+    )
     assert report.collect([study / "mixture" / "tune" / "001"])[0].values["learning"]["rate"] == 9.0
 
 
 def test_an_unfinished_run_is_named_and_counted_nowhere(study, tmp_path):
     shutil.copytree(study / "mixture", tmp_path / "mixture")
     whole = cells(report.tables(report.collect([tmp_path]))[0], 0)
-    make(tmp_path / "mixture" / "seed-7", EXPERIMENTS["mixture"], name="mixture", stop=1, run=seeded(7))
+    make(
+        tmp_path / "mixture" / "seed-7",
+        EXPERIMENTS["mixture"],
+        name="mixture",
+        stop=1,
+        run=seeded(7),
+    )
     make(tmp_path / "late", CASES["fedavg"], name="late", stop=0)
     found = report.collect([tmp_path / "mixture", tmp_path / "late"])
     tables = report.tables(found)
@@ -572,7 +704,9 @@ def test_an_unfinished_run_is_named_and_counted_nowhere(study, tmp_path):
     assert "Not counted: mixture, seed 7: unfinished, 1 of 2 rounds done." in text
     assert "Not counted: late, seed 0: unfinished, 0 of 2 rounds done." in text
     report.write_html(found, tmp_path / "report.html")
-    assert "mixture, seed 7: unfinished, 1 of 2 rounds done" in (tmp_path / "report.html").read_text()
+    assert (
+        "mixture, seed 7: unfinished, 1 of 2 rounds done" in (tmp_path / "report.html").read_text()
+    )
 
 
 def test_runs_before_their_first_round_make_a_page_without_a_result(tmp_path):
@@ -592,11 +726,16 @@ def test_equal_names_with_other_settings_or_the_same_seed_are_never_mixed(study,
         ("mixture (c/seed-0)", [0, 1, 2]),
     ]
     found = report.collect([tmp_path / "a", tmp_path / "b"])
-    assert [list(e.runs) for e in found] == [[9], [0, 1, 2]], "other settings, even without a seed in common"
+    assert [list(e.runs) for e in found] == [
+        [9],
+        [0, 1, 2],
+    ], "other settings, even without a seed in common"
 
 
 def test_a_client_who_did_not_answer_is_named(experiments):
-    found = [row for row in rows([[5, 5, 5], [5, 5, 5]]) if (row["round"], row["client"]) != (1, "c-2")]
+    found = [
+        row for row in rows([[5, 5, 5], [5, 5, 5]]) if (row["round"], row["client"]) != (1, "c-2")
+    ]
     text = said(with_rows(experiments[0], "x", {0: found}))
     assert "x, seed 0: the last evaluation lacks c-2, who did not answer." in text
 
@@ -614,20 +753,27 @@ def test_a_run_whose_last_evaluation_nobody_answered_does_not_count(experiments)
         (lambda path: None, "no such folder"),
         (lambda path: path.write_text("x"), "a file"),
         (lambda path: (path / "empty").mkdir(parents=True), "holds no run"),
-        (lambda path: make(path / "x" / "tune" / "001", CASES["alone"], name="x"), "holds only trials"),
+        (
+            lambda path: make(path / "x" / "tune" / "001", CASES["alone"], name="x"),
+            "holds only trials",
+        ),
     ],
 )
 def test_a_folder_without_runs_says_what_would_be_right(tmp_path, make_it, says):
     path = tmp_path / "given"
     make_it(path)
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))}.* {says}.*right would be a folder that"):
+    with pytest.raises(
+        ValueError, match=f"{re.escape(str(path))}.* {says}.*expected a folder that"
+    ):
         report.collect([path])
 
 
 def test_a_damaged_run_is_named(study, tmp_path):
     shutil.copytree(study / "mixture" / "seed-0", tmp_path / "run")
     rewrite(tmp_path / "run", "config.toml", "name = 'x'")
-    with pytest.raises(ValueError, match=r"run is damaged: config.toml or environment.json \(KeyError: 'method'\)"):
+    with pytest.raises(
+        ValueError, match=r"run is damaged: config.toml or environment.json \(KeyError: 'method'\)"
+    ):
         report.collect([tmp_path])
 
 
@@ -668,7 +814,9 @@ def test_the_page_needs_nothing_but_itself(page):
     reader = Reader(page)
     assert not re.search(r"https?://", page)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in reader.tags}
-    assert not [a for _, attributes in reader.tags for a in attributes if a == "href" or a.startswith("on")]
+    assert not [
+        a for _, attributes in reader.tags for a in attributes if a == "href" or a.startswith("on")
+    ]
     for image in reader.images():
         assert ElementTree.fromstring(svg(image)).tag.endswith("svg")
         assert image["alt"].endswith(".")
@@ -714,7 +862,12 @@ def test_names_and_reasons_from_outside_are_shown_and_never_obeyed(experiments, 
     found = [row | {"client": f"{row['client']}{bad}"} for row in experiments[0].first.clients]
     refused = [row | {"refused": {f"z{bad}": bad}} for row in experiments[0].first.rounds]
     run = replace(
-        experiments[0].first, name=bad, clients=found, rounds=refused, environment={bad: bad}, text=f"# {bad}"
+        experiments[0].first,
+        name=bad,
+        clients=found,
+        rounds=refused,
+        environment={bad: bad},
+        text=f"# {bad}",
     )
     hostile = [report.Experiment(f"_{bad}", {0: run}), experiments[1]]
     report.write_html(hostile, tmp_path / "report.html")
@@ -736,7 +889,13 @@ def test_refused_uploads_are_listed_with_client_and_reason(tmp_path):
             return Reply("b", reply.round, "train", error="the <disk> is full")
         return reply
 
-    make(tmp_path / "run", CASES["fedavg"], name="x", wrap=lambda engine: Spoilt(engine, spoil), run={"rounds": 2})
+    make(
+        tmp_path / "run",
+        CASES["fedavg"],
+        name="x",
+        wrap=lambda engine: Spoilt(engine, spoil),
+        run={"rounds": 2},
+    )
     found = report.collect([tmp_path])
     count = sum("b" in row["refused"] for row in logged(tmp_path / "run", "rounds.jsonl"))
     assert f"x: {claims.plural(count, 'upload')} refused" in printed(report.tables(found))
@@ -745,23 +904,35 @@ def test_refused_uploads_are_listed_with_client_and_reason(tmp_path):
 
 
 def test_a_client_that_is_refused_in_every_round_is_said_loudly(tmp_path):
-    """One whose last upload was taken is in the result; one whose never was is not, and nobody may overlook it."""
+    """One whose last upload was taken is in the result; one whose never was is not, and nobody may
+    overlook it.
+    """
 
     def spoil(reply):
-        if reply.task == "train" and (reply.client == "b" or (reply.client == "c" and reply.round == 1)):
+        if reply.task == "train" and (
+            reply.client == "b" or (reply.client == "c" and reply.round == 1)
+        ):
             return Reply(reply.client, reply.round, "train", error="the disk is full")
         return reply
 
     full = {"rounds": 2, "participation": 1.0}
-    make(tmp_path / "run", CASES["fedavg"], name="x", wrap=lambda engine: Spoilt(engine, spoil), run=full)
+    make(
+        tmp_path / "run",
+        CASES["fedavg"],
+        name="x",
+        wrap=lambda engine: Spoilt(engine, spoil),
+        run=full,
+    )
     (found,) = report.collect([tmp_path])
     lines = [line for line in claims.notes([found]) if line.startswith("WARNING")]
-    assert lines == ["WARNING: x, seed 0: every upload of b was refused, so nothing of it is in this result."]
+    assert lines == [
+        "WARNING: x, seed 0: every upload of b was refused, so nothing of it is in this result."
+    ]
     assert lines[0] in said(found)
 
 
 def test_writing_over_a_folder_says_what_would_be_right(experiments, tmp_path):
-    with pytest.raises(ValueError, match=r"is a folder; right would be the name of a file in it"):
+    with pytest.raises(ValueError, match=r"is a folder; expected the name of a file in it"):
         report.write_html(experiments, tmp_path)
 
 
@@ -770,14 +941,18 @@ def test_many_experiments_and_clients_still_make_a_page(experiments, tmp_path):
     found = {0: [row for d in range(3) for row in rows(right, client=f"domain{d}")]}
     mixed = {0: [row | {"weights": [0.3, 0.1, 0.6], "experts_apart": 0.1} for row in found[0]]}
     many = [with_rows(experiments[1], f"experiment-with-a-long-name-{i}", found) for i in range(11)]
-    report.write_html([*many, with_rows(experiments[0], "mixture", mixed)], tmp_path / "report.html")
+    report.write_html(
+        [*many, with_rows(experiments[0], "mixture", mixed)], tmp_path / "report.html"
+    )
     assert len(Reader((tmp_path / "report.html").read_text()).images()) == 7
 
 
 def test_a_shipped_config_resolves_to_what_the_report_reads():
     """The keys by which controls are found are those of the package's own methods and models."""
     names = {"data": "digits-scanners", "model": "linear-probe", "method": "pfedmoap"}
-    config = resolve([({"name": "x", **{section: {"name": name} for section, name in names.items()}}, "test")])
+    config = resolve(
+        [({"name": "x", **{section: {"name": name} for section, name in names.items()}}, "test")]
+    )
     assert config.values["model"]["name"] == "linear-probe"
     assert {"experts", "select"} <= set(config.values["method"])
     assert {"seed", "rounds", "threads"} <= set(config.values["run"])
@@ -786,24 +961,46 @@ def test_a_shipped_config_resolves_to_what_the_report_reads():
 # ---- a mixture at the server
 
 MIXED = {
-    "dense_correct": 55, "uniform_correct": 40, "routed_correct": 50, "main_correct": 45, "experts_correct": [30, 20],
-    "use": [30, 10, 0, 0, 20, 40], "entropy": 0.5, "apart": 0.25, "alpha": 0.75, "shares.c-0": [0.2, 0.7, 0.1],
-}  # fmt: skip
-METHOD = {"method__name": "fedmoe", "method__relevance": "mean", "method__temperature": 1.0, "method__gate": "trained"}
+    "dense_correct": 55,
+    "uniform_correct": 40,
+    "routed_correct": 50,
+    "main_correct": 45,
+    "experts_correct": [30, 20],
+    "use": [30, 10, 0, 0, 20, 40],
+    "entropy": 0.5,
+    "apart": 0.25,
+    "alpha": 0.75,
+    "shares.c-0": [0.2, 0.7, 0.1],
+}
+METHOD = {
+    "method__name": "fedmoe",
+    "method__relevance": "mean",
+    "method__temperature": 1.0,
+    "method__gate": "trained",
+}
 AVERAGING = {"method__name": "fedavg"}
 
 
 def row_of_server(round, right, **facts):
     """The server has so many of 100 test examples right, and of 100 validation examples."""
-    part = {"test_correct": right, "test_examples": 100, "valid_correct": right, "valid_examples": 100}
+    part = {
+        "test_correct": right,
+        "test_examples": 100,
+        "valid_correct": right,
+        "valid_examples": 100,
+    }
     return {"round": round, "server_bytes": 16_700} | part | facts
 
 
 def with_server(experiment, name, by_seed, judged_by="server", **settings):
-    """An experiment whose server logged these rows, a list a seed; its clients have 1, 2, 3 .. of 10 right."""
+    """An experiment whose server logged these rows, a list a seed; its clients have 1, 2, 3 .. of
+    10 right.
+    """
     clients = {s: rows([[row["round"] + 1] for row in found]) for s, found in by_seed.items()}
     plain = with_rows(experiment, name, clients, run__judged_by=judged_by, **settings)
-    return report.Experiment(name, {s: replace(run, server=by_seed[s]) for s, run in plain.runs.items()})
+    return report.Experiment(
+        name, {s: replace(run, server=by_seed[s]) for s, run in plain.runs.items()}
+    )
 
 
 def with_mixture(experiment, name, rights=(60,), **settings):
@@ -818,7 +1015,10 @@ def said(*experiments):
 
 
 def test_a_server_with_a_predictor_of_its_own_is_scored_by_it(experiments):
-    found = [with_server(experiments[0], "x", {0: [row_of_server(0, 42)]}, judged) for judged in ("clients", "server")]
+    found = [
+        with_server(experiments[0], "x", {0: [row_of_server(0, 42)]}, judged)
+        for judged in ("clients", "server")
+    ]
     by_clients, by_server = (cells(report.tables([e])[0], 0) for e in found)
     assert by_clients["server"] == by_server["server"] == "42.0"
     assert list(by_clients)[1] == "local"
@@ -826,13 +1026,17 @@ def test_a_server_with_a_predictor_of_its_own_is_scored_by_it(experiments):
 
 
 def test_where_the_server_judges_the_table_leads_with_it(experiments):
-    x = with_server(experiments[0], "x", {s: [row_of_server(0, right)] for s, right in enumerate((40, 42))})
+    x = with_server(
+        experiments[0], "x", {s: [row_of_server(0, right)] for s, right in enumerate((40, 42))}
+    )
     line = cells(report.tables([x])[0], 0)
     assert (line["server"], line["sd seeds"], line["local"]) == ("41.0", "1.4 (2)", "10.0")
     assert claims.headline([x])[0].startswith("x, 41.0 % on average over 2 seeds")
 
 
-@pytest.mark.parametrize(("judged_by", "local", "at"), [("clients", "30.0", "2"), ("server", "20.0", "1")])
+@pytest.mark.parametrize(
+    ("judged_by", "local", "at"), [("clients", "30.0", "2"), ("server", "20.0", "1")]
+)
 def test_the_best_round_is_chosen_by_whom_the_experiment_says(experiments, judged_by, local, at):
     """The clients are best in round 2, the server in round 1."""
     logged = [row_of_server(round, right) for round, right in enumerate((10, 50, 20))]
@@ -842,7 +1046,8 @@ def test_the_best_round_is_chosen_by_whom_the_experiment_says(experiments, judge
 
 def test_a_server_without_a_predictor_is_judged_by_the_global_model_at_all_clients():
     found = [
-        row | {"valid_global_correct": 4 + i, "valid_examples": 10 * (i + 1)} for i, row in enumerate(rows([[9, 9]]))
+        row | {"valid_global_correct": 4 + i, "valid_examples": 10 * (i + 1)}
+        for i, row in enumerate(rows([[9, 9]]))
     ]
     assert valid(found, judged_by="server") == pytest.approx(100 * (4 + 5) / (10 + 20))
 
@@ -857,17 +1062,28 @@ def test_every_column_of_the_servers_table_fits_a_terminal_too(experiments):
 def test_the_parts_of_a_mixture_stand_beside_the_whole(experiments):
     table = report.tables([with_mixture(experiments[0], "moe", (60, 70)), experiments[1]])[-1]
     assert cells(table, 0) == {
-        "experiment": "moe", "server": "65.0", "dense": "55.0", "flat gate": "40.0", "no main": "50.0",
-        "main alone": "45.0", "best expert": "30.0", "worst expert": "20.0", "apart": "0.250", "entropy": "0.50",
+        "experiment": "moe",
+        "server": "65.0",
+        "dense": "55.0",
+        "flat gate": "40.0",
+        "no main": "50.0",
+        "main alone": "45.0",
+        "best expert": "30.0",
+        "worst expert": "20.0",
+        "apart": "0.250",
+        "entropy": "0.50",
         "alpha": "0.75",
-    }  # fmt: skip
+    }
     assert len(table.rows) == 1
 
 
 def test_a_mixture_without_main_experts_has_no_alpha(experiments):
     (run,) = with_mixture(experiments[0], "moe").runs.values()
     (row,) = run.server
-    bare = replace(run, server=[{key: value for key, value in row.items() if key not in ("main_correct", "alpha")}])
+    bare = replace(
+        run,
+        server=[{key: value for key, value in row.items() if key not in ("main_correct", "alpha")}],
+    )
     line = cells(report.tables([report.Experiment("moe", {0: bare})])[-1], 0)
     assert (line["main alone"], line["alpha"]) == ("-", "-")
 
@@ -877,7 +1093,10 @@ def test_a_mixture_without_main_experts_has_no_alpha(experiments):
     [
         ((60,), "+20.0 (seed 0) points; an interval needs 3 seeds."),
         ((60, 62, 64), "+22.0 points (between +17.0 and +27.0, 95 %, 3 seeds), better."),
-        ((38, 41, 44), "+1.0 points (between -6.5 and +8.5, 95 %, 3 seeds), no difference is established."),
+        (
+            (38, 41, 44),
+            "+1.0 points (between -6.5 and +8.5, 95 %, 3 seeds), no difference is established.",
+        ),
         ((30, 31, 32), "-9.0 points (between -11.5 and -6.5, 95 %, 3 seeds), worse."),
         ((40, 40), "no difference at all in 2 seeds."),
     ],
@@ -889,8 +1108,12 @@ def test_the_gate_is_held_against_none_over_seeds(experiments, rights, says):
 
 def test_a_mixture_is_held_against_copies_and_against_averaging(experiments):
     moe = with_mixture(experiments[0], "moe", (60, 62, 67))
-    copies = with_mixture(experiments[0], "copies", (50, 52, 54), method__relevance="uniform", method__temperature=9.0)
-    fedavg = with_server(experiments[0], "fedavg", {s: [row_of_server(0, 55)] for s in SEEDS}, **AVERAGING)
+    copies = with_mixture(
+        experiments[0], "copies", (50, 52, 54), method__relevance="uniform", method__temperature=9.0
+    )
+    fedavg = with_server(
+        experiments[0], "fedavg", {s: [row_of_server(0, 55)] for s in SEEDS}, **AVERAGING
+    )
     text = said(moe, copies, fedavg)
     assert "moe against copies (uniform relevance): +11.0 points" in text
     assert "moe against fedavg (one averaged model): +8.0 points" in text
@@ -898,21 +1121,29 @@ def test_a_mixture_is_held_against_copies_and_against_averaging(experiments):
     assert "do not tell" not in text
     lines = claims.headline([fedavg, moe, copies])
     assert lines[0].startswith("Highest server accuracy: moe, 63.0 %")
-    assert lines[-1].startswith("What experts add: moe against fedavg (one averaged model): +8.0 points")
+    assert lines[-1].startswith(
+        "What experts add: moe against fedavg (one averaged model): +8.0 points"
+    )
     line = cells(table_of([moe, copies], ADDED), 0)
     assert (line["of"], line["better"]) == ("server", "-")
 
 
 def test_an_averaged_mixture_is_not_one_averaged_model(experiments):
     moe = with_mixture(experiments[0], "moe")
-    fedmix = with_server(experiments[0], "fedmix", {0: [row_of_server(0, 55)]}, **AVERAGING, mixture__experts=4)
+    fedmix = with_server(
+        experiments[0], "fedmix", {0: [row_of_server(0, 55)]}, **AVERAGING, mixture__experts=4
+    )
     assert "they do not tell whether a mixture adds anything" in said(moe, fedmix)
 
 
 @pytest.mark.parametrize("key", ["data__name", "model__name"])
 def test_averaging_from_elsewhere_is_no_control(experiments, key):
-    fedavg = with_server(experiments[0], "fedavg", {0: [row_of_server(0, 55)]}, **AVERAGING | {key: "other"})
-    assert "they do not tell whether a mixture adds anything" in said(with_mixture(experiments[0], "moe"), fedavg)
+    fedavg = with_server(
+        experiments[0], "fedavg", {0: [row_of_server(0, 55)]}, **AVERAGING | {key: "other"}
+    )
+    assert "they do not tell whether a mixture adds anything" in said(
+        with_mixture(experiments[0], "moe"), fedavg
+    )
 
 
 @pytest.mark.parametrize(
@@ -933,7 +1164,9 @@ def test_the_pictures_of_a_mixture_say_their_figures_in_words(experiments):
     moe = with_mixture(experiments[0], "moe", (60, 70))
     absorbed = {"c-0": {"before_correct": 3, "after_correct": 9, "test_examples": 10}}
     logs = [row | {"absorbed": absorbed} for row in moe.first.rounds]
-    moe = report.Experiment("moe", {seed: replace(run, rounds=logs) for seed, run in moe.runs.items()})
+    moe = report.Experiment(
+        "moe", {seed: replace(run, rounds=logs) for seed, run in moe.runs.items()}
+    )
     alts = {picture.title: picture.alt for picture in figures.draw([moe])}
     assert alts["Accuracy of the server over rounds"].endswith("moe from 65.0 to 65.0 %.")
     assert "first choice for 60 %" in alts["Which expert serves which class: moe"]
@@ -950,7 +1183,13 @@ AVERAGED = ("fedmix", "fedjets", "cent-moe")  # their servers hold a mixture tha
 def fedmoe(tmp_path_factory):
     """Real runs of Fed-MoE and of FedAvg on a few digits."""
     path = tmp_path_factory.mktemp("fedmoe")
-    small = ["data.clients=4", "start.epochs=1", "learning.rate=0.01", "run.rounds=2", "run.evaluate_every=1"]
+    small = [
+        "data.clients=4",
+        "start.epochs=1",
+        "learning.rate=0.01",
+        "run.rounds=2",
+        "run.evaluate_every=1",
+    ]
     for name in ("fedmoe-letter", "fedavg", *AVERAGED):
         once(load(f"configs/demo/fedmoe-digits/{name}.toml", small), path / name)
     return path
@@ -979,12 +1218,17 @@ def test_the_page_shows_a_mixture_beside_runs_without_one(fedmoe, study, tmp_pat
 
 
 def test_every_server_that_holds_a_mixture_has_a_row_of_what_routing_adds(fedmoe):
-    """The mixture that all share predicts with every expert: dense, at all clients' test parts in one."""
+    """The mixture that all share predicts with every expert: dense, at all clients' test parts in
+    one.
+    """
     found = report.collect([fedmoe])
     table = table_of(found, ROUTED)
     lines = {line["experiment"]: line for line in (cells(table, i) for i in range(len(table.rows)))}
     assert lines.keys() == {"fedmoe-letter", *AVERAGED}
-    accuracy = {line["experiment"]: line for line in (cells(report.tables(found)[0], i) for i in range(len(found)))}
+    accuracy = {
+        line["experiment"]: line
+        for line in (cells(report.tables(found)[0], i) for i in range(len(found)))
+    }
     for name, line in lines.items():
         assert line["server"] == accuracy[name]["server"]
         assert name not in AVERAGED or line["dense"] == line["server"]

@@ -1,7 +1,8 @@
-"""Published figures beside ours: one place for the figures, no figure without its config, nothing skipped in silence.
+"""Published figures beside ours: one place for the figures, no figure without its config, nothing
+skipped in silence.
 
-Sets are copies of a few rows that lie in the hub's cache as `hf download` leaves them, so that they are found as real
-ones are.
+Sets are copies of a few rows that lie in the hub's cache as `hf download` leaves them, so that they
+are found as real ones are.
 """
 
 import json
@@ -19,7 +20,13 @@ from fedexperts.cli import app
 from fedexperts.config import ConfigError
 from fedexperts.data.sets import SETS
 
-SMALL = ["model.clip=tinyclip", "model.context=4", "data.side=32", "data.clients=2", "learning.epochs=1"]
+SMALL = [
+    "model.clip=tinyclip",
+    "model.context=4",
+    "data.side=32",
+    "data.clients=2",
+    "learning.epochs=1",
+]
 COMMIT = "0f" * 20
 PAPERS = ("fedmoe", "pfedmoap")
 SOURCE = {
@@ -54,12 +61,17 @@ def call(*arguments, settings=()):
 # ---- the figures
 
 
-NO_TARGETS = {"ablations", "domainnet", "office-caltech10"}  # the latter's published images carry others' labels
+# the latter's published images carry others' labels
+NO_TARGETS = {"ablations", "domainnet", "office-caltech10"}
 
 
 def published(paper):
     found = tomllib.loads((Path("configs") / paper / reproduce.PUBLISHED).read_text())
-    return {(group, name): figure for group, row in found["published"].items() for name, figure in row.items()}
+    return {
+        (group, name): figure
+        for group, row in found["published"].items()
+        for name, figure in row.items()
+    }
 
 
 @pytest.mark.parametrize("paper", PAPERS)
@@ -78,7 +90,9 @@ def test_a_config_says_its_figure_its_download_and_its_command(paper):
     for (group, name), figure in published(paper).items():
         if (file := Path("configs") / paper / group / f"{name}.toml").exists():
             first, second, *_ = file.read_text().splitlines()
-            assert re.search(rf"on [\w-]+(, [\w ]+)?: {figure:.2f} published \({SOURCE[paper]}", first), file
+            assert re.search(
+                rf"on [\w-]+(, [\w ]+)?: {figure:.2f} published \({SOURCE[paper]}", first
+            ), file
             known = SETS[group.split("/")[0]]
             revision = f" --revision {known.revision}" if known.revision else ""
             assert f"hf download --repo-type dataset {known.hub}{revision} (" in second, file
@@ -88,7 +102,9 @@ def test_a_config_says_its_figure_its_download_and_its_command(paper):
 @pytest.mark.parametrize("paper", PAPERS)
 def test_what_differs_is_said_of_sets_and_methods_that_are_there(paper):
     found = tomllib.loads((Path("configs") / paper / reproduce.PUBLISHED).read_text())
-    words = {word for group, row in found["published"].items() for word in (*group.split("/"), *row)}
+    words = {
+        word for group, row in found["published"].items() for word in (*group.split("/"), *row)
+    }
     assert set(found["differs"]) <= words | {"*"}
     assert found["column"] in ("local", "server")
 
@@ -100,7 +116,9 @@ def test_the_rows_of_pfedmoap_are_the_papers_setting():
             data, run, learning = values["data"], values["run"], values["learning"]
             cifar = group.startswith("cifar")
             assert data["dataset"] == group
-            assert (data["partition"], data["clients"]) == (("dirichlet", 100) if cifar else ("pathological", 10))
+            assert (data["partition"], data["clients"]) == (
+                ("dirichlet", 100) if cifar else ("pathological", 10)
+            )
             assert (data["shots"], run["participation"]) == ((0, 0.1) if cifar else (16, 1.0))
             assert run["rounds"] == (0 if name == "zero-shot" else 120 if cifar else 10)
             assert (learning["rate"], learning["epochs"]) == (0.002, 5)
@@ -118,7 +136,11 @@ def test_the_rows_of_fed_moe_are_the_papers_table():
         values = door.load(Path("configs/fedmoe") / group / f"{name}.toml").values
         experts, sampled, partition, reserve = table[dataset]
         data, run = values["data"], values["run"]
-        assert (data["dataset"], data["clients"], data["partition"]) == (dataset, int(clients), partition)
+        assert (data["dataset"], data["clients"], data["partition"]) == (
+            dataset,
+            int(clients),
+            partition,
+        )
         assert data["reserve"] * classes[dataset] == reserve
         assert run["participation"] * data["clients"] == pytest.approx(sampled)
         assert run["judged_by"] == "server"
@@ -135,24 +157,44 @@ def test_what_is_here_is_run_and_what_is_not_is_listed(hub, tmp_path):
     words = f"--only=dtd --only=pfedmoap --out={place} --seeds=2 --jobs=1".split()
     done = call("reproduce", "pfedmoap", *words, settings=settings)
     assert done.exit_code == 0, done.output
-    rows = {line.split()[0]: line.split()[1:] for line in done.output.splitlines() if re.match(r" [\w-]+/", line)}
+    rows = {
+        line.split()[0]: line.split()[1:]
+        for line in done.output.splitlines()
+        if re.match(r" [\w-]+/", line)
+    }
     assert set(rows) == {f"{name}/pfedmoap" for name in list(SETS)[:7]} | {
-        f"dtd/{name}" for name in ("zero-shot", "coop-alone", "promptfl", "pfedprompt", "fedotp", "pfedmoap-lambda-0")
+        f"dtd/{name}"
+        for name in (
+            "zero-shot",
+            "coop-alone",
+            "promptfl",
+            "pfedprompt",
+            "fedotp",
+            "pfedmoap-lambda-0",
+        )
     }
     for name, cells in rows.items():
         group, experiment = name.split("/")
         assert float(cells[0]) == published("pfedmoap")[group, experiment]
-        assert (cells[1] == "-") == (group not in ("dtd", "flowers102") or experiment in ("pfedprompt", "fedotp")), name
+        assert (cells[1] == "-") == (
+            group not in ("dtd", "flowers102") or experiment in ("pfedprompt", "fedotp")
+        ), name
     mine = [
         json.loads(line)
         for seed in (0, 1)
         for line in (place / f"dtd/coop-alone/seed-{seed}/clients.jsonl").read_text().splitlines()
     ]
-    ours = 50 * sum(row["test_correct"] / row["test_examples"] for row in mine if row["round"] == 1) / 2
+    ours = (
+        50
+        * sum(row["test_correct"] / row["test_examples"] for row in mine if row["round"] == 1)
+        / 2
+    )
     assert rows["dtd/coop-alone"][1] == f"{ours:.2f}"
     assert rows["dtd/coop-alone"][3] == "(2)"
     assert rows["dtd/coop-alone"][4] == f"{ours - 44.23:+.2f}"
-    differs = {text.split()[0]: n for n, text in re.findall(r"^ +(\d+)  Differs: (.*)$", done.output, re.M)}
+    differs = {
+        text.split()[0]: n for n, text in re.findall(r"^ +(\d+)  Differs: (.*)$", done.output, re.M)
+    }
     notes = {name: {*cells[4:]} for name, cells in rows.items() if cells[1] == "-"}
     assert all(differs["batches"] in notes[name] for name in notes if "/pfedmoap" in name)
     assert [name for name in notes if differs["200"] in notes[name]] == ["food101/pfedmoap"]
@@ -164,7 +206,16 @@ def test_what_is_here_is_run_and_what_is_not_is_listed(hub, tmp_path):
 
 def test_typed_again_it_goes_on_and_with_what_has_come_since(hub, tmp_path, copies):
     place, settings = tmp_path / "runs", [*SMALL, "run.rounds=0"]
-    command = ("reproduce", "pfedmoap", "--out", place, "--jobs", 1, "--only=coop-alone", "--only=dtd/promptfl")
+    command = (
+        "reproduce",
+        "pfedmoap",
+        "--out",
+        place,
+        "--jobs",
+        1,
+        "--only=coop-alone",
+        "--only=dtd/promptfl",
+    )
     (hub / "datasets--tanganke--dtd").rename(hub / "aside")
     first = call(*command, "--seeds", 1, settings=settings)
     assert "1 of 8 figures obtained" in first.output
@@ -193,14 +244,22 @@ def test_if_nothing_can_be_run_the_exit_code_says_so(hub, tmp_path):
 
 
 def test_what_cannot_go_on_is_listed_with_its_own_reason(hub, tmp_path):
-    words = f"--only=coop-alone --only=dtd/promptfl --out={tmp_path / 'runs'} --seeds=1 --jobs=1".split()
-    done = call("reproduce", "pfedmoap", *words, settings=[*SMALL, "run.rounds=1", "learning.rate=1e38"])
+    words = f"--only=coop-alone --only=dtd/promptfl --out={tmp_path / 'runs'} --seeds=1 --jobs=1".split()  # noqa: E501
+    done = call(
+        "reproduce", "pfedmoap", *words, settings=[*SMALL, "run.rounds=1", "learning.rate=1e38"]
+    )
     assert done.exit_code == 1
     assert "0 of 8 figures obtained" in done.output
-    numbers = {line.split()[0]: line.split()[-1] for line in done.output.splitlines() if re.match(r" [\w-]+/", line)}
+    numbers = {
+        line.split()[0]: line.split()[-1]
+        for line in done.output.splitlines()
+        if re.match(r" [\w-]+/", line)
+    }
     for name in ("dtd/coop-alone", "dtd/promptfl", "flowers102/coop-alone"):
         assert re.search(
-            rf"^ +{numbers[name]}  Not had: .*/{name}/seed-0: round 1: no client is left", done.output, re.M
+            rf"^ +{numbers[name]}  Not had: .*/{name}/seed-0: round 1: no client is left",
+            done.output,
+            re.M,
         )
 
 
@@ -208,7 +267,10 @@ def test_a_set_that_cannot_be_read_does_not_stop_the_others(hub, copies, tmp_pat
     (snapshot,) = hub.glob("datasets--tanganke--dtd/snapshots/*")
     shutil.rmtree(snapshot)
     shutil.copytree(copies / "cifar10", snapshot)
-    words = f"--only=dtd/promptfl --only=flowers102/promptfl --out={tmp_path / 'runs'} --seeds=1 --jobs=1".split()
+    words = (
+        f"--only=dtd/promptfl --only=flowers102/promptfl --out={tmp_path / 'runs'} --seeds=1"
+        " --jobs=1".split()
+    )
     done = call("reproduce", "pfedmoap", *words, settings=[*SMALL, "run.rounds=0"])
     assert done.exit_code == 0
     assert "1 of 2 figures obtained" in done.output
@@ -227,20 +289,29 @@ def test_the_servers_accuracy_is_taken_where_the_paper_gives_the_servers(copies,
     done = call("reproduce", "fedmoe", *words, settings=settings)
     assert done.exit_code == 0, done.output
     (rows,) = tmp_path.glob("runs/sentiment140/10/fedavg/seed-0/clients.jsonl")
-    last = [row for line in rows.read_text().splitlines() if (row := json.loads(line))["round"] == 1]
-    server = 100 * sum(row["test_global_correct"] for row in last) / sum(row["test_examples"] for row in last)
+    last = [
+        row for line in rows.read_text().splitlines() if (row := json.loads(line))["round"] == 1
+    ]
+    server = (
+        100
+        * sum(row["test_global_correct"] for row in last)
+        / sum(row["test_examples"] for row in last)
+    )
     assert re.search(rf"sentiment140/10/fedavg +75.90 +{server:.2f} ", done.output)
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["pfedmaop"], "pfedmaop: no such paper; right would be one of fedmoe, pfedmoap"),
-        (["pfedmoap", "--only", "flower102"], "the paper has no such set or method; did you mean flowers102?"),
+        (["pfedmaop"], "pfedmaop: no such paper; expected one of fedmoe, pfedmoap"),
+        (
+            ["pfedmoap", "--only", "flower102"],
+            "the paper has no such set or method; did you mean flowers102?",
+        ),
         (["fedmoe", "--only", "cifar10/5"], "did you mean cifar10/50?"),
         (["fedmoe", "--set", "learning.rate=0"], "learning.rate = 0"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_name_is_answered_with_the_nearest(arguments, says, tmp_path):
     done = call("reproduce", *arguments, "--out", tmp_path / "runs")
     assert done.exit_code == 2

@@ -1,4 +1,6 @@
-"""Reviews: made from a seed, each shop with its kind and its dominant stars, neither too easy nor too hard to read."""
+"""Reviews: made from a seed, each shop with its kind and its dominant stars, neither too easy nor
+too hard to read.
+"""
 
 import hashlib
 import json
@@ -30,7 +32,9 @@ def of(federation: Federation, client: str) -> Tensor:
 
 
 def kinds_of(federation: Federation, index: Tensor) -> list[str]:
-    """Which kind each review speaks of: the only one all of whose things are its own; "" if it names none."""
+    """Which kind each review speaks of: the only one all of whose things are its own; "" if it
+    names none.
+    """
     found = []
     for text in (federation.inputs[i] for i in index.tolist()):
         named = set(re.findall(r"the (\w+) was|found the (\w+)|, the (\w+)|the (\w+):", text))
@@ -51,17 +55,28 @@ def test_even_short_texts_of_one_shop_are_not_repeated() -> None:
     assert len(set(texts)) == 6000
 
 
-def test_every_client_has_equally_many_and_its_dominant_stars_in_the_share_asked_for(made: Federation) -> None:
+def test_every_client_has_equally_many_and_its_dominant_stars_in_the_share_asked_for(
+    made: Federation,
+) -> None:
     for client in made.parts:
         counts = made.labels[of(made, client)].bincount(minlength=5)
         place = int(client.rpartition("-")[2])
         assert counts.tolist() == [140 if stars == place % 5 else 15 for stars in range(5)]
     purer = Reviews(dominant=0.9, clients=3, reviews=301).load(0)
-    assert [sum(part) for part in zip(*purer.counts()["hotel-1"].values(), strict=True)] == [3, 90, 3, 2, 2]
+    assert [sum(part) for part in zip(*purer.counts()["hotel-1"].values(), strict=True)] == [
+        3,
+        90,
+        3,
+        2,
+        2,
+    ]
 
 
 def test_kinds_go_round_and_every_review_speaks_of_its_shops_kind(made: Federation) -> None:
-    assert [made.domains[f"{kind}-{i}"] for i, kind in enumerate([*WORDS, *WORDS])] == [*WORDS, *WORDS]
+    assert [made.domains[f"{kind}-{i}"] for i, kind in enumerate([*WORDS, *WORDS])] == [
+        *WORDS,
+        *WORDS,
+    ]
     for client, kind in made.domains.items():
         found = kinds_of(made, of(made, client))
         assert {*found} == {kind, ""}
@@ -70,14 +85,16 @@ def test_kinds_go_round_and_every_review_speaks_of_its_shops_kind(made: Federati
 
 def test_some_words_praise_one_kind_and_damn_another() -> None:
     stars = {
-        kind: {word: place for place, row in enumerate(rows) for word in row.split()} for kind, rows in WORDS.items()
+        kind: {word: place for place, row in enumerate(rows) for word in row.split()}
+        for kind, rows in WORDS.items()
     }
     assert stars["hotel"]["quiet"] == stars["gadget"]["light"] == stars["film"]["strange"] == 4
     assert stars["gadget"]["quiet"] == stars["film"]["light"] == stars["restaurant"]["strange"] == 0
     for one, other in [("hotel", "gadget"), ("film", "restaurant"), ("gadget", "film")]:
         shared = stars[one].keys() & stars[other].keys()
         assert sum(abs(stars[one][word] - stars[other][word]) >= 3 for word in shared) >= 4
-    assert all(len(stars[kind]) == len(" ".join(rows).split()) for kind, rows in WORDS.items())  # one meaning in a kind
+    # one meaning in a kind
+    assert all(len(stars[kind]) == len(" ".join(rows).split()) for kind, rows in WORDS.items())
 
 
 def test_the_reserve_has_all_stars_alike_and_speaks_of_all_kinds(made: Federation) -> None:
@@ -99,7 +116,9 @@ def test_a_reserve_changes_nothing_of_the_clients(made: Federation) -> None:
 
 def test_reviews_are_the_same_on_every_machine(made: Federation) -> None:
     # If this number changes, everybody's reviews change: say so in the changelog.
-    assert hashlib.sha256(json.dumps(made.manifest()).encode()).hexdigest()[:16] == "54daf8e157385864"
+    assert (
+        hashlib.sha256(json.dumps(made.manifest()).encode()).hexdigest()[:16] == "54daf8e157385864"
+    )
 
 
 def test_seeds_and_shops_have_other_texts(made: Federation) -> None:
@@ -110,18 +129,35 @@ def test_seeds_and_shops_have_other_texts(made: Federation) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    {"clients": 7, "reviews": 1999, "dominant": 0.5, "unclear": 0.4, "valid": 0.1, "test": 0.2, "reserve": 3}.items(),
+    {
+        "clients": 7,
+        "reviews": 1999,
+        "dominant": 0.5,
+        "unclear": 0.4,
+        "valid": 0.1,
+        "test": 0.2,
+        "reserve": 3,
+    }.items(),
 )
 def test_every_option_matters(made: Federation, field: str, value: float) -> None:
     assert replace(Reviews(), **{field: value}).load(0).manifest() != Reviews().load(0).manifest()
 
 
 def read(unclear: float) -> float:
-    """Accuracy of logistic regression on counts of words, trained on 1000 reviews of all shops and stars alike."""
+    """Accuracy of logistic regression on counts of words, trained on 1000 reviews of all shops and
+    stars alike.
+    """
     made = Reviews(dominant=0.2, reviews=3000, unclear=unclear).load(0)
     order = torch.randperm(3000, generator=torch.Generator().manual_seed(0))
-    counts, stars = CountVectorizer().fit_transform([made.inputs[i] for i in order]), made.labels[order].numpy()
-    return float(LogisticRegression(max_iter=1000).fit(counts[:1000], stars[:1000]).score(counts[1000:], stars[1000:]))
+    counts, stars = (
+        CountVectorizer().fit_transform([made.inputs[i] for i in order]),
+        made.labels[order].numpy(),
+    )
+    return float(
+        LogisticRegression(max_iter=1000)
+        .fit(counts[:1000], stars[:1000])
+        .score(counts[1000:], stars[1000:])
+    )
 
 
 def test_words_tell_the_stars_but_not_all_and_less_where_reviews_are_unclear() -> None:
@@ -151,11 +187,15 @@ def test_too_few_reviews_for_all_clients_are_refused() -> None:
 
 @dataclass(frozen=True)
 class WordsModel:
-    """A linear model of eight numbers that are cheap to take from a text, so that it needs no key."""
+    """A linear model of eight numbers that are cheap to take from a text, so that it needs no
+    key.
+    """
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         def encode(texts: tuple[str, ...]) -> Tensor:
-            return torch.tensor([[float(text.count(mark)) for mark in "abcdefgh"] for text in texts])
+            return torch.tensor(
+                [[float(text.count(mark)) for mark in "abcdefgh"] for text in texts]
+            )
 
         return Built(TinyProbe(), encode, "")
 
@@ -175,7 +215,9 @@ def test_texts_reach_a_model_whose_encoder_has_no_key(tmp_path: Path) -> None:
     made = Reviews(clients=4, reviews=40).load(0)
     assert sites.keys() == made.parts.keys()
     first = made.inputs[int(made.parts["film-3"].train[0])]
-    assert sites["film-3"].train.x[0].tolist() == [[float(first.count(mark)) for mark in "abcdefgh"]]
+    assert sites["film-3"].train.x[0].tolist() == [
+        [float(first.count(mark)) for mark in "abcdefgh"]
+    ]
 
 
 def test_texts_have_no_augmented_views(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""The plan of the house, read from the imports: a room knows only the rooms below it, and says so if it does not."""
+"""The plan of the house, read from the imports: a room knows only the rooms below it, and says so
+if it does not.
+"""
 
 import ast
 import subprocess
@@ -29,16 +31,19 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("study", "deploy", "predict"),
     ("export", "serve", "reproduce"),
     ("cli",),
-    ("", "__main__"),  # the package's front page, which names what users need; who imports it gets the version alone
+    # the package's front page, which names what users need; who imports it gets the version alone
+    ("", "__main__"),
 ]
-DOOR = ("names", "settings", "checking", "reading", "machine", "building", "engines", "deployed")  # of config, likewise
+# of config, likewise
+DOOR = ("names", "settings", "checking", "reading", "machine", "building", "engines", "deployed")
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CLOSED = {
     "methods": {"tensors", "declared", "named", "learn", "method"},
     "models": {"tensors", "named", "method"},
     "data": {"tensors", "named", "method"},
 }
-ONLY_IN: dict[str, tuple[str, ...]] = {  # outside packages, and the rooms or files that may know them
+# outside packages, and the rooms or files that may know them
+ONLY_IN: dict[str, tuple[str, ...]] = {
     "transformers": ("models/huggingface.py", "models/transformer.py"),
     "flwr": ("flower.py", "post.py", "deploy/app.py", "deploy/courier.py", "deploy/fleet.py"),
     "typer": ("cli",),
@@ -116,7 +121,9 @@ def test_every_room_has_its_floor() -> None:
 @every_file
 def test_a_room_knows_only_the_rooms_below_it(file: Path) -> None:
     floor = FLOOR[room(file)]
-    wrong = [f"{where(file, line)} knows {known}" for known, line in ours(file) if FLOOR[known] >= floor]
+    wrong = [
+        f"{where(file, line)} knows {known}" for known, line in ours(file) if FLOOR[known] >= floor
+    ]
     assert not wrong
 
 
@@ -124,13 +131,19 @@ def test_in_config_what_is_read_is_built_and_nothing_goes_back() -> None:
     assert {file.stem for file in (ROOT / "config").glob("*.py")} == {*DOOR, "__init__"}
     for floor, name in enumerate(DOOR):
         inner = [known.split(".") for known, _ in imports(ROOT / "config" / f"{name}.py")]
-        assert {known[2] for known in inner if known[:2] == ["fedexperts", "config"]} <= {*DOOR[:floor]}, name
+        assert {known[2] for known in inner if known[:2] == ["fedexperts", "config"]} <= {
+            *DOOR[:floor]
+        }, name
 
 
 @every_file
 def test_methods_models_and_data_know_the_contract_alone(file: Path) -> None:
     allowed = CLOSED.get(room(file))
-    wrong = [f"{where(file, line)} knows {known}" for known, line in ours(file) if allowed and known not in allowed]
+    wrong = [
+        f"{where(file, line)} knows {known}"
+        for known, line in ours(file)
+        if allowed and known not in allowed
+    ]
     assert not wrong
 
 
@@ -155,7 +168,9 @@ def test_the_environment_is_read_in_config_alone(file: Path) -> None:
         "Path.home",
         "torch.cuda",
     }
-    assert not [where(file, line) for name, line in uses(file) if name in machine and room(file) != "config"]
+    assert not [
+        where(file, line) for name, line in uses(file) if name in machine and room(file) != "config"
+    ]
 
 
 @every_file
@@ -193,6 +208,9 @@ def test_a_function_is_seen_at_one_glance(file: Path) -> None:
 
 def test_the_front_page_is_turned_without_waiting_for_torch() -> None:
     """`import fedexperts` alone imports no room, and every name that it offers is there."""
-    light = "import fedexperts, sys; assert 'torch' not in sys.modules and 'fedexperts.config' not in sys.modules"
+    light = (
+        "import fedexperts, sys; assert 'torch' not in sys.modules and 'fedexperts.config' not in"
+        " sys.modules"
+    )
     assert subprocess.run([sys.executable, "-c", light], check=False).returncode == 0
     assert all(getattr(fedexperts, name) for name in fedexperts.__all__)

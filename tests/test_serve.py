@@ -1,4 +1,6 @@
-"""The local page answers as the command does, to its own page alone, and shows what it answers in a real browser."""
+"""The local page answers as the command does, to its own page alone, and shows what it answers in a
+real browser.
+"""
 
 import base64
 import http.client
@@ -49,7 +51,9 @@ class Site:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def ask(self, path: str, body: bytes | None = None, **headers: str) -> tuple[int, http.client.HTTPMessage, bytes]:
+    def ask(
+        self, path: str, body: bytes | None = None, **headers: str
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
         line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -114,7 +118,10 @@ def site(run: Path) -> Iterator[Site]:
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """The page of a run that learned from texts."""
     path = tmp_path_factory.mktemp("texts") / "run"
-    words = {"data": {"name": "reviews", "clients": 2, "reviews": 40}, "model": {"name": "transformer", "tokens": 12}}
+    words = {
+        "data": {"name": "reviews", "clients": 2, "reviews": 40},
+        "model": {"name": "transformer", "tokens": 12},
+    }
     once(tiny(CASES["fedavg"], **words, run={"rounds": 1}), path)
     with served(Predictor.of(path, "")) as found:
         yield found
@@ -138,7 +145,9 @@ def test_an_image_is_answered_as_the_command_answers_with_all_classes_and_the_lo
         status, said = site.say(picture.read_bytes())
         assert status == 200
         assert (
-            [said["class"], said["probability"]] == said["classes"][0] == [expected["class"], expected["probability"]]
+            [said["class"], said["probability"]]
+            == said["classes"][0]
+            == [expected["class"], expected["probability"]]
         )
         assert {name for name, _ in said["classes"]} == {"ant", "bee", "cow"}
         assert sum(share for _, share in said["classes"]) == pytest.approx(1)
@@ -168,14 +177,22 @@ def test_a_text_is_answered(texts: Site) -> None:
     ],
 )
 def test_what_cannot_be_predicted_is_said(
-    kind: str, body: Callable[[bytes], bytes], status: int, message: str, site: Site, texts: Site, pictures: list[Path]
+    kind: str,
+    body: Callable[[bytes], bytes],
+    status: int,
+    message: str,
+    site: Site,
+    texts: Site,
+    pictures: list[Path],
 ) -> None:
     found, said = {"images": site, "texts": texts}[kind].say(body(pictures[0].read_bytes()))
     assert found == status
     assert message in said["error"]
 
 
-def test_it_answers_while_it_computes_and_computes_one_at_a_time(run: Path, pictures: list[Path]) -> None:
+def test_it_answers_while_it_computes_and_computes_one_at_a_time(
+    run: Path, pictures: list[Path]
+) -> None:
     predictor, going, busy, most = Predictor.of(run, "a"), threading.Event(), [0], []
 
     def slowly(images: Any) -> Any:
@@ -187,7 +204,9 @@ def test_it_answers_while_it_computes_and_computes_one_at_a_time(run: Path, pict
         return predictor.built.encode(images)
 
     with served(replace(predictor, built=replace(predictor.built, encode=slowly))) as site:
-        asked = [threading.Thread(target=site.say, args=(picture.read_bytes(),)) for picture in pictures]
+        asked = [
+            threading.Thread(target=site.say, args=(picture.read_bytes(),)) for picture in pictures
+        ]
         for each in asked:
             each.start()
         assert site.ask("/about")[0] == 200
@@ -201,7 +220,9 @@ def test_it_answers_while_it_computes_and_computes_one_at_a_time(run: Path, pict
 
 
 def test_only_loopbacks_own_names_are_answered_on_loopback(run: Path, site: Site) -> None:
-    assert [site.ask("/about", Host=host)[0] for host in ("127.0.0.1:80", "localhost", "evil.example")] == [
+    assert [
+        site.ask("/about", Host=host)[0] for host in ("127.0.0.1:80", "localhost", "evil.example")
+    ] == [
         200,
         200,
         400,
@@ -220,7 +241,9 @@ def test_the_page_is_kept_from_loading_anything_from_elsewhere(site: Site) -> No
     for path in ("/", "/page.css", "/page.js", "/about"):
         status, headers, body = site.ask(path)
         assert status == 200
-        assert headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self';")
+        assert headers["Content-Security-Policy"].startswith(
+            "default-src 'none'; script-src 'self';"
+        )
         assert not re.search(rb"https?:", body)
 
 
@@ -228,7 +251,12 @@ def test_a_question_of_another_origin_is_refused_also_from_browsers_that_say_no_
     site: Site, pictures: list[Path]
 ) -> None:
     picture = pictures[0].read_bytes()
-    for origin in ("http://evil.example", "null", f"http://127.0.0.1:{site.port + 1}", "http://127.0.0.1"):
+    for origin in (
+        "http://evil.example",
+        "null",
+        f"http://127.0.0.1:{site.port + 1}",
+        "http://127.0.0.1",
+    ):
         assert site.ask("/say", picture, Origin=origin)[0] == 403
     assert site.ask("/say", picture, Origin=site.url)[0] == 200
 
@@ -273,7 +301,9 @@ def test_odd_requests_are_refused_and_nothing_is_said_of_them_on_the_terminal(
     assert caplog.messages == []
 
 
-def test_noise_of_all_kinds_is_never_an_error_of_the_server(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_noise_of_all_kinds_is_never_an_error_of_the_server(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
     """Also behind a whole request, and while an answer is on its way."""
     luck, good = random.Random(0), b"POST /say" + HEAD + b"Content-Length: 3\r\n\r\nxyz"
     for _ in range(150):
@@ -291,8 +321,15 @@ def test_noise_of_all_kinds_is_never_an_error_of_the_server(site: Site, caplog: 
 # ---- strangers
 
 
-def test_an_honest_page_is_answered_among_hundreds_of_strangers(site: Site, pictures: list[Path]) -> None:
-    beginnings = (b"", b"G", b"GET /about HTTP/1.1\r\nHost: 127", b"POST /say" + HEAD + b"Content-Length: 9\r\n\r\nx")
+def test_an_honest_page_is_answered_among_hundreds_of_strangers(
+    site: Site, pictures: list[Path]
+) -> None:
+    beginnings = (
+        b"",
+        b"G",
+        b"GET /about HTTP/1.1\r\nHost: 127",
+        b"POST /say" + HEAD + b"Content-Length: 9\r\n\r\nx",
+    )
     strangers = [site.raw(beginnings[i % 4]) for i in range(300)]
     try:
         begun = time.monotonic()
@@ -336,7 +373,10 @@ def test_who_sends_slowly_is_dropped(
     site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(door, "PATIENCE", 0.3)
-    silent, slow = site.raw(b"GET / HTTP/1.1\r\n"), site.raw(b"POST /say" + HEAD + b"Content-Length: 99\r\n\r\nx")
+    silent, slow = (
+        site.raw(b"GET / HTTP/1.1\r\n"),
+        site.raw(b"POST /say" + HEAD + b"Content-Length: 99\r\n\r\nx"),
+    )
     with silent, slow:
         assert silent.recv(99) == b""
         assert slow.recv(12) == b"HTTP/1.1 408"
@@ -348,13 +388,17 @@ def test_who_sends_slowly_is_dropped(
     assert caplog.messages == []
 
 
-def test_who_leaves_in_the_middle_is_not_said_on_the_terminal(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_who_leaves_in_the_middle_is_not_said_on_the_terminal(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
     site.raw(b"POST /say" + HEAD + b"Content-Length: 99\r\n\r\nx").close()
     assert site.ask("/about")[0] == 200
     assert caplog.messages == []
 
 
-def test_when_too_many_wait_for_their_turn_others_are_told_to_come_again(run: Path, pictures: list[Path]) -> None:
+def test_when_too_many_wait_for_their_turn_others_are_told_to_come_again(
+    run: Path, pictures: list[Path]
+) -> None:
     predictor, going = Predictor.of(run, "a"), threading.Event()
 
     def slowly(images: Any) -> Any:
@@ -439,7 +483,7 @@ def test_a_port_that_is_taken_is_said(run: Path, site: Site) -> None:
     done = CliRunner().invoke(app, ["serve", str(run), "--port", str(site.port)])
     assert done.exit_code == 1
     assert "Address already in use" in done.stderr
-    assert "right would be a free --port" in " ".join(done.stderr.split())
+    assert "use a free --port" in " ".join(done.stderr.split())
 
 
 def test_what_to_install_is_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,9 +510,16 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     for switch in (
-        "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", f"user-data-dir={tmp_path_factory.mktemp('browser')}",
-    ):  # fmt: skip
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-quic",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        f"user-data-dir={tmp_path_factory.mktemp('browser')}",
+    ):
         options.add_argument(f"--{switch}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
@@ -494,7 +545,8 @@ def text(element: Any, selector: str) -> str:
 def rows(article: Any, table: str) -> list[list[str]]:
     """Names and figures of a table's rows."""
     return [
-        [text(row, "th"), text(row, "td:last-child")] for row in article.find_elements("css selector", f"{table} tr")
+        [text(row, "th"), text(row, "td:last-child")]
+        for row in article.find_elements("css selector", f"{table} tr")
     ]
 
 
@@ -514,7 +566,9 @@ document.body.dispatchEvent(new way(arguments[2], options));
 
 def hand(browser: Any, way: str, file: Path, name: str = "") -> None:
     """Drop a file on the page, or paste it, under a name of one's own."""
-    browser.execute_script(HAND, base64.b64encode(file.read_bytes()).decode(), name or file.name, way)
+    browser.execute_script(
+        HAND, base64.b64encode(file.read_bytes()).decode(), name or file.name, way
+    )
 
 
 @pytest.mark.slow
@@ -528,7 +582,9 @@ def test_images_that_are_chosen_dropped_or_pasted_are_shown_as_they_are_answered
     hand(browser, "paste", pictures[1])
     for article, picture in zip(seen(browser, 5), [*pictures, *pictures[:2]], strict=True):
         said = site.say(picture.read_bytes())[1]
-        assert text(article, "h2") == " ".join(listed([[said["class"] + ",", said["probability"]]])[0])
+        assert text(article, "h2") == " ".join(
+            listed([[said["class"] + ",", said["probability"]]])[0]
+        )
         assert text(article, ".what") == picture.name
         assert rows(article, "div > .classes") == listed(said["classes"])
         assert rows(article, ".experts") == listed(said["experts"])
@@ -540,7 +596,9 @@ def test_images_that_are_chosen_dropped_or_pasted_are_shown_as_they_are_answered
 
 
 @pytest.mark.slow
-def test_a_wrong_file_is_named_with_the_reason_also_for_who_listens(site: Site, browser: Any, tmp_path: Path) -> None:
+def test_a_wrong_file_is_named_with_the_reason_also_for_who_listens(
+    site: Site, browser: Any, tmp_path: Path
+) -> None:
     (tmp_path / "notes.png").write_text("no image")
     browser.get(site.url)
     browser.find_element("id", "files").send_keys(str(tmp_path / "notes.png"))
@@ -569,11 +627,15 @@ def test_names_of_files_classes_and_runs_are_words_and_never_run(
 
 
 @pytest.mark.slow
-def test_texts_are_typed_and_the_page_works_from_the_keyboard(texts: Site, site: Site, browser: Any) -> None:
+def test_texts_are_typed_and_the_page_works_from_the_keyboard(
+    texts: Site, site: Site, browser: Any
+) -> None:
     from selenium.webdriver import ActionChains, Keys
 
     browser.get(texts.url)
-    ActionChains(browser).send_keys(Keys.TAB, "simply perfect").key_down(Keys.CONTROL).send_keys(Keys.ENTER).perform()
+    ActionChains(browser).send_keys(Keys.TAB, "simply perfect").key_down(Keys.CONTROL).send_keys(
+        Keys.ENTER
+    ).perform()
     (article,) = seen(browser, 1)
     said = texts.say(b"simply perfect")[1]
     assert rows(article, "div > .classes") == listed(said["classes"])
@@ -591,7 +653,9 @@ def test_the_page_asks_its_own_server_alone_and_breaks_no_rule_of_its_own(
     browser.get_log("browser")
     hand(browser, "drop", pictures[0])
     seen(browser, 1)
-    loaded = browser.execute_script("return performance.getEntriesByType('resource').map((each) => each.name)")
+    loaded = browser.execute_script(
+        "return performance.getEntriesByType('resource').map((each) => each.name)"
+    )
     assert {f"{site.url}/{name}" for name in ("page.css", "page.js", "about", "say")} <= set(loaded)
     assert all(name.startswith((site.url, f"blob:{site.url}", "data:,")) for name in loaded)
     assert browser.get_log("browser") == []

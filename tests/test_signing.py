@@ -1,4 +1,6 @@
-"""Whoever takes the server runs no code at a site: not by an app, and not by what a run's config names there."""
+"""Whoever takes the server runs no code at a site: not by an app, and not by what a run's config
+names there.
+"""
 
 import base64
 import hashlib
@@ -43,7 +45,9 @@ HONEST = Signed.by(KEY, built())
 def runs_at_a_site(app: bytes, verifications: dict[str, str]) -> bool:
     """What a site's Flower decides, by its own functions, of an app and what came with it."""
     trusted = yaml.safe_load(trusting(public_half(KEY)))
-    return bool(verifications.get("valid_license")) and _verify_fab(Fab("", app, verifications), trusted)
+    return bool(verifications.get("valid_license")) and _verify_fab(
+        Fab("", app, verifications), trusted
+    )
 
 
 def told(signed: Signed, **changed: Any) -> dict[str, str]:
@@ -84,12 +88,17 @@ def test_a_site_runs_no_app_without_a_signature() -> None:
     assert not runs_at_a_site(HONEST.app, {"valid_license": "Valid"})
 
 
-@pytest.mark.parametrize(("said", "words"), [("{}", "KeyError"), ('{"signed_at": -1}', "OverflowError"), ("x", "JSON")])
+@pytest.mark.parametrize(
+    ("said", "words"), [("{}", "KeyError"), ('{"signed_at": -1}', "OverflowError"), ("x", "JSON")]
+)
 def test_a_site_says_what_it_refused_though_flower_falls_over_the_signature(
     said: str, words: str, tmp_path: Path
 ) -> None:
     trusted = yaml.safe_load(trusting(public_half(KEY)))
-    code = "from flwr.supercore.fab import Fab; from flwr.supernode.start_client_internal import _verify_fab\n"
+    code = (
+        "from flwr.supercore.fab import Fab; from flwr.supernode.start_client_internal import"
+        " _verify_fab\n"
+    )
     code += f"_verify_fab(Fab('', b'', {{{SIGNER!r}: {said!r}}}), {trusted})"
     refused: list[str] = []
     with processes._program([sys.executable, "-c", code], tmp_path / "log") as program:
@@ -98,7 +107,9 @@ def test_a_site_says_what_it_refused_though_flower_falls_over_the_signature(
     assert words in processes._last(tmp_path / "log")
 
 
-def test_the_app_is_one_that_flower_can_install_and_the_same_bytes_each_time(tmp_path: Path) -> None:
+def test_the_app_is_one_that_flower_can_install_and_the_same_bytes_each_time(
+    tmp_path: Path,
+) -> None:
     assert built() == built()
     there = install_from_fab(built(), tmp_path, skip_prompt=True)
     assert "courier" in (there / "fedexperts_app" / "site.py").read_text()
@@ -109,7 +120,9 @@ def test_the_app_is_one_that_flower_can_install_and_the_same_bytes_each_time(tmp
 def test_flower_gets_app_and_signature_from_the_hub() -> None:
     name, version = NAME.split("==")
     with hub(lambda: HONEST) as address:
-        link, verifications, _ = request_download_link(name, version, f"{address}/hub/fetch-fab", "fab_url")
+        link, verifications, _ = request_download_link(
+            name, version, f"{address}/hub/fetch-fab", "fab_url"
+        )
         app = httpx.get(link).content
     assert verifications is not None
     assert runs_at_a_site(app, _format_verification(verifications))
@@ -145,7 +158,9 @@ def test_the_signing_key_lies_apart_and_nowhere_in_the_servers_folder(made: Depl
         assert not [form for form in (*secret, base64.b64encode(secret[0])) if form in data]
 
 
-def test_each_site_carries_the_public_key_and_the_server_works_without_the_signing_key(made: Deployment) -> None:
+def test_each_site_carries_the_public_key_and_the_server_works_without_the_signing_key(
+    made: Deployment,
+) -> None:
     public = public_half(read_key(key_of(made)))
     shutil.rmtree(key_of(made).parent)
     made.add("c")
@@ -153,17 +168,24 @@ def test_each_site_carries_the_public_key_and_the_server_works_without_the_signi
     assert made.signed().holds(public)
 
 
-def test_a_new_version_is_signed_by_the_key_that_sites_trust_and_by_no_other(made: Deployment, tmp_path: Path) -> None:
+def test_a_new_version_is_signed_by_the_key_that_sites_trust_and_by_no_other(
+    made: Deployment, tmp_path: Path
+) -> None:
     before, file = made.signed(), made.path / "app" / "app.json"
     file.write_bytes(Signed.by(read_key(key_of(made)), b"the app of an older version").written())
-    with pytest.raises(ValueError, match=r"app.json is the app of another version of fedexperts: type `fedexperts dep"):
+    with pytest.raises(
+        ValueError,
+        match=r"app.json is the app of another version of fedexperts: type `fedexperts dep",
+    ):
         made.signed()
     made.sign(key_of(made))
     assert made.signed().app == before.app
     other = Deployment.create(tmp_path / "other", "localhost", 9443, ["a"])
     with pytest.raises(ValueError, match=r"its public half is not .*app.pub, which sites trust"):
         made.sign(key_of(other))
-    with pytest.raises(ValueError, match=r"nowhere: no such file; right would be the signing key that `init` wrote"):
+    with pytest.raises(
+        ValueError, match=r"nowhere: no such file; expected the signing key that `init` wrote"
+    ):
         made.sign(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"node.key: a key of another kind"):
         made.sign(made.path / "sites" / "a" / "node.key")
@@ -172,17 +194,23 @@ def test_a_new_version_is_signed_by_the_key_that_sites_trust_and_by_no_other(mad
 @pytest.mark.parametrize("spoil", [b"", b"{}", b'{"app": 3, "at": 0, "signature": ""}', b"[]"])
 def test_a_damaged_app_is_named_with_what_to_type(made: Deployment, spoil: bytes) -> None:
     (made.path / "app" / "app.json").write_bytes(spoil)
-    with pytest.raises(ValueError, match=r"app.json is damaged: .* type `fedexperts deploy app .*dep --key"):
+    with pytest.raises(
+        ValueError, match=r"app.json is damaged: .* type `fedexperts deploy app .*dep --key"
+    ):
         made.signed()
 
 
 def test_an_app_that_sites_would_refuse_is_not_served(made: Deployment) -> None:
     (made.path / "app" / "app.json").write_bytes(Signed.by(FOREIGN, built()).written())
-    with pytest.raises(ValueError, match=r"not signed by the key that sites trust, so that none would run it: type"):
+    with pytest.raises(
+        ValueError, match=r"not signed by the key that sites trust, so that none would run it: type"
+    ):
         processes.serve(made, None, print)
 
 
-def test_a_deployment_of_an_older_version_says_what_to_type_and_that_mends_it(made: Deployment) -> None:
+def test_a_deployment_of_an_older_version_says_what_to_type_and_that_mends_it(
+    made: Deployment,
+) -> None:
     """Version 0.1 signed nothing. The site b has been carried away, a's folder still lies here."""
     shutil.rmtree(key_of(made).parent)
     shutil.rmtree(made.path / "app")
@@ -190,10 +218,13 @@ def test_a_deployment_of_an_older_version_says_what_to_type_and_that_mends_it(ma
     (made.path / "sites" / "a" / "app.pub").unlink()
     for refused in (lambda: processes.serve(made, None, print), lambda: made.add("c")):
         with pytest.raises(
-            ValueError, match="made by a version that did not sign its app: type `fedexperts deploy app"
+            ValueError,
+            match="made by a version that did not sign its app: type `fedexperts deploy app",
         ):
             refused()
-    with pytest.raises(ValueError, match=r"app.pub is missing, by which a site knows the app .* carry it here"):
+    with pytest.raises(
+        ValueError, match=r"app.pub is missing, by which a site knows the app .* carry it here"
+    ):
         _ = SiteFolder.at(made.path, "a").signer
     done = CliRunner().invoke(cli, ["deploy", "app", str(made.path), "--key", str(key_of(made))])
     assert done.exit_code == 0
@@ -213,7 +244,9 @@ def test_a_site_without_a_whole_public_key_does_not_start(made: Deployment, line
 
 def test_init_says_where_the_signing_key_is_and_to_keep_it_elsewhere(tmp_path: Path) -> None:
     folder = tmp_path / "dep"
-    done = CliRunner().invoke(cli, ["deploy", "init", str(folder), "--server", "localhost", "--sites", "a"])
+    done = CliRunner().invoke(
+        cli, ["deploy", "init", str(folder), "--server", "localhost", "--sites", "a"]
+    )
     said = " ".join(done.output.split())
     assert f"Keep {signing_key_of(folder)} elsewhere, off this machine, and delete it here" in said
 
@@ -222,7 +255,9 @@ def test_init_says_where_the_signing_key_is_and_to_keep_it_elsewhere(tmp_path: P
 
 
 def asked(**sections: Any) -> str:
-    """A run's config as it comes to a site, with sections laid over it that no operator's `fedexperts` checked."""
+    """A run's config as it comes to a site, with sections laid over it that no operator's
+    `fedexperts` checked.
+    """
     import tomlkit
 
     plain = door.resolve([(experiment(), "test")]).nested()
@@ -236,23 +271,33 @@ def asked(**sections: Any) -> str:
 @pytest.fixture
 def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
     """A module that is installed at the site; whether it has been imported."""
-    (tmp_path / "trap_module.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'sprung')!r}).touch()\n")
+    (tmp_path / "trap_module.py").write_text(
+        f"from pathlib import Path\nPath({str(tmp_path / 'sprung')!r}).touch()\n"
+    )
     monkeypatch.delitem(sys.modules, "trap_module", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     return (tmp_path / "sprung").exists
 
 
 @pytest.mark.parametrize("section", ["method", "model", "data", "engine", "gate", "learning"])
-def test_a_run_cannot_name_code_of_the_site(section: str, trap: Callable[[], bool], tmp_path: Path) -> None:
+def test_a_run_cannot_name_code_of_the_site(
+    section: str, trap: Callable[[], bool], tmp_path: Path
+) -> None:
     given = {section: {"name": "trap_module:Trap"}}
-    with pytest.raises(ValueError, match=rf'{section}.name .* names code, .* add modules = \["trap_module"\] to'):
+    with pytest.raises(
+        ValueError, match=rf'{section}.name .* names code, .* add modules = \["trap_module"\] to'
+    ):
         door.site(asked(**given), "a", {}, tmp_path, tmp_path / "split")
     assert not trap()
 
 
-def test_a_run_cannot_name_code_among_values_to_try(trap: Callable[[], bool], tmp_path: Path) -> None:
+def test_a_run_cannot_name_code_among_values_to_try(
+    trap: Callable[[], bool], tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="nothing is tried at sites"):
-        door.site(asked(tune={"method.name": ["trap_module:Trap"]}), "a", {}, tmp_path, tmp_path / "split")
+        door.site(
+            asked(tune={"method.name": ["trap_module:Trap"]}), "a", {}, tmp_path, tmp_path / "split"
+        )
     assert not trap()
 
 
@@ -282,7 +327,10 @@ PLACES: dict[str, dict[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("what", PLACES)
 def test_a_run_cannot_name_a_place_of_the_site(what: str, tmp_path: Path) -> None:
     config = door.resolve([(experiment(), "test"), (PLACES[what], "the run")])
-    with pytest.raises(ValueError, match=r"is a place on the site's machine, which its site.toml does not name: leave"):
+    with pytest.raises(
+        ValueError,
+        match=r"is a place on the site's machine, which its site.toml does not name: leave",
+    ):
         door.site(config.toml(), "a", {}, tmp_path, tmp_path / "split")
 
 
@@ -291,8 +339,17 @@ def test_a_place_that_the_site_allows_is_read_and_what_lies_in_it(tmp_path: Path
     (tmp_path / "models" / "out").symlink_to("/srv")
 
     def read(place: str) -> None:
-        given = door.resolve([(experiment(model={"name": "linear-probe", "clip": str(tmp_path / place)}), "test")])
-        door.site(given.toml(), SITES[0], {}, tmp_path, tmp_path / "split", Allowed(paths=(str(tmp_path / "models"),)))
+        given = door.resolve(
+            [(experiment(model={"name": "linear-probe", "clip": str(tmp_path / place)}), "test")]
+        )
+        door.site(
+            given.toml(),
+            SITES[0],
+            {},
+            tmp_path,
+            tmp_path / "split",
+            Allowed(paths=(str(tmp_path / "models"),)),
+        )
 
     with pytest.raises(ValueError, match="a learned context needs a text encoder"):
         read("models/clip")
@@ -315,26 +372,48 @@ def test_every_option_of_text_that_could_be_a_place_is_looked_at() -> None:
     import dataclasses
     from typing import get_type_hints
 
-    words = {"dataset", "words", "path_column", "text_column", "label_column", "site_column", "part_column", "site"}
-    words |= {"cluster", "experts", "classes", "sites"}  # of engines, which no site opens; and lists of names
+    words = {
+        "dataset",
+        "words",
+        "path_column",
+        "text_column",
+        "label_column",
+        "site_column",
+        "part_column",
+        "site",
+    }
+    # of engines, which no site opens; and lists of names
+    words |= {"cluster", "experts", "classes", "sites"}
     for section, named in names.NAMED.items():
         for kind in named.values():
             for field in dataclasses.fields(kind):
-                if "str" in str(get_type_hints(kind)[field.name]) and "Literal" not in str(get_type_hints(kind)):
-                    assert field.name in words or (section, field.name) in names.PLACES, (section, field.name)
+                if "str" in str(get_type_hints(kind)[field.name]) and "Literal" not in str(
+                    get_type_hints(kind)
+                ):
+                    assert field.name in words or (section, field.name) in names.PLACES, (
+                        section,
+                        field.name,
+                    )
 
 
 def test_a_run_goes_on_by_the_method_with_which_it_began(tmp_path: Path) -> None:
-    """A model that is trained alone stays at its site. Fed-MoE would go on with it, and upload it."""
+    """A model that is trained alone stays at its site. Fed-MoE would go on with it, and upload
+    it.
+    """
 
     def ask(method: str, run: str, **sections: Any) -> None:
-        given = door.resolve([(experiment(), "test"), ({"method": {"name": method}, **sections}, "the run")])
+        given = door.resolve(
+            [(experiment(), "test"), ({"method": {"name": method}, **sections}, "the run")]
+        )
         door.site(given.toml(), SITES[0], {}, tmp_path / run, tmp_path / "split")
 
     model = {"name": "compact-cnn", "width": 2}
     ask("alone", "one", model=model)
     ask("alone", "one", model=model, learning={"rate": 0.5})
-    with pytest.raises(ValueError, match=r"the run one began at this site with another method.name, and what it kept"):
+    with pytest.raises(
+        ValueError,
+        match=r"the run one began at this site with another method.name, and what it kept",
+    ):
         ask("fedmoe", "one", model=model)
     with pytest.raises(ValueError, match=r"with another \[mixture\]"):
         ask("alone", "one", model=model, mixture={"experts": 2})
@@ -345,7 +424,7 @@ def test_a_run_goes_on_by_the_method_with_which_it_began(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("table", [{"module": ["x"]}, {"modules": "x"}, {"paths": [3]}])
 def test_a_misspelt_permission_is_an_error(table: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"\[allow\] of site.toml is .*; right would be modules"):
+    with pytest.raises(ValueError, match=r"\[allow\] of site.toml is .*; expected modules"):
         Allowed.read(table)
 
 
@@ -402,7 +481,9 @@ config = { marker = "" }
 
 
 @pytest.mark.slow
-def test_an_unsigned_app_runs_on_a_captured_server_and_not_at_the_site(captured: Federation, tmp_path: Path) -> None:
+def test_an_unsigned_app_runs_on_a_captured_server_and_not_at_the_site(
+    captured: Federation, tmp_path: Path
+) -> None:
     (tmp_path / "evil").mkdir()
     (tmp_path / "evil" / "pyproject.toml").write_text(MANIFEST)
     (tmp_path / "evil" / "evil.py").write_text(EVIL)
@@ -414,11 +495,17 @@ def test_an_unsigned_app_runs_on_a_captured_server_and_not_at_the_site(captured:
     captured.until((tmp_path / "server").exists, "the server's part of the app", 90)
     assert "could not be verified" in (tmp_path / "server").read_text()
     assert not (tmp_path / "site").exists()
-    captured.until(lambda: "refused to run what the server sent" in captured.said(SITES[0]), "a word of the site", 20)
+    captured.until(
+        lambda: "refused to run what the server sent" in captured.said(SITES[0]),
+        "a word of the site",
+        20,
+    )
 
 
 @pytest.mark.slow
-def test_an_app_signed_by_another_key_is_refused_and_both_ends_read_why(captured: Federation, tmp_path: Path) -> None:
+def test_an_app_signed_by_another_key_is_refused_and_both_ends_read_why(
+    captured: Federation, tmp_path: Path
+) -> None:
     """Whoever has the server can make its folder agree with a key of his own; the sites do not."""
     app = captured.folder / "app"
     shutil.copytree(app, tmp_path / "honest")
@@ -430,5 +517,8 @@ def test_an_app_signed_by_another_key_is_refused_and_both_ends_read_why(captured
     finally:
         shutil.copytree(tmp_path / "honest", app, dirs_exist_ok=True)
     said = " ".join(captured.said("foreign").split())
-    assert f"{SITES[0]}: it refuses the server's app, which is not signed by the key in the site's app.pub" in said
+    assert (
+        f"{SITES[0]}: it refuses the server's app, which is not signed by the key in the site's"
+        " app.pub" in said
+    )
     assert captured.said(SITES[0]).count("it is not signed by the key of app.pub") >= 2

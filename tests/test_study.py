@@ -1,4 +1,6 @@
-"""Many runs: trials are chosen on validation data, seeds repeat the chosen, and what is left is read off the folder."""
+"""Many runs: trials are chosen on validation data, seeds repeat the chosen, and what is left is
+read off the folder.
+"""
 
 import json
 
@@ -10,12 +12,20 @@ from fedexperts.metrics import by_round, valid
 from fedexperts.rundir import RunDir
 
 RATES = (1.0, 0.001)
-SMALL = ["data.clients=4", "run.rounds=2", "run.participation=1.0", "learning.epochs=1", "data.shots=2"]
+SMALL = [
+    "data.clients=4",
+    "run.rounds=2",
+    "run.participation=1.0",
+    "learning.epochs=1",
+    "data.shots=2",
+]
 
 
 def experiment(*settings):
     config = load("configs/demo/linear-probe.toml", [*SMALL, *settings])
-    return study.door.resolve([(config.nested() | {"tune": {"learning.rate": list(RATES)}}, "test")])
+    return study.door.resolve(
+        [(config.nested() | {"tune": {"learning.rate": list(RATES)}}, "test")]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +42,25 @@ def validation(folder):
 
 
 def test_the_values_that_are_best_on_validation_data_are_used_for_every_seed(finished):
-    trials = {rate: validation(finished / "linear-probe" / "tune" / f"00{i}") for i, rate in enumerate(RATES, 1)}
+    trials = {
+        rate: validation(finished / "linear-probe" / "tune" / f"00{i}")
+        for i, rate in enumerate(RATES, 1)
+    }
     best = max(RATES, key=trials.__getitem__)
     assert len(set(trials.values())) == 2
     for seed in (0, 1):
-        used = study.door.parse((finished / "linear-probe" / f"seed-{seed}" / "config.toml").read_text(), "run").values
+        used = study.door.parse(
+            (finished / "linear-probe" / f"seed-{seed}" / "config.toml").read_text(), "run"
+        ).values
         assert used["learning"]["rate"] == best
         assert used["run"]["seed"] == seed
 
 
 def test_the_winning_trial_and_the_run_of_its_seed_are_one(finished):
     places = ("tune/001", "tune/002", "seed-0", "seed-1")
-    one, two, seed_0, seed_1 = (RunDir(finished / "linear-probe" / place).rows("clients.jsonl") for place in places)
+    one, two, seed_0, seed_1 = (
+        RunDir(finished / "linear-probe" / place).rows("clients.jsonl") for place in places
+    )
     assert seed_0 in (one, two)
     assert seed_1 not in (one, two)
 
@@ -52,7 +69,10 @@ def test_the_winning_trial_and_the_run_of_its_seed_are_one(finished):
 def mixture(tmp_path_factory):
     """A mixture at the server, judged by the server."""
     path = tmp_path_factory.mktemp("mixture") / "run"
-    config = load("configs/demo/fedmoe-digits/fedmoe-letter.toml", [*SMALL[:2], "start.epochs=1", "learning.rate=0.01"])
+    config = load(
+        "configs/demo/fedmoe-digits/fedmoe-letter.toml",
+        [*SMALL[:2], "start.epochs=1", "learning.rate=0.01"],
+    )
     study.once(config, path)
     return study.Unit(config, path)
 
@@ -63,7 +83,9 @@ def test_a_trial_is_scored_on_the_validation_data_of_whom_the_experiment_says(mi
     (server,) = (row for row in RunDir(mixture.folder).rows("server.jsonl") if row["round"] == 2)
     servers = 100 * server["valid_correct"] / server["valid_examples"]
     assert servers != validation(mixture.folder)
-    assert study.trial_score(unit) == (servers if judged_by == "server" else validation(mixture.folder))
+    assert study.trial_score(unit) == (
+        servers if judged_by == "server" else validation(mixture.folder)
+    )
 
 
 def test_the_score_of_a_run_has_the_servers_accuracy(mixture):
@@ -93,7 +115,9 @@ def test_a_study_that_was_stopped_ends_like_one_that_was_not(finished, tmp_path)
     assert not (path / "linear-probe" / "seed-0").exists()
     study.advance(path)
     for seed in ("seed-0", "seed-1"):
-        there, here = (RunDir(p / "linear-probe" / seed).rows("clients.jsonl") for p in (finished, path))
+        there, here = (
+            RunDir(p / "linear-probe" / seed).rows("clients.jsonl") for p in (finished, path)
+        )
         assert there == here
 
 
@@ -104,13 +128,17 @@ def test_processes_give_what_one_process_gives(finished, tmp_path):
     study.advance(path, jobs=2, tell=beats.append)
     assert beats[-1].done == beats[-1].total == 6
     for place in ("tune/001", "tune/002", "seed-0", "seed-1"):
-        there, here = (RunDir(p / "linear-probe" / place).rows("clients.jsonl") for p in (finished, path))
+        there, here = (
+            RunDir(p / "linear-probe" / place).rows("clients.jsonl") for p in (finished, path)
+        )
         assert there == here
 
 
 def test_a_rate_that_diverges_loses_and_does_not_end_the_study(tmp_path):
     config = load("configs/demo/promptfl.toml", SMALL)
-    config = study.door.resolve([(config.nested() | {"tune": {"learning.rate": [1e38, 0.1]}}, "test")])
+    config = study.door.resolve(
+        [(config.nested() | {"tune": {"learning.rate": [1e38, 0.1]}}, "test")]
+    )
     study.create(tmp_path / "runs", [config], [0])
     study.advance(tmp_path / "runs")
     assert study.choose(tmp_path / "runs", config, 0) == {"learning.rate": 0.1}
@@ -128,7 +156,10 @@ def test_a_folder_is_never_shared_and_names_are_never_twice(finished, tmp_path):
 def test_one_run_never_answers_for_another(tmp_path):
     study.once(load("configs/demo/linear-probe.toml", [*SMALL, "run.rounds=1"]), tmp_path / "run")
     with pytest.raises(ValueError, match="holds a run of another config"):
-        study.once(load("configs/demo/linear-probe.toml", [*SMALL, "run.rounds=1", "run.seed=3"]), tmp_path / "run")
+        study.once(
+            load("configs/demo/linear-probe.toml", [*SMALL, "run.rounds=1", "run.seed=3"]),
+            tmp_path / "run",
+        )
 
 
 def test_a_single_run_goes_on_too(tmp_path):

@@ -1,4 +1,6 @@
-"""A table of one's own images or texts becomes a federation; rows and columns that do not fit are named."""
+"""A table of one's own images or texts becomes a federation; rows and columns that do not fit are
+named.
+"""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +22,9 @@ SHOPS = [
 
 
 def csv(path: Path, rows: Sequence[Sequence[str]], comma: str = ",") -> Path:
-    path.write_text("".join(comma.join(f'"{cell}"' for cell in row) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join(comma.join(f'"{cell}"' for cell in row) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -37,7 +41,9 @@ def pictures(tmp_path: Path) -> Path:
     for i in range(12):
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.new("RGB", (9, 9), (i, 0, 0)).save(tmp_path / "images" / f"{i}.png")
-        rows.append((f"images/{i}.png", ("cat", "dog")[i % 2], ("Train", "train", "val", "test")[i // 3]))
+        rows.append(
+            (f"images/{i}.png", ("cat", "dog")[i % 2], ("Train", "train", "val", "test")[i // 3])
+        )
     return csv(tmp_path / "images.csv", rows)
 
 
@@ -48,8 +54,12 @@ def load(file: Path, seed: int = 0, **options: object) -> Federation:
 def test_texts_keep_their_rows_labels_and_sites(texts: Path) -> None:
     made = load(texts)
     assert made.inputs == tuple(text for text, _, _ in SHOPS)
-    assert [made.classes[label] for label in made.labels.tolist()] == [label.replace("_", " ") for _, label, _ in SHOPS]
-    assert {client: [sum(own) for own in parts.values()] for client, parts in made.counts().items()} == {
+    assert [made.classes[label] for label in made.labels.tolist()] == [
+        label.replace("_", " ") for _, label, _ in SHOPS
+    ]
+    assert {
+        client: [sum(own) for own in parts.values()] for client, parts in made.counts().items()
+    } == {
         "a": [5, 2, 3],
         "b": [5, 2, 3],
     }
@@ -69,7 +79,9 @@ def test_images_are_read_beside_the_table_with_their_parts(pictures: Path) -> No
     assert list(made.files)[:2] == ["images/0.png", "images/1.png"]
 
 
-def test_paths_are_seen_from_the_folder_that_is_given_and_may_be_whole(pictures: Path, tmp_path: Path) -> None:
+def test_paths_are_seen_from_the_folder_that_is_given_and_may_be_whole(
+    pictures: Path, tmp_path: Path
+) -> None:
     rows = [("path", "label"), *((f"{i}.png", ("cat", "dog")[i % 2]) for i in range(11))]
     (tmp_path / "lists").mkdir()
     file = csv(tmp_path / "lists" / "x.csv", [*rows, (str(tmp_path / "images" / "11.png"), "dog")])
@@ -78,10 +90,15 @@ def test_paths_are_seen_from_the_folder_that_is_given_and_may_be_whole(pictures:
 
 
 @pytest.mark.parametrize("comma", [";", "\t", ","])
-def test_semicolons_and_tabs_part_columns_too_and_a_mark_of_byte_order_is_no_letter(tmp_path: Path, comma: str) -> None:
+def test_semicolons_and_tabs_part_columns_too_and_a_mark_of_byte_order_is_no_letter(
+    tmp_path: Path, comma: str
+) -> None:
     file = csv(tmp_path / "x.csv", [("text", "label", "site"), *SHOPS], comma)
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
-    assert load(file).inputs == load(csv(tmp_path / "y.csv", [("text", "label", "site"), *SHOPS])).inputs
+    assert (
+        load(file).inputs
+        == load(csv(tmp_path / "y.csv", [("text", "label", "site"), *SHOPS])).inputs
+    )
 
 
 def test_parquet_is_read_like_csv(texts: Path, tmp_path: Path) -> None:
@@ -91,7 +108,9 @@ def test_parquet_is_read_like_csv(texts: Path, tmp_path: Path) -> None:
     columns = dict(zip(("text", "label", "site"), map(list, zip(*SHOPS, strict=True)), strict=True))
     parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
     assert load(tmp_path / "x.parquet").manifest() == load(texts).manifest()
-    parquet.write_table(pyarrow.table(columns | {"site": [None, *columns["site"][1:]]}), tmp_path / "y.parquet")
+    parquet.write_table(
+        pyarrow.table(columns | {"site": [None, *columns["site"][1:]]}), tmp_path / "y.parquet"
+    )
     with pytest.raises(ValueError, match="1 of 20 rows of .* cannot be used. row 1: site is empty"):
         load(tmp_path / "y.parquet")
     (tmp_path / "z.parquet").write_text("PAR1")
@@ -100,7 +119,9 @@ def test_parquet_is_read_like_csv(texts: Path, tmp_path: Path) -> None:
 
 
 def test_columns_have_any_names_and_others_are_named_in_a_note(texts: Path, tmp_path: Path) -> None:
-    renamed = csv(tmp_path / "x.csv", [("id", "review", "stars", "shop"), *(("7", *row) for row in SHOPS)])
+    renamed = csv(
+        tmp_path / "x.csv", [("id", "review", "stars", "shop"), *(("7", *row) for row in SHOPS)]
+    )
     made = load(renamed, text_column="review", label_column="stars", site_column="shop")
     assert made.manifest() == load(texts).manifest()
     assert made.notes == ("Columns of x.csv that are not used: id.",)
@@ -112,13 +133,16 @@ def test_columns_have_any_names_and_others_are_named_in_a_note(texts: Path, tmp_
     [
         (
             {"label_column": "stars"},
-            "has the columns text, label, site, and none is 'stars'; right would be data.label",
+            "has the columns text, label, site, and none is 'stars'; use data.label",
         ),
-        ({"site_column": "shop"}, "none is 'shop'; right would be data.site_column = one of them"),
+        ({"site_column": "shop"}, "none is 'shop'; use data.site_column = one of them"),
         ({"text_column": ""}, "must have one of files, 'path', or one of texts, ''"),
         ({"path_column": "label"}, "it must have one of files, 'label', or one of texts, 'text'"),
-        ({"site": "a", "classes": ("good", "so so")}, "right would be either one of sites, .*or data.site = 'NAME'"),
-        ({"site_column": ""}, "right would be either one of sites"),
+        (
+            {"site": "a", "classes": ("good", "so so")},
+            "use either one of sites, .*or data.site = 'NAME'",
+        ),
+        ({"site_column": ""}, "use either one of sites"),
         ({"classes": ("good", "bad")}, "'so so': not among data.classes, which are good, bad"),
         ({"root": "", "path": "nowhere.csv"}, "data.path = 'nowhere.csv': no such file, seen from"),
     ],
@@ -133,7 +157,9 @@ def test_columns_that_do_not_fit_are_said_with_those_that_are_there(
 def test_all_rows_that_cannot_be_used_are_named_at_once(pictures: Path, tmp_path: Path) -> None:
     (tmp_path.parent / "out.png").write_bytes(b"")
     with open(pictures, "a", encoding="utf-8") as file:
-        file.write("images/1.png,dog,train\nimages/./2.png,dog,train\n../out.png,dog,test\n,dog,train\n")
+        file.write(
+            "images/1.png,dog,train\nimages/./2.png,dog,train\n../out.png,dog,test\n,dog,train\n"
+        )
         file.write("images/3.png,,train\nimages/3.png,dog,later\n")
     with pytest.raises(ValueError, match="6 of 18 rows of .* cannot be used") as caught:
         load(pictures, site="a", classes=("cat", "dog"))
@@ -144,7 +170,7 @@ def test_all_rows_that_cannot_be_used_are_named_at_once(pictures: Path, tmp_path
         "out.png leads out of",
         "row 16: path is empty",
         "row 17: label is empty",
-        "row 18: split is 'later', right would be train, valid or test",
+        "row 18: split is 'later', expected train, valid or test",
     ):
         assert part in said
 
@@ -154,11 +180,11 @@ def test_all_rows_that_cannot_be_used_are_named_at_once(pictures: Path, tmp_path
     [
         (
             "text,label,site\nso, so,good,a\n",
-            "row 1 has not as many cells as there are columns .3.; right would be quotes",
+            "row 1 has not as many cells as there are columns .3.; expected quotes",
         ),
         ("text,label,site\nfine,good\n", "row 1 has not as many cells"),
-        ('text,label,site\n"fine"ly,good,a\n', "after line 1: .* right would be a table in CSV"),
-        ("text,label,site\n", "has no rows; right would be a row an example"),
+        ('text,label,site\n"fine"ly,good,a\n', "after line 1: .* expected a table in CSV"),
+        ("text,label,site\n", "has no rows; expected one row for each example"),
         ("", "has no rows"),
     ],
 )
@@ -170,7 +196,7 @@ def test_a_file_that_is_no_table_is_explained(tmp_path: Path, text: str, says: s
 
 def test_another_encoding_is_said(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes("text,label,site\nschön,gut,a\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="not in UTF-8 .*; right would be"):
+    with pytest.raises(ValueError, match="not in UTF-8 .*; use"):
         load(tmp_path / "x.csv")
 
 
@@ -180,17 +206,24 @@ def test_a_missing_image_is_named(pictures: Path, tmp_path: Path) -> None:
         load(pictures, site="a", classes=("cat", "dog"))
 
 
-def test_a_split_of_texts_is_taken_up_and_that_of_other_texts_refused(texts: Path, tmp_path: Path) -> None:
+def test_a_split_of_texts_is_taken_up_and_that_of_other_texts_refused(
+    texts: Path, tmp_path: Path
+) -> None:
     split = tmp_path / "split.json"
     split.write_text(json.dumps(load(texts, seed=1).manifest()))
     assert load(texts, seed=2, split=str(split)).manifest() == load(texts, seed=1).manifest()
     texts.write_text(texts.read_text().replace("cold", "icy"))
-    with pytest.raises(ValueError, match="data.split is a split of other examples: row 2 has changed since"):
+    with pytest.raises(
+        ValueError, match="data.split is a split of other examples: row 2 has changed since"
+    ):
         load(texts, split=str(split))
 
 
 def test_equal_texts_in_two_parts_are_found(tmp_path: Path) -> None:
-    file = csv(tmp_path / "x.csv", [("text", "label", "site"), *SHOPS, ("hot soup, good in a", "good", "b")])
+    file = csv(
+        tmp_path / "x.csv",
+        [("text", "label", "site"), *SHOPS, ("hot soup, good in a", "good", "b")],
+    )
     assert load(file).twins() == [(0, 20)]
 
 
@@ -210,7 +243,9 @@ def test_a_table_that_would_fill_the_memory_is_refused_by_what_it_says_and_by_wh
     parquet.write_table(pyarrow.table(columns), tmp_path / "says.parquet", use_dictionary=False)
     assert (tmp_path / "repeats.parquet").stat().st_size < 10**4  # and unpacked 12 MB
     for name in ("repeats", "says"):
-        with pytest.raises(ValueError, match=f"{name}.parquet has more than 1,000,000 bytes, unpacked"):
+        with pytest.raises(
+            ValueError, match=f"{name}.parquet has more than 1,000,000 bytes, unpacked"
+        ):
             load(tmp_path / f"{name}.parquet")
 
 
@@ -221,7 +256,9 @@ def test_a_cell_longer_than_a_text_can_be_is_named(tmp_path: Path) -> None:
     long = [("so " * 50_000, "good", "a"), *SHOPS]
     columns = dict(zip(("text", "label", "site"), map(list, zip(*long, strict=True)), strict=True))
     parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
-    with pytest.raises(ValueError, match="row 1: text has 149,999 characters, and at most 131,072 are read"):
+    with pytest.raises(
+        ValueError, match="row 1: text has 149,999 characters, and at most 131,072 are read"
+    ):
         load(tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=r"after line 1: field larger than field limit \(131072\)"):
         load(csv(tmp_path / "x.csv", [("text", "label", "site"), *long]))
@@ -230,9 +267,12 @@ def test_a_cell_longer_than_a_text_can_be_is_named(tmp_path: Path) -> None:
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     file = csv(
         tmp_path / "twice.csv",
-        [("text", "label", "label", "site"), *((text, "x", label, site) for text, label, site in SHOPS)],
+        [
+            ("text", "label", "label", "site"),
+            *((text, "x", label, site) for text, label, site in SHOPS),
+        ],
     )
-    with pytest.raises(ValueError, match="label more than once; right would be a name for each column"):
+    with pytest.raises(ValueError, match="label more than once; use a name for each column"):
         load(file)
 
 
@@ -241,7 +281,11 @@ def test_a_label_that_is_not_a_number_in_a_column_of_numbers_is_missing(tmp_path
     from pyarrow import parquet
 
     labels = [0.0, 1.0] * 9 + [0.0, float("nan")]
-    columns = {"text": [text for text, _, _ in SHOPS], "label": labels, "site": [site for _, _, site in SHOPS]}
+    columns = {
+        "text": [text for text, _, _ in SHOPS],
+        "label": labels,
+        "site": [site for _, _, site in SHOPS],
+    }
     parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="row 20: label is empty"):
         load(tmp_path / "x.parquet")

@@ -40,7 +40,9 @@ KINDS += [torch.int16, torch.int8, torch.uint8, torch.bool]
 
 
 def test_bytes_come_back_as_the_same_tensors() -> None:
-    sent = {str(kind): torch.arange(6).reshape(2, 3).to(kind) for kind in KINDS} | {"empty": torch.empty(0, 2, 4)}
+    sent = {str(kind): torch.arange(6).reshape(2, 3).to(kind) for kind in KINDS} | {
+        "empty": torch.empty(0, 2, 4)
+    }
     back = unpack(pack(sent))
     assert back.keys() == sent.keys()
     for name in sent:
@@ -55,7 +57,10 @@ def test_the_bytes_are_those_that_safetensors_writes() -> None:
 
 def test_a_dense_tensor_is_not_copied_to_be_written() -> None:
     _, first, second = parts({"a": ONE, "b": TWO})
-    assert [np.asarray(part).ctypes.data for part in (first, second)] == [ONE.data_ptr(), TWO.data_ptr()]
+    assert [np.asarray(part).ctypes.data for part in (first, second)] == [
+        ONE.data_ptr(),
+        TWO.data_ptr(),
+    ]
 
 
 def test_a_tensor_that_no_file_holds_is_named() -> None:
@@ -76,7 +81,9 @@ def test_two_names_for_one_storage_are_two_tensors_once_they_travelled() -> None
     assert back["second"][0] == 1
 
 
-@pytest.mark.parametrize("data", [b"", b"\x80\x04K\x01.", b"\xff" * 40, pack({"a": TWO})[:-1], pack({"a": TWO}) + b"."])
+@pytest.mark.parametrize(
+    "data", [b"", b"\x80\x04K\x01.", b"\xff" * 40, pack({"a": TWO})[:-1], pack({"a": TWO}) + b"."]
+)
 def test_what_is_not_safetensors_is_refused(data: bytes) -> None:
     """Pitfall 23: a pickle is noise, too."""
     with pytest.raises(ValueError, match="not safetensors"):
@@ -136,7 +143,9 @@ def test_a_mean_does_not_guess_a_missing_weight() -> None:
 
 
 def test_a_stack_comes_apart_again_and_gradients_flow_through() -> None:
-    whole = {name: value.requires_grad_() for name, value in stack([{"p": ONE}, {"p": -ONE}]).items()}
+    whole = {
+        name: value.requires_grad_() for name, value in stack([{"p": ONE}, {"p": -ONE}]).items()
+    }
     first, second = unbind(whole, 2)
     assert same_bits(second, {"p": -ONE})
     (gradient,) = torch.autograd.grad((first["p"] * 3).sum(), [whole["p"]])
@@ -150,15 +159,22 @@ def models(count: int, kind: torch.dtype = torch.float32) -> list[Tensors]:
     """Large enough for several chunks, with a small tensor and a count of steps."""
     drawn = rng(0, "models")
     sizes = {"gate": (3, 70_001), "bias": (), "none": (0, 2)}
-    values = [{name: torch.randn(size, generator=drawn).to(kind) for name, size in sizes.items()} for _ in range(count)]
+    values = [
+        {name: torch.randn(size, generator=drawn).to(kind) for name, size in sizes.items()}
+        for _ in range(count)
+    ]
     return [tensors | {"steps": torch.tensor([10 + place])} for place, tensors in enumerate(values)]
 
 
 WEIGHTS = torch.tensor([[0.2, 0.5, 0.3, 0, 0], [0, 0, 0.1, 0.9, 0], [0, 0.25, 0, 0, 0.75]])
 
 
-@pytest.mark.parametrize(("kind", "error"), [(torch.float64, 1e-15), (torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
-def test_each_sum_is_weighted_by_its_own_row_and_keeps_the_type(kind: torch.dtype, error: float) -> None:
+@pytest.mark.parametrize(
+    ("kind", "error"), [(torch.float64, 1e-15), (torch.float32, 1e-6), (torch.bfloat16, 4e-3)]
+)
+def test_each_sum_is_weighted_by_its_own_row_and_keeps_the_type(
+    kind: torch.dtype, error: float
+) -> None:
     items, weights = models(5, kind), WEIGHTS.double()
     for row, found in zip(weights, combine(weights, items), strict=True):
         for name in ("gate", "bias", "none"):
@@ -181,7 +197,9 @@ def test_a_count_is_copied_from_the_item_of_the_largest_weight() -> None:
 
 def test_the_order_of_items_does_not_matter() -> None:
     items, order = models(5), [3, 1, 4, 0, 2]
-    for one, other in zip(combine(WEIGHTS, items), combine(WEIGHTS[:, order], [items[i] for i in order]), strict=True):
+    for one, other in zip(
+        combine(WEIGHTS, items), combine(WEIGHTS[:, order], [items[i] for i in order]), strict=True
+    ):
         assert torch.equal(one["steps"], other["steps"])
         torch.testing.assert_close(one["gate"], other["gate"])
 
@@ -201,13 +219,19 @@ def test_sums_in_files_equal_those_in_memory_bit_for_bit(kind: torch.dtype, tmp_
     for path, item in zip(old, items, strict=True):
         write(path, pack(item))
     combine_files(WEIGHTS, [Mapped(path) for path in old], [old[0], old[1], tmp_path / "new"])
-    for path, wanted in zip([old[0], old[1], tmp_path / "new"], combine(WEIGHTS, items), strict=True):
+    for path, wanted in zip(
+        [old[0], old[1], tmp_path / "new"], combine(WEIGHTS, items), strict=True
+    ):
         assert path.read_bytes() == pack(wanted)
 
 
 @pytest.mark.parametrize(
     ("odd", "why"),
-    [({}, "its p is missing"), ({"p": TWO}, "its p is .*2, 2"), ({"p": ONE, "q": ONE}, "expected is none")],
+    [
+        ({}, "its p is missing"),
+        ({"p": TWO}, "its p is .*2, 2"),
+        ({"p": ONE, "q": ONE}, "expected is none"),
+    ],
 )
 def test_an_item_unlike_the_others_is_named(odd: Tensors, why: str, tmp_path: Path) -> None:
     write(tmp_path / "odd", pack(odd))
@@ -228,7 +252,7 @@ def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weights", [torch.ones(2), torch.ones(1, 3), torch.ones(0, 2)])
 def test_weights_that_are_not_the_items_are_refused(weights: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"for 2 items; right would be \[sums, items\]"):
+    with pytest.raises(ValueError, match=r"for 2 items; expected \[sums, items\]"):
         combine(weights, [{"p": ONE}] * 2)
 
 
@@ -248,7 +272,11 @@ def test_an_interrupted_sum_leaves_no_file(tmp_path: Path) -> None:
             return super().__getitem__(name)
 
     with pytest.raises(OSError, match="the disk is gone"):
-        combine_files(torch.eye(2), [{"p": ONE, "q": ONE}, Torn(p=ONE, q=ONE)], [tmp_path / "one", tmp_path / "two"])
+        combine_files(
+            torch.eye(2),
+            [{"p": ONE, "q": ONE}, Torn(p=ONE, q=ONE)],
+            [tmp_path / "one", tmp_path / "two"],
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -257,7 +285,13 @@ def test_an_interrupted_sum_leaves_no_file(tmp_path: Path) -> None:
 
 def test_a_generator_depends_on_each_of_its_four_arguments_and_on_nothing_else() -> None:
     base: dict[str, Any] = {"seed": 1, "use": "batches", "round": 2, "client": "a"}
-    changes: list[dict[str, Any]] = [{}, {"seed": 2}, {"use": "start"}, {"round": 3}, {"client": "b"}]
+    changes: list[dict[str, Any]] = [
+        {},
+        {"seed": 2},
+        {"use": "start"},
+        {"round": 3},
+        {"client": "b"},
+    ]
     torch.manual_seed(5)
     drawn = [torch.rand(4, generator=rng(**(base | change))).tolist() for change in changes]
     torch.manual_seed(6)
@@ -272,7 +306,10 @@ REPLY = Reply("a", 3, "train", {"context": TWO}, 7, {"loss": 0.1, "weights": [0.
 
 
 def test_a_message_comes_back_as_it_was() -> None:
-    order, reply = decode_order(encode(ORDER)), decode_reply(encode(REPLY), packed_size(REPLY.tensors))
+    order, reply = (
+        decode_order(encode(ORDER)),
+        decode_reply(encode(REPLY), packed_size(REPLY.tensors)),
+    )
     assert replace(order, tensors={}) == replace(ORDER, tensors={})
     assert replace(reply, tensors={}) == replace(REPLY, tensors={})
     assert same_bits(order.tensors, ORDER.tensors)
@@ -280,7 +317,9 @@ def test_a_message_comes_back_as_it_was() -> None:
 
 
 def test_messages_are_not_taken_for_each_other() -> None:
-    with pytest.raises(ValueError, match="plain fields client: str, round: int, task: str, most: int, kept: int;"):
+    with pytest.raises(
+        ValueError, match="plain fields client: str, round: int, task: str, most: int, kept: int;"
+    ):
         decode_order(encode(REPLY))
     with pytest.raises(ValueError, match="plain fields"):
         decode_reply(encode(ORDER), packed_size(ORDER.tensors))
@@ -302,7 +341,9 @@ PLAIN = {"client": "a", "round": 3, "task": "train", "most": 0, "kept": 0}
     ],
 )
 def test_a_message_has_a_closed_schema(plain: Any) -> None:
-    """Pitfall 23: tensors and plain values of known names and types, and nothing that names a type to build."""
+    """Pitfall 23: tensors and plain values of known names and types, and nothing that names a type
+    to build.
+    """
     with pytest.raises(ValueError, match="plain fields"):
         decode_order(json.dumps(plain).encode() + b"\n" + pack({}))
 
@@ -314,8 +355,16 @@ def test_noise_is_no_message(data: bytes) -> None:
 
 
 def test_a_reply_brings_no_more_bytes_of_tensors_than_were_asked_for() -> None:
-    """Of a task that asks for none, none: the name alone of a tensor without numbers is too much."""
-    for tensors, most in ((REPLY.tensors, 0), (REPLY.tensors, packed_size(REPLY.tensors) - 1), ({"x": TWO[:0]}, 0)):
-        with pytest.raises(ValueError, match=f"its tensors are .* bytes long; at most {most} were asked for"):
+    """Of a task that asks for none, none: the name alone of a tensor without numbers is too
+    much.
+    """
+    for tensors, most in (
+        (REPLY.tensors, 0),
+        (REPLY.tensors, packed_size(REPLY.tensors) - 1),
+        ({"x": TWO[:0]}, 0),
+    ):
+        with pytest.raises(
+            ValueError, match=f"its tensors are .* bytes long; at most {most} were asked for"
+        ):
             decode_reply(encode(replace(REPLY, tensors=tensors)), most)
     assert decode_reply(encode(replace(REPLY, tensors={})), 0).tensors == {}

@@ -1,4 +1,6 @@
-"""The tiny CLIP in the package: it loads, it is small, it sees what its card says, and its pictures repeat."""
+"""The tiny CLIP in the package: it loads, it is small, it sees what its card says, and its pictures
+repeat.
+"""
 
 import importlib.util
 import json
@@ -25,7 +27,10 @@ def script() -> ModuleType:
 def test_the_folder_loads_with_the_classes_of_a_large_clip(script):
     model, tokenizer, processor = script.load(FOLDER)
     text = model.config.text_config
-    assert (text.bos_token_id, text.eos_token_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert (text.bos_token_id, text.eos_token_id) == (
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+    )
     assert text.pad_token_id == tokenizer.pad_token_id != text.eos_token_id != 2
     assert text.max_position_embeddings >= 1 + 16 + 8
     assert processor.size["shortest_edge"] == model.config.vision_config.image_size
@@ -35,7 +40,10 @@ def test_the_folder_loads_with_the_classes_of_a_large_clip(script):
 def test_words_of_the_captions_are_single_tokens_and_any_text_has_tokens(script):
     tokenizer = script.load(FOLDER)[1]
     assert len(tokenizer.tokenize(" ".join(script.DIGITS))) == len(script.DIGITS)
-    assert tokenizer.unk_token_id not in tokenizer("Zürich, 東京!", add_special_tokens=False)["input_ids"]
+    assert (
+        tokenizer.unk_token_id
+        not in tokenizer("Zürich, 東京!", add_special_tokens=False)["input_ids"]
+    )
 
 
 def test_the_folder_takes_at_most_four_megabytes():
@@ -45,7 +53,10 @@ def test_the_folder_takes_at_most_four_megabytes():
 def test_zero_shot_on_real_digits_is_what_the_card_says(script):
     said = json.loads((FOLDER / "card.json").read_text())["zero_shot"]["real digits, plain"]
     pictures, labels = script.scans()
-    assert script.percent(script.zero_shot(FOLDER, pictures["plain"], script.DIGITS), labels) >= said - 1
+    assert (
+        script.percent(script.zero_shot(FOLDER, pictures["plain"], script.DIGITS), labels)
+        >= said - 1
+    )
     assert f"{said:.1f} %" in (FOLDER / "README.md").read_text()
 
 

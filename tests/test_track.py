@@ -1,4 +1,6 @@
-"""TensorBoard, MLflow and Weights & Biases are told what a run logged: each round once, of no client by name."""
+"""TensorBoard, MLflow and Weights & Biases are told what a run logged: each round once, of no
+client by name.
+"""
 
 import json
 import platform
@@ -33,14 +35,18 @@ def tensorboard(place: Path, run: str) -> Curves:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(place / "events" / "runs" / run))
     events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {
+        tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
 
 
 def mlflow(place: Path, run: str) -> Curves:
     """What MLflow's database holds of it."""
     client = pytest.importorskip("mlflow").MlflowClient(f"sqlite:///{place}/mlflow.db")
     experiment = client.get_experiment_by_name("runs")
-    (found,) = [each for each in client.search_runs([experiment.experiment_id]) if each.info.run_name == run]
+    (found,) = [
+        each for each in client.search_runs([experiment.experiment_id]) if each.info.run_name == run
+    ]
     return {
         key: [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, key)]
         for key in found.data.metrics
@@ -59,12 +65,16 @@ def wandb(place: Path, run: str) -> Curves:
             for item in record.history.item:
                 name = item.key or item.nested_key[0]
                 if not name.startswith("_"):
-                    curves.setdefault(name, []).append((record.history.step.num, json.loads(item.value_json)))
+                    curves.setdefault(name, []).append(
+                        (record.history.step.num, json.loads(item.value_json))
+                    )
     return curves
 
 
 def records(file: Path) -> list[Any]:
-    """Of a file of one block, in which each has a frame of 7 bytes in front, as the file itself has."""
+    """Of a file of one block, in which each has a frame of 7 bytes in front, as the file itself
+    has.
+    """
     kind = pytest.importorskip("wandb.proto.wandb_internal_pb2").Record
     data, at, found = file.read_bytes(), 7, []
     assert len(data) < 2**15
@@ -75,7 +85,11 @@ def records(file: Path) -> list[Any]:
     return found
 
 
-SHOWN: dict[str, Callable[[Path, str], Curves]] = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb}
+SHOWN: dict[str, Callable[[Path, str], Curves]] = {
+    "tensorboard": tensorboard,
+    "mlflow": mlflow,
+    "wandb": wandb,
+}
 LONG = ("mlflow", "wandb")  # to import, and to begin
 every_tracker = pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in LONG else []) for kind in SHOWN]
@@ -83,7 +97,11 @@ every_tracker = pytest.mark.parametrize(
 
 
 def where(kind: str, place: Path) -> dict[str, str]:
-    at = {"tensorboard": f"{place}/events", "mlflow": f"sqlite:///{place}/mlflow.db", "wandb": "project"}
+    at = {
+        "tensorboard": f"{place}/events",
+        "mlflow": f"sqlite:///{place}/mlflow.db",
+        "wandb": "project",
+    }
     return {kind: at[kind]}
 
 
@@ -108,13 +126,21 @@ def carried_out(place: Path, config: Config = CONFIG, **trackers: str) -> Path:
 
 
 @every_tracker
-def test_every_round_is_told_once_as_it_was_logged_and_the_run_is_the_same(kind: str, tmp_path: Path) -> None:
+def test_every_round_is_told_once_as_it_was_logged_and_the_run_is_the_same(
+    kind: str, tmp_path: Path
+) -> None:
     run = carried_out(tmp_path, **where(kind, tmp_path))
     found = SHOWN[kind](tmp_path, "tiny/seed-0")
     assert found == expected(tmp_path, "tiny/seed-0")
     assert [round for round, _ in found["accuracy/local"]] == [0, 1, 2, 3]
-    assert found["accuracy/local"][-1][1] == pytest.approx(last(RunDir(run).rows("clients.jsonl")).mean)
-    own = {name: data for name, data in left_behind(RunDir(run)).items() if not name.startswith("wandb/")}
+    assert found["accuracy/local"][-1][1] == pytest.approx(
+        last(RunDir(run).rows("clients.jsonl")).mean
+    )
+    own = {
+        name: data
+        for name, data in left_behind(RunDir(run)).items()
+        if not name.startswith("wandb/")
+    }
     assert own == left_behind(RunDir(carried_out(tmp_path / "without")))
 
 
@@ -133,11 +159,14 @@ def test_what_goes_on_after_a_stop_or_a_crash_is_told_once(kind: str, tmp_path: 
         told = read_checked(note, "")
         assert told["rounds"] == {kind: 1}
         write_checked(note, told | {"rounds": {kind: 0}})  # as if killed before it was noted
-    study.advance(tmp_path / "runs" / "tiny" / "seed-0")  # a single run of the study is followed, too
+    # a single run of the study is followed, too
+    study.advance(tmp_path / "runs" / "tiny" / "seed-0")
     assert SHOWN[kind](tmp_path, "tiny/seed-0") == expected(tmp_path, "tiny/seed-0")
 
 
-def test_trials_are_not_followed_and_a_run_that_is_the_winning_trial_is_told_whole(tmp_path: Path) -> None:
+def test_trials_are_not_followed_and_a_run_that_is_the_winning_trial_is_told_whole(
+    tmp_path: Path,
+) -> None:
     tuned = tiny(CASES["fedavg"], tune={"learning.rate": [0.1, 0.2]})
     carried_out(tmp_path, tuned, **where("tensorboard", tmp_path))
     assert tensorboard(tmp_path, "tiny/seed-0") == expected(tmp_path, "tiny/seed-0")
@@ -170,7 +199,11 @@ def test_a_tracker_that_fails_is_said_once_and_told_later(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_nobody_is_asked_for_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb")
-    for name, value in {"WANDB_MODE": "online", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}.items():
+    for name, value in {
+        "WANDB_MODE": "online",
+        "HOME": str(tmp_path),
+        "NETRC": str(tmp_path / "none"),
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     wandb.teardown()  # it reads its settings once
@@ -178,18 +211,25 @@ def test_nobody_is_asked_for_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     study.create(tmp_path / "runs", [CONFIG], [0], {"wandb": "project"})
     study.advance(tmp_path / "runs", warn=said.append)
     wandb.teardown()
-    assert ["nobody is logged in; right would be `wandb login`" in line for line in said] == [True]
+    assert ["nobody is logged in; use `wandb login`" in line for line in said] == [True]
 
 
 @every_tracker
 def test_no_client_no_folder_and_no_machine_is_named(kind: str, tmp_path: Path) -> None:
-    words = {"data": {"name": "reviews", "clients": 2, "reviews": 40}, "model": {"name": "transformer", "tokens": 12}}
-    run = carried_out(tmp_path, tiny(CASES["fedavg"], **words, run={"rounds": 1}), **where(kind, tmp_path))
+    words = {
+        "data": {"name": "reviews", "clients": 2, "reviews": 40},
+        "model": {"name": "transformer", "tokens": 12},
+    }
+    run = carried_out(
+        tmp_path, tiny(CASES["fedavg"], **words, run={"rounds": 1}), **where(kind, tmp_path)
+    )
     names = {str(row["client"]) for row in RunDir(run).rows("clients.jsonl")}
     places = {"tensorboard": "events", "mlflow": "mlflow.db", "wandb": "runs/tiny/seed-0/wandb"}
     assert SHOWN[kind](tmp_path, "tiny/seed-0")
     at = tmp_path / places[kind]
-    files = [at] if at.is_file() else [f for f in at.rglob("*") if f.suffix != ".log" and f.is_file()]
+    files = (
+        [at] if at.is_file() else [f for f in at.rglob("*") if f.suffix != ".log" and f.is_file()]
+    )
     told = b"".join(file.read_bytes() for file in files)
     assert b"accuracy/local" in told
     assert b"learning.rate" in told
@@ -201,7 +241,9 @@ def test_no_client_no_folder_and_no_machine_is_named(kind: str, tmp_path: Path) 
 
 
 def test_settings_that_are_told_name_no_folder_and_no_data() -> None:
-    told = tiny(CASES["fedavg"], model={"name": "prompted-clip", "clip": "/home/me/clip"}).shareable()
+    told = tiny(
+        CASES["fedavg"], model={"name": "prompted-clip", "clip": "/home/me/clip"}
+    ).shareable()
     assert told["model.context"] == 16
     assert not [key for key in told if key == "model.clip" or key.startswith("data.")]
 
@@ -227,14 +269,20 @@ def test_what_to_install_is_said_before_anything_is_written(
 
 def test_a_place_of_tensorboard_that_is_taken_is_refused(tmp_path: Path) -> None:
     (tmp_path / "events" / "runs").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"events/runs is there already; right would be another folder"):
+    with pytest.raises(ValueError, match=r"events/runs is there already; use another folder"):
         study.create(tmp_path / "runs", [CONFIG], [0], where("tensorboard", tmp_path))
     assert not (tmp_path / "runs").exists()
 
 
-def test_places_are_kept_as_they_are_seen_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_are_kept_as_they_are_seen_from_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    track.create(tmp_path / "runs", "runs", {"tensorboard": "events", "mlflow": "sqlite:///db", "wandb": "events"})
+    track.create(
+        tmp_path / "runs",
+        "runs",
+        {"tensorboard": "events", "mlflow": "sqlite:///db", "wandb": "events"},
+    )
     assert track.places(tmp_path / "runs") == {
         "tensorboard": f"{tmp_path}/events/runs",
         "mlflow": f"sqlite:///{tmp_path}/db",

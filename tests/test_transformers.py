@@ -1,4 +1,6 @@
-"""A transformer as a model is Hugging Face's own classifier, padding is nothing, and tiny ones need no files."""
+"""A transformer as a model is Hugging Face's own classifier, padding is nothing, and tiny ones need
+no files.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,8 @@ from fedexperts.models.transformer import hashed
 
 CLASSES = ("bad", "so so", "good")
 TEXTS = ("the soup was cold", "good", "a very good soup , and warm", "")
-SIZES: dict[str, Any] = {"num_labels": 3, "initializer_range": 0.5}  # weights so large that every token matters
+# weights so large that every token matters
+SIZES: dict[str, Any] = {"num_labels": 3, "initializer_range": 0.5}
 
 
 def tokenizer(bert: bool) -> PreTrainedTokenizerFast:
@@ -37,8 +40,12 @@ def tokenizer(bert: bool) -> PreTrainedTokenizerFast:
     special = ["[PAD]", "[CLS]", "[SEP]"] if bert else ["<|endoftext|>"]
     words.train_from_iterator(TEXTS, WordLevelTrainer(special_tokens=[*special, "[UNK]"]))
     if not bert:
-        return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", eos_token="<|endoftext|>")
-    words.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+        return PreTrainedTokenizerFast(
+            tokenizer_object=words, unk_token="[UNK]", eos_token="<|endoftext|>"
+        )
+    words.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]")
 
 
@@ -47,9 +54,17 @@ def save(folder: Path, kind: str) -> Path:
     words = tokenizer(kind == "bert")
     sizes = SIZES | {"vocab_size": len(words)}
     config = (
-        BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=24, **sizes)
+        BertConfig(
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=24,
+            **sizes,
+        )
         if kind == "bert"
-        else GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=24, bos_token_id=0, eos_token_id=0, **sizes)
+        else GPT2Config(
+            n_embd=16, n_layer=2, n_head=2, n_positions=24, bos_token_id=0, eos_token_id=0, **sizes
+        )
     )
     torch.manual_seed(0)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
@@ -71,7 +86,9 @@ def outputs(one: Built) -> Tensor:
 
 
 def reference(folder: Path) -> Any:
-    return AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
+    return AutoModelForSequenceClassification.from_pretrained(
+        folder, attn_implementation="eager"
+    ).eval()
 
 
 # It is Hugging Face's
@@ -89,7 +106,9 @@ def test_a_transformer_is_the_classifier_called_directly(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["own", "mean"])
-def test_a_text_among_others_is_what_it_is_alone_and_without_padding(folder: Path, pooling: str) -> None:
+def test_a_text_among_others_is_what_it_is_alone_and_without_padding(
+    folder: Path, pooling: str
+) -> None:
     one, classifier = built(folder, tokens=12, pooling=pooling), reference(folder)
     words = AutoTokenizer.from_pretrained(folder)
     for text, found in zip(TEXTS[:3], outputs(one), strict=False):
@@ -119,12 +138,17 @@ def test_padding_changes_nothing(folder: Path, name: str, pooling: str) -> None:
 
 @pytest.mark.parametrize("pooling", ["own", "mean"])
 @pytest.mark.parametrize("name", ["folder", "tiny-bert", "tiny-gpt2"])
-def test_every_weight_has_a_gradient_and_nothing_moves(folder: Path, name: str, pooling: str) -> None:
-    model: Any = (one := built(folder if name == "folder" else name, pooling=pooling, tokens=24)).model
+def test_every_weight_has_a_gradient_and_nothing_moves(
+    folder: Path, name: str, pooling: str
+) -> None:
+    model: Any = (
+        one := built(folder if name == "folder" else name, pooling=pooling, tokens=24)
+    ).model
     trained = {name: value.clone().requires_grad_() for name, value in model.initial.items()}
     loss = model.step(trained, one.encode(TEXTS))[0].square().sum()
     gradients = torch.autograd.grad(loss, list(trained.values()))
-    assert sum(bool(gradient.any()) for gradient in gradients) > 0.8 * len(gradients)  # a key's bias never matters
+    # a key's bias never matters
+    assert sum(bool(gradient.any()) for gradient in gradients) > 0.8 * len(gradients)
     assert not model.moving
     assert not model.together
 
@@ -166,9 +190,15 @@ def test_a_tiny_one_follows_the_seed_and_touches_nobody_elses_dice(name: str) ->
     assert sum(value.numel() for value in built(name).model.initial.values()) < 100_000
 
 
-def test_a_head_for_other_classes_or_of_none_is_fresh_from_the_seed(folder: Path, tmp_path: Path) -> None:
+def test_a_head_for_other_classes_or_of_none_is_fresh_from_the_seed(
+    folder: Path, tmp_path: Path
+) -> None:
     def head(name: Path, classes: int, seed: int) -> Tensor:
-        initial = TransformerSettings(str(name), tokens=24).build(tuple("abcde"[:classes]), seed).model.initial
+        initial = (
+            TransformerSettings(str(name), tokens=24)
+            .build(tuple("abcde"[:classes]), seed)
+            .model.initial
+        )
         return initial.get("classifier.score.weight", initial.get("classifier.classifier.weight"))  # type: ignore[return-value]
 
     bare = tmp_path / "bare"
@@ -191,12 +221,16 @@ def test_loading_says_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -
 
 
 def test_more_tokens_than_it_takes_are_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="takes texts of 24 tokens, and tokens is 25: set tokens to at most 24"):
+    with pytest.raises(
+        ValueError, match="takes texts of 24 tokens, and tokens is 25: set tokens to at most 24"
+    ):
         built(folder, tokens=25)
 
 
 def test_a_model_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ValueError, match="no text model at 'nobody/nothing'.*hf download.*use \"tiny-bert\""):
+    with pytest.raises(
+        ValueError, match="no text model at 'nobody/nothing'.*hf download.*use \"tiny-bert\""
+    ):
         built("nobody/nothing")
 
 
@@ -218,18 +252,29 @@ def test_weights_in_a_pickle_are_refused(tmp_path: Path) -> None:
     folder = save(tmp_path, "bert")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin is a pickle, .* AutoModelForSequenceClassification as M"):
+    with pytest.raises(
+        ValueError,
+        match=r"pytorch_model\.bin is a pickle, .* AutoModelForSequenceClassification as M",
+    ):
         built(folder)
 
 
 def test_weights_that_are_missing_and_other_kinds_are_refused(tmp_path: Path) -> None:
     model = reference(save(tmp_path, "bert"))
-    some = {name: value for name, value in model.state_dict().items() if "layer.1.output.dense" not in name}
+    some = {
+        name: value
+        for name, value in model.state_dict().items()
+        if "layer.1.output.dense" not in name
+    }
     model.save_pretrained(tmp_path, state_dict=some)
-    with pytest.raises(ValueError, match=r"no weights for bert\.encoder\.layer\.1\.output\.dense\.bias"):
+    with pytest.raises(
+        ValueError, match=r"no weights for bert\.encoder\.layer\.1\.output\.dense\.bias"
+    ):
         built(tmp_path)
     CLIPConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="does not hold a whole text model: Unrecognized configuration"):
+    with pytest.raises(
+        ValueError, match="does not hold a whole text model: Unrecognized configuration"
+    ):
         built(tmp_path)
 
 

@@ -1,7 +1,9 @@
-"""What the server accepts of a reply: its task's figures and no others, tensors within bounds, a weight within reason.
+"""What the server accepts of a reply: its task's figures and no others, tensors within bounds, a
+weight within reason.
 
-A reply is a stranger's word. What does not fit becomes that client's error, in words that can be shown anywhere, and
-the round goes on without it. This room does not know what tensors mean, how a round goes, or where a reply came from.
+A reply is a stranger's word. What does not fit becomes that client's error, in words that can be
+shown anywhere, and the round goes on without it. This room does not know what tensors mean, how a
+round goes, or where a reply came from.
 """
 
 import math
@@ -28,13 +30,22 @@ HITS = {
 }  # by part: figures that count some of its examples
 SAYS: dict[Task, dict[str, Figure]] = {
     "train": {"loss": Figure(), "parameters": COUNT, "bytes": COUNT},
-    "absorb": {"test_examples": replace(COUNT, least=1), "before_correct": COUNT, "after_correct": COUNT},
-    "predict": {"valid_examples": COUNT, "test_examples": replace(COUNT, least=1)}
-    | {hits: COUNT for part in HITS["predict"].values() for hits in part},
+    "absorb": {
+        "test_examples": replace(COUNT, least=1),
+        "before_correct": COUNT,
+        "after_correct": COUNT,
+    },
+    "predict": (
+        {"valid_examples": COUNT, "test_examples": replace(COUNT, least=1)}
+        | {hits: COUNT for part in HITS["predict"].values() for hits in part}
+    ),
 }
-CHANGED = dict.fromkeys(("data_new", "data_gone", "data_relabelled"), COUNT)  # only of data that changed, in numbers
-OF_ITSELF = ("examples", "valid_examples", "test_examples")  # what should be the same in every round
-FAR = ("moved", "drifted")  # how far an upload lies: what was trained of it, and what moves by itself
+# only of data that changed, in numbers
+CHANGED = dict.fromkeys(("data_new", "data_gone", "data_relabelled"), COUNT)
+# what should be the same in every round
+OF_ITSELF = ("examples", "valid_examples", "test_examples")
+# how far an upload lies: what was trained of it, and what moves by itself
+FAR = ("moved", "drifted")
 _FEW = 3  # fewer clients than this have no median that means anything
 
 N = TypeVar("N", int, float)
@@ -46,25 +57,35 @@ class Guard:
     """What the server takes of an upload, and what it refuses."""
 
     largest: Annotated[
-        float, Field(gt=0, description="size of a number beyond which an upload, or a merged state, is refused")
+        float,
+        Field(
+            gt=0,
+            description="size of a number beyond which an upload, or a merged state, is refused",
+        ),
     ] = 1e4
     far: Annotated[
         float,
         Field(
             ge=1,
-            description="distance from the global tensors beyond which an upload is refused, in medians over clients",
+            description=(
+                "distance from the global tensors beyond which an upload is refused, in medians"
+                " over clients"
+            ),
         ),
     ] = 100.0
     few: Annotated[
         float,
         Field(
             gt=0,
-            description="the same while fewer than 3 clients are known, in sizes of the global tensors: their norm, "
-            "and 1 for each number",
+            description=(
+                "the same while fewer than 3 clients are known, in sizes of the global tensors:"
+                " their norm, and 1 for each number"
+            ),
         ),
     ] = 2.0
     weight: Annotated[
-        float, Field(ge=1, description="examples of a client that count at most, in medians over clients")
+        float,
+        Field(ge=1, description="examples of a client that count at most, in medians over clients"),
     ] = 10.0
 
 
@@ -74,7 +95,8 @@ class Terms:
 
     guard: Guard
     says: Mapping[str, Figure]  # what the method adds to its tasks' figures
-    moving: frozenset[str]  # tensors that move by themselves: training does not read them, and they may be larger
+    # tensors that move by themselves: training does not read them, and they may be larger
+    moving: frozenset[str]
 
     def largest(self, name: str) -> float:
         return math.inf if name in self.moving else self.guard.largest
@@ -82,10 +104,13 @@ class Terms:
 
 @dataclass(frozen=True)
 class Admitted:
-    """A round's uploads with weights that can be believed, and what there is to log of the others."""
+    """A round's uploads with weights that can be believed, and what there is to log of the
+    others.
+    """
 
     uploads: list[Upload]
-    moved: dict[str, dict[str, float]]  # how far each upload lies from the global tensors, by kind of tensor
+    # how far each upload lies from the global tensors, by kind of tensor
+    moved: dict[str, dict[str, float]]
     refused: dict[str, str]
     capped: dict[str, str]
 
@@ -106,8 +131,12 @@ def checked(reply: Reply, expected: Tensors, terms: Terms) -> Reply:
 
 
 def cleaned(words: str) -> str:
-    """Words from outside, as they may be shown anywhere: at most `WORDS` characters, none that a terminal obeys."""
-    shown = (" " if c.isspace() else c for c in words if c.isspace() or unicodedata.category(c)[0] != "C")
+    """Words from outside, as they may be shown anywhere: at most `WORDS` characters, none that a
+    terminal obeys.
+    """
+    shown = (
+        " " if c.isspace() else c for c in words if c.isspace() or unicodedata.category(c)[0] != "C"
+    )
     return "".join(shown)[:WORDS].strip()
 
 
@@ -142,7 +171,9 @@ def _figures(reply: Reply, says: Mapping[str, Figure]) -> str:
 
 def _shown(value: object) -> str:
     """What stands in place of a figure; lists may hold lists without end."""
-    return f"{value!r:.100}" if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+    return (
+        f"{value!r:.100}" if isinstance(value, int | float | str) else f"a {type(value).__name__}"
+    )
 
 
 def unlike(tensors: Tensors, expected: Tensors, terms: Terms) -> str:
@@ -166,7 +197,9 @@ def _listed(names: Collection[str]) -> str:
 
 
 def _beyond(value: Tensor, largest: float) -> str:
-    """What is too large in a tensor to be trained from, or "". The square of a number must be one of its own type."""
+    """What is too large in a tensor to be trained from, or "". The square of a number must be one
+    of its own type.
+    """
     if not value.numel() or value.dtype == torch.bool:
         return ""
     low, high = (one.item() for one in value.aminmax())
@@ -185,7 +218,8 @@ def _beyond(value: Tensor, largest: float) -> str:
 def admit(uploads: Sequence[Upload], expected: Tensors, known: Known, terms: Terms) -> Admitted:
     """What is taken of a round's uploads, each of which was `checked`.
 
-    Every client that ever took part has one voice in a median: with what it brings now, or with what it brought last.
+    Every client that ever took part has one voice in a median: with what it brings now, or with
+    what it brought last.
     """
     moved: dict[str, dict[str, float]] = {upload.client: {} for upload in uploads}
     refused: dict[str, str] = {}
@@ -195,22 +229,33 @@ def admit(uploads: Sequence[Upload], expected: Tensors, known: Known, terms: Ter
         for client, far in now.items():
             moved[client][kind] = far
             if far > limit:
-                refused[client] = f"its upload lies {far:.3g} from the global tensors; at most {limit:.3g} is taken"
+                refused[client] = (
+                    f"its upload lies {far:.3g} from the global tensors; at most {limit:.3g} is"
+                    " taken"
+                )
     taken = [upload for upload in uploads if upload.client not in refused]
     counts = _weights({upload.client: upload.examples for upload in taken}, known, terms.guard)
-    capped = {u.client: f"of {u.examples} examples {n} count" for u in taken if (n := counts[u.client]) < u.examples}
+    capped = {
+        u.client: f"of {u.examples} examples {n} count"
+        for u in taken
+        if (n := counts[u.client]) < u.examples
+    }
     return Admitted([replace(u, examples=counts[u.client]) for u in taken], moved, refused, capped)
 
 
 def _kinds(tensors: Tensors, terms: Terms) -> dict[str, Tensors]:
-    """What is trained, and what moves by itself, if anything does: a batch norm's means may be of any size."""
+    """What is trained, and what moves by itself, if anything does: a batch norm's means may be of
+    any size.
+    """
     trained = {name: value for name, value in tensors.items() if name not in terms.moving}
     beside = {name: value for name, value in tensors.items() if name in terms.moving}
     return {"moved": trained} | ({"drifted": beside} if beside else {})
 
 
 def _weights(said: Mapping[str, int], known: Known, guard: Guard) -> dict[str, int]:
-    """How many of its examples count for each client: so many medians, and never more than all others' together."""
+    """How many of its examples count for each client: so many medians, and never more than all
+    others' together.
+    """
     voices = _voices(said, known, "examples")
     if len(voices) < 2:
         return dict(said)
@@ -219,12 +264,19 @@ def _weights(said: Mapping[str, int], known: Known, guard: Guard) -> dict[str, i
     return {client: min(n, most, everybody - min(n, most)) for client, n in said.items()}
 
 
-def _farthest(kind: str, now: Mapping[str, float], start: Tensors, known: Known, guard: Guard) -> float:
-    """How far from the global tensors an upload may lie: many medians over those who moved at all, or as far as 0.
+def _farthest(
+    kind: str, now: Mapping[str, float], start: Tensors, known: Known, guard: Guard
+) -> float:
+    """How far from the global tensors an upload may lie: many medians over those who moved at all,
+    or as far as 0.
 
-    Where they are too few to have a median, what is trained may lie where training can go on, whoever lies alone.
+    Where they are too few to have a median, what is trained may lie where training can go on,
+    whoever lies alone.
     """
-    norm, far = distance(start, {}), [value for value in _voices(now, known, kind).values() if value > 0]
+    norm, far = (
+        distance(start, {}),
+        [value for value in _voices(now, known, kind).values() if value > 0],
+    )
     if len(far) < _FEW:
         return guard.few * (norm + math.sqrt(count(start))) if kind == "moved" else math.inf
     return max(norm, guard.far * statistics.median(far))
@@ -236,8 +288,8 @@ def _voices(now: Mapping[str, N], known: Known, key: str) -> dict[str, N]:
 
 
 def distance(tensors: Tensors, start: Tensors) -> float:
-    """l2 distance of the tensors that `start` names from it, or of all from 0; whole numbers, which count steps, have
-    none.
+    """l2 distance of the tensors that `start` names from it, or of all from 0; whole numbers, which
+    count steps, have none.
     """
     floating = [name for name in sorted(start or tensors) if tensors[name].is_floating_point()]
     apart = (tensors[n] - start[n] if start else tensors[n] for n in floating)
@@ -250,7 +302,10 @@ def unsound(state: Tensors, sent: Tensors, terms: Terms) -> str:
     What they get is half as large as an upload may be at most: training moves it.
     """
     bounds = [(name, value, math.inf) for name, value in state.items()]
-    bounds += [(name, value, terms.largest(name.removeprefix("global.")) / 2) for name, value in sent.items()]
+    bounds += [
+        (name, value, terms.largest(name.removeprefix("global.")) / 2)
+        for name, value in sent.items()
+    ]
     for name, value, largest in bounds:
         if value.is_floating_point() and (why := _beyond(value, largest)):
             return f"{name} has {why}"

@@ -1,8 +1,9 @@
-"""A client: its examples, its own disk, and `answer`, the only place where training and prediction happen.
+"""A client: its examples, its own disk, and `answer`, the only place where training and prediction
+happen.
 
-An engine decides where `answer` runs; nothing in here knows. What a client keeps goes to `Private`; what leaves is
-sealed: a tensor that the method does not name in `uploads` cannot be sent, nor one of its figures that it does not name
-in `says`.
+An engine decides where `answer` runs; nothing in here knows. What a client keeps goes to `Private`;
+what leaves is sealed: a tensor that the method does not name in `uploads` cannot be sent, nor one
+of its figures that it does not name in `says`.
 """
 
 from collections import defaultdict
@@ -32,7 +33,8 @@ class Client:
     valid: Examples
     test: Examples
     private: Private
-    changed: Facts = field(default_factory=dict)  # since its data were split: how many came, how many went
+    # since its data were split: how many came, how many went
+    changed: Facts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,11 @@ class Job:
     rounds: int
     seed: int
     reserve: Examples  # the server's own, which no client ever sees
-    exam: Mapping[str, Examples]  # where a simulation has them: all clients' "valid" and "test" parts in one
+    # where a simulation has them: all clients' "valid" and "test" parts in one
+    exam: Mapping[str, Examples]
     guard: Guard = field(default_factory=Guard)  # what the server takes of an upload
-    deployed: bool = False  # whether this is one site of many machines, and not a simulation of them all
+    # whether this is one site of many machines, and not a simulation of them all
+    deployed: bool = False
 
     @property
     def given(self) -> Given:
@@ -59,10 +63,16 @@ class Job:
 
 
 def answer(job: Job, clients: Sequence[Client], orders: Sequence[Order]) -> list[Reply]:
-    """The clients' replies, in order; clients whose tensors have equal shapes are trained or asked together."""
+    """The clients' replies, in order; clients whose tensors have equal shapes are trained or asked
+    together.
+    """
     replies: list[Reply] = []
     for task, act in (("train", _train), ("absorb", _absorb), ("predict", _predict)):
-        pairs = [(client, order) for client, order in zip(clients, orders, strict=True) if order.task == task]
+        pairs = [
+            (client, order)
+            for client, order in zip(clients, orders, strict=True)
+            if order.task == task
+        ]
         replies += act(job, pairs)
     place = {order.client: i for i, order in enumerate(orders)}
     return sorted(replies, key=lambda reply: place[reply.client])
@@ -73,21 +83,33 @@ Pair = tuple[Client, Order]
 
 def _train(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
     starts = [_start(job, client, order) for client, order in pairs]
-    return _together(job, starts, lambda chosen: _attempt(job, [pairs[i] for i in chosen], [starts[i] for i in chosen]))
+    return _together(
+        job,
+        starts,
+        lambda chosen: _attempt(job, [pairs[i] for i in chosen], [starts[i] for i in chosen]),
+    )
 
 
 def _start(job: Job, client: Client, order: Order) -> Local:
     own = client.private.load(client.name, before=order.round, kept=order.kept)
-    return job.method.start(job.model, order.tensors, own, rng(job.seed, "start", order.round, client.name))
+    return job.method.start(
+        job.model, order.tensors, own, rng(job.seed, "start", order.round, client.name)
+    )
 
 
 def _attempt(job: Job, pairs: Sequence[Pair], starts: Sequence[Local]) -> list[Reply]:
-    """Train clients together; where that fails, one by one, and who fails alone says why: the others' round goes on."""
+    """Train clients together; where that fails, one by one, and who fails alone says why: the
+    others' round goes on.
+    """
     try:
         trained, losses = _fit(job, pairs, starts)
     except (ValueError, RuntimeError) as error:
         if len(pairs) > 1:
-            return [r for pair, start in zip(pairs, starts, strict=True) for r in _attempt(job, [pair], [start])]
+            return [
+                r
+                for pair, start in zip(pairs, starts, strict=True)
+                for r in _attempt(job, [pair], [start])
+            ]
         ((client, order),) = pairs
         return [Reply(client.name, order.round, "train", error=f"training failed: {error}")]
     return [
@@ -96,7 +118,9 @@ def _attempt(job: Job, pairs: Sequence[Pair], starts: Sequence[Local]) -> list[R
     ]
 
 
-def _fit(job: Job, pairs: Sequence[Pair], starts: Sequence[Local]) -> tuple[list[Tensors], list[float]]:
+def _fit(
+    job: Job, pairs: Sequence[Pair], starts: Sequence[Local]
+) -> tuple[list[Tensors], list[float]]:
     method = job.method
     return fit(
         lambda local, x: method.step(job.model, local, x),
@@ -113,23 +137,33 @@ def _fit(job: Job, pairs: Sequence[Pair], starts: Sequence[Local]) -> tuple[list
 
 
 def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -> Reply:
-    """Keep what stays, seal what leaves. A training that diverged keeps nothing and sends nothing but the fact."""
+    """Keep what stays, seal what leaves. A training that diverged keeps nothing and sends nothing
+    but the fact.
+    """
     for name, value in local.trained.items():
         if not torch.isfinite(value).all():
-            return Reply(client.name, order.round, "train", error=f"training diverged: {name} is not finite")
+            return Reply(
+                client.name, order.round, "train", error=f"training diverged: {name} is not finite"
+            )
     finished = job.method.finish(job.model, local, _normal(job, client, order))
     with torch.no_grad():
         said = job.method.observe(job.model, local, client.train.x[:, 0])
     leaves = seal(finished.leaves | said, job.method.uploads(job.model), client.name)
     if finished.stays:
         client.private.save(client.name, order.round, finished.stays)
-    facts: Facts = {"loss": loss, "parameters": count(local.trained), "bytes": size(local.trained)} | client.changed
+    facts: Facts = {
+        "loss": loss,
+        "parameters": count(local.trained),
+        "bytes": size(local.trained),
+    } | client.changed
     kept = bool(finished.stays)
     return Reply(client.name, order.round, "train", leaves, len(client.train), facts, kept=kept)
 
 
 def _normal(job: Job, client: Client, order: Order) -> Normal:
-    """Where noise on an upload comes from. A deployed site's is its machine's: the server knows the run's seed."""
+    """Where noise on an upload comes from. A deployed site's is its machine's: the server knows the
+    run's seed.
+    """
     if job.deployed:
         return normal_of_this_machine
     generator = rng(job.seed, "finish", order.round, client.name)
@@ -139,34 +173,54 @@ def _normal(job: Job, client: Client, order: Order) -> Normal:
 def seal(leaves: dict[str, T], may: Collection[str], client: str) -> dict[str, T]:
     """`leaves`, if every name in it may leave; else ValueError before anything is sent."""
     if extra := sorted(leaves.keys() - may):
-        raise ValueError(f"client {client} was about to send {extra}; its method lets only {sorted(may)} leave")
+        raise ValueError(
+            f"client {client} was about to send {extra}; its method lets only {sorted(may)} leave"
+        )
     return leaves
 
 
 def _absorb(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
-    """Clients keep what the server gave back in their round, and say how well they did before and after."""
+    """Clients keep what the server gave back in their round, and say how well they did before and
+    after.
+    """
     clients = [client for client, _ in pairs]
     owns = [_newest(client, order) for client, order in pairs]
-    kept = [job.method.absorb(order.tensors, own) for (_, order), own in zip(pairs, owns, strict=True)]
-    before, after = (_right(job, [job.method.recall(job.model, {}, o) for o in own], clients) for own in (owns, kept))
+    kept = [
+        job.method.absorb(order.tensors, own) for (_, order), own in zip(pairs, owns, strict=True)
+    ]
+    before, after = (
+        _right(job, [job.method.recall(job.model, {}, o) for o in own], clients)
+        for own in (owns, kept)
+    )
     replies = []
     for (client, order), own, was, now in zip(pairs, kept, before, after, strict=True):
         client.private.save(client.name, order.round, own)
-        facts: Facts = {"before_correct": was.test, "after_correct": now.test, "test_examples": len(client.test)}
+        facts: Facts = {
+            "before_correct": was.test,
+            "after_correct": now.test,
+            "test_examples": len(client.test),
+        }
         replies.append(Reply(client.name, order.round, "absorb", facts=facts, kept=True))
     return replies
 
 
 def _newest(client: Client, order: Order) -> Tensors | None:
-    """A client's private state after the order's round: what it kept in the round itself is among it."""
+    """A client's private state after the order's round: what it kept in the round itself is among
+    it.
+    """
     return client.private.load(client.name, before=order.round + 1, kept=order.kept)
 
 
 def _predict(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
-    """How well each client's own predictor and the global one do on its validation and test examples."""
+    """How well each client's own predictor and the global one do on its validation and test
+    examples.
+    """
     clients = [client for client, _ in pairs]
     owns = [_newest(client, order) for client, order in pairs]
-    own = [job.method.recall(job.model, order.tensors, kept) for (_, order), kept in zip(pairs, owns, strict=True)]
+    own = [
+        job.method.recall(job.model, order.tensors, kept)
+        for (_, order), kept in zip(pairs, owns, strict=True)
+    ]
     shared = [job.method.recall(job.model, order.tensors, None) for _, order in pairs]
     right = _right(job, own, clients)
     right_global = _right(job, shared, clients) if any(owns) else right
@@ -195,12 +249,22 @@ class Right(NamedTuple):
 
 
 def _right(job: Job, states: Sequence[Local], clients: Sequence[Client]) -> list[Right]:
-    """Of each client, asked with a state of its own; both parts in one pass, as a text encoder costs most."""
+    """Of each client, asked with a state of its own; both parts in one pass, as a text encoder
+    costs most.
+    """
 
     def ask(chosen: Sequence[int]) -> list[Right]:
-        inputs = [torch.cat([part.x[:, 0] for part in (clients[i].valid, clients[i].test)]) for i in chosen]
+        inputs = [
+            torch.cat([part.x[:, 0] for part in (clients[i].valid, clients[i].test)])
+            for i in chosen
+        ]
         states_of = [states[i] for i in chosen]
-        logits = predict(lambda local, x: job.method.logits(job.model, local, x), states_of, inputs, device(job.model))
+        logits = predict(
+            lambda local, x: job.method.logits(job.model, local, x),
+            states_of,
+            inputs,
+            device(job.model),
+        )
         return [_counted(out.argmax(-1), clients[i]) for out, i in zip(logits, chosen, strict=True)]
 
     return _together(job, states, ask)
@@ -211,14 +275,21 @@ def _counted(answers: Tensor, client: Client) -> Right:
     return Right(int((valid == client.valid.y).sum()), int((test == client.test.y).sum()))
 
 
-def _together(job: Job, states: Sequence[Local], act: Callable[[Sequence[int]], list[T]]) -> list[T]:
+def _together(
+    job: Job, states: Sequence[Local], act: Callable[[Sequence[int]], list[T]]
+) -> list[T]:
     """`act` on the places of each group of equal shapes; its results in the order of `states`.
 
-    A model that cannot be stacked (batch norm would see the padding) says `together = False`, and goes one by one.
+    A model that cannot be stacked (batch norm would see the padding) says `together = False`, and
+    goes one by one.
     """
     stackable = getattr(job.model, "together", True)
     groups: dict[str, list[int]] = defaultdict(list)
     for place, local in enumerate(states):
         groups[str(shapes(local.kept())) if stackable else str(place)].append(place)
-    found = {place: value for group in groups.values() for place, value in zip(group, act(group), strict=True)}
+    found = {
+        place: value
+        for group in groups.values()
+        for place, value in zip(group, act(group), strict=True)
+    }
     return [found[place] for place in range(len(states))]

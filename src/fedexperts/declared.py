@@ -1,7 +1,7 @@
 """What a method tells a report: with what to compare it, and which of its numbers to draw.
 
-A run's folder holds it, so that no report knows a method by name. This room knows plain values alone: no tensor, no
-method and no page.
+A run's folder holds it, so that no report knows a method by name. This room knows plain values
+alone: no tensor, no method and no page.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,16 +19,21 @@ class Metric:
     title: str  # of its picture
     unit: str
     says: str  # how it is computed, and what its ends mean
-    of: Whose = "clients"  # who logs it, in `facts` (as `says` allows) or in `shows`; the mean over clients is drawn
+    # who logs it, in `facts` (as `says` allows) or in `shows`; the mean over clients is drawn
+    of: Whose = "clients"
 
 
 @dataclass(frozen=True)
 class Control:
-    """Another experiment that tells what one part of this method adds: the same, but for a few settings."""
+    """Another experiment that tells what one part of this method adds: the same, but for a few
+    settings.
+    """
 
     what: str  # a name for it: "gate alone"
-    having: Mapping[str, Sequence[Any]]  # dotted settings, each with the values that a control may have; None: unset
-    alike: Sequence[str] = ("",)  # beginnings of the dotted settings that must be equal otherwise; "": all
+    # dotted settings, each with the values that a control may have; None: unset
+    having: Mapping[str, Sequence[Any]]
+    # beginnings of the dotted settings that must be equal otherwise; "": all
+    alike: Sequence[str] = ("",)
     free: Sequence[str] = ()  # dotted settings that may differ, as they mean nothing to the control
     of: Whose = "clients"  # whose accuracy is compared
     needed: str = ""  # what nobody can tell without it, for a report that lacks it
@@ -38,8 +43,11 @@ class Control:
 class Declared:
     """All that a report must know of a method."""
 
-    shared: bool = True  # whether there is a model that all share; without, the server has no accuracy
+    # whether there is a model that all share; without, the server has no accuracy
+    shared: bool = True
     controls: Sequence[Control] = ()  # the first tells most: a report's first lines have it
     metrics: Sequence[Metric] = ()
-    ablation: bool = False  # whether routing is switched off on purpose: then nothing is said of its gate
-    listed: str = ""  # how a client's experts are listed in its `weights`, after its own: "by nearness"
+    # whether routing is switched off on purpose: then nothing is said of its gate
+    ablation: bool = False
+    # how a client's experts are listed in its `weights`, after its own: "by nearness"
+    listed: str = ""

@@ -1,5 +1,5 @@
-"""Folders and small files that outlive a crash: values with their own hash, folders that exactly one process makes, and
-what killed processes left half written.
+"""Folders and small files that outlive a crash: values with their own hash, folders that exactly
+one process makes, and what killed processes left half written.
 
 Nothing here knows what the values mean, or what a run is.
 """
@@ -30,7 +30,9 @@ def write_checked(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_checked(path: Path, remedy: str) -> dict[str, Any]:
-    """What `write_checked` wrote; ValueError, with the file and the `remedy`, if it is gone or damaged."""
+    """What `write_checked` wrote; ValueError, with the file and the `remedy`, if it is gone or
+    damaged.
+    """
     try:
         data = path.read_bytes()
         values: dict[str, Any] = json.loads(data)
@@ -38,7 +40,9 @@ def read_checked(path: Path, remedy: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"{path} is gone: {remedy}") from None
     except KeyError:
-        raise damaged(path, "it holds no hash of itself, which version 0.1 did not write", remedy) from None
+        raise damaged(
+            path, "it holds no hash of itself, which version 0.1 did not write", remedy
+        ) from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, str(error), remedy) from None
     if data != _checked(values):
@@ -58,7 +62,9 @@ def _checked(values: Mapping[str, Any]) -> bytes:
 
 @contextmanager
 def making(path: Path) -> Iterator[Path]:
-    """A folder that has its name once it is whole. Of all who make it, one does; ValueError for the others."""
+    """A folder that has its name once it is whole. Of all who make it, one does; ValueError for the
+    others.
+    """
     if path.exists():
         raise taken(path)
     sweep(path.parent.glob(f".{glob.escape(path.name)}.*.part"))
@@ -77,13 +83,15 @@ def making(path: Path) -> Iterator[Path]:
 def taken(path: Path) -> ValueError:
     """What to say of a folder that is there already."""
     return ValueError(
-        f"{path} is there already: two runs never share a folder. Go on with it by `fedexperts resume {path}`, "
-        f"or choose another folder with --out."
+        f"{path} is there already: two runs never share a folder. Go on with it by `fedexperts"
+        f" resume {path}`, or choose another folder with --out."
     )
 
 
 def remove(folder: Path) -> None:
-    """A whole folder at once: whoever is killed in the midst of it leaves nothing that looks like one."""
+    """A whole folder at once: whoever is killed in the midst of it leaves nothing that looks like
+    one.
+    """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     os.replace(folder, part)
@@ -91,11 +99,17 @@ def remove(folder: Path) -> None:
 
 
 def sweep(places: Iterable[Path]) -> None:
-    """Remove those of the files and folders that a process left half written which lives no more."""
+    """Remove those of the files and folders that a process left half written which lives no
+    more.
+    """
     for path in places:
         part = _PART.fullmatch(path.name)
         if part and not (part[1] and _lives(int(part[1]))):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            (
+                shutil.rmtree(path, ignore_errors=True)
+                if path.is_dir()
+                else path.unlink(missing_ok=True)
+            )
 
 
 def _lives(process: int) -> bool:

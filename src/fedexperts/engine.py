@@ -1,7 +1,8 @@
 """Engines decide where `answer` runs, and nothing else. This one runs it here.
 
-`clients()` names who can be asked; `exchange(orders)` returns the replies, in any order; a missing reply is a client
-that failed this round. Another place (a network, another machine) is another class with these two functions.
+`clients()` names who can be asked; `exchange(orders)` returns the replies, in any order; a missing
+reply is a client that failed this round. Another place (a network, another machine) is another
+class with these two functions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,15 +22,19 @@ class Engine(Protocol):
         ...
 
     def exchange(self, orders: Sequence[Order]) -> list[Reply]:
-        """The replies to orders of one round, in any order; who failed is missing or replies with an error."""
+        """The replies to orders of one round, in any order; who failed is missing or replies with
+        an error.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class InProcess:
-    """All clients in this process: up to `together` of them in one computation, `workers` computations at a time.
+    """All clients in this process: up to `together` of them in one computation, `workers`
+    computations at a time.
 
-    Who is computed together depends on the orders alone, so the result is the same for any number of workers.
+    Who is computed together depends on the orders alone, so the result is the same for any number
+    of workers.
     """
 
     job: Job

@@ -1,11 +1,12 @@
-"""A predictor as a folder that works without this package: tensors, plain numbers, and a README that says how.
+"""A predictor as a folder that works without this package: tensors, plain numbers, and a README
+that says how.
 
     model.safetensors   text features and gate, or a network's weights
     config.json         classes and numbers
     README.md           the formula in words, the same in plain torch, and what the model is
 
-What the README says of the run is read from the run's folder. This room does not know methods or models: they say
-themselves in a few lines of torch, or that they cannot.
+What the README says of the run is read from the run's folder. This room does not know methods or
+models: they say themselves in a few lines of torch, or that they cannot.
 """
 
 import json
@@ -39,7 +40,7 @@ def pixels(path):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
 
 
-"""
+"""  # noqa: E501
 
 RECIPE = """```python
 {lines}
@@ -81,7 +82,7 @@ This is {who}, learned by fedexperts, which is not needed to use it. Needed is w
 
 ## What never left the client
 {privacy}
-"""
+"""  # noqa: E501
 
 ONNX_NEEDS = ("onnx", "onnxscript")
 
@@ -118,9 +119,11 @@ def logits(x):
 
 @torch.no_grad()
 def export(predictor: Predictor, folder: Path, onnx: bool = False) -> None:
-    """Write the folder, whole or not at all; ValueError if it is there, or if the model cannot be written down."""
+    """Write the folder, whole or not at all; ValueError if it is there, or if the model cannot be
+    written down.
+    """
     if folder.exists():
-        raise ValueError(f"{folder} is there already; right would be another folder")
+        raise ValueError(f"{folder} is there already; use another folder")
     if onnx and not all(map(find_spec, ONNX_NEEDS)):
         raise ValueError("ONNX needs onnx and onnxscript; type: pip install 'fedexperts[onnx]'")
     carried = (
@@ -141,21 +144,29 @@ def export(predictor: Predictor, folder: Path, onnx: bool = False) -> None:
 def _write(predictor: Predictor, carried: Portable, folder: Path) -> None:
     numbers = {"classes": list(predictor.model.classes)} | carried.numbers
     write(folder / "model.safetensors", pack(carried.tensors))
-    write(folder / "config.json", (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode())
+    write(
+        folder / "config.json", (json.dumps(numbers, indent=1, ensure_ascii=False) + "\n").encode()
+    )
     for name, data in predictor.built.files().items():
         write(folder / name, data)
     write(folder / "README.md", _readme(predictor, carried).encode())
 
 
 def _write_onnx(predictor: Predictor, carried: Portable, folder: Path) -> None:
-    """The very lines of the README as a graph, in a process that stands in the folder, as its reader would."""
+    """The very lines of the README as a graph, in a process that stands in the folder, as its
+    reader would.
+    """
     side = predictor.side
-    x = predictor.built.encode(["", ""] if side is None else torch.zeros(2, 3, side, side, dtype=torch.uint8))
+    x = predictor.built.encode(
+        ["", ""] if side is None else torch.zeros(2, 3, side, side, dtype=torch.uint8)
+    )
     lines = LOAD + carried.code + TO_ONNX.format(shape=list(x.shape), dtype=x.dtype)
-    done = subprocess.run([sys.executable, "-c", lines], cwd=folder, capture_output=True, text=True, errors="replace")
+    done = subprocess.run(
+        [sys.executable, "-c", lines], cwd=folder, capture_output=True, text=True, errors="replace"
+    )
     if done.returncode:
         why = done.stderr.strip().splitlines()[-1]
-        raise ValueError(f"this model has no form in ONNX ({why}); right would be an export without --onnx")
+        raise ValueError(f"this model has no form in ONNX ({why}); use an export without --onnx")
     with open(folder / "README.md", "a", encoding="utf-8") as readme:
         readme.write(ABOUT_ONNX)
 
@@ -186,22 +197,33 @@ def _whose(predictor: Predictor) -> str:
 def _card(predictor: Predictor) -> str:
     """Data, accuracy, settings; no folder of this machine."""
     config, side = predictor.config, predictor.side
-    rows = [row for row in predictor.folder.rows("clients.jsonl") if row["round"] == predictor.round]
+    rows = [
+        row for row in predictor.folder.rows("clients.jsonl") if row["round"] == predictor.round
+    ]
     shown = "texts" if side is None else f"images of {side} x {side} pixels"
     simulated = only_simulated(config)
     facts = [
         f"Classes: {', '.join(predictor.model.classes)}.",
         f"Data: {config.values['data']['name']}, {shown}.",
-        f"Clients of the run: {len(rows)}. Rounds: {predictor.round} of {config.values['run']['rounds']}.",
+        (
+            f"Clients of the run: {len(rows)}. Rounds: {predictor.round} of"
+            f" {config.values['run']['rounds']}."
+        ),
         *_counts(predictor),
         *_tested(predictor, rows),
         *(
-            [f"{simulated.capitalize()} was simulated: it follows from the seed and protects nobody."]
+            [
+                f"{simulated.capitalize()} was simulated: it follows from the seed and protects"
+                " nobody."
+            ]
             if simulated
             else []
         ),
     ]
-    settings = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in config.shareable().items()]
+    settings = [
+        f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        for key, value in config.shareable().items()
+    ]
     return "\n".join([*(f"- {fact}" for fact in facts), "", "```", *settings, "```"])
 
 
@@ -209,7 +231,9 @@ def _tested(predictor: Predictor, rows: list[Row]) -> list[str]:
     """Accuracy on test examples as the run's last round logged it, if it was asked then."""
     whose, column = "its own", "test"
     if predictor.serves:
-        rows = [row for row in predictor.folder.rows("server.jsonl") if row["round"] == predictor.round]
+        rows = [
+            row for row in predictor.folder.rows("server.jsonl") if row["round"] == predictor.round
+        ]
         whose = "all clients'"
     elif predictor.client:
         rows = [row for row in rows if row["client"] == predictor.client]
@@ -230,22 +254,31 @@ def _counts(predictor: Predictor) -> list[str]:
         return []
     own = held[predictor.client]
     parts = ", ".join(f"{len(own[part])} {part}" for part in ("train", "valid", "test"))
-    counts = zip(predictor.model.classes, own.get("counts", []), strict=False)  # a split of before has none
+    # a split of before has none
+    counts = zip(predictor.model.classes, own.get("counts", []), strict=False)
     by_class = ", ".join(f"{count} {name}" for name, count in counts if count)
-    return [f"The client's own examples: {parts}.", *([f"By class: {by_class}."] if by_class else [])]
+    return [
+        f"The client's own examples: {parts}.",
+        *([f"By class: {by_class}."] if by_class else []),
+    ]
 
 
 def _privacy(predictor: Predictor) -> str:
     names = sorted(predictor.method.uploads(predictor.model))
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    leaves = f"what left a client that trained were the tensors {shown}" if names else "no tensor left any client"
+    leaves = (
+        f"what left a client that trained were the tensors {shown}"
+        if names
+        else "no tensor left any client"
+    )
     kept = (
         "This folder does hold what the client had kept to itself: who gets it has that model. "
         if predictor.kept is not None
         else ""
     )
     return (
-        f"Examples and their labels never left a client. In training {leaves}, with plain figures (numbers of "
-        f"examples, losses, hits, experts' mean weights). {kept}A trained model can tell something of the examples "
-        "that it was trained on; nothing here is a proof that it does not."
+        f"Examples and their labels never left a client. In training {leaves}, with plain figures"
+        f" (numbers of examples, losses, hits, experts' mean weights). {kept}A trained model can"
+        " tell something of the examples that it was trained on; nothing here is a proof that it"
+        " does not."
     )

@@ -1,8 +1,9 @@
-"""Flower as the place where `answer` runs: an order is a message to one node, the bytes in it are ours.
+"""Flower as the place where `answer` runs: an order is a message to one node, the bytes in it are
+ours.
 
-In a simulation (Ray, on this machine) any node can be any client, and the order says which. In a federation the
-operator registered each site's key under the site's name, so a node's name is not its own claim. This room does not
-know what an order means, how a job is built, or what a round is.
+In a simulation (Ray, on this machine) any node can be any client, and the order says which. In a
+federation the operator registered each site's key under the site's name, so a node's name is not
+its own claim. This room does not know what an order means, how a job is built, or what a round is.
 """
 
 import logging
@@ -26,16 +27,21 @@ from .post import About, about_in, bytes_in, question, reply
 if TYPE_CHECKING:
     from flwr.server.superlink.fleet.vce.backend import BackendConfig
 
-_NEVER_CAME = (3, 4)  # Flower's codes for a message, or its reply, that was not there before its time was up
-_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError, DecodeError)  # objects of a liar
+# Flower's codes for a message, or its reply, that was not there before its time was up
+_NEVER_CAME = (3, 4)
+# objects of a liar
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError, DecodeError)
 _NOT_SIGNED = 7  # and for an app that is not signed by the key that a site trusts
 
-Site = Callable[[About, str], tuple[Job, Client]]  # the job, and the client of this name, if it is here
+# the job, and the client of this name, if it is here
+Site = Callable[[About, str], tuple[Job, Client]]
 
 
 @dataclass(frozen=True)
 class Flower:
-    """Clients that are nodes of a Flower run: `nodes` says which of them are connected, by name, right now."""
+    """Clients that are nodes of a Flower run: `nodes` says which of them are connected, by name,
+    right now.
+    """
 
     grid: Grid
     names: Sequence[str]  # of all that are expected, connected or not
@@ -50,8 +56,14 @@ class Flower:
 
     def exchange(self, orders: Sequence[Order]) -> list[Reply]:
         online = self.nodes()
-        replies = [_failed(order, "it is not connected") for order in orders if order.client not in online]
-        asked = [(order, self._question(order, online[order.client])) for order in orders if order.client in online]
+        replies = [
+            _failed(order, "it is not connected") for order in orders if order.client not in online
+        ]
+        asked = [
+            (order, self._question(order, online[order.client]))
+            for order in orders
+            if order.client in online
+        ]
         self.grid.push_messages([message for _, message in asked])
         waiting = {message.metadata.message_id: order for order, message in asked}
         until = time.monotonic() + self.deadline
@@ -71,20 +83,26 @@ class Flower:
     def _pulled(self, number: str, order: Order) -> Reply | None:
         """The reply to the order that Flower calls `number`, if it is there.
 
-        Each is asked for alone: what cannot be read takes no other with it, and what it says it replies to is nothing.
+        Each is asked for alone: what cannot be read takes no other with it, and what it says it
+        replies to is nothing.
         """
         try:
             came = list(self.grid.pull_messages([number]))
             return self._read(came[0], order) if came else None
         except _UNREADABLE as error:
-            return _failed(order, f"its reply cannot be read: {type(error).__name__}: {str(error)[:100]!r}")
+            return _failed(
+                order, f"its reply cannot be read: {type(error).__name__}: {str(error)[:100]!r}"
+            )
 
     def _read(self, message: Message, order: Order) -> Reply:
         """The reply to an order; whatever is wrong with it is an error that the client made."""
         if message.has_error() and message.error.code in _NEVER_CAME:
             return self._late(order)
         if message.has_error() and message.error.code == _NOT_SIGNED:
-            return _failed(order, "it refuses the server's app, which is not signed by the key in the site's app.pub")
+            return _failed(
+                order,
+                "it refuses the server's app, which is not signed by the key in the site's app.pub",
+            )
         if message.has_error():
             return _failed(order, f"Flower says: {message.error.reason}")
         try:
@@ -100,14 +118,19 @@ class Flower:
 
 
 def answered(here: Callable[[str], tuple[Job, Client]], data: bytes) -> tuple[bytes, str]:
-    """The reply to the order in `data`, and what to say of it here; what is wrong here is the server's to know."""
+    """The reply to the order in `data`, and what to say of it here; what is wrong here is the
+    server's to know.
+    """
     order = decode_order(data)
     try:
         job, client = here(order.client)
         (done,) = answer(job, [client], [order])
     except (ValueError, OSError, RuntimeError) as error:
         done = _failed(order, str(error) or type(error).__name__)
-    return encode(done), f"round {order.round}: {order.task}{f' failed: {done.error}' if done.error else ''}"
+    return (
+        encode(done),
+        f"round {order.round}: {order.task}{f' failed: {done.error}' if done.error else ''}",
+    )
 
 
 def client_app(site: Site) -> ClientApp:
@@ -124,7 +147,9 @@ def client_app(site: Site) -> ClientApp:
 
 
 class Simulated(NamedTuple):
-    """A simulation that is there: its grid, its nodes by name, and a function that raises once it is not."""
+    """A simulation that is there: its grid, its nodes by name, and a function that raises once it
+    is not.
+    """
 
     grid: Grid
     nodes: Mapping[str, int]
@@ -135,7 +160,8 @@ class Simulated(NamedTuple):
 def simulation(
     site: Site, names: Sequence[str], workers: int, cpus: int, gpus: float, cluster: str = ""
 ) -> Iterator[Simulated]:
-    """A Flower simulation with a node for each name, as long as it is needed: here, or on a Ray cluster that is there.
+    """A Flower simulation with a node for each name, as long as it is needed: here, or on a Ray
+    cluster that is there.
 
     It runs in a thread of its own, so that the caller's loop is the caller's to interrupt.
     """
@@ -152,14 +178,20 @@ def simulation(
 
     def live() -> None:
         try:
-            run_simulation(server, client_app(site), len(names), backend_config=_backend(workers, cpus, gpus, cluster))
+            run_simulation(
+                server,
+                client_app(site),
+                len(names),
+                backend_config=_backend(workers, cpus, gpus, cluster),
+            )
         except BaseException as error:
             broken.put(error)
 
     def alive() -> None:
         if not thread.is_alive():
             raise RuntimeError(
-                f"Flower's simulation ended: {broken.get() if broken.qsize() else 'it does not say why'}"
+                "Flower's simulation ended:"
+                f" {broken.get() if broken.qsize() else 'it does not say why'}"
             )
 
     thread = threading.Thread(target=live, daemon=True)
@@ -175,12 +207,18 @@ def simulation(
 
 
 def _backend(workers: int, cpus: int, gpus: float, cluster: str) -> "BackendConfig":
-    """What Ray is told: to start here, out of reach from other machines and without a dashboard, or where it is."""
+    """What Ray is told: to start here, out of reach from other machines and without a dashboard, or
+    where it is.
+    """
     init: dict[str, ConfigRecordValues] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if cluster:
         init |= {"address": cluster}
     else:
-        init |= {"num_cpus": workers * cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        init |= {
+            "num_cpus": workers * cpus,
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+        }
     return {"init_args": init, "client_resources": {"num_cpus": cpus, "num_gpus": gpus}}
 
 

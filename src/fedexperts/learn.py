@@ -1,10 +1,12 @@
-"""One client's training, or several clients' at once: gradient steps of torch.optim on named tensors.
+"""One client's training, or several clients' at once: gradient steps of torch.optim on named
+tensors.
 
-Clients whose tensors have equal shapes can be trained *together*: their parameters are stacked on a leading axis, the
-loss is vmapped and summed, and an elementwise optimiser step on the stack is every client's own step. Whether that is
-faster is measured (benchmarks/together.py), so how many are stacked is an option. The server trains on its reserve set
-by the same function. This room knows no method and no model: it is handed a function of one client's tensors, and the
-device on which to call it; what goes in and what comes out lies on the CPU.
+Clients whose tensors have equal shapes can be trained *together*: their parameters are stacked on a
+leading axis, the loss is vmapped and summed, and an elementwise optimiser step on the stack is
+every client's own step. Whether that is faster is measured (benchmarks/together.py), so how many
+are stacked is an option. The server trains on its reserve set by the same function. This room knows
+no method and no model: it is handed a function of one client's tensors, and the device on which to
+call it; what goes in and what comes out lies on the CPU.
 
 Shapes: n clients, B examples in a batch, V views of an example.
 """
@@ -40,7 +42,8 @@ class Local:
         return cls(under(kept, "trained"), under(kept, "fixed"))
 
 
-Step = Callable[[Local, Tensor], tuple[Tensor, Tensors]]  # one client: [B, ...] inputs to [B, C], and what moved
+# one client: [B, ...] inputs to [B, C], and what moved
+Step = Callable[[Local, Tensor], tuple[Tensor, Tensors]]
 Logits = Callable[[Local, Tensor], Tensor]  # one client: [B, ...] inputs to [B, C]
 Penalty = Callable[[Local], Tensor | float]
 
@@ -49,26 +52,41 @@ Penalty = Callable[[Local], Tensor | float]
 class Learning:
     """How a client trains in one round."""
 
-    epochs: Annotated[int, Field(ge=1, description="passes over a client's training examples in a round")] = 5
+    epochs: Annotated[
+        int, Field(ge=1, description="passes over a client's training examples in a round")
+    ] = 5
     batch: Annotated[int, Field(ge=1, description="examples in a step")] = 16
     views: Annotated[
-        int, Field(ge=1, description="V, views of an image to draw from: itself and V - 1 augmented ones")
+        int,
+        Field(
+            ge=1, description="V, views of an image to draw from: itself and V - 1 augmented ones"
+        ),
     ] = 1
     optimizer: Annotated[
-        Literal["sgd", "adam", "adamw"], Field(description="torch.optim's; its state begins afresh each round")
+        Literal["sgd", "adam", "adamw"],
+        Field(description="torch.optim's; its state begins afresh each round"),
     ] = "sgd"
     rate: Annotated[
-        float, Field(gt=0, description="learning rate (of the prompt, where a method has other rates beside it)")
+        float,
+        Field(
+            gt=0,
+            description="learning rate (of the prompt, where a method has other rates beside it)",
+        ),
     ] = 0.002
     momentum: Annotated[float, Field(ge=0, lt=1, description="of sgd")] = 0.0
     weight_decay: Annotated[float, Field(ge=0, description="of the optimiser")] = 0.0
     schedule: Annotated[
-        Literal["constant", "cosine"], Field(description="of the rates over the rounds: a pure function of the round")
+        Literal["constant", "cosine"],
+        Field(description="of the rates over the rounds: a pure function of the round"),
     ] = "constant"
 
     def factor(self, round: int, rounds: int) -> float:
         """What the rates are multiplied by in `round` (1 to rounds)."""
-        return 1.0 if self.schedule == "constant" else (1 + math.cos(math.pi * (round - 1) / rounds)) / 2
+        return (
+            1.0
+            if self.schedule == "constant"
+            else (1 + math.cos(math.pi * (round - 1) / rounds)) / 2
+        )
 
 
 @dataclass(frozen=True)
@@ -84,7 +102,9 @@ class Examples:
 
 @dataclass(frozen=True)
 class Batch:
-    """A step of the n clients that have one: inputs [n, B, ...], labels and weights (0: padding) [n, B], places [n]."""
+    """A step of the n clients that have one: inputs [n, B, ...], labels and weights (0: padding)
+    [n, B], places [n].
+    """
 
     x: Tensor
     y: Tensor
@@ -104,10 +124,12 @@ def fit(
     moving: frozenset[str] = frozenset(),
     device: torch.device = CPU,
 ) -> tuple[list[Tensors], list[float]]:
-    """Train clients of equal shapes; their trained tensors, and each one's mean loss over its steps.
+    """Train clients of equal shapes; their trained tensors, and each one's mean loss over its
+    steps.
 
-    `rates` gives tensors named `prefix.*` a rate other than `learning.rate`; `factor` multiplies all rates. Tensors
-    named in `moving` have no gradient: each step says where they moved (batch norm's running means and counters).
+    `rates` gives tensors named `prefix.*` a rate other than `learning.rate`; `factor` multiplies
+    all rates. Tensors named in `moving` have no gradient: each step says where they moved (batch
+    norm's running means and counters).
     """
     begun = on(device, stack([s.trained for s in starts]))
     trained = {name: value.detach().clone() for name, value in begun.items()}
@@ -137,15 +159,25 @@ def predict(
         if len(states) == 1:
             one = Local(on(device, states[0].trained), on(device, states[0].fixed))
             return [logits(one, inputs[0].to(device)).to(CPU)]
-        trained, fixed = (on(device, stack([getattr(s, part) for s in states])) for part in ("trained", "fixed"))
-        out = vmap(lambda t, f, x: logits(Local(t, f), x))(trained, fixed, _stacked(inputs).to(device)).to(CPU)
+        trained, fixed = (
+            on(device, stack([getattr(s, part) for s in states])) for part in ("trained", "fixed")
+        )
+        out = vmap(lambda t, f, x: logits(Local(t, f), x))(
+            trained, fixed, _stacked(inputs).to(device)
+        ).to(CPU)
         return [out[i, : len(x)] for i, x in enumerate(inputs)]
 
 
-def _losses(step: Step, penalty: Penalty, trained: Tensors, fixed: Tensors, batch: Batch) -> tuple[Tensor, Tensors]:
-    """Loss of each active client, weighted cross-entropy plus penalty; and its tensors that moved."""
+def _losses(
+    step: Step, penalty: Penalty, trained: Tensors, fixed: Tensors, batch: Batch
+) -> tuple[Tensor, Tensors]:
+    """Loss of each active client, weighted cross-entropy plus penalty; and its tensors that
+    moved.
+    """
 
-    def one(trained: Tensors, fixed: Tensors, x: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensors]:
+    def one(
+        trained: Tensors, fixed: Tensors, x: Tensor, y: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensors]:
         local = Local(trained, fixed)
         logits, moved = step(local, x)
         loss = torch.nn.functional.cross_entropy(logits, y, reduction="none")
@@ -157,7 +189,9 @@ def _losses(step: Step, penalty: Penalty, trained: Tensors, fixed: Tensors, batc
         return group if everyone else {name: value[batch.active] for name, value in group.items()}
 
     if len(batch.active) > 1:
-        found: tuple[Tensor, Tensors] = vmap(one)(rows(trained), rows(fixed), batch.x, batch.y, batch.weight)
+        found: tuple[Tensor, Tensors] = vmap(one)(
+            rows(trained), rows(fixed), batch.x, batch.y, batch.weight
+        )
         return found
     (alone,) = unbind(rows(trained), 1)
     (constant,) = unbind(rows(fixed), 1)
@@ -166,22 +200,33 @@ def _losses(step: Step, penalty: Penalty, trained: Tensors, fixed: Tensors, batc
 
 
 def _batches(
-    examples: Sequence[Examples], generators: Sequence[torch.Generator], learning: Learning, device: torch.device
+    examples: Sequence[Examples],
+    generators: Sequence[torch.Generator],
+    learning: Learning,
+    device: torch.device,
 ) -> Iterator[Batch]:
-    """Every client's own shuffled epochs, step by step; a client with fewer examples stops earlier."""
+    """Every client's own shuffled epochs, step by step; a client with fewer examples stops
+    earlier.
+    """
     x, y = (_stacked([getattr(e, part) for e in examples]).to(device) for part in ("x", "y"))
-    plans = [_plan(len(e), e.x.shape[1], g, learning) for e, g in zip(examples, generators, strict=True)]
+    plans = [
+        _plan(len(e), e.x.shape[1], g, learning) for e, g in zip(examples, generators, strict=True)
+    ]
     for step in range(max(len(plan) for plan in plans)):
         rows = [row for row, plan in enumerate(plans) if step < len(plan)]
         index, view = torch.stack([plans[row][step] for row in rows], dim=1)  # [2, n, B]
         width = int((index >= 0).sum(1).max())
-        index, view, client = (at.to(device) for at in (index[:, :width], view[:, :width], torch.tensor(rows)))
+        index, view, client = (
+            at.to(device) for at in (index[:, :width], view[:, :width], torch.tensor(rows))
+        )
         some = client[:, None], index.clamp(min=0)
         yield Batch(x[(*some, view)], y[some], (index >= 0).float(), client)
 
 
 def _plan(count: int, views: int, generator: torch.Generator, learning: Learning) -> Tensor:
-    """[steps, 2, B]: which example and which view of it stands in each place of each step; -1 where there is none."""
+    """[steps, 2, B]: which example and which view of it stands in each place of each step; -1 where
+    there is none.
+    """
     steps = -(-count // learning.batch)
     plan = torch.full((learning.epochs, 2, steps * learning.batch), -1)
     for epoch in plan:
@@ -195,28 +240,39 @@ def _stacked(values: Sequence[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
 
 
-def _optimizer(trained: Tensors, learning: Learning, rates: Mapping[str, float], factor: float) -> Optimizer:
-    """One group a rate; without the multi-tensor paths, whose rounding depends on what else is in the group."""
+def _optimizer(
+    trained: Tensors, learning: Learning, rates: Mapping[str, float], factor: float
+) -> Optimizer:
+    """One group a rate; without the multi-tensor paths, whose rounding depends on what else is in
+    the group.
+    """
     kinds: dict[str, Callable[..., Optimizer]] = {
         "sgd": partial(torch.optim.SGD, momentum=learning.momentum),
         "adam": torch.optim.Adam,
         "adamw": torch.optim.AdamW,
     }
     groups = [
-        {"params": [value], "lr": factor * _rate(name, rates, learning.rate)} for name, value in sorted(trained.items())
+        {"params": [value], "lr": factor * _rate(name, rates, learning.rate)}
+        for name, value in sorted(trained.items())
     ]
     return kinds[learning.optimizer](groups, weight_decay=learning.weight_decay, foreach=False)
 
 
 def _rate(name: str, rates: Mapping[str, float], otherwise: float) -> float:
-    return next((rate for prefix, rate in rates.items() if name.startswith(prefix + ".")), otherwise)
+    return next(
+        (rate for prefix, rate in rates.items() if name.startswith(prefix + ".")), otherwise
+    )
 
 
 def _step(optimizer: Optimizer, trained: Tensors, active: Tensor) -> None:
     """An optimiser step of the active clients; the others stay exactly where they are."""
     count = len(next(iter(trained.values())))
     done = torch.ones(count, dtype=torch.bool, device=active.device).index_fill(0, active, False)
-    before = {name: value[done].detach().clone() for name, value in trained.items()} if len(active) < count else {}
+    before = (
+        {name: value[done].detach().clone() for name, value in trained.items()}
+        if len(active) < count
+        else {}
+    )
     optimizer.step()
     with torch.no_grad():
         for name, value in before.items():

@@ -25,21 +25,39 @@ from .tensors import Tensors, count, packed_size, rng, size
 class Schedule:
     """Who takes part when."""
 
-    rounds: Annotated[int, Field(ge=0, description="rounds of training; 0 evaluates the start")] = 20
-    participation: Annotated[float, Field(gt=0, le=1, description="share of the clients sampled each round")] = 1.0
+    rounds: Annotated[int, Field(ge=0, description="rounds of training; 0 evaluates the start")] = (
+        20
+    )
+    participation: Annotated[
+        float, Field(gt=0, le=1, description="share of the clients sampled each round")
+    ] = 1.0
     evaluate_every: Annotated[
-        int, Field(ge=1, description="rounds between evaluations of all clients; the start and the last round always")
+        int,
+        Field(
+            ge=1,
+            description=(
+                "rounds between evaluations of all clients; the start and the last round always"
+            ),
+        ),
     ] = 1
 
 
 class NobodyLeftError(RuntimeError):
-    """Every client of a round failed or was refused. The run can be resumed from the round before."""
+    """Every client of a round failed or was refused. The run can be resumed from the round
+    before.
+    """
 
 
 def run(
-    job: Job, engine: Engine, schedule: Schedule, folder: RunDir, tell: Callable[[int], None] = lambda _: None
+    job: Job,
+    engine: Engine,
+    schedule: Schedule,
+    folder: RunDir,
+    tell: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Run, or go on from the newest checkpoint, to the last round; `tell` hears of every finished round."""
+    """Run, or go on from the newest checkpoint, to the last round; `tell` hears of every finished
+    round.
+    """
     with folder.locked():
         done, server = folder.load() or (-1, job.method.open(job.given))
         known = known_from(folder.rows("rounds.jsonl"), folder.rows("clients.jsonl"))
@@ -57,7 +75,9 @@ def run(
 
 @dataclass(frozen=True)
 class Ledger:
-    """An engine that tells every client when it last kept a private state, and notes when it does: lost is not new."""
+    """An engine that tells every client when it last kept a private state, and notes when it does:
+    lost is not new.
+    """
 
     engine: Engine
     kept: dict[str, int]
@@ -69,34 +89,58 @@ class Ledger:
         told = [replace(order, kept=self.kept.get(order.client, 0)) for order in orders]
         asked = {(order.client, order.round, order.task) for order in orders}
         replies = self.engine.exchange(told)
-        self.kept.update({r.client: r.round for r in replies if r.kept and (r.client, r.round, r.task) in asked})
+        self.kept.update(
+            {r.client: r.round for r in replies if r.kept and (r.client, r.round, r.task) in asked}
+        )
         return replies
 
 
 def train(
-    job: Job, engine: Engine, schedule: Schedule, folder: RunDir, server: Tensors, round: int, known: Known
+    job: Job,
+    engine: Engine,
+    schedule: Schedule,
+    folder: RunDir,
+    server: Tensors,
+    round: int,
+    known: Known,
 ) -> Tensors:
-    """One round: the server's next state. What its clients say of themselves is noted in `known`."""
+    """One round: the server's next state. What its clients say of themselves is noted in
+    `known`.
+    """
     began = time.monotonic()
     chosen = sample(engine.clients(), schedule.participation, job.seed, round)
     sent = job.method.send(server, chosen, round, job.seed)
     expected = job.method.expects(server, job.model)
-    replies = exchange(job, engine, {client: s.tensors for client, s in sent.items()}, round, "train", expected)
+    replies = exchange(
+        job, engine, {client: s.tensors for client, s in sent.items()}, round, "train", expected
+    )
     came = [Upload(client, r.tensors, r.examples) for client, r in replies.items() if not r.error]
     admitted = admit(came, expected, known, job.terms)
     server, uploads, left_out = merge(job, server, admitted.uploads, admitted.moved, round)
     refused = _errors(replies) | admitted.refused | left_out
-    if not uploads and not (len(chosen) == 1 and replies[chosen[0]].tensors):  # one bad upload ends no run
+    # one bad upload ends no run
+    if not uploads and not (len(chosen) == 1 and replies[chosen[0]].tensors):
         raise NobodyLeftError(_nobody(round, refused))
     back = job.method.give_back(server, uploads) if uploads else {}
-    absorbed = exchange(job, engine, {client: b.tensors for client, b in back.items()}, round, "absorb") if back else {}
-    down = {client: _carried("down", *(each[client] for each in (sent, back) if client in each)) for client in sent}
+    absorbed = (
+        exchange(job, engine, {client: b.tensors for client, b in back.items()}, round, "absorb")
+        if back
+        else {}
+    )
+    down = {
+        client: _carried("down", *(each[client] for each in (sent, back) if client in each))
+        for client in sent
+    }
     up = {upload.client: _carried("up", upload) for upload in uploads}
     trained = {
-        u.client: replies[u.client].facts | sent[u.client].facts | down[u.client] | up[u.client]
-        | {"examples": replies[u.client].examples} | admitted.moved[u.client]
+        u.client: replies[u.client].facts
+        | sent[u.client].facts
+        | down[u.client]
+        | up[u.client]
+        | {"examples": replies[u.client].examples}
+        | admitted.moved[u.client]
         for u in uploads
-    }  # fmt: skip
+    }
     row: Row = {
         "round": round,
         **_mean(down.values()),
@@ -105,8 +149,14 @@ def train(
         "trained": trained,
     }
     if back:
-        row["absorbed"] = {client: reply.facts for client, reply in absorbed.items() if not reply.error}
-    remarks = {"capped": admitted.capped, "changed": note(known, trained), "not_absorbed": _errors(absorbed)}
+        row["absorbed"] = {
+            client: reply.facts for client, reply in absorbed.items() if not reply.error
+        }
+    remarks = {
+        "capped": admitted.capped,
+        "changed": note(known, trained),
+        "not_absorbed": _errors(absorbed),
+    }
     folder.log(SECONDS, [{"round": round, "seconds": time.monotonic() - began}])
     folder.log("rounds.jsonl", [row | _any(remarks)])
     return server
@@ -115,7 +165,8 @@ def train(
 def merge(
     job: Job, server: Tensors, uploads: list[Upload], moved: dict[str, dict[str, float]], round: int
 ) -> tuple[Tensors, list[Upload], dict[str, str]]:
-    """The server's next state, whose uploads are in it, and why others are not: with them nobody could go on from it.
+    """The server's next state, whose uploads are in it, and why others are not: with them nobody
+    could go on from it.
 
     Left out is first what lies farthest from the global tensors.
     """
@@ -130,8 +181,12 @@ def merge(
     return server, [], left_out
 
 
-def evaluate(job: Job, engine: Engine, server: Tensors, round: int, known: Known) -> tuple[list[Row], Row]:
-    """A row for every client that answered, sampled or not, after `round`; and what is to be said of the others."""
+def evaluate(
+    job: Job, engine: Engine, server: Tensors, round: int, known: Known
+) -> tuple[list[Row], Row]:
+    """A row for every client that answered, sampled or not, after `round`; and what is to be said
+    of the others.
+    """
     payload = job.method.publish(server)
     replies = exchange(job, engine, dict.fromkeys(engine.clients(), payload), round, "predict")
     said = {client: reply.facts for client, reply in replies.items() if not reply.error}
@@ -141,28 +196,41 @@ def evaluate(job: Job, engine: Engine, server: Tensors, round: int, known: Known
 
 @torch.no_grad()
 def examine(job: Job, server: Tensors, round: int) -> Row:
-    """What the server itself holds after `round` and, where a simulation has an exam for it, how well it does."""
+    """What the server itself holds after `round` and, where a simulation has an exam for it, how
+    well it does.
+    """
     row: Row = {"round": round, "server_parameters": count(server), "server_bytes": size(server)}
     for part, examples in job.exam.items():
         logits = job.method.serve(job.model, server, examples.x[:, 0])
         if logits is not None:
-            row |= {f"{part}_correct": int((logits.argmax(-1) == examples.y).sum()), f"{part}_examples": len(examples)}
+            row |= {
+                f"{part}_correct": int((logits.argmax(-1) == examples.y).sum()),
+                f"{part}_examples": len(examples),
+            }
     if test := job.exam.get("test"):
         row |= job.method.shows(job.model, server, test.x[:, 0], test.y)
     return row
 
 
 def exchange(
-    job: Job, engine: Engine, payloads: dict[str, Tensors], round: int, task: Task, expected: Tensors | None = None
+    job: Job,
+    engine: Engine,
+    payloads: dict[str, Tensors],
+    round: int,
+    task: Task,
+    expected: Tensors | None = None,
 ) -> dict[str, Reply]:
-    """A checked reply of every client, sorted, whatever the order in which they came; where there is none, it says so.
+    """A checked reply of every client, sorted, whatever the order in which they came; where there
+    is none, it says so.
 
     An answer to another order is none, and of two in one name neither is believed.
     """
     expected = expected or {}
     most = packed_size(expected) if expected else 0
     came: dict[str, list[Reply]] = {client: [] for client in sorted(payloads)}
-    for reply in engine.exchange([Order(c, round, task, tensors, most) for c, tensors in payloads.items()]):
+    for reply in engine.exchange(
+        [Order(c, round, task, tensors, most) for c, tensors in payloads.items()]
+    ):
         if (reply.round, reply.task) == (round, task) and reply.client in came:
             came[reply.client].append(reply)
     terms = job.terms
@@ -199,7 +267,10 @@ def _any(remarks: Row) -> Row:
 
 def _nobody(round: int, refused: dict[str, str]) -> str:
     reasons = "; ".join(f"{client}: {why}" for client, why in refused.items())
-    return f"round {round}: no client is left ({reasons}). The run stands at round {round - 1} and can be resumed."
+    return (
+        f"round {round}: no client is left ({reasons}). The run stands at round {round - 1} and can"
+        " be resumed."
+    )
 
 
 def _carried(way: str, *messages: Sent | Upload) -> dict[str, int]:

@@ -1,7 +1,8 @@
 """What travels: an order to a client, a reply to the server, and their bytes.
 
-A message is a line of plain JSON values, then safetensors bytes; nothing in it names a type to build, so nothing can be
-executed by decoding it. This room does not know what the tensors mean, nor what of a message can be believed.
+A message is a line of plain JSON values, then safetensors bytes; nothing in it names a type to
+build, so nothing can be executed by decoding it. This room does not know what the tensors mean, nor
+what of a message can be believed.
 """
 
 import json
@@ -25,7 +26,8 @@ class Order:
     task: Task
     tensors: Tensors
     most: int = 0  # bytes of tensors, packed, that the reply may bring
-    kept: int = 0  # the last round in which, as the server knows, the client kept a private state; 0: none
+    # the last round in which, as the server knows, the client kept a private state; 0: none
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,28 @@ def encode(message: Order | Reply) -> bytes:
 
 def decode_order(data: bytes) -> Order:
     """The order in `data`; ValueError if it is not one."""
-    return Order(**_decode(data, {"client": str, "round": int, "task": str, "most": int, "kept": int}))
+    return Order(
+        **_decode(data, {"client": str, "round": int, "task": str, "most": int, "kept": int})
+    )
 
 
 def decode_reply(data: bytes, most: int) -> Reply:
-    """The reply in `data`, whose packed tensors have at most `most` bytes; ValueError if it is not one."""
+    """The reply in `data`, whose packed tensors have at most `most` bytes; ValueError if it is not
+    one.
+    """
     if len(data) > most + PLAIN:
-        raise ValueError(f"it is {len(data):,} bytes long; at most {most + PLAIN:,} are taken of it")
-    kinds = {"client": str, "round": int, "task": str, "examples": int, "facts": dict, "error": str, "kept": bool}
+        raise ValueError(
+            f"it is {len(data):,} bytes long; at most {most + PLAIN:,} are taken of it"
+        )
+    kinds = {
+        "client": str,
+        "round": int,
+        "task": str,
+        "examples": int,
+        "facts": dict,
+        "error": str,
+        "kept": bool,
+    }
     packed = len(data) - data.find(b"\n", 0, PLAIN) - 1
     if packed > max(most, _NOTHING):
         raise ValueError(f"its tensors are {packed:,} bytes long; at most {most:,} were asked for")
@@ -69,8 +85,13 @@ def _decode(data: bytes, kinds: dict[str, type]) -> dict[str, Any]:
     try:
         plain = json.loads(data[: max(end, 0)])
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"a message begins with a line of JSON; this one does not: {error}") from None
+        raise ValueError(
+            f"a message begins with a line of JSON; this one does not: {error}"
+        ) from None
     if not isinstance(plain, dict) or {name: type(value) for name, value in plain.items()} != kinds:
         wanted = ", ".join(f"{name}: {kind.__name__}" for name, kind in kinds.items())
-        raise ValueError(f"a message begins with a line of the plain fields {wanted}; this one begins {data[:200]!r}")
+        raise ValueError(
+            f"a message begins with a line of the plain fields {wanted}; this one begins"
+            f" {data[:200]!r}"
+        )
     return {**plain, "tensors": unpack(data[end + 1 :])}

@@ -1,8 +1,10 @@
-"""The contract: what a model and a method are. A newcomer reads this file, client.py and loop.py, and knows it all.
+"""The contract: what a model and a method are. A newcomer reads this file, client.py and loop.py,
+and knows it all.
 
-A *model* is a pure function of named tensors. A *method* is a frozen dataclass: its fields are its hyperparameters, its
-functions are pure, and state is always an argument, so the same method runs in one process, through bytes and on a
-network. This room does not know where a function runs, how a client trains, or what is stored where.
+A *model* is a pure function of named tensors. A *method* is a frozen dataclass: its fields are its
+hyperparameters, its functions are pure, and state is always an argument, so the same method runs in
+one process, through bytes and on a network. This room does not know where a function runs, how a
+client trains, or what is stored where.
 """
 
 import sys
@@ -29,7 +31,9 @@ _LARGEST = sys.float_info.max
 
 @dataclass(frozen=True)
 class Figure:
-    """What a plain value beside the tensors may be: a number between two bounds, words, or a list of such."""
+    """What a plain value beside the tensors may be: a number between two bounds, words, or a list
+    of such.
+    """
 
     kind: type = float  # int: whole numbers alone; str: words
     least: float = -_LARGEST
@@ -50,9 +54,16 @@ class Figure:
 
     def __str__(self) -> str:
         one = {int: "a whole number", float: "a number", str: "words"}[self.kind]
-        low, high = (f"{word} {bound:.16g}" for word, bound in (("from", self.least), ("to", self.most)))
-        bounds = [*([low] if self.least > -_LARGEST else []), *([high] if self.most < _LARGEST else [])]
-        return " ".join([f"at most {self.longest} times" if self.longest else "", one, *bounds]).strip()
+        low, high = (
+            f"{word} {bound:.16g}" for word, bound in (("from", self.least), ("to", self.most))
+        )
+        bounds = [
+            *([low] if self.least > -_LARGEST else []),
+            *([high] if self.most < _LARGEST else []),
+        ]
+        return " ".join(
+            [f"at most {self.longest} times" if self.longest else "", one, *bounds]
+        ).strip()
 
 
 COUNT = Figure(int, 0, 2**53 - 1)  # whole numbers up to this are the same as floats
@@ -61,8 +72,9 @@ COUNT = Figure(int, 0, 2**53 - 1)  # whole numbers up to this are the same as fl
 class Model(Protocol):
     """A pure function of named tensors; whatever is frozen is inside and invisible.
 
-    Tensors that are sent, saved or kept lie on the CPU. A model that computes elsewhere says where as its `device`,
-    takes tensors from anywhere, and answers where its inputs lie; training moves them to the device once.
+    Tensors that are sent, saved or kept lie on the CPU. A model that computes elsewhere says where
+    as its `device`, takes tensors from anywhere, and answers where its inputs lie; training moves
+    them to the device once.
     """
 
     @property
@@ -96,7 +108,9 @@ class PromptModel(Model, Protocol):
 
 @runtime_checkable
 class MovingModel(Model, Protocol):
-    """A model with tensors that move by themselves while it trains: batch norm's running means and counters."""
+    """A model with tensors that move by themselves while it trains: batch norm's running means and
+    counters.
+    """
 
     @property
     def moving(self) -> frozenset[str]:
@@ -110,9 +124,11 @@ class MovingModel(Model, Protocol):
 
 @runtime_checkable
 class MixtureModel(Model, Protocol):
-    """Main experts that are always on, routed experts, and a gate; every expert is a client's model.
+    """Main experts that are always on, routed experts, and a gate; every expert is a client's
+    model.
 
-    Its tensors are `main.i.*`, `expert.k.*`, `gate.*` and, with main experts, `alpha`; its logits, log-probabilities.
+    Its tensors are `main.i.*`, `expert.k.*`, `gate.*` and, with main experts, `alpha`; its logits,
+    log-probabilities.
     """
 
     @property
@@ -136,19 +152,25 @@ class MixtureModel(Model, Protocol):
         ...
 
     def answers(self, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
-        """[E, B, C]: probabilities from each expert named `prefix.*`; prefix is "main" or "expert"."""
+        """[E, B, C]: probabilities from each expert named `prefix.*`; prefix is "main" or
+        "expert".
+        """
         ...
 
     def routed(self, tensors: Tensors, x: Tensor) -> Tensor:
         """[B, K]: the weights of the routed experts that `predict` computes; 0 for all others."""
         ...
 
-    def mix(self, tensors: Tensors, mains_MBC: Tensor, routed_KBC: Tensor, weights_BK: Tensor) -> Tensor:
+    def mix(
+        self, tensors: Tensors, mains_MBC: Tensor, routed_KBC: Tensor, weights_BK: Tensor
+    ) -> Tensor:
         """[B, C]: log y(x) from the experts' answers and the routed experts' weights."""
         ...
 
     def predict(self, tensors: Tensors, x: Tensor) -> Tensor:
-        """[B, C]: log y(x) of the few experts that the gate chooses; no other expert is computed."""
+        """[B, C]: log y(x) of the few experts that the gate chooses; no other expert is
+        computed.
+        """
         ...
 
     def portable(self, tensors: Tensors, sparse: bool = False) -> "Portable":
@@ -159,14 +181,14 @@ class MixtureModel(Model, Protocol):
 def as_mixture(model: Model) -> MixtureModel:
     """The same model; ValueError, with what to type, if it is no mixture."""
     if not isinstance(model, MixtureModel):
-        raise ValueError("this method needs a mixture; right would be a section [mixture] with experts = 4")
+        raise ValueError("this method needs a mixture; use a section [mixture] with experts = 4")
     return model
 
 
 def needs_reserve(reserve: int, who: str = "this method") -> None:
     """ValueError, with what to type, if the server has no reserve examples."""
     if not reserve:
-        raise ValueError(f"{who} needs a reserve set, and there is none; right would be data.reserve = 10")
+        raise ValueError(f"{who} needs a reserve set, and there is none; use data.reserve = 10")
 
 
 def step(model: Model, tensors: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
@@ -188,24 +210,41 @@ def device(model: Model) -> torch.device:
 
 
 def held(model: Model, start: Tensors) -> Tensors:
-    """What a proximal term holds a client near to: where it starts, but for the tensors that move by themselves."""
+    """What a proximal term holds a client near to: where it starts, but for the tensors that move
+    by themselves.
+    """
     return {name: value for name, value in start.items() if name not in moving(model)}
 
 
 def proximal(mu: float, local: Local) -> Tensor | float:
     """mu / 2 times the squared distance to what is held (FedProx, arXiv:1812.06127, eq. 2)."""
-    apart = [(local.trained[name] - local.fixed[name]).square().sum() for name in sorted(local.fixed)]
+    apart = [
+        (local.trained[name] - local.fixed[name]).square().sum() for name in sorted(local.fixed)
+    ]
     return mu / 2 * sum_in_order(apart) if apart else 0.0
 
 
 def taught(
-    model: Model, tensors: Tensors, examples: Examples, learning: Learning, generator: torch.Generator
+    model: Model,
+    tensors: Tensors,
+    examples: Examples,
+    learning: Learning,
+    generator: torch.Generator,
 ) -> Tensors:
-    """A model's tensors after training on one set of examples: what the server does with its reserve set."""
+    """A model's tensors after training on one set of examples: what the server does with its
+    reserve set.
+    """
     (trained,), _ = fit(
-        lambda local, x: step(model, local.trained, x), lambda _: 0.0, [Local(tensors)], [examples], [generator],
-        learning, {}, moving=moving(model), device=device(model),
-    )  # fmt: skip
+        lambda local, x: step(model, local.trained, x),
+        lambda _: 0.0,
+        [Local(tensors)],
+        [examples],
+        [generator],
+        learning,
+        {},
+        moving=moving(model),
+        device=device(model),
+    )
     return trained
 
 
@@ -217,7 +256,8 @@ def dissected(
     weights_BK: Tensor,
     predict: Callable[[Tensors, Tensor], Tensor],
 ) -> Facts:
-    """How many of inputs x with labels y a mixture gets right without its parts, and how its experts are used.
+    """How many of inputs x with labels y a mixture gets right without its parts, and how its
+    experts are used.
 
     `weights_BK` is what its gate says; `predict` answers with whatever experts it is meant to.
     """
@@ -228,7 +268,9 @@ def dissected(
     )
     skipped = moving(mixture.expert)
     experts = [under(tensors, f"expert.{k}") for k in range(mixture.experts)]
-    weights = [{name: value for name, value in one.items() if name not in skipped} for one in experts]
+    weights = [
+        {name: value for name, value in one.items() if name not in skipped} for one in experts
+    ]
 
     def right(answer_BC: Tensor) -> int:
         return int((answer_BC.argmax(-1) == y).sum())
@@ -267,7 +309,9 @@ class Given:
 
 @dataclass(frozen=True)
 class Sent:
-    """One client's payload, and what the server's own log says of it (`facts` stay on the server)."""
+    """One client's payload, and what the server's own log says of it (`facts` stay on the
+    server).
+    """
 
     tensors: Tensors
     facts: Facts = field(default_factory=dict)
@@ -275,7 +319,9 @@ class Sent:
 
 @dataclass(frozen=True)
 class Upload:
-    """What the server accepted from one client: its tensors and the number of examples behind them."""
+    """What the server accepted from one client: its tensors and the number of examples behind
+    them.
+    """
 
     client: str
     tensors: Tensors
@@ -292,7 +338,9 @@ class Finished:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a client that never trained predicts with, and each expert's share in it, by name; none: what all share."""
+    """What a client that never trained predicts with, and each expert's share in it, by name; none:
+    what all share.
+    """
 
     local: Local
     shares: dict[str, float] = field(default_factory=dict)
@@ -309,11 +357,13 @@ class Portable:
 
 
 def portable(model: Model, tensors: Tensors) -> Portable:
-    """A model with these tensors; ValueError if it has no way to say itself in a few lines of torch."""
+    """A model with these tensors; ValueError if it has no way to say itself in a few lines of
+    torch.
+    """
     if not hasattr(model, "portable"):
         raise ValueError(
-            f"{type(model).__name__} cannot be written down in a few lines of torch; right would be a model of this "
-            "package, or a function `portable` of its own"
+            f"{type(model).__name__} cannot be written down in a few lines of torch; expected"
+            " a model of this package, or a function `portable` of its own"
         )
     found: Portable = model.portable(tensors)
     return found
@@ -321,10 +371,14 @@ def portable(model: Model, tensors: Tensors) -> Portable:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Subclass it with hyperparameters as fields; examples/own_method.py is a whole one in thirty lines."""
+    """Subclass it with hyperparameters as fields; examples/own_method.py is a whole one in thirty
+    lines.
+    """
 
     def fits(self, model: Model, reserve: int) -> None:
-        """ValueError, with what to type, if the method cannot work with this model and so many reserve examples."""
+        """ValueError, with what to type, if the method cannot work with this model and so many
+        reserve examples.
+        """
         return  # most work with any
 
     def declares(self) -> Declared:
@@ -345,7 +399,9 @@ class Method(ABC):
         return {name: shared[name] for name in self.uploads(model)}
 
     @abstractmethod
-    def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
+    def send(
+        self, server: Tensors, clients: Sequence[str], round: int, seed: int
+    ) -> dict[str, Sent]:
         """Each client's own payload, with which it trains in this round."""
 
     def publish(self, server: Tensors) -> Tensors:
@@ -353,23 +409,33 @@ class Method(ABC):
         return named("global", under(server, "global"))
 
     @abstractmethod
-    def merge(self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int) -> Tensors:
+    def merge(
+        self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int
+    ) -> Tensors:
         """The server's next state from the accepted uploads (at least one, sorted by client)."""
 
     def give_back(self, server: Tensors, uploads: Sequence[Upload]) -> dict[str, Sent]:
-        """What each client that took part gets in the same round, after the merge: a second exchange, if anything."""
+        """What each client that took part gets in the same round, after the merge: a second
+        exchange, if anything.
+        """
         return {}
 
     def serve(self, model: Model, server: Tensors, x: Tensor) -> Tensor | None:
-        """[B, C] logits of the server's own predictor, where that is another than `publish` lets clients have."""
+        """[B, C] logits of the server's own predictor, where that is another than `publish` lets
+        clients have.
+        """
         return None
 
     def routes(self, model: Model, server: Tensors, x: Tensor) -> Tensor | None:
-        """[B, E]: each expert's share in what `serve` answers, main experts first; None if there are no experts."""
+        """[B, E]: each expert's share in what `serve` answers, main experts first; None if there
+        are no experts.
+        """
         return None
 
     def shows(self, model: Model, server: Tensors, x: Tensor, y: Tensor) -> Facts:
-        """What is worth logging of the server, examined on inputs x with labels y: of a mixture, its parts."""
+        """What is worth logging of the server, examined on inputs x with labels y: of a mixture,
+        its parts.
+        """
         shared = under(self.publish(server), "global")
         if not (isinstance(model, MixtureModel) and under(shared, "gate")):
             return {}
@@ -377,8 +443,12 @@ class Method(ABC):
         return dissected(model, shared, x, y, weights_BK, model.logits)
 
     @abstractmethod
-    def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:
-        """Where a client's training begins. `own` is what it kept in its last round, if it had one."""
+    def start(
+        self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator
+    ) -> Local:
+        """Where a client's training begins. `own` is what it kept in its last round, if it had
+        one.
+        """
 
     def rates(self) -> Mapping[str, float]:
         """Learning rates of the trained tensors `prefix.*` that do not take the run's own rate."""
@@ -394,19 +464,25 @@ class Method(ABC):
 
     def step(self, model: Model, local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
         """Logits in training, and the next values of those tensors that move by themselves."""
-        return step(model, local.trained, x) if moving(model) else (self.logits(model, local, x), {})
+        return (
+            step(model, local.trained, x) if moving(model) else (self.logits(model, local, x), {})
+        )
 
     def penalty(self, local: Local) -> Tensor | float:
         """Added to the cross-entropy."""
         return 0.0
 
     def observe(self, model: Model, local: Local, x: Tensor) -> Tensors:
-        """What a client says, after training, of its training inputs x; it leaves with the upload."""
+        """What a client says, after training, of its training inputs x; it leaves with the
+        upload.
+        """
         return {}
 
     @abstractmethod
     def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
-        """What stays and what leaves after training; noise on what leaves is `normal`'s, and nobody else's."""
+        """What stays and what leaves after training; noise on what leaves is `normal`'s, and nobody
+        else's.
+        """
 
     def absorb(self, sent: Tensors, own: Tensors | None) -> Tensors:
         """What the client keeps of its round instead, once it was given something back."""
@@ -414,16 +490,20 @@ class Method(ABC):
 
     @abstractmethod
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
-        """What a client predicts with, from `publish`'s payload and its own state; without `own`, the global model."""
+        """What a client predicts with, from `publish`'s payload and its own state; without `own`,
+        the global model.
+        """
 
     def offers(self, model: Model, server: Tensors, few: Examples) -> list[Chosen]:
-        """What a client that never trained may predict with instead of what all share, from a few labelled examples.
+        """What a client that never trained may predict with instead of what all share, from a few
+        labelled examples.
 
-        It takes one only if that does better on these examples. ValueError if there are no experts to choose from.
+        It takes one only if that does better on these examples. ValueError if there are no experts
+        to choose from.
         """
         raise ValueError(
-            f"{type(self).__name__} has no experts from which a newcomer could choose; right would be a run of "
-            "pfedmoap or fedmoe, or no --like: without it, what all share predicts"
+            f"{type(self).__name__} has no experts from which a newcomer could choose; use"
+            " a run of pfedmoap or fedmoe, or no --like: without it, what all share predicts"
         )
 
     def portable(self, model: Model, local: Local) -> Portable:
@@ -433,22 +513,26 @@ class Method(ABC):
     def portable_server(self, model: Model, server: Tensors) -> Portable:
         """The same as `serve`, without this package; ValueError if that cannot be."""
         raise ValueError(
-            f"{type(self).__name__} does not say how its server's own predictor is written down; right would be one "
-            "client's model, --client NAME"
+            f"{type(self).__name__} does not say how its server's own predictor is written down;"
+            " use one client's model, --client NAME"
         )
 
     def voices(self, model: Model, local: Local, x: Tensor) -> Tensor | None:
-        """[B, C, E]: each expert's weight in a client's logits, its own first; None if it mixes no experts."""
+        """[B, C, E]: each expert's weight in a client's logits, its own first; None if it mixes no
+        experts.
+        """
         return None
 
     def facts(self, model: Model, local: Local, x: Tensor) -> Facts:
-        """What is worth logging of a client's prediction on inputs x, as far as there is anything; it leaves the client
-        with the reply.
+        """What is worth logging of a client's prediction on inputs x, as far as there is anything;
+        it leaves the client with the reply.
         """
         return {}
 
     def says(self, model: Model) -> Mapping[str, Figure]:
-        """What each of the `facts` may be: no other leaves a client, and the server believes no other."""
+        """What each of the `facts` may be: no other leaves a client, and the server believes no
+        other.
+        """
         return {}
 
     @property

@@ -1,7 +1,8 @@
 """Numbers about a run, from its log alone: what tables and reports show.
 
-A run logs one row a round and, for every evaluated round, one row a client and one of the server's; everything else is
-computed here, so a figure in a table is never kept twice. This room reads rows, not files, and knows no method.
+A run logs one row a round and, for every evaluated round, one row a client and one of the server's;
+everything else is computed here, so a figure in a table is never kept twice. This room reads rows,
+not files, and knows no method.
 """
 
 import math
@@ -18,18 +19,23 @@ Row = dict[str, Any]
 class Score:
     """Top-1 accuracies in percent on the test parts of all clients, after one round.
 
-    `mean`, `spread` (standard deviation over clients) and `worst` are local: each client with its own predictor on its
-    own part. `server` is the server's predictor, or the global model where it has none of its own, on all parts in one.
+    `mean`, `spread` (standard deviation over clients) and `worst` are local: each client with its
+    own predictor on its own part. `server` is the server's predictor, or the global model where it
+    has none of its own, on all parts in one.
     """
 
     round: int
     server: float
-    right: dict[str, tuple[int, int]]  # of each client: test examples classified right, and all of them
+    # of each client: test examples classified right, and all of them
+    right: dict[str, tuple[int, int]]
 
     @cached_property
     def clients(self) -> dict[str, float]:
         """Each client's accuracy."""
-        return {client: 100 * float(right) / float(examples) for client, (right, examples) in self.right.items()}
+        return {
+            client: 100 * float(right) / float(examples)
+            for client, (right, examples) in self.right.items()
+        }
 
     @property
     def mean(self) -> float:
@@ -45,14 +51,20 @@ class Score:
 
     @property
     def sampling(self) -> float:
-        """The spread that clients would have by their finite test parts alone, if all were as accurate as the mean."""
+        """The spread that clients would have by their finite test parts alone, if all were as
+        accurate as the mean.
+        """
         share = self.mean / 100
-        return 100 * math.sqrt(statistics.fmean(share * (1 - share) / examples for _, examples in self.right.values()))
+        return 100 * math.sqrt(
+            statistics.fmean(share * (1 - share) / examples for _, examples in self.right.values())
+        )
 
 
 @dataclass(frozen=True)
 class Lowest:
-    """The client that fares worst in any seed: its right answers of its test examples, and where that was."""
+    """The client that fares worst in any seed: its right answers of its test examples, and where
+    that was.
+    """
 
     client: str
     seed: int
@@ -61,8 +73,14 @@ class Lowest:
 
 
 def lowest(scores: Mapping[int, Score]) -> Lowest:
-    """The client with the lowest accuracy in scores by seed; of equals, the one of whom most examples say so."""
-    every = [Lowest(client, seed, *counts) for seed, score in scores.items() for client, counts in score.right.items()]
+    """The client with the lowest accuracy in scores by seed; of equals, the one of whom most
+    examples say so.
+    """
+    every = [
+        Lowest(client, seed, *counts)
+        for seed, score in scores.items()
+        for client, counts in score.right.items()
+    ]
     return min(every, key=lambda found: (found.right / found.examples, -found.examples))
 
 
@@ -72,10 +90,14 @@ def accuracy(row: Row, part: str) -> float:
 
 
 def served(rows: Sequence[Row], server: Row, part: str) -> float:
-    """Percent right of the server's own predictor or, where it has none, of the global model at all clients in one."""
+    """Percent right of the server's own predictor or, where it has none, of the global model at all
+    clients in one.
+    """
     if f"{part}_correct" in server:
         return accuracy(server, part)
-    right, examples = (sum(int(row[f"{part}_{what}"]) for row in rows) for what in ("global_correct", "examples"))
+    right, examples = (
+        sum(int(row[f"{part}_{what}"]) for row in rows) for what in ("global_correct", "examples")
+    )
     return 100 * right / examples
 
 
@@ -103,8 +125,12 @@ def by_round(client_rows: Sequence[Row]) -> dict[int, list[Row]]:
     return dict(sorted(rounds.items()))
 
 
-def evaluated(client_rows: Sequence[Row], server_rows: Sequence[Row]) -> dict[int, tuple[list[Row], Row]]:
-    """Client rows and the server's row of each evaluated round, in order; an empty one where it logged none."""
+def evaluated(
+    client_rows: Sequence[Row], server_rows: Sequence[Row]
+) -> dict[int, tuple[list[Row], Row]]:
+    """Client rows and the server's row of each evaluated round, in order; an empty one where it
+    logged none.
+    """
     server = {row["round"]: row for row in server_rows}
     return {round: (rows, server.get(round, {})) for round, rows in by_round(client_rows).items()}
 
@@ -113,7 +139,10 @@ def last(client_rows: Sequence[Row], server_rows: Sequence[Row] = ()) -> Score:
     """The score after the last round; ValueError if nobody answered any evaluation."""
     rounds = evaluated(client_rows, server_rows)
     if not rounds:
-        raise ValueError("no client answered any evaluation, so there is no score; rounds.jsonl says what they did")
+        raise ValueError(
+            "no client answered any evaluation, so there is no score; rounds.jsonl says what"
+            " they did"
+        )
     return score(*rounds[max(rounds)])
 
 
@@ -123,7 +152,9 @@ def last_valid(client_rows: Sequence[Row], server_rows: Sequence[Row], judged_by
     return valid(*rounds[max(rounds)], judged_by)
 
 
-def best_valid(client_rows: Sequence[Row], server_rows: Sequence[Row] = (), judged_by: str = "clients") -> Score:
+def best_valid(
+    client_rows: Sequence[Row], server_rows: Sequence[Row] = (), judged_by: str = "clients"
+) -> Score:
     """The score after the round that is best on validation data (the earliest of equals)."""
     rounds = evaluated(client_rows, server_rows)
     return score(*rounds[max(rounds, key=lambda r: (valid(*rounds[r], judged_by), -r))])
@@ -134,7 +165,9 @@ def mean_sd(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
-def figures(round_rows: Sequence[Row], client_rows: Sequence[Row], server_rows: Sequence[Row]) -> dict[int, Row]:
+def figures(
+    round_rows: Sequence[Row], client_rows: Sequence[Row], server_rows: Sequence[Row]
+) -> dict[int, Row]:
     """A run in plain numbers, a few a round, for who draws curves: no client is named."""
     found: dict[int, Row] = {}
     for row in round_rows:
@@ -151,7 +184,9 @@ def figures(round_rows: Sequence[Row], client_rows: Sequence[Row], server_rows: 
         shown = {"local": reached.mean, "worst-client": reached.worst, "server": reached.server}
         if validated(rows):
             shown["local-valid"] = valid(rows)
-        found.setdefault(round, {}).update({f"accuracy/{name}": value for name, value in shown.items()})
+        found.setdefault(round, {}).update(
+            {f"accuracy/{name}": value for name, value in shown.items()}
+        )
     return dict(sorted(found.items()))
 
 
@@ -159,13 +194,17 @@ def figures(round_rows: Sequence[Row], client_rows: Sequence[Row], server_rows: 
 
 
 def validated(client_rows: Sequence[Row], judged_by: str = "clients") -> bool:
-    """Whether there are validation examples to choose a round by: every client's own, or any for the server."""
+    """Whether there are validation examples to choose a round by: every client's own, or any for
+    the server.
+    """
     enough = any if judged_by == "server" else all
     return enough(row["valid_examples"] for row in client_rows)
 
 
 def silent(client_rows: Sequence[Row], server_rows: Sequence[Row] = ()) -> dict[str, str]:
-    """Clients without an answer in the last evaluation, and why, as far as that is known: no score counts them."""
+    """Clients without an answer in the last evaluation, and why, as far as that is known: no score
+    counts them.
+    """
     rounds = by_round(client_rows)
     gone = {row["client"] for row in client_rows} - {row["client"] for row in rounds[max(rounds)]}
     said = server_rows[-1].get("unanswered", {}) if server_rows else {}
@@ -179,20 +218,31 @@ def curve(client_rows: Sequence[Row]) -> dict[int, float]:
 
 def server_curve(client_rows: Sequence[Row], server_rows: Sequence[Row]) -> dict[int, float]:
     """The server's accuracy after each evaluated round."""
-    return {round: score(*rows).server for round, rows in evaluated(client_rows, server_rows).items()}
+    return {
+        round: score(*rows).server for round, rows in evaluated(client_rows, server_rows).items()
+    }
 
 
 def logged(rows: Sequence[Row], name: str) -> dict[int, float]:
-    """A number that rows of clients or the server log, after each evaluated round: mean over those that have it."""
-    found = {round: [float(row[name]) for row in rows if name in row] for round, rows in by_round(rows).items()}
+    """A number that rows of clients or the server log, after each evaluated round: mean over those
+    that have it.
+    """
+    found = {
+        round: [float(row[name]) for row in rows if name in row]
+        for round, rows in by_round(rows).items()
+    }
     return {round: statistics.fmean(values) for round, values in found.items() if values}
 
 
 def blended(round_rows: Sequence[Row], when: str) -> dict[int, float]:
-    """Accuracy of a round's clients, mean over them, "before" or "after" they took what the server gave back."""
+    """Accuracy of a round's clients, mean over them, "before" or "after" they took what the server
+    gave back.
+    """
     found = {row["round"]: list(row.get("absorbed", {}).values()) for row in round_rows}
     return {
-        round: statistics.fmean(100 * facts[f"{when}_correct"] / facts["test_examples"] for facts in clients)
+        round: statistics.fmean(
+            100 * facts[f"{when}_correct"] / facts["test_examples"] for facts in clients
+        )
         for round, clients in found.items()
         if clients
     }
@@ -205,8 +255,9 @@ def moved(round_rows: Sequence[Row]) -> dict[int, float]:
 
 
 def sizes(round_rows: Sequence[Row], server_rows: Sequence[Row]) -> dict[tuple[str, str], float]:
-    """Of "client" (what it trains), "down" and "up" (what one client is sent and sends in a round), and "server" (what
-    it holds at last) the "parameters" and "bytes"; means, without those of which the log says nothing.
+    """Of "client" (what it trains), "down" and "up" (what one client is sent and sends in a round),
+    and "server" (what it holds at last) the "parameters" and "bytes"; means, without those of which
+    the log says nothing.
     """
     trained = [facts for row in round_rows for facts in row["trained"].values()]
     found = {
@@ -224,14 +275,18 @@ def sizes(round_rows: Sequence[Row], server_rows: Sequence[Row]) -> dict[tuple[s
 
 def refusals(round_rows: Sequence[Row]) -> list[tuple[int, str, str]]:
     """Round, client and reason of every upload that was not taken."""
-    return [(row["round"], client, why) for row in round_rows for client, why in row["refused"].items()]
+    return [
+        (row["round"], client, why) for row in round_rows for client, why in row["refused"].items()
+    ]
 
 
 CHANGED = {"data_new": "new", "data_gone": "gone", "data_relabelled": "of another class"}
 
 
 def changes(client_rows: Sequence[Row]) -> list[tuple[int, str, str]]:
-    """Round, client and what became of its data since they were split, wherever that is another than it was before."""
+    """Round, client and what became of its data since they were split, wherever that is another
+    than it was before.
+    """
     known: dict[str, str] = {}
     found = []
     for row in client_rows:

@@ -1,4 +1,5 @@
-"""Classes by name, each imported when it is first asked for: what there is can be listed without waiting for torch.
+"""Classes by name, each imported when it is first asked for: what there is can be listed without
+waiting for torch.
 
 This room does not know what the classes are.
 """
@@ -11,7 +12,9 @@ from pathlib import Path
 
 
 class Named(Mapping[str, type]):
-    """Of a package: `Named(__name__, {"alone": "fedavg:Alone"})["alone"]` is the class `Alone` in `fedavg.py`."""
+    """Of a package: `Named(__name__, {"alone": "fedavg:Alone"})["alone"]` is the class `Alone` in
+    `fedavg.py`.
+    """
 
     def __init__(self, package: str, places: Mapping[str, str]) -> None:
         self._package = package

@@ -1,7 +1,9 @@
-"""How our bytes travel in Flower's messages, and from Flower's process at a site to the one that answers.
+"""How our bytes travel in Flower's messages, and from Flower's process at a site to the one that
+answers.
 
-Every process that Flower starts for a message imports this, so it imports nothing heavy; it does not know what the
-bytes mean. Between processes of one machine they go through a socket in a folder that only its owner can open.
+Every process that Flower starts for a message imports this, so it imports nothing heavy; it does
+not know what the bytes mean. Between processes of one machine they go through a socket in a folder
+that only its owner can open.
 """
 
 import json

@@ -1,7 +1,9 @@
-"""A run, opened to predict with what it learned: with one client's own model, or with what the server has.
+"""A run, opened to predict with what it learned: with one client's own model, or with what the
+server has.
 
-It reads the run's folder and a client's private state, and changes neither: a run that goes on is not disturbed. The
-run's data are not loaded. This room does not know what a method learns, nor how a prediction is shown.
+It reads the run's folder and a client's private state, and changes neither: a run that goes on is
+not disturbed. The run's data are not loaded. This room does not know what a method learns, nor how
+a prediction is shown.
 
 Shapes: B inputs, C classes, E experts.
 """
@@ -40,8 +42,8 @@ LOUDEST = 3  # experts that are named
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is said of one input: its class, with which probability, each expert's share in saying so, and the likeliest
-    classes with theirs, as many as were asked for.
+    """What is said of one input: its class, with which probability, each expert's share in saying
+    so, and the likeliest classes with theirs, as many as were asked for.
     """
 
     input: str
@@ -52,7 +54,12 @@ class Prediction:
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {"input": self.input, "class": self.label, "probability": self.probability, "experts": self.experts}
+        return {
+            "input": self.input,
+            "class": self.label,
+            "probability": self.probability,
+            "experts": self.experts,
+        }
 
 
 @dataclass(frozen=True)
@@ -70,16 +77,21 @@ class Predictor:
     local: Local
     kept: int | None  # the round from which the client's own state is; None: it has none
     side: int | None  # pixels of an image's side; None: inputs are texts
-    chosen: Mapping[str, float] | None = None  # a newcomer's: each expert's share in `local`; {}: it is what all share
+    # a newcomer's: each expert's share in `local`; {}: it is what all share
+    chosen: Mapping[str, float] | None = None
 
     @classmethod
     def of(cls, path: Path, client: str, private: Path | None = None) -> "Predictor":
-        """Of the run in `path`, private states in the folder `private` (the run's own); ValueError, with what to do."""
+        """Of the run in `path`, private states in the folder `private` (the run's own); ValueError,
+        with what to do.
+        """
         folder = _chosen(path)
         config, about = _asked(folder)
         found = folder.look()
         if found is None:
-            raise ValueError(f"{folder.path} has no finished round yet: right would be to wait, or `fedexperts resume`")
+            raise ValueError(
+                f"{folder.path} has no finished round yet: wait, or use `fedexperts resume`"
+            )
         round, server = found
         states = Private(private or folder.path / "private")
         if client:
@@ -91,23 +103,33 @@ class Predictor:
         shared = method.publish(server)
         if config.values["start"]["epochs"] and not shared and own is None:
             split = folder.path / "split.json"
-            model = door.build(config, states.folder, split)[0].model  # all it has is what data taught the common start
+            # all it has is what data taught the common start
+            model = door.build(config, states.folder, split)[0].model
         local = method.recall(model, shared, own)
-        return cls(folder, config, built, model, method, server, round, client, local, kept, about["side"])
+        return cls(
+            folder, config, built, model, method, server, round, client, local, kept, about["side"]
+        )
 
     @torch.no_grad()
     def like(self, few: Examples) -> "Predictor":
-        """The same for a client that never trained, with what does best on a few labelled examples of its own."""
+        """The same for a client that never trained, with what does best on a few labelled examples
+        of its own.
+        """
         shared = self.method.recall(self.model, self.method.publish(self.server), None)
         choices = [Chosen(shared), *self.method.offers(self.model, self.server, few)]
-        losses = [cross_entropy(self.method.logits(self.model, c.local, few.x[:, 0]), few.y) for c in choices]
+        losses = [
+            cross_entropy(self.method.logits(self.model, c.local, few.x[:, 0]), few.y)
+            for c in choices
+        ]
         best = choices[int(torch.stack(losses).argmin())]
         return replace(self, local=best.local, chosen=best.shares)
 
     @property
     def serves(self) -> bool:
         """Whether it is the server's own predictor."""
-        return not self.client and self.chosen is None and type(self.method).serve is not Method.serve
+        return (
+            not self.client and self.chosen is None and type(self.method).serve is not Method.serve
+        )
 
     @property
     def who(self) -> str:
@@ -126,18 +148,30 @@ class Predictor:
 
     @torch.no_grad()
     def say(self, inputs: Sequence[str], given: Any, most: int = 1) -> list[Prediction]:
-        """Predictions for images uint8 [B, 3, side, side], or B texts, called `inputs`; of each `most` classes."""
+        """Predictions for images uint8 [B, 3, side, side], or B texts, called `inputs`; of each
+        `most` classes.
+        """
         x = self.built.encode(given)
-        probability_BC, label_BC = self.logits(x).softmax(-1).sort(dim=-1, descending=True, stable=True)
+        probability_BC, label_BC = (
+            self.logits(x).softmax(-1).sort(dim=-1, descending=True, stable=True)
+        )
         shares_BE = self._shares(x, label_BC[:, 0])
         names = self.experts(shares_BE.shape[1])
         found = []
         for what, labels, probabilities, shares in zip(
-            inputs, label_BC[:, :most].tolist(), probability_BC[:, :most].tolist(), shares_BE.tolist(), strict=True
+            inputs,
+            label_BC[:, :most].tolist(),
+            probability_BC[:, :most].tolist(),
+            shares_BE.tolist(),
+            strict=True,
         ):
-            classes = {self.model.classes[label]: p for label, p in zip(labels, probabilities, strict=True)}
+            classes = {
+                self.model.classes[label]: p for label, p in zip(labels, probabilities, strict=True)
+            }
             label, probability = next(iter(classes.items()))
-            found.append(Prediction(what, label, probability, dict(zip(names, shares, strict=True)), classes))
+            found.append(
+                Prediction(what, label, probability, dict(zip(names, shares, strict=True)), classes)
+            )
         return found
 
     def logits(self, x: Tensor) -> Tensor:
@@ -146,7 +180,9 @@ class Predictor:
         return self.method.logits(self.model, self.local, x) if served is None else served
 
     def _shares(self, x: Tensor, label_B: Tensor) -> Tensor:
-        """[B, E]: each expert's share in the class that is answered; E is 0 where there is one voice."""
+        """[B, E]: each expert's share in the class that is answered; E is 0 where there is one
+        voice.
+        """
         if self.serves:
             shares_BE = self.method.routes(self.model, self.server, x)
         else:
@@ -155,15 +191,21 @@ class Predictor:
         return x.new_zeros(len(x), 0) if shares_BE is None else shares_BE
 
     def experts(self, count: int) -> list[str]:
-        """Names of so many experts: the client's own, then those whose it received, as far as the log knows."""
+        """Names of so many experts: the client's own, then those whose it received, as far as the
+        log knows.
+        """
         if self.chosen:
             return list(self.chosen)[:count]
         if self.serves:
             mains = getattr(self.model, "mains", 0)
-            return [f"main {i}" for i in range(mains)] + [f"expert {k}" for k in range(count - mains)]
+            return [f"main {i}" for i in range(mains)] + [
+                f"expert {k}" for k in range(count - mains)
+            ]
         rows = {row["round"]: row["trained"] for row in self.folder.rows("rounds.jsonl")}
         received = rows.get(self.kept, {}).get(self.client, {}).get("received", [])
-        others = received if len(received) == count - 1 else [f"expert {k}" for k in range(1, count)]
+        others = (
+            received if len(received) == count - 1 else [f"expert {k}" for k in range(1, count)]
+        )
         return [OWN, *others][:count]
 
 
@@ -174,15 +216,21 @@ def loudest(experts: Mapping[str, float]) -> str:
 
 
 def inputs(predictor: Predictor, paths: Sequence[Path], texts: Sequence[str]) -> list[str]:
-    """What is to be predicted, one by one: files of images, or texts; ValueError if it is not what the run learned."""
+    """What is to be predicted, one by one: files of images, or texts; ValueError if it is not what
+    the run learned.
+    """
     if predictor.side is None:
         return [*(text for path in paths for text in _lines(path)), *texts]
     if texts:
-        raise ValueError("this run learned from images, and --text is a text; right would be image files, or a folder")
+        raise ValueError(
+            "this run learned from images, and --text is a text; expected image files, or a folder"
+        )
     return [str(file) for path in paths for file in _images(path)]
 
 
-def predictions(predictor: Predictor, asked: Sequence[str]) -> Iterator[tuple[list[Prediction], Mapping[str, str]]]:
+def predictions(
+    predictor: Predictor, asked: Sequence[str]
+) -> Iterator[tuple[list[Prediction], Mapping[str, str]]]:
     """Batch by batch: predictions, and the files that cannot be read with the reason."""
     for first in range(0, len(asked), BATCH):
         batch, broken = asked[first : first + BATCH], dict[str, str]()
@@ -194,7 +242,8 @@ def predictions(predictor: Predictor, asked: Sequence[str]) -> Iterator[tuple[li
 
 
 def labelled(predictor: Predictor, path: Path) -> Examples:
-    """A few examples with their classes, class/image.jpg in a folder or a row each in a table, as the run learned them.
+    """A few examples with their classes, class/image.jpg in a folder or a row each in a table, as
+    the run learned them.
 
     ValueError, with what to do, for whatever does not fit.
     """
@@ -202,10 +251,12 @@ def labelled(predictor: Predictor, path: Path) -> Examples:
     found = ImageFolders(path=str(path), site=NEWCOMER).found() if path.is_dir() else table.found()
     classes = predictor.model.classes
     if strange := sorted({e.label for e in found.examples} - {words(name) for name in classes}):
-        raise ValueError(f"{strange[0]!r} in {path} is no class of the run; right would be one of {', '.join(classes)}")
+        raise ValueError(
+            f"{strange[0]!r} in {path} is no class of the run; expected one of {', '.join(classes)}"
+        )
     if (found.store is None) != (predictor.side is None):
         learned = "texts, in a table with a column text" if predictor.side is None else "images"
-        raise ValueError(f"{path} does not hold what the run learned from; right would be {learned}")
+        raise ValueError(f"{path} does not hold what the run learned from; expected {learned}")
     whats = [example.what for example in found.examples]
     given: Any = whats
     if found.store is not None and predictor.side is not None:
@@ -219,7 +270,9 @@ def _chosen(path: Path) -> RunDir:
     """The one run in `path`."""
     found = runs(path)
     if len(found) > 1:
-        raise ValueError(f"{path} holds {len(found)} runs; right would be one of {', '.join(map(str, found))}")
+        raise ValueError(
+            f"{path} holds {len(found)} runs; expected one of {', '.join(map(str, found))}"
+        )
     return RunDir(found[0])
 
 
@@ -228,8 +281,8 @@ def _asked(folder: RunDir) -> tuple[Config, dict[str, Any]]:
     about: dict[str, Any] = json.loads(folder.text("environment.json"))
     if missing := [key for key in ("classes", "side") if key not in about]:
         raise ValueError(
-            f"{folder.path}/environment.json does not say {' and '.join(missing)}, as a run of this version does; "
-            f"right would be to run again"
+            f"{folder.path}/environment.json does not say {' and '.join(missing)}, as a run of this"
+            " version does; run again"
         )
     return door.parse(folder.text("config.toml"), str(folder.path)), about
 
@@ -238,7 +291,9 @@ def _own(states: Private, client: str, before: int, kept: int) -> Tensors | None
     try:
         return states.load(client, before, kept)
     except ValueError as error:
-        error.add_note("If it lies elsewhere, say --private FOLDER; without --client, what all share predicts.")
+        error.add_note(
+            "If it lies elsewhere, say --private FOLDER; without --client, what all share predicts."
+        )
         raise
 
 
@@ -249,7 +304,10 @@ def _check_client(folder: RunDir, states: Private, client: str) -> None:
     if client not in known:
         near = difflib.get_close_matches(client, known, 1)
         there = f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}."
-        raise ValueError(f"no client {client!r} in {folder.path}; {there} Without --client, what all share predicts")
+        raise ValueError(
+            f"no client {client!r} in {folder.path}; {there} Without --client, what all share"
+            " predicts"
+        )
 
 
 def _images(path: Path) -> list[Path]:
@@ -258,9 +316,13 @@ def _images(path: Path) -> list[Path]:
         if not path.is_file():
             raise ValueError(f"{path}: no such file or folder")
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
+    found = sorted(
+        file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != "."
+    )
     if not found:
-        raise ValueError(f"no image in {path}; right would be a folder with files as {', '.join(SUFFIXES)}")
+        raise ValueError(
+            f"no image in {path}; expected a folder with files as {', '.join(SUFFIXES)}"
+        )
     return found
 
 
@@ -268,9 +330,10 @@ def _lines(path: Path) -> list[str]:
     """The texts of a file, a line each."""
     if path.suffix.lower() != TEXTS or not path.is_file():
         raise ValueError(
-            f"{path}: this run learned from texts; right would be a {TEXTS} file, a text a line, or --text"
+            f"{path}: this run learned from texts; expected a {TEXTS} file, a text a line, or"
+            " --text"
         )
     try:
         return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not in UTF-8 ({error.reason}); right would be to save it so") from None
+        raise ValueError(f"{path} is not in UTF-8 ({error.reason}); save it so") from None

@@ -1,13 +1,15 @@
-"""A client's own state on the client's own disk: one file for each round in which it was kept, and a list of them.
+"""A client's own state on the client's own disk: one file for each round in which it was kept, and
+a list of them.
 
     folder/client/round-000012.private    a hash, and the tensors
-    folder/client/kept.json               the rounds that are kept here: a file that is gone is missed
+    folder/client/kept.json               the rounds that are kept here: a file that is gone is
+    missed
 
-`load(client, before=round)` never sees what the round itself wrote, so asking twice gives the same answer and a crash
-anywhere is harmless. Kept are the newest file and what the two rounds before it read: a run may go on from the
-checkpoint before the newest, too.
-A state that is damaged or gone is an error, never a fresh start, until somebody says `forget`. Nothing here knows what
-the tensors mean, and nothing here is ever sent.
+`load(client, before=round)` never sees what the round itself wrote, so asking twice gives the same
+answer and a crash anywhere is harmless. Kept are the newest file and what the two rounds before it
+read: a run may go on from the checkpoint before the newest, too. A state that is damaged or gone is
+an error, never a fresh start, until somebody says `forget`. Nothing here knows what the tensors
+mean, and nothing here is ever sent.
 """
 
 import hashlib
@@ -29,7 +31,9 @@ class Private:
     folder: Path
 
     def save(self, client: str, round: int, tensors: Tensors) -> None:
-        """Keep `tensors` as the client's state after `round`, and forget what no repeated round can need."""
+        """Keep `tensors` as the client's state after `round`, and forget what no repeated round can
+        need.
+        """
         data = pack(tensors)
         write(self._path(client, round), hashlib.sha256(data).digest() + data)
         rounds = sorted({*self._rounds(client), round})
@@ -42,8 +46,9 @@ class Private:
     def load(self, client: str, before: int, kept: int = 0) -> Tensors | None:
         """The newest state from a round below `before`; None if there is none.
 
-        Raises ValueError, naming the file, if that state is damaged or gone, or older than the round in which the
-        server knows that the client `kept` one: it is never taken for a fresh start.
+        Raises ValueError, naming the file, if that state is damaged or gone, or older than the
+        round in which the server knows that the client `kept` one: it is never taken for a fresh
+        start.
         """
         newest = self.newest(client, before)
         self._expect(client, newest, kept)
@@ -59,7 +64,9 @@ class Private:
         return sorted(name for name in names if name[0] != ".")
 
     def check(self, kept: Mapping[str, int] | None = None) -> None:
-        """ValueError, naming the file, if one is damaged or gone: a list's newest, or what a client has `kept`."""
+        """ValueError, naming the file, if one is damaged or gone: a list's newest, or what a client
+        has `kept`.
+        """
         for client, round in (kept or {}).items():
             self._expect(client, max(self._rounds(client), default=None), round)
         for client in self.clients():
@@ -67,7 +74,9 @@ class Private:
             self._read(client, newest)
             for path in [self._path(client, r) for r in older]:
                 if path.exists() and not _whole(path.read_bytes()):
-                    raise damaged(path, "it is not what was written", "delete it, as newer ones are there")
+                    raise damaged(
+                        path, "it is not what was written", "delete it, as newer ones are there"
+                    )
 
     def forget(self, client: str) -> None:
         """Let a client begin afresh."""
@@ -75,10 +84,15 @@ class Private:
             remove(self.folder / client)
 
     def _expect(self, client: str, newest: int | None, kept: int) -> None:
-        """ValueError if a client's newest state is older than the one that it is known to have `kept`."""
+        """ValueError if a client's newest state is older than the one that it is known to have
+        `kept`.
+        """
         if (newest or 0) < kept:
             here = f"the newest there is of round {newest}" if newest else "there is none"
-            raise self._lost(client, f"is gone from {self.folder / client}: it kept one in round {kept}, and {here}")
+            raise self._lost(
+                client,
+                f"is gone from {self.folder / client}: it kept one in round {kept}, and {here}",
+            )
 
     def _read(self, client: str, round: int) -> Tensors:
         path = self._path(client, round)
@@ -100,7 +114,9 @@ class Private:
         return self.folder / client / _LIST
 
     def _rounds(self, client: str) -> list[int]:
-        """What the list says, sorted; a file that is not on it was written by a round that a crash has ended."""
+        """What the list says, sorted; a file that is not on it was written by a round that a crash
+        has ended.
+        """
         if not self._list(client).exists():
             return []
         return [int(r) for r in read_checked(self._list(client), _remedy(client))["rounds"]]
@@ -112,6 +128,6 @@ def _whole(data: bytes) -> bool:
 
 def _remedy(client: str) -> str:
     return (
-        f"Put a backup in its place; or let this client, and this client alone, begin afresh: go on with "
-        f"--forget {client} (docs/deploy.md says where, if its disk is another machine's)."
+        "Put a backup in its place; or let this client, and this client alone, begin afresh: go on"
+        f" with --forget {client} (docs/deploy.md says where, if its disk is another machine's)."
     )

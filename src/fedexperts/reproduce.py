@@ -1,10 +1,12 @@
-"""A paper's published figures beside ours: which of them can be had on this machine, their runs, and what came of them.
+"""A paper's published figures beside ours: which of them can be had on this machine, their runs,
+and what came of them.
 
-    configs/PAPER/_published.toml    the figures, what they are figures of, and what is known to differ
-    configs/PAPER/GROUP/NAME.toml    how each is obtained
-    OUT/GROUP/                       a study of each group, as `fedexperts run` makes it
+    configs/PAPER/_published.toml    the figures, what they are figures of, and what is known to
+    differ configs/PAPER/GROUP/NAME.toml    how each is obtained OUT/GROUP/                       a
+    study of each group, as `fedexperts run` makes it
 
-A figure that cannot be had is a result, too, with its reason. This room trains nothing itself, and prints nothing.
+A figure that cannot be had is a result, too, with its reason. This room trains nothing itself, and
+prints nothing.
 """
 
 import difflib
@@ -25,7 +27,9 @@ PUBLISHED = "_published.toml"
 
 @dataclass(frozen=True)
 class Figure:
-    """One published figure, in percent, with what its config differs in; without a config, nothing here obtains it."""
+    """One published figure, in percent, with what its config differs in; without a config, nothing
+    here obtains it.
+    """
 
     group: str
     name: str
@@ -40,7 +44,9 @@ class Figure:
 
 @dataclass(frozen=True)
 class Paper:
-    """What a paper publishes: where, of whom ("local": the mean over clients, or "server"), and each figure."""
+    """What a paper publishes: where, of whom ("local": the mean over clients, or "server"), and
+    each figure.
+    """
 
     source: str
     column: str
@@ -62,12 +68,16 @@ def papers() -> list[str]:
 
 
 def read(paper: str, only: Sequence[str] = (), settings: Sequence[str] = ()) -> Paper:
-    """A paper's figures, or `only` those of some groups or experiments; ConfigError for a name that is not there."""
+    """A paper's figures, or `only` those of some groups or experiments; ConfigError for a name that
+    is not there.
+    """
     if paper not in papers():
-        raise ConfigError(f"{paper}: no such paper; right would be one of {', '.join(papers())}")
+        raise ConfigError(f"{paper}: no such paper; expected one of {', '.join(papers())}")
     folder = door.shipped_folder() / paper
     found = tomllib.loads((folder / PUBLISHED).read_text(encoding="utf-8"))
-    chosen = _chosen([(group, name) for group, row in found["published"].items() for name in row], only)
+    chosen = _chosen(
+        [(group, name) for group, row in found["published"].items() for name in row], only
+    )
     figures = tuple(
         _figure(folder, group, name, found["published"][group][name], found["differs"], settings)
         for group, name in chosen
@@ -75,7 +85,9 @@ def read(paper: str, only: Sequence[str] = (), settings: Sequence[str] = ()) -> 
     return Paper(found["source"], found["column"], figures)
 
 
-def run(paper: Paper, folder: Path, seeds: int, jobs: int = 1, tell: study.Progress = lambda _: None) -> dict[str, str]:
+def run(
+    paper: Paper, folder: Path, seeds: int, jobs: int = 1, tell: study.Progress = lambda _: None
+) -> dict[str, str]:
     """Do what is left of every figure that can be had; by group, why not all could be done.
 
     ValueError, before anything is run, if the folder holds other experiments of these names.
@@ -92,7 +104,9 @@ def run(paper: Paper, folder: Path, seeds: int, jobs: int = 1, tell: study.Progr
 
 
 def _advance(group: str, folder: Path, jobs: int, tell: study.Progress) -> str:
-    """Do what is left of a group, and say why not all could be done, or ""; the other groups go on."""
+    """Do what is left of a group, and say why not all could be done, or ""; the other groups go
+    on.
+    """
     try:
         study.advance(folder / group, jobs, lambda beat: tell(replace(beat, what=group)))
     except (NobodyLeftError, ValueError) as error:
@@ -105,20 +119,33 @@ def results(paper: Paper, folder: Path, failed: Mapping[str, str]) -> list[Resul
     ours: dict[str, dict[str, Experiment]] = {}
     for group in {figure.group for figure in paper.figures}:
         if any((folder / group).glob("*/seed-*/environment.json")):
-            ours[group] = {experiment.first.name: experiment for experiment in collect([folder / group])}
-    return [_result(figure, ours.get(figure.group, {}), paper.column, failed) for figure in paper.figures]
+            ours[group] = {
+                experiment.first.name: experiment for experiment in collect([folder / group])
+            }
+    return [
+        _result(figure, ours.get(figure.group, {}), paper.column, failed)
+        for figure in paper.figures
+    ]
 
 
-def _result(figure: Figure, ours: Mapping[str, Experiment], column: str, failed: Mapping[str, str]) -> Result:
+def _result(
+    figure: Figure, ours: Mapping[str, Experiment], column: str, failed: Mapping[str, str]
+) -> Result:
     experiment, said = ours.get(figure.name), failed.get(figure.group, "").splitlines()
     scores = list(experiment.last.values()) if experiment else []
     accuracies = tuple(score.server if column == "server" else score.mean for score in scores)
-    own = tuple(line for line in said if f"/{figure.name}/" in line)  # a run that failed is named by its folder
+    # a run that failed is named by its folder
+    own = tuple(line for line in said if f"/{figure.name}/" in line)
     return Result(figure, accuracies, own or (() if accuracies else figure.lacking or tuple(said)))
 
 
 def _figure(
-    folder: Path, group: str, name: str, percent: float, differs: Mapping[str, Any], settings: Sequence[str]
+    folder: Path,
+    group: str,
+    name: str,
+    percent: float,
+    differs: Mapping[str, Any],
+    settings: Sequence[str],
 ) -> Figure:
     file = folder / group / f"{name}.toml"
     known = {"*", name, *group.split("/")}

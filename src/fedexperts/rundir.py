@@ -2,20 +2,20 @@
 
     config.toml        the resolved experiment
     environment.json   versions and machine
-    split.json         who has which example, where one process knew it: another run can take it up (data.split)
-    hashes.json        of these three, which are written once
-    rounds.jsonl       a line a round: who trained, who was refused, bytes
-    clients.jsonl      a line a client and evaluated round
-    server.jsonl       a line an evaluated round: what the server holds, and how well it does
+    split.json         who has which example, where one process knew it: another run can take it up
+    (data.split) hashes.json        of these three, which are written once rounds.jsonl       a line
+    a round: who trained, who was refused, bytes clients.jsonl      a line a client and evaluated
+    round server.jsonl       a line an evaluated round: what the server holds, and how well it does
     events.jsonl       a line for each private state that somebody said to go on without
-    seconds.jsonl      a line a round: what differs between two runs that are the same
-    checkpoints/       the newest two: server.safetensors, a file for each numbered group of tensors (expert.0.*), and,
+    seconds.jsonl      a line a round: what differs between two runs that are the same checkpoints/
+    the newest two: server.safetensors, a file for each numbered group of tensors (expert.0.*), and,
                        written last, manifest.json; seconds.json for the log of seconds
     private/           the private states of clients that live in this process
 
-A checkpoint is written aside and renamed into place, and holds the lengths and hashes of the logs at its time: whatever
-instant a crash hits, the newest checkpoint and the logs up to it are whole, and no bit of them changes unseen. It says
-who has kept a private state, too, and when. Nothing here knows what the tensors mean.
+A checkpoint is written aside and renamed into place, and holds the lengths and hashes of the logs
+at its time: whatever instant a crash hits, the newest checkpoint and the logs up to it are whole,
+and no bit of them changes unseen. It says who has kept a private state, too, and when. Nothing here
+knows what the tensors mean.
 """
 
 import fcntl
@@ -48,7 +48,9 @@ _BACKUP = "put a backup in its place, or start anew in another folder"
 
 @dataclass
 class Tally:
-    """How long a log is, and its hash so far: what is added is hashed as it is written, and nothing is read again."""
+    """How long a log is, and its hash so far: what is added is hashed as it is written, and nothing
+    is read again.
+    """
 
     length: int = 0
     sha256: Any = field(default_factory=hashlib.sha256)
@@ -71,22 +73,33 @@ class RunDir:
 
     @classmethod
     def create(
-        cls, path: Path, config: str, environment: dict[str, Any], split: dict[str, Any] | None = None
+        cls,
+        path: Path,
+        config: str,
+        environment: dict[str, Any],
+        split: dict[str, Any] | None = None,
     ) -> "RunDir":
         """A new run's folder; ValueError if something is there already."""
-        texts = {"config.toml": config, "environment.json": json.dumps(environment, indent=1) + "\n"}
+        texts = {
+            "config.toml": config,
+            "environment.json": json.dumps(environment, indent=1) + "\n",
+        }
         if split is not None:
             texts["split.json"] = json.dumps(split, separators=(",", ":"))
         with making(path) as part:
             for name, text in texts.items():
                 write(part / name, text.encode())
-            hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+            hashes = {
+                name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()
+            }
             write_checked(part / "hashes.json", {"version": VERSION, "sha256": hashes})
         return cls(path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps every other process out of this run; ValueError if one is in it. A crash releases the lock."""
+        """Keeps every other process out of this run; ValueError if one is in it. A crash releases
+        the lock.
+        """
         with open(self.path / ".lock", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,7 +110,9 @@ class RunDir:
             yield
 
     def text(self, name: str) -> str:
-        """A file that was written once; ValueError, naming it, if it is gone or is not what was written."""
+        """A file that was written once; ValueError, naming it, if it is gone or is not what was
+        written.
+        """
         path = self.path / name
         if not path.exists():
             raise ValueError(f"{path} is gone: {_BACKUP}")
@@ -110,13 +125,16 @@ class RunDir:
         path = self.path / "hashes.json"
         if not path.exists():
             raise ValueError(
-                f"{path} is not there: the run was made by fedexperts 0.1, which wrote none, or the file is gone. "
-                f"Run anew in another folder, go on with version 0.1, or put a backup in its place."
+                f"{path} is not there: the run was made by fedexperts 0.1, which wrote none, or the"
+                " file is gone. Run anew in another folder, go on with version 0.1, or put a"
+                " backup in its place."
             )
         return dict(read_checked(path, _BACKUP)["sha256"])
 
     def log(self, name: str, rows: Iterable[Row]) -> None:
-        """Append rows to a log, keys sorted: a row that was computed from what lay on a disk reads the same."""
+        """Append rows to a log, keys sorted: a row that was computed from what lay on a disk reads
+        the same.
+        """
         tally = self._tally(name)
         data = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode()
         path = self.path / name
@@ -135,7 +153,8 @@ class RunDir:
         return self._tallies[name]
 
     def rows(self, name: str) -> list[Row]:
-        """The rows of a log up to the newest checkpoint; what a crash left behind it does not count.
+        """The rows of a log up to the newest checkpoint; what a crash left behind it does not
+        count.
 
         Those of the rounds come with their seconds.
         """
@@ -144,7 +163,9 @@ class RunDir:
         return self._timed(rows, self.rows(SECONDS)) if name == LOGS[0] else rows
 
     def latest(self) -> list[Row]:
-        """The rows of finished rounds, the newest perhaps not checkpointed yet; another process may be writing them."""
+        """The rows of finished rounds, the newest perhaps not checkpointed yet; another process may
+        be writing them.
+        """
         rows, seconds = (self._whole_lines(name) for name in (LOGS[0], SECONDS))
         return self._timed(rows, seconds)
 
@@ -167,24 +188,37 @@ class RunDir:
         return None if newest is None else int(newest.name.removeprefix("round-"))
 
     def kept(self) -> dict[str, int]:
-        """In which round each client kept its private state last, as far as the newest checkpoint knows."""
+        """In which round each client kept its private state last, as far as the newest checkpoint
+        knows.
+        """
         manifest = self._at_newest(self._manifest)
         return dict(manifest["kept"]) if manifest else {}
 
     def save(self, round: int, server: Tensors, kept: Mapping[str, int] | None = None) -> None:
-        """Checkpoint the server's state after `round`, together with the logs so far, and who `kept` what."""
+        """Checkpoint the server's state after `round`, together with the logs so far, and who
+        `kept` what.
+        """
         part = self.path / "checkpoints" / f".round-{round:06d}.part"
         shutil.rmtree(part, ignore_errors=True)
         try:
-            sha256 = {file: _save(part / file, group) for file, group in sorted(_files(server).items())}
+            sha256 = {
+                file: _save(part / file, group) for file, group in sorted(_files(server).items())
+            }
             logs = {name: self._tally(name).said() for name in (*LOGS, EVENTS)}
             write_checked(part / "seconds.json", {SECONDS: self._tally(SECONDS).said()})
             noted = dict(sorted((kept or {}).items()))  # whatever the order in which replies came
-            manifest = {"version": VERSION, "round": round, "sha256": sha256, "logs": logs, "kept": noted}
+            manifest = {
+                "version": VERSION,
+                "round": round,
+                "sha256": sha256,
+                "logs": logs,
+                "kept": noted,
+            }
             write_checked(part / "manifest.json", manifest)
             os.replace(part, part.with_name(f"round-{round:06d}"))
         except OSError:
-            shutil.rmtree(part, ignore_errors=True)  # on a full disk, what is half written is in the way
+            # on a full disk, what is half written is in the way
+            shutil.rmtree(part, ignore_errors=True)
             raise
         self._forget_old()
 
@@ -193,9 +227,11 @@ class RunDir:
             remove(old)
 
     def load(self) -> tuple[int, Tensors] | None:
-        """The newest checkpoint, with the logs cut back to its time and crashes' leftovers gone; None if none.
+        """The newest checkpoint, with the logs cut back to its time and crashes' leftovers gone;
+        None if none.
 
-        Raises ValueError, naming the file, if one is damaged or gone: it is never taken for a fresh start.
+        Raises ValueError, naming the file, if one is damaged or gone: it is never taken for a fresh
+        start.
         """
         sweep(list(self.path.rglob(".*.part")))
         self.check()
@@ -204,21 +240,29 @@ class RunDir:
         return self.look()
 
     def look(self) -> tuple[int, Tensors] | None:
-        """The newest checkpoint, and nothing is changed: for those who do not go on with the run."""
+        """The newest checkpoint, and nothing is changed: for those who do not go on with the
+        run.
+        """
         return self._at_newest(self._server)
 
     def check(self) -> None:
-        """Every file of the run as it was written up to the newest checkpoint; ValueError naming one that is not."""
+        """Every file of the run as it was written up to the newest checkpoint; ValueError naming
+        one that is not.
+        """
         for name in {*self._hashes(), *(name for name in ONCE if (self.path / name).exists())}:
             self.text(name)
         for checkpoint in self._checkpoints():
-            self._unless_gone(checkpoint, lambda whole: (self._server(whole), self._tallied(whole, SECONDS)))
+            self._unless_gone(
+                checkpoint, lambda whole: (self._server(whole), self._tallied(whole, SECONDS))
+            )
         for name in (*LOGS, EVENTS, SECONDS):
             self.rows(name)
         Private(self.path / "private").check()
 
     def forget(self, client: str) -> None:
-        """Go on without a client's private state, which is gone or damaged: it begins afresh, and the log says so."""
+        """Go on without a client's private state, which is gone or damaged: it begins afresh, and
+        the log says so.
+        """
         private = Private(self.path / "private")
         known = sorted({*self.kept(), *private.clients()})
         if client not in known:
@@ -244,13 +288,15 @@ class RunDir:
         rounds = self.path / LOGS[0]  # its first line is written after the first checkpoint
         if not whole and rounds.exists() and rounds.stat().st_size:
             raise ValueError(
-                f"{self.path / 'checkpoints'} has no checkpoint, yet rounds were logged: they were removed. "
-                f"Restore them, or start anew in another folder."
+                f"{self.path / 'checkpoints'} has no checkpoint, yet rounds were logged: they were"
+                " removed. Restore them, or start anew in another folder."
             )
         return whole[-1] if whole else None
 
     def _at_newest(self, read: Callable[[Path], T]) -> T | None:
-        """What `read` makes of the newest checkpoint, whichever that is: another process may be writing the next."""
+        """What `read` makes of the newest checkpoint, whichever that is: another process may be
+        writing the next.
+        """
         while newest := self._newest():
             if (found := self._unless_gone(newest, read)) is not None:
                 return found
@@ -272,7 +318,9 @@ class RunDir:
         except ValueError:
             raise self._damaged(path) from None
         if manifest.get("version") != VERSION:
-            raise ValueError(f"{path} was not written by this version of fedexperts: run anew in another folder")
+            raise ValueError(
+                f"{path} was not written by this version of fedexperts: run anew in another folder"
+            )
         return manifest
 
     def _server(self, checkpoint: Path) -> tuple[int, Tensors]:
@@ -287,7 +335,11 @@ class RunDir:
 
     def _damaged(self, path: Path) -> ValueError:
         others = [c.name for c in self._checkpoints() if c != path.parent]
-        then = f"delete {path.parent} to go on from {others[-1]}" if others else "start anew in another folder"
+        then = (
+            f"delete {path.parent} to go on from {others[-1]}"
+            if others
+            else "start anew in another folder"
+        )
         return ValueError(f"a checkpoint is damaged: {path}. Put a backup in its place, or {then}.")
 
     def _tallied(self, checkpoint: Path, name: str) -> tuple[int, str]:
@@ -308,7 +360,8 @@ class RunDir:
         data = path.read_bytes()[:length] if length and path.exists() else b""
         if len(data) < length:
             raise ValueError(
-                f"{path} has {len(data)} bytes, yet the checkpoint was written when it had {length}: restore it."
+                f"{path} has {len(data)} bytes, yet the checkpoint was written when it had"
+                f" {length}: restore it."
             )
         if hashlib.sha256(data).hexdigest() != sha256:
             raise damaged(path, "it is not what was written", _BACKUP)

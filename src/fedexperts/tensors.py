@@ -1,7 +1,7 @@
 """The currency: everything that is sent, saved or kept is a flat dict of named tensors.
 
-Names are dotted ("global.context", "pool.clinic-a.context"). This room knows bytes, names, sums and seeds; it
-knows no method, no model, no client and no file layout.
+Names are dotted ("global.context", "pool.clinic-a.context"). This room knows bytes, names, sums and
+seeds; it knows no method, no model, no client and no file layout.
 """
 
 import hashlib
@@ -21,7 +21,8 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 CPU = torch.device("cpu")  # where what is sent, saved or kept lies
 
-_KINDS = {  # safetensors' words, in the order of its files: what is wide comes first, so that all lie aligned
+# safetensors' words, in the order of its files: what is wide comes first, so that all lie aligned
+_KINDS = {
     torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
@@ -37,12 +38,16 @@ _CHUNK = 2**18  # numbers that `combine` holds at once: in fp32 1 MB, which a co
 
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
-    """Safetensors bytes, equal for equal tensors: in a fixed order, values detached, dense and on the CPU."""
+    """Safetensors bytes, equal for equal tensors: in a fixed order, values detached, dense and on
+    the CPU.
+    """
     return b"".join(parts(tensors))
 
 
 def parts(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The bytes of `pack`, piece by piece: a head, then each tensor's own memory, uncopied where it is dense."""
+    """The bytes of `pack`, piece by piece: a head, then each tensor's own memory, uncopied where it
+    is dense.
+    """
     tensors = _ordered(tensors)
     yield _head(tensors)
     yield from map(_raw, tensors.values())
@@ -53,16 +58,27 @@ def _ordered(tensors: Mapping[str, Tensor]) -> Tensors:
     places = {kind: place for place, kind in enumerate(_KINDS)}
     for name, value in tensors.items():
         if value.dtype not in places:
-            raise ValueError(f"{name} is {value.dtype}; what is sent, saved or kept is one of {[*_KINDS]}")
-    return {name: tensors[name] for name in sorted(tensors, key=lambda name: (places[tensors[name].dtype], name))}
+            raise ValueError(
+                f"{name} is {value.dtype}; what is sent, saved or kept is one of {[*_KINDS]}"
+            )
+    return {
+        name: tensors[name]
+        for name in sorted(tensors, key=lambda name: (places[tensors[name].dtype], name))
+    }
 
 
 def _head(tensors: Tensors) -> bytes:
-    """What a safetensors file begins with: its ordered tensors' kinds, shapes and places, known before their values."""
+    """What a safetensors file begins with: its ordered tensors' kinds, shapes and places, known
+    before their values.
+    """
     entries, begin = {}, 0
     for name, value in tensors.items():
         end = begin + value.nbytes
-        entries[name] = {"dtype": _KINDS[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
+        entries[name] = {
+            "dtype": _KINDS[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [begin, end],
+        }
         begin = end
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -83,7 +99,9 @@ def unpack(data: bytes) -> Tensors:
 
 
 class Mapped(Tensors):
-    """A safetensors file's tensors, mapped into memory: the disk is read where they are looked at, and only then."""
+    """A safetensors file's tensors, mapped into memory: the disk is read where they are looked at,
+    and only then.
+    """
 
     def __init__(self, path: Path) -> None:
         try:
@@ -95,7 +113,11 @@ class Mapped(Tensors):
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
     """The tensors named `prefix.*`, without the prefix."""
-    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")}
+    return {
+        name[len(prefix) + 1 :]: value
+        for name, value in tensors.items()
+        if name.startswith(prefix + ".")
+    }
 
 
 def named(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
@@ -109,22 +131,27 @@ def on(device: torch.device, tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def mean(items: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Tensors:
-    """Weighted mean of equally named tensors, added in the order given, so that it repeats bit for bit.
+    """Weighted mean of equally named tensors, added in the order given, so that it repeats bit for
+    bit.
 
-    Weights need not sum to one; they must be positive in sum. Sums are taken in float64 and returned in the
-    tensors' own type. Of others than floating tensors, a batch norm's count of steps, the item with the largest weight
-    (the first of equals) gives its own, as in `combine`.
+    Weights need not sum to one; they must be positive in sum. Sums are taken in float64 and
+    returned in the tensors' own type. Of others than floating tensors, a batch norm's count of
+    steps, the item with the largest weight (the first of equals) gives its own, as in `combine`.
     """
     total = float(sum(weights))
     if not items or total <= 0:
-        raise ValueError(f"a mean of {len(items)} items with weights that sum to {total}: nothing to average")
+        raise ValueError(
+            f"a mean of {len(items)} items with weights that sum to {total}: nothing to average"
+        )
     shares = [weight / total for weight in weights]
     heaviest = items[shares.index(max(shares))]
 
     def one(name: str, kind: torch.dtype) -> Tensor:
         if not kind.is_floating_point:
             return heaviest[name]
-        return sum_in_order(item[name].double() * share for item, share in zip(items, shares, strict=True)).to(kind)
+        return sum_in_order(
+            item[name].double() * share for item, share in zip(items, shares, strict=True)
+        ).to(kind)
 
     return {name: one(name, first.dtype) for name, first in items[0].items()}
 
@@ -138,18 +165,27 @@ def sum_in_order(values: Iterable[Tensor]) -> Tensor:
 
 
 def apart(items: Sequence[Mapping[str, Tensor]]) -> float:
-    """Root mean square distance of items from their mean, as a share of the mean's norm; 0 if all are 0."""
-    flat = torch.stack([torch.cat([value.flatten().double() for _, value in sorted(item.items())]) for item in items])
+    """Root mean square distance of items from their mean, as a share of the mean's norm; 0 if all
+    are 0.
+    """
+    flat = torch.stack(
+        [
+            torch.cat([value.flatten().double() for _, value in sorted(item.items())])
+            for item in items
+        ]
+    )
     centre = flat.mean(0)
     return float((flat - centre).norm() / (len(items) ** 0.5 * centre.norm()).clamp_min(1e-30))
 
 
 @torch.no_grad()
 def combine(weights: Tensor, items: Sequence[Mapping[str, Tensor]]) -> list[Tensors]:
-    """n weighted sums of m equally named items, by weights [n, m]: client models into experts, and experts back.
+    """n weighted sums of m equally named items, by weights [n, m]: client models into experts, and
+    experts back.
 
-    Floating tensors are summed in their own type, at least float32; of others, a batch norm's count of steps, the
-    item with the row's largest weight gives its own. What was before is one more item: (1 - lambda) E + lambda sum.
+    Floating tensors are summed in their own type, at least float32; of others, a batch norm's count
+    of steps, the item with the row's largest weight gives its own. What was before is one more
+    item: (1 - lambda) E + lambda sum.
     """
     _combinable(weights, items)
     sums: list[Tensors] = [{} for _ in weights]
@@ -165,14 +201,19 @@ def combine(weights: Tensor, items: Sequence[Mapping[str, Tensor]]) -> list[Tens
 
 
 @torch.no_grad()
-def combine_files(weights: Tensor, items: Sequence[Mapping[str, Tensor]], paths: Sequence[Path]) -> None:
+def combine_files(
+    weights: Tensor, items: Sequence[Mapping[str, Tensor]], paths: Sequence[Path]
+) -> None:
     """The same sums, to the last bit, each in a safetensors file of its own, whole or not there.
 
-    Nothing but a chunk is in memory if the items are `Mapped`; a path may be that of an item, which it replaces.
+    Nothing but a chunk is in memory if the items are `Mapped`; a path may be that of an item, which
+    it replaces.
     """
     _combinable(weights, items)
     if len(weights) != len(paths) or len(set(paths)) < len(paths):
-        raise ValueError(f"{len(weights)} sums need as many different paths, not {[str(path) for path in paths]}")
+        raise ValueError(
+            f"{len(weights)} sums need as many different paths, not {[str(path) for path in paths]}"
+        )
     with ExitStack() as all_of_them:
         files = [all_of_them.enter_context(writing(path)) for path in paths]
         tensors = _ordered(items[0])
@@ -185,7 +226,9 @@ def combine_files(weights: Tensor, items: Sequence[Mapping[str, Tensor]], paths:
 
 
 def _sums(weights: Tensor, values: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """The n weighted sums of one tensor of m items, flat, chunk by chunk: a small matrix product each."""
+    """The n weighted sums of one tensor of m items, flat, chunk by chunk: a small matrix product
+    each.
+    """
     kind, flat = values[0].dtype, [value.reshape(-1) for value in values]
     if not kind.is_floating_point:
         yield [flat[place] for place in weights.argmax(1).tolist()]
@@ -199,7 +242,9 @@ def _sums(weights: Tensor, values: Sequence[Tensor]) -> Iterator[Sequence[Tensor
 def _combinable(weights: Tensor, items: Sequence[Mapping[str, Tensor]]) -> None:
     """ValueError for weights of another number of items, and for an item unlike the first."""
     if not weights.numel() or weights.ndim != 2 or weights.shape[1] != len(items):
-        raise ValueError(f"weights are {list(weights.shape)} for {len(items)} items; right would be [sums, items]")
+        raise ValueError(
+            f"weights are {list(weights.shape)} for {len(items)} items; expected [sums, items]"
+        )
     want = shapes(items[0])
     for place, item in enumerate(items):
         have = shapes(item)
@@ -207,7 +252,10 @@ def _combinable(weights: Tensor, items: Sequence[Mapping[str, Tensor]]) -> None:
             if have.get(name) != want.get(name):
                 which = item.path if isinstance(item, Mapped) else f"item {place}"
                 has, expected = have.get(name, "missing"), want.get(name, "none")
-                raise ValueError(f"{which} is not like the first item: its {name} is {has}; expected is {expected}")
+                raise ValueError(
+                    f"{which} is not like the first item: its {name} is {has}; expected is"
+                    f" {expected}"
+                )
 
 
 def stack(items: Sequence[Mapping[str, Tensor]]) -> Tensors:
@@ -241,17 +289,23 @@ def packed_size(tensors: Mapping[str, Tensor]) -> int:
 
 
 def rng(seed: int, use: str, round: int = 0, client: str = "") -> torch.Generator:
-    """A generator for one use: a pure function of its four arguments, so no generator state is ever saved."""
+    """A generator for one use: a pure function of its four arguments, so no generator state is ever
+    saved.
+    """
     digest = hashlib.sha256(f"{seed}/{use}/{round}/{client}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def normal_of_this_machine(shape: torch.Size) -> Tensor:
-    """Standard normal numbers out of the operating system's randomness, each from 53 bits of its own.
+    """Standard normal numbers out of the operating system's randomness, each from 53 bits of its
+    own.
 
-    A generator would not do: torch's has a seed of 32 bits, and whoever guesses it can take the noise off.
+    A generator would not do: torch's has a seed of 32 bits, and whoever guesses it can take the
+    noise off.
     """
-    bits = torch.frombuffer(bytearray(os.urandom(8 * shape.numel())), dtype=torch.int64) & (2**53 - 1)
+    bits = torch.frombuffer(bytearray(os.urandom(8 * shape.numel())), dtype=torch.int64) & (
+        2**53 - 1
+    )
     found: Tensor = torch.special.ndtri((bits.double() + 0.5) / 2**53)
     return found.float().reshape(shape)
 
@@ -264,7 +318,9 @@ def write(path: Path, data: bytes) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """A file that has its name once it is whole: written aside, flushed to the disk, then renamed into place."""
+    """A file that has its name once it is whole: written aside, flushed to the disk, then renamed
+    into place.
+    """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = aside(path)
@@ -286,7 +342,9 @@ def aside(path: Path) -> Path:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """What the disk says against writing a file has the file's name: a write does not say where no space is left."""
+    """What the disk says against writing a file has the file's name: a write does not say where no
+    space is left.
+    """
     try:
         yield
     except OSError as error:

@@ -1,4 +1,5 @@
-"""The command line. It reads arguments, calls one function of another room, and prints; it computes nothing.
+"""The command line. It reads arguments, calls one function of another room, and prints; it computes
+nothing.
 
     studies.py      run, resume, reproduce, compare, report
     look.py         ls, show, check

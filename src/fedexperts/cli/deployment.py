@@ -10,18 +10,28 @@ from rich.markup import escape
 
 from .terminal import Forget, OneConfig, Settings, err, errors, out, say, stopped
 
-app = typer.Typer(help="A real federation: a server, and sites on machines of their own.", no_args_is_help=True)
+app = typer.Typer(
+    help="A real federation: a server, and sites on machines of their own.", no_args_is_help=True
+)
 
-Folder = Annotated[Path, typer.Argument(help="A folder that `fedexperts deploy init` made.", show_default=False)]
+Folder = Annotated[
+    Path, typer.Argument(help="A folder that `fedexperts deploy init` made.", show_default=False)
+]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name.", show_default=False)]
 
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="A new folder, on the server's machine.", show_default=False)],
-    server: Annotated[str, typer.Option(help="Name or address under which sites reach the server.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A new folder, on the server's machine.", show_default=False)
+    ],
+    server: Annotated[
+        str, typer.Option(help="Name or address under which sites reach the server.")
+    ],
     sites: Annotated[str, typer.Option(help="Names of the sites, with commas between.")],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="The server's port: the only one to open.")] = 9443,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="The server's port: the only one to open.")
+    ] = 9443,
 ) -> None:
     """Write certificates, keys, and what every site needs; say what to run where."""
     with _flower() as (_, place):
@@ -29,16 +39,17 @@ def init(
         made = place.Deployment.create(folder, server, port, names)
         key = place.signing_key_of(folder)
         out.print(
-            f"Wrote {folder}, and apart from it the signing key {key}.\n"
-            f"  Keep {key} elsewhere, off this machine, and delete it here: who has it can run code at\n"
-            f"  the sites, and who has the server alone cannot. `fedexperts deploy app` asks for it after an upgrade.\n"
-            f"Next:",
+            f"Wrote {folder}, and apart from it the signing key {key}.\n  Keep {key} elsewhere, off"
+            " this machine, and delete it here: who has it can run code at\n  the sites, and who"
+            " has the server alone cannot. `fedexperts deploy app` asks for it after an"
+            " upgrade.\nNext:",
             soft_wrap=True,
         )
         for name in made.sites:
             out.print(
-                f"  carry {folder}/sites/{name} to the site {name}'s machine, delete it here, and there type\n"
-                f"    fedexperts deploy site {name} --name {name} --data PATH_OF_ITS_DATA",
+                f"  carry {folder}/sites/{name} to the site {name}'s machine, delete it here, and"
+                f" there type\n    fedexperts deploy site {name} --name {name} --data"
+                " PATH_OF_ITS_DATA",
                 soft_wrap=True,
             )
         out.print(
@@ -70,17 +81,28 @@ def server(
 
 @app.command()
 def site(
-    folder: Annotated[Path, typer.Argument(help="The site's folder, or the deployment's.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="The site's folder, or the deployment's.", show_default=False)
+    ],
     name: Annotated[str, typer.Option(help="The site's name.")],
-    data: Annotated[Path | None, typer.Option(help="Where its data lie; remembered in site.toml.")] = None,
-    patience: Annotated[float, typer.Option(min=0, help="Seconds to go on trying if the server refuses.")] = 180,
+    data: Annotated[
+        Path | None, typer.Option(help="Where its data lie; remembered in site.toml.")
+    ] = None,
+    patience: Annotated[
+        float, typer.Option(min=0, help="Seconds to go on trying if the server refuses.")
+    ] = 180,
     forget: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Begin afresh in this run, as private/ calls it: its state is lost."),
+        typer.Option(
+            metavar="RUN", help="Begin afresh in this run, as private/ calls it: its state is lost."
+        ),
     ] = None,
 ) -> None:
     """Run a site until it is stopped."""
-    with _flower() as (processes, place), stopped("The site is stopped; what it keeps lies in its folder."):
+    with (
+        _flower() as (processes, place),
+        stopped("The site is stopped; what it keeps lies in its folder."),
+    ):
         site = place.SiteFolder.at(folder, name)
         if data:
             site.point_at(data)
@@ -102,7 +124,10 @@ def run(folder: Folder, config: OneConfig, settings: Settings = None) -> None:
         asked = door.load(config, settings or [])
         fitted = runs.fitted(asked, deployment)
         if asked.tune:
-            say(f"{asked.name}: the values in [tune] are not tried here; those in the file are taken.")
+            say(
+                f"{asked.name}: the values in [tune] are not tried here; those in the file are"
+                " taken."
+            )
         processes.connected(deployment)  # before anything is written: is the server there?
         deployment.signed()  # and an app that sites run?
         run = runs.Run.create(deployment, fitted, free(folder / "runs" / asked.name).name)
@@ -144,7 +169,10 @@ def sites(folder: Folder) -> None:
         deployment = place.Deployment.at(folder)
         there = processes.connected(deployment)
         for name in deployment.sites:
-            out.print(f"{escape(name)}  [dim]{there.get(name, 'not known to the server yet')}[/]", soft_wrap=True)
+            out.print(
+                f"{escape(name)}  [dim]{there.get(name, 'not known to the server yet')}[/]",
+                soft_wrap=True,
+            )
 
 
 @app.command()
@@ -158,15 +186,24 @@ def add(folder: Folder, site: Annotated[str, typer.Argument(help="The new site's
 @app.command("app")
 def sign(
     folder: Folder,
-    key: Annotated[Path, typer.Option(help="The signing key that `init` wrote, from where it is kept.")],
+    key: Annotated[
+        Path, typer.Option(help="The signing key that `init` wrote, from where it is kept.")
+    ],
 ) -> None:
-    """Build and sign the app that sites run, after an upgrade; a server that runs takes notice by itself."""
+    """Build and sign the app that sites run, after an upgrade; a server that runs takes notice by
+    itself.
+    """
     with _flower() as (_, place):
         deployment = place.Deployment.at(folder)
         lacking = deployment.sign(key)
-        out.print(f"Signed the app in {folder}/app by {key}; keep that key off the server.", soft_wrap=True)
+        out.print(
+            f"Signed the app in {folder}/app by {key}; keep that key off the server.",
+            soft_wrap=True,
+        )
         for name in lacking:
-            out.print(f"Carry {folder}/app/app.pub into the folder of the site {name}.", soft_wrap=True)
+            out.print(
+                f"Carry {folder}/app/app.pub into the folder of the site {name}.", soft_wrap=True
+            )
 
 
 @app.command()
@@ -187,7 +224,9 @@ def renew(folder: Folder) -> None:
 
 @contextmanager
 def _flower() -> Iterator[tuple[Any, Any]]:
-    """The rooms that know Flower's programs and a deployment's folder, or a clear word on what to install."""
+    """The rooms that know Flower's programs and a deployment's folder, or a clear word on what to
+    install.
+    """
     from .. import config as door
 
     with errors():
@@ -220,7 +259,10 @@ def _watch(folder: Path, deployment: Any, run: Any) -> None:
             say(line)
     status = run.status
     if status.state != "finished":
-        err.print(f"[red]Error:[/] {escape(status.why)}\nGo on with: fedexperts deploy resume {folder} {name}")
+        err.print(
+            f"[red]Error:[/] {escape(status.why)}\nGo on with: fedexperts deploy resume {folder}"
+            f" {name}"
+        )
         raise typer.Exit(1)
     found = pictures.collect([run.path])
     for table in pictures.tables(found):

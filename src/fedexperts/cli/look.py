@@ -31,7 +31,7 @@ def ls(what: Annotated[str, typer.Argument(metavar="configs|methods|models|data"
             named = door.known(kinds[what])
             rows = [(name, named.meaning(name)) for name in named]
         else:
-            raise ValueError(f"ls {what}: right would be one of configs, methods, models, data")
+            raise ValueError(f"ls {what}: expected one of configs, methods, models, data")
         width = max(len(name) for name, _ in rows)
         for name, about in rows:
             out.print(f"{escape(name):{width}}  [dim]{escape(about)}[/]", soft_wrap=True)
@@ -49,14 +49,18 @@ def show(config: OneConfig, settings: Settings = None) -> None:
             if head != section:
                 out.print(f"\n[bold]{escape(f'[{head}]')}[/]", soft_wrap=True)
                 section = head
-            out.print(f"{name} = {escape(value)}  [dim]# {escape(meaning)} ({escape(origin)})[/]", soft_wrap=True)
+            out.print(
+                f"{name} = {escape(value)}  [dim]# {escape(meaning)} ({escape(origin)})[/]",
+                soft_wrap=True,
+            )
 
 
 def check(
     config: OneConfig,
     settings: Settings = None,
     picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also draw the split: a name in .svg or .png.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Also draw the split: a name in .svg or .png."),
     ] = None,
 ) -> None:
     """Load data and model, print the split; nothing is trained."""
@@ -68,12 +72,17 @@ def check(
         out.print(_split(federation))
         kept = dict(getattr(model, "expert", model).initial) | model.initial
         leaving = method.uploads(model)
-        trained = sum(value.numel() for name, value in kept.items() if name in (leaving or model.initial))
-        again = shlex.join(["fedexperts", "run", str(config), *(f"--set={text}" for text in settings or [])])
+        trained = sum(
+            value.numel() for name, value in kept.items() if name in (leaving or model.initial)
+        )
+        again = shlex.join(
+            ["fedexperts", "run", str(config), *(f"--set={text}" for text in settings or [])]
+        )
         out.print(
-            f"\n{found.name}: {len(federation.parts)} clients, {len(federation.inputs)} examples of "
-            f"{len(federation.classes)} classes; no example stands in two parts or at two clients.\n"
-            f"A client trains {trained:,} numbers; what may leave it: {_listed(sorted(leaving))}."
+            f"\n{found.name}: {len(federation.parts)} clients, {len(federation.inputs)} examples of"
+            f" {len(federation.classes)} classes; no example stands in two parts or at two"
+            f" clients.\nA client trains {trained:,} numbers; what may leave it:"
+            f" {_listed(sorted(leaving))}."
         )
         for remark in (*federation.notes, *_twins(federation)):
             out.print(f"[yellow]Note:[/] {escape(remark)}", soft_wrap=True)
@@ -89,13 +98,18 @@ def _listed(names: list[str]) -> str:
 
 
 def _split(federation: "Federation") -> Table:
-    """Who holds how many examples of which class, the server's reserve set last; of many classes, the extremes."""
+    """Who holds how many examples of which class, the server's reserve set last; of many classes,
+    the extremes.
+    """
     few = len(federation.classes) <= FEW
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("client", no_wrap=True)
     for name in ("train", "valid", "test", *(map(escape, federation.classes) if few else MANY)):
         table.add_column(name, justify="right")
-    by_part = {client: [str(sum(own)) for own in parts.values()] for client, parts in federation.counts().items()}
+    by_part = {
+        client: [str(sum(own)) for own in parts.values()]
+        for client, parts in federation.counts().items()
+    }
     by_part[""] = [str(len(federation.reserve)), "", ""]
     for client, counts in federation.by_class().items():
         there = [count for count in counts if count]
@@ -107,7 +121,11 @@ def _split(federation: "Federation") -> Table:
 def _draw(federation: "Federation", path: Path) -> None:
     from ..report import write_split
 
-    write_split({name or SERVER: own for name, own in federation.by_class().items()}, federation.classes, path)
+    write_split(
+        {name or SERVER: own for name, own in federation.by_class().items()},
+        federation.classes,
+        path,
+    )
     out.print(f"Wrote {escape(str(path))}", soft_wrap=True)
 
 
@@ -123,6 +141,6 @@ def _twins(federation: "Federation") -> Iterator[str]:
 
     if pairs := [f"{named(one)} = {named(other)}" for one, other in federation.twins()]:
         yield (
-            f"{plural(len(pairs), 'example')} equal to one at another client or in another part; what is tested on "
-            f"should not have been trained on: {_listed(pairs)}."
+            f"{plural(len(pairs), 'example')} equal to one at another client or in another part;"
+            f" what is tested on should not have been trained on: {_listed(pairs)}."
         )

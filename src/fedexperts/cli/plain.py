@@ -1,8 +1,9 @@
 """A console on which words of others are only words.
 
-Names of files, classes, clients and experts may be made by strangers. Rich's markup in them is escaped where they are
-printed; what would move a terminal's cursor, name its window or turn the direction of a line is shown as its number
-here, for all that is printed. This room does not know what is printed.
+Names of files, classes, clients and experts may be made by strangers. Rich's markup in them is
+escaped where they are printed; what would move a terminal's cursor, name its window or turn the
+direction of a line is shown as its number here, for all that is printed. This room does not know
+what is printed.
 """
 
 import unicodedata
@@ -14,7 +15,8 @@ from rich.segment import Segment
 from rich.text import Text
 
 _KEPT = "\n\t"
-_TURNS = {*"\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}  # marks of direction
+# marks of direction
+_TURNS = {*"\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}
 
 
 class Plain(Console):
@@ -24,14 +26,18 @@ class Plain(Console):
         """Strings come by here before their width in a table is measured."""
         return super().render_str(plain(text), **how)
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
         """All else, too, comes by here, and is text no longer when it leaves."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(plain(segment.text), segment.style)
 
 
 def plain(text: str) -> str:
-    """A text in which every character that is more than a letter to a terminal is written as its number."""
+    """A text in which every character that is more than a letter to a terminal is written as its
+    number.
+    """
     return "".join(_number(mark) if _acts(mark) else mark for mark in text)
 
 

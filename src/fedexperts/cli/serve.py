@@ -14,10 +14,14 @@ def serve(
     run: OneRun,
     client: ClientName = "",
     private: PrivateFolder = None,
-    host: Annotated[str, typer.Option(help="Where to listen; the default is this machine alone.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Where to listen; the default is this machine alone.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
 ) -> None:
-    """Show a page to drop images on, or to type texts into: classes, probabilities, and which experts spoke."""
+    """Show a page to drop images on, or to type texts into: classes, probabilities, and which
+    experts spoke.
+    """
     from ..predict import Predictor
 
     with errors():
@@ -26,8 +30,8 @@ def serve(
         with room.listen(host, port) as door:
             if host not in room.LOOPBACK:
                 err.print(
-                    "[yellow]Warning:[/] anybody who reaches this address can use the page; it asks for no password, "
-                    "and what is sent is not encrypted.",
+                    "[yellow]Warning:[/] anybody who reaches this address can use the page; it asks"
+                    " for no password, and what is sent is not encrypted.",
                     soft_wrap=True,
                 )
             out.print(
@@ -42,5 +46,7 @@ def _room() -> ModuleType:
     try:
         from .. import serve
     except ModuleNotFoundError as error:
-        raise ValueError(f"the page needs a web server ({error}); type: pip install 'fedexperts[serve]'") from None
+        raise ValueError(
+            f"the page needs a web server ({error}); type: pip install 'fedexperts[serve]'"
+        ) from None
     return serve

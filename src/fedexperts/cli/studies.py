@@ -19,7 +19,19 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from .terminal import Configs, Forget, Jobs, Runs, Settings, err, errors, out, say, stopped, to_go_on
+from .terminal import (
+    Configs,
+    Forget,
+    Jobs,
+    Runs,
+    Settings,
+    err,
+    errors,
+    out,
+    say,
+    stopped,
+    to_go_on,
+)
 
 if TYPE_CHECKING:
     from .. import study
@@ -32,26 +44,41 @@ KEPT = "Stopped. Every finished round is kept; go on with: "
 def run(
     configs: Configs,
     settings: Settings = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, counted up from run.seed.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="How many seeds, counted up from run.seed.")
+    ] = 1,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="A new folder.", show_default="the next free runs/NAME")
+        Path | None,
+        typer.Option("--out", help="A new folder.", show_default="the next free runs/NAME"),
     ] = None,
     jobs: Jobs = None,
     tensorboard: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Also write each round's figures for TensorBoard, in here.")
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="Also write each round's figures for TensorBoard, in here."
+        ),
     ] = None,
     mlflow: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Also tell MLflow: http://HOST:PORT or sqlite:///FILE.")
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Also tell MLflow: http://HOST:PORT or sqlite:///FILE."
+        ),
     ] = None,
-    wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Also tell Weights & Biases.")] = None,
+    wandb: Annotated[
+        str | None, typer.Option(metavar="PROJECT", help="Also tell Weights & Biases.")
+    ] = None,
 ) -> None:
-    """Run experiments side by side: tune each on validation data, repeat over seeds, print tables, write the report."""
+    """Run experiments side by side: tune each on validation data, repeat over seeds, print tables,
+    write the report.
+    """
     from .. import study
 
     with errors():
         experiments = _load(configs, settings or [])
         first = int(experiments[0].values["run"]["seed"])
-        place = folder or study.free(Path("runs") / (configs[0].stem if len(configs) == 1 else "comparison"))
+        place = folder or study.free(
+            Path("runs") / (configs[0].stem if len(configs) == 1 else "comparison")
+        )
         trackers = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb}
         asked = {kind: where for kind, where in trackers.items() if where}
         study.create(place, experiments, [first + i for i in range(seeds)], asked)
@@ -59,10 +86,15 @@ def run(
 
 
 def resume(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `fedexperts run` made.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A folder that `fedexperts run` made.")
+    ],
     jobs: Jobs = None,
     changed_data: Annotated[
-        bool, typer.Option("--changed-data", help="Go on though the data changed: what is known stays in its part.")
+        bool,
+        typer.Option(
+            "--changed-data", help="Go on though the data changed: what is known stays in its part."
+        ),
     ] = False,
     forget: Forget = None,
 ) -> None:
@@ -80,17 +112,25 @@ def reproduce(
     paper: Annotated[str, typer.Argument(help="pfedmoap or fedmoe.", show_default=False)],
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Of this set or method alone, e.g. flowers102, cifar10/50; repeatable."),
+        typer.Option(
+            metavar="NAME",
+            help="Of this set or method alone, e.g. flowers102, cifar10/50; repeatable.",
+        ),
     ] = None,
     settings: Settings = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, counted up from run.seed.")] = 3,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="How many seeds, counted up from run.seed.")
+    ] = 3,
     folder: Annotated[
         Path | None,
-        typer.Option("--out", help="A folder, new or of this command.", show_default="runs/reproduce/PAPER"),
+        typer.Option(
+            "--out", help="A folder, new or of this command.", show_default="runs/reproduce/PAPER"
+        ),
     ] = None,
     jobs: Jobs = None,
 ) -> None:
-    """Run a paper's experiments, as far as data and models are on this machine, and print ours beside the published.
+    """Run a paper's experiments, as far as data and models are on this machine, and print ours
+    beside the published.
 
     Typed again, it goes on where it was stopped, and with what has come to this machine since.
     """
@@ -98,10 +138,14 @@ def reproduce(
     from .. import reproduce as papers
 
     with errors():
-        asked, place = papers.read(paper, only or [], settings or []), folder or Path("runs/reproduce") / paper
+        asked, place = (
+            papers.read(paper, only or [], settings or []),
+            folder or Path("runs/reproduce") / paper,
+        )
         there = sum(not figure.lacking for figure in asked.figures)
         out.print(
-            f"{asked.source}: {there} of {len(asked.figures)} figures can be had here, in {place}", soft_wrap=True
+            f"{asked.source}: {there} of {len(asked.figures)} figures can be had here, in {place}",
+            soft_wrap=True,
         )
         with stopped(KEPT + "the same command"), _progress() as tell:
             failed = papers.run(asked, place, seeds, jobs or door.cores(), tell)
@@ -112,7 +156,9 @@ def reproduce(
 
 
 def _print_beside(results: list["Result"], column: str) -> None:
-    """Published and ours, a row a figure; below, by number, what differs and why some could not be obtained."""
+    """Published and ours, a row a figure; below, by number, what differs and why some could not be
+    obtained.
+    """
     from ..metrics import mean_sd
 
     notes: dict[str, str] = {}  # by text, with its number
@@ -121,7 +167,10 @@ def _print_beside(results: list["Result"], column: str) -> None:
     for name in ("published", "ours", "sd (seeds)", "difference", "notes"):
         table.add_column(name, justify="right")
     for result in results:
-        says = [*(f"Differs: {text}" for text in result.figure.differs), *(f"Not had: {text}" for text in result.why)]
+        says = [
+            *(f"Differs: {text}" for text in result.figure.differs),
+            *(f"Not had: {text}" for text in result.why),
+        ]
         numbers = [notes.setdefault(text, str(len(notes) + 1)) for text in says]
         cells = ["-", "-", "-"]
         if result.ours:
@@ -130,10 +179,16 @@ def _print_beside(results: list["Result"], column: str) -> None:
             cells = [f"{mean:.2f}", spread, f"{mean - result.figure.percent:+.2f}"]
         table.add_row(str(result.figure), f"{result.figure.percent:.2f}", *cells, " ".join(numbers))
     out.print(table)
-    of = "the server's predictor on all test parts" if column == "server" else "mean over clients, on their own parts"
+    of = (
+        "the server's predictor on all test parts"
+        if column == "server"
+        else "mean over clients, on their own parts"
+    )
     had = sum(bool(result.ours) for result in results)
     out.print(
-        f"Accuracy in percent after the last round: {of}. {had} of {len(results)} figures obtained.", soft_wrap=True
+        f"Accuracy in percent after the last round: {of}. {had} of {len(results)} figures"
+        " obtained.",
+        soft_wrap=True,
     )
     for text, number in notes.items():
         out.print(f"{number:>3}  {escape(text)}", soft_wrap=True)
@@ -149,8 +204,12 @@ def compare(runs: Runs) -> None:
 
 def report(
     runs: Runs,
-    file: Annotated[Path | None, typer.Option("--out", help="The page.", show_default="report.html in RUN")] = None,
-    folder: Annotated[Path | None, typer.Option("--pictures", help="Also write each picture, as SVG, here.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--out", help="The page.", show_default="report.html in RUN")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--pictures", help="Also write each picture, as SVG, here.")
+    ] = None,
 ) -> None:
     """Write one self-contained HTML page: settings, tables, pictures."""
     from .. import report as pictures
@@ -164,7 +223,9 @@ def report(
 
 
 def _print_tables(tables: list[Table]) -> None:
-    """Each with an empty line below, so that what is said of one does not run into the title of the next."""
+    """Each with an empty line below, so that what is said of one does not run into the title of the
+    next.
+    """
     for table in tables:
         out.print(table)
         out.print()
@@ -185,7 +246,9 @@ def _load(paths: list[Path], settings: list[str]) -> list["Config"]:
 
 
 def _advance(folder: Path, jobs: int | None, changed_data: bool = False) -> None:
-    """Run what is left in a folder with a progress bar; then tables, report, and what to type next."""
+    """Run what is left in a folder with a progress bar; then tables, report, and what to type
+    next.
+    """
     from .. import config as door
     from .. import report as pictures
     from .. import study
@@ -214,7 +277,10 @@ def _announce(folder: Path) -> None:
     seeds, experiments = study.read(folder)
     trials = sum(len(study.trials(folder, e, seeds[0])) for e in experiments)
     runs = trials + len(experiments) * len(seeds)
-    counts = f"{plural(len(experiments), 'experiment')}, {plural(len(seeds), 'seed')}, {plural(runs, 'run')}"
+    counts = (
+        f"{plural(len(experiments), 'experiment')}, {plural(len(seeds), 'seed')},"
+        f" {plural(runs, 'run')}"
+    )
     out.print(f"{counts}, {trials} of them to tune, in {folder}", soft_wrap=True)
 
 
@@ -236,6 +302,11 @@ def _progress() -> Iterator["study.Progress"]:
         def tell(beat: "study.Beat") -> None:
             if beat.what not in tasks:
                 tasks[beat.what] = bar.add_task(beat.what, clients=0)
-            bar.update(tasks[beat.what], completed=beat.done, total=beat.total, clients=beat.clients or "...")
+            bar.update(
+                tasks[beat.what],
+                completed=beat.done,
+                total=beat.total,
+                clients=beat.clients or "...",
+            )
 
         yield tell

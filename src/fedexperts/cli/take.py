@@ -19,13 +19,20 @@ if TYPE_CHECKING:
     from ..predict import Prediction
 
 OneRun = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run's folder, as OUT/EXPERIMENT/seed-0.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="RUN", help="A run's folder, as OUT/EXPERIMENT/seed-0.", show_default=False
+    ),
 ]
 ClientName = Annotated[
-    str, typer.Option("--client", metavar="NAME", help="Whose own model; without it, what the server has.")
+    str,
+    typer.Option(
+        "--client", metavar="NAME", help="Whose own model; without it, what the server has."
+    ),
 ]
 PrivateFolder = Annotated[
-    Path | None, typer.Option(help="Where clients' private states lie.", show_default="private in RUN")
+    Path | None,
+    typer.Option(help="Where clients' private states lie.", show_default="private in RUN"),
 ]
 
 
@@ -41,36 +48,52 @@ def predict(
     run: OneRun,
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="IMAGE|FOLDER|TEXTS.txt", help="What to predict; a .txt file has a text a line."),
+        typer.Argument(
+            metavar="IMAGE|FOLDER|TEXTS.txt", help="What to predict; a .txt file has a text a line."
+        ),
     ] = None,
-    texts: Annotated[list[str] | None, typer.Option("--text", help="A text to predict; repeatable.")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Option("--text", help="A text to predict; repeatable.")
+    ] = None,
     client: ClientName = "",
     private: PrivateFolder = None,
     like: Annotated[
         Path | None,
         typer.Option(
-            help="For a client that never trained: a few labelled examples of its own, by which experts are chosen; a "
-            "folder with class/image.jpg, or a table with columns path or text, and label.",
+            help=(
+                "For a client that never trained: a few labelled examples of its own, by which"
+                " experts are chosen; a "
+                "folder with class/image.jpg, or a table with columns path or text, and label."
+            ),
             show_default=False,
         ),
     ] = None,
     form: Annotated[Form, typer.Option("--format", help="How to print it.")] = Form.table,
 ) -> None:
-    """Predict new images or texts with what a run learned: a client's own model, or what all share."""
+    """Predict new images or texts with what a run learned: a client's own model, or what all
+    share.
+    """
     from .. import predict as room
 
     with errors():
         if like and client:
-            raise ValueError("--like is for a client that never trained; right would be it, or --client, and not both")
+            raise ValueError(
+                "--like is for a client that never trained; use either --like or --client"
+            )
         predictor = room.Predictor.of(run, client, private)
         if like:
             predictor = predictor.like(room.labelled(predictor, like))
         asked = room.inputs(predictor, paths or [], texts or [])
         if not asked:
-            raise ValueError("nothing to predict; right would be images, a folder of them, or texts")
+            raise ValueError("nothing to predict; use images, a folder of them, or texts")
         err.print(f"Predicted with {escape(predictor.who)}.", soft_wrap=True)
         found, broken = list[room.Prediction](), dict[str, str]()
-        columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("predicting"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=err, transient=True) as bar:
             task = bar.add_task("", total=len(asked))
             for said, unread in room.predictions(predictor, asked):
@@ -88,9 +111,13 @@ def export(
     folder: Annotated[Path, typer.Option("--out", help="A new folder.", show_default=False)],
     client: ClientName = "",
     private: PrivateFolder = None,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Also as model.onnx; needs the extra onnx.")] = False,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also as model.onnx; needs the extra onnx.")
+    ] = False,
 ) -> None:
-    """Write a client's model, or what the server has, as a folder that predicts without this package."""
+    """Write a client's model, or what the server has, as a folder that predicts without this
+    package.
+    """
     from .. import export as room
     from ..predict import Predictor
 
@@ -98,7 +125,9 @@ def export(
         predictor = Predictor.of(run, client, private)
         room.export(predictor, folder, onnx)
         out.print(
-            f"Wrote {escape(predictor.who)}; {escape(str(folder / 'README.md'))} says how to use it.", soft_wrap=True
+            f"Wrote {escape(predictor.who)}; {escape(str(folder / 'README.md'))} says how to"
+            " use it.",
+            soft_wrap=True,
         )
 
 
@@ -112,7 +141,12 @@ def _print_predictions(found: "list[Prediction]", form: Form) -> None:
         experts = list(dict.fromkeys(name for each in found for name in each.experts))
         rows.writerow(["input", "class", "probability", *experts])
         rows.writerows(
-            [plain(each.input), plain(each.label), each.probability, *(each.experts.get(name, "") for name in experts)]
+            [
+                plain(each.input),
+                plain(each.label),
+                each.probability,
+                *(each.experts.get(name, "") for name in experts),
+            ]
             for each in found
         )
     else:

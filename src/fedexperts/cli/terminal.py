@@ -1,5 +1,5 @@
-"""What the commands share: two consoles, arguments that several of them take, a clear line for what went wrong, and how
-the program ends when it is told to.
+"""What the commands share: two consoles, arguments that several of them take, a clear line for what
+went wrong, and how the program ends when it is told to.
 """
 
 import errno
@@ -18,19 +18,28 @@ from .plain import Plain
 out = Plain(highlight=False)
 err = Plain(stderr=True, highlight=False)
 
-Configs = Annotated[list[Path], typer.Argument(help="Config files, or folders of them.", show_default=False)]
-OneConfig = Annotated[Path, typer.Argument(help="A config file.", show_default=False)]
-Runs = Annotated[list[Path], typer.Argument(help="Folders that `fedexperts run` made.", show_default=False)]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="section.key=value", help="Another value for a key; repeatable.")
+Configs = Annotated[
+    list[Path], typer.Argument(help="Config files, or folders of them.", show_default=False)
 ]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Runs at a time, each a process.", show_default="one a core")]
+OneConfig = Annotated[Path, typer.Argument(help="A config file.", show_default=False)]
+Runs = Annotated[
+    list[Path], typer.Argument(help="Folders that `fedexperts run` made.", show_default=False)
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="section.key=value", help="Another value for a key; repeatable."),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Runs at a time, each a process.", show_default="one a core"),
+]
 
 
 Forget = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="CLIENT", help="Go on without this client's private state, which is gone or damaged; repeatable."
+        metavar="CLIENT",
+        help="Go on without this client's private state, which is gone or damaged; repeatable.",
     ),
 ]
 
@@ -39,7 +48,10 @@ _ROOM = {
     errno.ENOSPC: "make room on that disk",
     errno.EDQUOT: "make room within the quota of that disk",
     errno.EROFS: "that disk can only be read: mount it for writing, or choose another folder",
-    errno.EACCES: "the user who runs this may not write or read there: mend its permissions, or choose another folder",
+    errno.EACCES: (
+        "the user who runs this may not write or read there: mend its permissions, or choose"
+        " another folder"
+    ),
 }
 
 
@@ -51,7 +63,9 @@ class TerminatedError(KeyboardInterrupt):
 
 
 def answer_signals() -> None:
-    """What a service manager or a closed terminal sends is answered like Ctrl-C; under nohup it is not answered."""
+    """What a service manager or a closed terminal sends is answered like Ctrl-C; under nohup it is
+    not answered.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
         raise TerminatedError(number)
@@ -67,7 +81,9 @@ def say(text: str) -> None:
 
 @contextmanager
 def stopped(word: str) -> Iterator[None]:
-    """Ctrl-C, or another signal, ends what goes on, with a word on what that means and what to type."""
+    """Ctrl-C, or another signal, ends what goes on, with a word on what that means and what to
+    type.
+    """
     try:
         yield
     except KeyboardInterrupt as interrupt:

@@ -9,8 +9,8 @@
     engines.py    the engines, which open what was built
     deployed.py   at a server and at a site, which did not write the config: `served`, `site`
 
-Each of them knows only those above it. What other rooms use is named below, and imported when it is first used, so
-that names can be listed without torch.
+Each of them knows only those above it. What other rooms use is named below, and imported when it is
+first used, so that names can be listed without torch.
 """
 
 import importlib
@@ -52,7 +52,9 @@ _ROOMS = {
     "checking": "ConfigError",
     "deployed": "Allowed served site",
     "engines": "FlowerSettings",
-    "machine": "about cores deploy_room device flower_environment flower_room only_simulated tracker_room",
+    "machine": (
+        "about cores deploy_room device flower_environment flower_room only_simulated tracker_room"
+    ),
     "names": "known",
     "reading": "Config find load parse resolve shipped shipped_folder",
 }

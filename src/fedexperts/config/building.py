@@ -1,4 +1,5 @@
-"""An experiment becomes objects: data, encoder, model and method, then a job and its clients, then an engine.
+"""An experiment becomes objects: data, encoder, model and method, then a job and its clients, then
+an engine.
 
 This room reads no config file, and knows neither sites nor what they allow.
 """
@@ -31,7 +32,9 @@ Sites = Mapping[str, Client]
 
 
 def parts(config: Config) -> tuple[Federation, Built, Model, Method]:
-    """An experiment's data, its model and encoder, the model as its method sees it, the method; ValueError if unfit."""
+    """An experiment's data, its model and encoder, the model as its method sees it, the method;
+    ValueError if unfit.
+    """
     federation = loaded(config)
     return federation, *_fitted(config, federation)
 
@@ -48,7 +51,8 @@ def _fitted(config: Config, federation: Federation) -> tuple[Built, Model, Metho
 
 
 def modelled(config: Config, classes: tuple[str, ...]) -> tuple[Built, Model]:
-    """An experiment's model and encoder, and the model as its method sees it; without data, and so with its own start.
+    """An experiment's model and encoder, and the model as its method sees it; without data, and so
+    with its own start.
 
     ValueError if the model cannot be built.
     """
@@ -59,7 +63,9 @@ def modelled(config: Config, classes: tuple[str, ...]) -> tuple[Built, Model]:
 
 
 def lacking(config: Config) -> list[str]:
-    """What an experiment reads that is not on this machine, a line each with what to type; nothing is read for it."""
+    """What an experiment reads that is not on this machine, a line each with what to type; nothing
+    is read for it.
+    """
     found = []
     for section in ("data", "model", "gate"):
         try:
@@ -86,7 +92,7 @@ def _check_start(model: Model, federation: Federation) -> None:
     needs_reserve(len(federation.reserve), "start.epochs")
     if not hasattr(model, "starting"):
         raise ValueError(
-            f"start.epochs: {type(model).__name__} has a start of its own; right would be start.epochs = 0"
+            f"start.epochs: {type(model).__name__} has a start of its own; use start.epochs = 0"
         )
 
 
@@ -96,8 +102,9 @@ def _check_gate(config: Config, built: Built, federation: Federation) -> None:
     one, other = (b.encode(federation.inputs[:1]) for b in (built, gate))
     if one.shape != other.shape or not one.equal(other):
         raise ValueError(
-            f'gate.name = "{config.values["gate"]["name"]}" is shown inputs {list(other.shape)} that are not those of '
-            f'the experts, {list(one.shape)}; right would be "{config.values["model"]["name"]}" with the same inputs'
+            f'gate.name = "{config.values["gate"]["name"]}" is shown inputs {list(other.shape)}'
+            f" that are not those of the experts, {list(one.shape)}; use"
+            f' "{config.values["model"]["name"]}" with the same inputs'
         )
 
 
@@ -106,21 +113,29 @@ def build(config: Config, private: Path, split: Path | None = None) -> tuple[Job
 
     The data are split as the file `split` says, if there is one by now.
     """
-    return assembled(config, split_as(config, split)[0] if split and split.exists() else loaded(config), private)
+    return assembled(
+        config, split_as(config, split)[0] if split and split.exists() else loaded(config), private
+    )
 
 
 @contextmanager
 def opened(
     config: Config, private: Path, split: Path | None = None, changed_data: bool = False
 ) -> Iterator[tuple[Job, Engine, Federation]]:
-    """The job of an experiment, the engine that its [engine] names, as long as it is needed, and the data.
+    """The job of an experiment, the engine that its [engine] names, as long as it is needed, and
+    the data.
 
-    With a `split`, the data as it has them; ValueError if they changed since, unless that is allowed.
+    With a `split`, the data as it has them; ValueError if they changed since, unless that is
+    allowed.
     """
     federation = _unchanged(config, split, changed_data) if split else loaded(config)
     job, sites = assembled(config, federation, private)
     home = private.absolute()
-    recipe = {"config": config.toml(), "private": str(home), "split": str(home.with_name("split.json"))}
+    recipe = {
+        "config": config.toml(),
+        "private": str(home),
+        "split": str(home.with_name("split.json")),
+    }
     with config.section("engine").open(job, sites, recipe) as engine:
         yield job, engine, federation
 
@@ -132,7 +147,8 @@ def loaded(config: Config) -> Federation:
 
 
 def split_as(config: Config, split: Path) -> tuple[Federation, str]:
-    """An experiment's data, with all that is known in its part of a split; what changed since it was written, or "".
+    """An experiment's data, with all that is known in its part of a split; what changed since it
+    was written, or "".
 
     A source that does not know its examples one by one is taken as it is.
     """
@@ -148,15 +164,17 @@ def _unchanged(config: Config, split: Path, changed_data: bool) -> Federation:
     federation, what = split_as(config, split)
     if what and not changed_data:
         raise ValueError(
-            f"the data are not those of {split}. {what}. Right would be to put them back, or another run; or go on by "
-            "`fedexperts resume RUN --changed-data`: what is known stays in its part, and the run's log and report say "
-            "what changed"
+            f"the data are not those of {split}. {what}. Put them back, or"
+            " start another run; or go on by `fedexperts resume RUN --changed-data`: what is known stays"
+            " in its part, and the run's log and report say what changed"
         )
     return federation
 
 
 def check_data(config: Config, split: Path) -> None:
-    """ValueError if an experiment's data changed since a split, from another seed perhaps, was written."""
+    """ValueError if an experiment's data changed since a split, from another seed perhaps, was
+    written.
+    """
     if hasattr(config.section("data"), "again"):
         _unchanged(config, split, changed_data=False)
 
@@ -175,28 +193,48 @@ def assembled(config: Config, federation: Federation, private: Path) -> tuple[Jo
 
     def client(name: str, own: Parts) -> Client:
         changed: Facts = {**federation.changed[name].counts()} if name in federation.changed else {}
-        return Client(name, examples(own.train), examples(own.valid), examples(own.test), Private(private), changed)
+        return Client(
+            name,
+            examples(own.train),
+            examples(own.valid),
+            examples(own.test),
+            Private(private),
+            changed,
+        )
 
     sites = {name: client(name, own) for name, own in federation.parts.items()}
-    exam = {part: examples(*(getattr(own, part) for own in federation.parts.values())) for part in ("valid", "test")}
+    exam = {
+        part: examples(*(getattr(own, part) for own in federation.parts.values()))
+        for part in ("valid", "test")
+    }
     reserve = examples(federation.reserve)
     model = _mixed(config, _started(config, built.model, reserve))
-    return Job(method, model, learning, run.rounds, run.seed, reserve, exam, config.section("guard")), sites
+    return (
+        Job(method, model, learning, run.rounds, run.seed, reserve, exam, config.section("guard")),
+        sites,
+    )
 
 
 def _inputs(given: Any, built: Built, views: int, seed: int) -> Tensor:
-    """What a model is shown of images or texts, [N, V, ...]; an encoder without a key is cheap, and nothing is kept."""
+    """What a model is shown of images or texts, [N, V, ...]; an encoder without a key is cheap, and
+    nothing is kept.
+    """
     if not len(given):  # a server without a reserve set
         return torch.empty(0, 1)
     if built.key:
         return features(given, built.encode, built.key, machine.cache_folder(), views, seed)
     if views > 1:
-        raise ValueError(f"learning.views is {views}: it must be 1 for this model, which sees every example as it is")
+        raise ValueError(
+            f"learning.views is {views}: it must be 1 for this model, which sees every example as"
+            " it is"
+        )
     return built.encode(given)[:, None]
 
 
 def _started(config: Config, model: Model, reserve: Examples) -> Model:
-    """The model with the common start that the reserve set taught it; itself, where nothing is asked."""
+    """The model with the common start that the reserve set taught it; itself, where nothing is
+    asked.
+    """
     settings: StartSettings = config.section("start")
     if not settings.epochs:
         return model
@@ -208,7 +246,9 @@ def _started(config: Config, model: Model, reserve: Examples) -> Model:
 
 
 def simulated(about: Mapping[str, str], client: str) -> tuple[Job, Client]:
-    """In a process of a simulation: the job, and the client of this name; built once for as many orders as come."""
+    """In a process of a simulation: the job, and the client of this name; built once for as many
+    orders as come.
+    """
     job, sites = _built_once(about["config"], about["private"], about["split"])
     return job, sites[client]
 

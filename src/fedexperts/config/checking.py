@@ -1,4 +1,5 @@
-"""Whether a section says what its class can be: all that is wrong of it, with the nearest known name.
+"""Whether a section says what its class can be: all that is wrong of it, with the nearest known
+name.
 
 This room does not know where values come from, nor what is built of them.
 """
@@ -25,7 +26,7 @@ class ConfigError(ValueError):
 def resolve_section(section: str, given: Any, errors: list[str]) -> dict[str, Any]:
     """Every key of a section with its value; what is wrong is added to `errors`."""
     if not isinstance(given, dict):
-        errors.append(f"{section} = {given!r}: right would be a table, [{section}]")
+        errors.append(f"{section} = {given!r}: expected a table, [{section}]")
         return {}
     if section in NAMED:
         given = {"name": DEFAULT_NAMES[section]} | given if section in DEFAULT_NAMES else given
@@ -39,10 +40,14 @@ def resolve_section(section: str, given: Any, errors: list[str]) -> dict[str, An
     return values
 
 
-def resolve_tune(tune: Any, resolved: dict[str, dict[str, Any]], errors: list[str]) -> dict[str, list[Any]]:
+def resolve_tune(
+    tune: Any, resolved: dict[str, dict[str, Any]], errors: list[str]
+) -> dict[str, list[Any]]:
     """Dotted keys with a list of values each, every value checked in its place."""
     if not isinstance(tune, dict):
-        errors.append(f'tune = {tune!r}: right would be a table of lists, [tune] "learning.rate" = [0.1, 0.3]')
+        errors.append(
+            f'tune = {tune!r}: expected a table of lists, [tune] "learning.rate" = [0.1, 0.3]'
+        )
         return {}
     for dotted, choices in tune.items():
         section, _, key = dotted.partition(".")
@@ -52,10 +57,12 @@ def resolve_tune(tune: Any, resolved: dict[str, dict[str, Any]], errors: list[st
         if dotted not in keys:
             errors.append(unknown("key to tune", dotted, keys))
         elif not isinstance(choices, list) or not choices:
-            errors.append(f'tune."{dotted}" = {choices!r}: right would be a list of values to try')
+            errors.append(f'tune."{dotted}" = {choices!r}: expected a list of values to try')
         else:
             for choice in choices:
-                errors += [f"tune: {e}" for e in _validate(section, resolved[section] | {key: choice})[1]]
+                errors += [
+                    f"tune: {e}" for e in _validate(section, resolved[section] | {key: choice})[1]
+                ]
     return tune
 
 
@@ -66,13 +73,18 @@ def _validate(section: str, given: dict[str, Any]) -> tuple[dict[str, Any], list
         checked = _model(section_class(section, given))(**plain).model_dump()
         section_class(section, given)(**checked)
     except ValidationError as error:
-        return {}, [_explain(section, e["loc"], e["type"], e["msg"], e["input"], known) for e in error.errors()]
+        return {}, [
+            _explain(section, e["loc"], e["type"], e["msg"], e["input"], known)
+            for e in error.errors()
+        ]
     except ValueError as error:  # what a dataclass itself says of its fields together
         return {}, [f"[{section}] {error}"]
     return ({"name": given["name"]} if section in NAMED else {}) | checked, []
 
 
-def _explain(section: str, where: tuple[int | str, ...], kind: str, message: str, given: Any, schema: Schema) -> str:
+def _explain(
+    section: str, where: tuple[int | str, ...], kind: str, message: str, given: Any, schema: Schema
+) -> str:
     key = str(where[0]) if where else ""
     if kind == "extra_forbidden":
         return unknown("key", f"{section}.{key}", [f"{section}.{name}" for name in schema])
@@ -85,7 +97,9 @@ def _explain(section: str, where: tuple[int | str, ...], kind: str, message: str
 def unknown(what: str, name: str, names: Sequence[str]) -> str:
     """A word that nothing has for a name, with the nearest that is one."""
     near = difflib.get_close_matches(name, names, 1, cutoff=0.5)
-    return f"{name}: no such {what}; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}")
+    return f"{name}: no such {what}; " + (
+        f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
+    )
 
 
 def section_class(section: str, values: Mapping[str, Any]) -> type:
@@ -109,11 +123,15 @@ def _imported(section: str, name: str) -> type:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"{section}.name = {name!r}: {error}; right would be module:Class on the Python path"
+            f"{section}.name = {name!r}: {error}; expected module:Class on the Python path"
         ) from None
-    does = {"method": "merge", "model": "build", "data": "load", "engine": "open", "gate": "build"}[section]
+    does = {"method": "merge", "model": "build", "data": "load", "engine": "open", "gate": "build"}[
+        section
+    ]
     if not (isinstance(found, type) and is_dataclass(found) and hasattr(found, does)):
-        raise ConfigError(f"{section}.name = {name!r} is {found!r}; right would be a dataclass with {does}()")
+        raise ConfigError(
+            f"{section}.name = {name!r} is {found!r}; expected a dataclass with {does}()"
+        )
     return found
 
 
@@ -132,7 +150,11 @@ def _model(kind: type) -> type[BaseModel]:
     """A pydantic model of a dataclass's fields: strict, and nothing beside them."""
     hints = get_type_hints(kind, include_extras=True)
     keys: dict[str, Any] = {f.name: (hints[f.name], _default(f)) for f in fields(kind)}
-    return create_model(kind.__name__, __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False), **keys)
+    return create_model(
+        kind.__name__,
+        __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False),
+        **keys,
+    )
 
 
 def _default(key: Any) -> Any:

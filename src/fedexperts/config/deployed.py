@@ -1,6 +1,7 @@
 """An experiment on machines of a deployment: at the federation's server, and at a site.
 
-A site did not write the config, so this room says what it may name there. It does not know how it came to the site.
+A site did not write the config, so this room says what it may name there. It does not know how it
+came to the site.
 """
 
 import json
@@ -22,18 +23,24 @@ from .reading import Config, parse, resolve
 
 
 def served(config: Config, data: Mapping[str, Any]) -> tuple[Job, Federation]:
-    """A federation's server: its job and its data, the classes and its own reserve set, which `data` leads to."""
+    """A federation's server: its job and its data, the classes and its own reserve set, which
+    `data` leads to.
+    """
     if at_sites := hasattr(config.section("data"), "server"):
         data = {"path": ""} | dict(data)
     config = _with_data(config, data)
     source = config.section("data")
-    federation: Federation = source.server() if at_sites else source.load(config.values["run"]["seed"])
+    federation: Federation = (
+        source.server() if at_sites else source.load(config.values["run"]["seed"])
+    )
     return replace(assembled(config, federation, Path())[0], exam={}), federation
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """What a run's config may name on a site's machine, beside the site's own data; by default, nothing."""
+    """What a run's config may name on a site's machine, beside the site's own data; by default,
+    nothing.
+    """
 
     modules: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
@@ -41,10 +48,13 @@ class Allowed:
     @classmethod
     def read(cls, table: Mapping[str, Any]) -> "Allowed":
         """From [allow] of site.toml; ValueError for what does not fit."""
-        lists = all(isinstance(v, list) and all(isinstance(name, str) for name in v) for v in table.values())
+        lists = all(
+            isinstance(v, list) and all(isinstance(name, str) for name in v) for v in table.values()
+        )
         if not lists or table.keys() - {"modules", "paths"}:
             raise ValueError(
-                f"[allow] of site.toml is {dict(table)}; right would be modules = [names] and paths = [places]"
+                f"[allow] of site.toml is {dict(table)}; expected modules = [names] and paths"
+                " = [places]"
             )
         return cls(**{key: tuple(names) for key, names in table.items()})
 
@@ -60,14 +70,21 @@ class Allowed:
 
 
 def site(
-    text: str, name: str, data: Mapping[str, Any], private: Path, splits: Path, allowed: Allowed = Allowed()
+    text: str,
+    name: str,
+    data: Mapping[str, Any],
+    private: Path,
+    splits: Path,
+    allowed: Allowed = Allowed(),
 ) -> tuple[Job, Client, str]:
-    """The job of an experiment, the site `name` with its own data, and what changed in them since they were split.
+    """The job of an experiment, the site `name` with its own data, and what changed in them since
+    they were split.
 
     Its split is written once into the folder `splits`. ValueError if the data hold no such client.
 
-    The common start is the server's, and comes with its first order; the reserve set is the server's, too. Whoever has
-    the server writes the text: it names no code and no place of this machine but what the site allows.
+    The common start is the server's, and comes with its first order; the reserve set is the
+    server's, too. Whoever has the server writes the text: it names no code and no place of this
+    machine but what the site allows.
     """
     _check_code(text, allowed)  # before anything is imported
     config = parse(text, "the run")
@@ -83,7 +100,9 @@ def site(
 
 
 def _with_data(config: Config, data: Mapping[str, Any]) -> Config:
-    return resolve([(config.nested(), "the run"), ({"data": dict(data)}, "here")]) if data else config
+    return (
+        resolve([(config.nested(), "the run"), ({"data": dict(data)}, "here")]) if data else config
+    )
 
 
 def _kept(config: Config, splits: Path) -> tuple[Federation, str]:
@@ -100,58 +119,80 @@ def _kept(config: Config, splits: Path) -> tuple[Federation, str]:
 
 
 def _check_code(text: str, allowed: Allowed) -> None:
-    """ValueError if an experiment names code, "module:Class", that a site does not allow; nothing is imported."""
-    sections = {key: values for key, values in tomllib.loads(text).items() if isinstance(values, dict)}
+    """ValueError if an experiment names code, "module:Class", that a site does not allow; nothing
+    is imported.
+    """
+    sections = {
+        key: values for key, values in tomllib.loads(text).items() if isinstance(values, dict)
+    }
     if sections.get("tune"):
         raise ValueError(
-            "the run has [tune], and nothing is tried at sites; right would be a run of `fedexperts deploy`"
+            "the run has [tune], and nothing is tried at sites; use a run of `fedexperts deploy`"
         )
     for section, values in sections.items():
         name = values.get("name")
         if isinstance(name, str) and ":" in name and not allowed.code(name):
             raise ValueError(
-                f"{section}.name = {name!r} names code, and this site allows none of that name: use a {section} of "
-                f'fedexperts, or add modules = ["{name.partition(":")[0]}"] to [allow] of the site\'s site.toml'
+                f"{section}.name = {name!r} names code, and this site allows none of that name: use"
+                f" a {section} of "
+                f'fedexperts, or add modules = ["{name.partition(":")[0]}"] to [allow] of the'
+                " site's site.toml"
             )
 
 
 def _check_places(config: Config, own: Mapping[str, Any], allowed: Allowed) -> None:
-    """ValueError if an experiment names a place of a site's machine that neither the site's data nor [allow] name."""
+    """ValueError if an experiment names a place of a site's machine that neither the site's data
+    nor [allow] name.
+    """
     for section, key in PLACES:
         path = config.values.get(section, {}).get(key, "")
         asked = path and not (section == "data" and key in own)
         if asked and (section == "data" or _is_place(path)) and not allowed.place(path):
             raise ValueError(
-                f"{section}.{key} = {path!r} is a place on the site's machine, which its site.toml does not name: "
-                f"leave it out, or let the site add paths = [{tomlkit.item(path).as_string()}] to its [allow]"
+                f"{section}.{key} = {path!r} is a place on the site's machine, which its site.toml"
+                " does not name: leave it out, or let the site add paths ="
+                f" [{tomlkit.item(path).as_string()}] to its [allow]"
             )
 
 
 def _is_place(name: str) -> bool:
-    """Whether a model's name leads to a file or folder, or would if one were there; or else it is a hub's or ours."""
+    """Whether a model's name leads to a file or folder, or would if one were there; or else it is a
+    hub's or ours.
+    """
     path = Path(name).expanduser()
     return path.is_absolute() or name.startswith((".", "~")) or ".." in path.parts or path.exists()
 
 
 def _check_same(config: Config, private: Path) -> None:
-    """Write down by which method and model a run began at a site; ValueError if it goes on by others.
+    """Write down by which method and model a run began at a site; ValueError if it goes on by
+    others.
 
-    What is private in the one may leave a site in the other: it would be read from the site's disk, and sent.
+    What is private in the one may leave a site in the other: it would be read from the site's disk,
+    and sent.
     """
     file, sections = private / "experiment.json", ("method", "model", "gate", "mixture")
-    now = json.dumps({section: config.values[section] for section in sections if section in config.values})
+    now = json.dumps(
+        {section: config.values[section] for section in sections if section in config.values}
+    )
     if not file.exists():
         write(file, now.encode())
         return
     try:
         before, after = json.loads(file.read_bytes()), json.loads(now)
     except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}): put a backup of {private} in its place") from None
+        raise ValueError(
+            f"{file} is damaged ({error}): put a backup of {private} in its place"
+        ) from None
     changed = [f"[{section}]" for section in sorted(before.keys() ^ after.keys())]
     for section in before.keys() & after.keys():  # a key that is new is a newer version's
-        changed += [f"{section}.{key}" for key, value in before[section].items() if after[section].get(key) != value]
+        changed += [
+            f"{section}.{key}"
+            for key, value in before[section].items()
+            if after[section].get(key) != value
+        ]
     if changed:
         raise ValueError(
-            f"the run {private.name} began at this site with another {', '.join(changed)}, and what it kept to itself "
-            "then might be sent now; right would be a new run, by `fedexperts deploy run`"
+            f"the run {private.name} began at this site with another {', '.join(changed)}, and what"
+            " it kept to itself then might be sent now; use a new run, by `fedexperts"
+            " deploy run`"
         )

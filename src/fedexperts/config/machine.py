@@ -1,4 +1,5 @@
-"""The machine: its device, cores, folders and environment variables, and rooms that need a package not always there.
+"""The machine: its device, cores, folders and environment variables, and rooms that need a package
+not always there.
 
 Only this room chooses or reads them. It does not know how an experiment is built.
 """
@@ -22,19 +23,29 @@ from .reading import Config
 
 
 def device(config: Config) -> torch.device:
-    """Where an experiment's models compute on this machine; ConfigError if what run.device asks for is not here."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """Where an experiment's models compute on this machine; ConfigError if what run.device asks for
+    is not here.
+    """
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     asked: str = config.values["run"]["device"]
     if asked == "auto":
         asked = next(name for name, here in there.items() if here)
     if not there[asked]:
         right = " or ".join(name for name, here in there.items() if here)
-        raise ConfigError(f'run.device = "{asked}": torch {torch.__version__} finds none here; right would be {right}')
+        raise ConfigError(
+            f'run.device = "{asked}": torch {torch.__version__} finds none here; use {right}'
+        )
     return torch.device(asked)
 
 
 def repeatable(place: torch.device) -> None:
-    """Equal settings, equal bits: of a GPU's convolutions take those that add in a fixed order, and in fp32."""
+    """Equal settings, equal bits: of a GPU's convolutions take those that add in a fixed order, and
+    in fp32.
+    """
     if place.type == "cuda":
         torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
 
@@ -51,7 +62,9 @@ def cache_folder() -> Path:
 
 
 def about(config: Config, federation: Federation) -> dict[str, Any]:
-    """What a run writes down of its data, of its method for reports, and of the machine: all beside its config."""
+    """What a run writes down of its data, of its method for reports, and of the machine: all beside
+    its config.
+    """
     simulated = only_simulated(config)
     found = {
         "fedexperts": __version__,
@@ -69,7 +82,9 @@ def about(config: Config, federation: Federation) -> dict[str, Any]:
 
 
 def only_simulated(config: Config) -> str:
-    """What of an experiment would protect clients if they were deployed, and is drawn from the seed as they are not."""
+    """What of an experiment would protect clients if they were deployed, and is drawn from the seed
+    as they are not.
+    """
     method: Method = config.section("method")
     return "" if config.values["engine"]["name"] == "flower" else method.simulated
 
@@ -87,11 +102,14 @@ _SILENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's default from its next version on
 }
-_BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # else minutes, each time
+# else minutes, each time
+_BRIEF = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
 def flower_environment(home: Path) -> dict[str, str]:
-    """What Flower's programs are started with: their files in `home`, nothing installed, nobody called, short waits."""
+    """What Flower's programs are started with: their files in `home`, nothing installed, nobody
+    called, short waits.
+    """
     own = {"FLWR_HOME": str(home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
     own |= {"FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -99,7 +117,9 @@ def flower_environment(home: Path) -> dict[str, str]:
 
 
 def flower_room() -> ModuleType:
-    """The room that knows Flower, silent towards the outside; ConfigError, with what to type, if Flower is missing."""
+    """The room that knows Flower, silent towards the outside; ConfigError, with what to type, if
+    Flower is missing.
+    """
     return _needing_flower("fedexperts.flower")
 
 
@@ -114,7 +134,8 @@ def _needing_flower(room: str) -> ModuleType:
         return importlib.import_module(room)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"[engine] needs Flower ({error}); type: pip install 'fedexperts[flower]', or take the engine inprocess"
+            f"[engine] needs Flower ({error}); type: pip install 'fedexperts[flower]', or take the"
+            " engine inprocess"
         ) from None
 
 
@@ -125,4 +146,6 @@ def tracker_room(kind: str) -> ModuleType:
     try:
         return importlib.import_module(f"fedexperts.track.{kind}")
     except ModuleNotFoundError as error:
-        raise ConfigError(f"--{kind} needs a package ({error}); type: pip install 'fedexperts[{kind}]'") from None
+        raise ConfigError(
+            f"--{kind} needs a package ({error}); type: pip install 'fedexperts[{kind}]'"
+        ) from None

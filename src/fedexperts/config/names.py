@@ -1,4 +1,6 @@
-"""Which sections a config has, and what each can name. This room imports none of what it names, and reads no config."""
+"""Which sections a config has, and what each can name. This room imports none of what it names, and
+reads no config.
+"""
 
 from ..data import DATA
 from ..methods import METHODS
@@ -31,7 +33,8 @@ PLAIN = Named(
     },
 )
 SECTIONS = (*NAMED, *PLAIN)
-OPTIONAL = {"gate", "mixture"}  # sections without which there is no mixture, or a gate like its experts
+# sections without which there is no mixture, or a gate like its experts
+OPTIONAL = {"gate", "mixture"}
 PLACES = tuple(  # keys that may name a file or folder
     [("data", key) for key in ("path", "root", "split")]
     + [(section, key) for section in ("model", "gate") for key in ("clip", "model")]
@@ -40,5 +43,7 @@ DEFAULT_NAMES = {"engine": "inprocess"}
 
 
 def known(kind: str) -> Named:
-    """The classes that a section can name: kind is "data", "model", "method", "engine" or "gate"."""
+    """The classes that a section can name: kind is "data", "model", "method", "engine" or
+    "gate".
+    """
     return NAMED[kind]

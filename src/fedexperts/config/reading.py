@@ -1,6 +1,7 @@
 """TOML files become one experiment: layers of values, later ones winning, every error said at once.
 
-This room knows no data, model or method, and imports none: `checking` asks for their classes when a section names them.
+This room knows no data, model or method, and imports none: `checking` asks for their classes when a
+section names them.
 """
 
 import difflib
@@ -12,7 +13,15 @@ from typing import Any
 
 import tomlkit
 
-from .checking import ConfigError, resolve_section, resolve_tune, schema, section_class, unknown, without_name
+from .checking import (
+    ConfigError,
+    resolve_section,
+    resolve_tune,
+    schema,
+    section_class,
+    unknown,
+    without_name,
+)
 from .names import NAMED, OPTIONAL, SECTIONS
 
 Layer = tuple[dict[str, Any], str]  # nested values, and where they came from
@@ -20,7 +29,9 @@ Layer = tuple[dict[str, Any], str]  # nested values, and where they came from
 
 @dataclass(frozen=True)
 class Config:
-    """One experiment, resolved: `values` holds every key of every section, `origins` where each came from."""
+    """One experiment, resolved: `values` holds every key of every section, `origins` where each
+    came from.
+    """
 
     name: str
     values: dict[str, dict[str, Any]]
@@ -55,12 +66,19 @@ class Config:
     def described(self) -> Iterator[tuple[str, str, str, str]]:
         """Every dotted key with its value as TOML, its meaning and its origin."""
         for section, values in self.values.items():
-            meanings = {name: info.description or "" for name, info in schema(section, values).items()}
+            meanings = {
+                name: info.description or "" for name, info in schema(section, values).items()
+            }
             for key, value in values.items():
                 dotted = f"{section}.{key}"
                 named = ", ".join(NAMED[section]) if section in NAMED else ""
                 meaning = meanings.get(key) or f"one of {named}, or module:Class"
-                yield dotted, tomlkit.item(value).as_string(), meaning, self.origins.get(dotted, "default")
+                yield (
+                    dotted,
+                    tomlkit.item(value).as_string(),
+                    meaning,
+                    self.origins.get(dotted, "default"),
+                )
         for key, choices in self.tune.items():
             yield (
                 f'tune."{key}"',
@@ -71,16 +89,26 @@ class Config:
 
 
 def load(path: Path | str, settings: Sequence[str] = ()) -> Config:
-    """The config file at `path`, on top of its `base` files, below `section.key=value` settings. Raises ConfigError."""
+    """The config file at `path`, on top of its `base` files, below `section.key=value` settings.
+    Raises ConfigError.
+    """
     file, *others = find(Path(path))
     if others:
-        raise ConfigError(f"{path} is a folder with {1 + len(others)} configs; right would be one of them, as {file}")
+        raise ConfigError(
+            f"{path} is a folder with {1 + len(others)} configs; expected one of them, as {file}"
+        )
     layers, changes = _layers(file), [_setting(text) for text in settings]
     for values, _ in layers:  # a value that is set by hand is not searched for any more
         if isinstance(tune := values.get("tune"), dict):
             values["tune"] = {key: tried for key, tried in tune.items() if key not in dict(changes)}
     return resolve(
-        [*layers, *((_nest([change]), f"--set {text}") for change, text in zip(changes, settings, strict=True))]
+        [
+            *layers,
+            *(
+                (_nest([change]), f"--set {text}")
+                for change, text in zip(changes, settings, strict=True)
+            ),
+        ]
     )
 
 
@@ -102,9 +130,13 @@ def resolve(layers: Iterable[Layer]) -> Config:
     errors = [unknown("section", key, keys) for key in merged if key not in keys]
     name = merged.get("name", "")
     if not isinstance(name, str) or not name:
-        errors.append(f'name = {name!r}: right would be a word for the experiment, for example name = "pfedmoap"')
+        errors.append(
+            f'name = {name!r}: expected a word for the experiment, for example name = "pfedmoap"'
+        )
     sections = [section for section in SECTIONS if section in merged or section not in OPTIONAL]
-    resolved = {section: resolve_section(section, merged.get(section, {}), errors) for section in sections}
+    resolved = {
+        section: resolve_section(section, merged.get(section, {}), errors) for section in sections
+    }
     tune = resolve_tune(merged.get("tune", {}), resolved, errors)
     if errors:
         raise ConfigError("\n".join(errors))
@@ -112,7 +144,8 @@ def resolve(layers: Iterable[Layer]) -> Config:
 
 
 def find(path: Path) -> list[Path]:
-    """The config files at `path`: a file, or every file of a folder whose name does not begin with "_".
+    """The config files at `path`: a file, or every file of a folder whose name does not begin with
+    "_".
 
     A path that is not there is looked up among the configs that ship with the package.
     """
@@ -122,15 +155,22 @@ def find(path: Path) -> list[Path]:
         return [place if place.exists() else path]
     found = sorted(file for file in place.glob("*.toml") if not file.name.startswith("_"))
     if not found:
-        raise ConfigError(f"{path}: a folder without config files; right would be one with NAME.toml in it")
+        raise ConfigError(
+            f"{path}: a folder without config files; expected one with NAME.toml in it"
+        )
     return found
 
 
 def shipped() -> list[tuple[Path, str]]:
     """The configs that ship with the package, each with the comment in its first line."""
-    files = [file for file in sorted(shipped_folder().rglob("*.toml")) if not file.name.startswith("_")]
+    files = [
+        file for file in sorted(shipped_folder().rglob("*.toml")) if not file.name.startswith("_")
+    ]
     return [
-        (Path("configs") / file.relative_to(shipped_folder()), file.read_text().splitlines()[0].removeprefix("# "))
+        (
+            Path("configs") / file.relative_to(shipped_folder()),
+            file.read_text().splitlines()[0].removeprefix("# "),
+        )
         for file in files
     ]
 
@@ -143,12 +183,18 @@ def shipped_folder() -> Path:
 
 def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
     if path.resolve() in above:
-        raise ConfigError(f"{path}: base = leads back to itself by {' -> '.join(p.name for p in above)}")
+        raise ConfigError(
+            f"{path}: base = leads back to itself by {' -> '.join(p.name for p in above)}"
+        )
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], 3)
-        hint = f"; near it: {', '.join(near)}" if near else "; `fedexperts ls configs` lists what is there"
+        hint = (
+            f"; near it: {', '.join(near)}"
+            if near
+            else "; `fedexperts ls configs` lists what is there"
+        )
         raise ConfigError(f"{path}: no such file{hint}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
@@ -156,7 +202,7 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
     if base is None:
         return [(values, str(path))]
     if not isinstance(base, str):
-        raise ConfigError(f"{path}: base = {base!r}; right would be the path of another config file")
+        raise ConfigError(f"{path}: base = {base!r}; expected the path of another config file")
     return [*_layers(path.parent / base, (*above, path.resolve())), (values, str(path))]
 
 
@@ -164,7 +210,7 @@ def _setting(text: str) -> tuple[str, Any]:
     """A key and a value from "section.key=value"; the value as TOML, or else as a plain word."""
     key, equals, value = text.partition("=")
     if not equals or "." not in key:
-        raise ConfigError(f"--set {text}: right would be section.key=value, for example run.rounds=5")
+        raise ConfigError(f"--set {text}: use section.key=value, for example run.rounds=5")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -179,7 +225,9 @@ def _nest(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return nested
 
 
-def _merge(into: dict[str, Any], values: Mapping[str, Any], origins: dict[str, str], origin: str) -> None:
+def _merge(
+    into: dict[str, Any], values: Mapping[str, Any], origins: dict[str, str], origin: str
+) -> None:
     """Lay `values` over `into`; a section that names another class than before begins anew."""
     for section, given in values.items():
         if not isinstance(given, dict):

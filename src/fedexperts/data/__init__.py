@@ -1,7 +1,8 @@
-"""Data: federations of labelled images and texts, their splits and features. Knows no model, method or engine.
+"""Data: federations of labelled images and texts, their splits and features. Knows no model, method
+or engine.
 
-To add a source: a frozen dataclass whose fields are its options, with `load(seed)`, and its name here. This room
-imports none of them.
+To add a source: a frozen dataclass whose fields are its options, with `load(seed)`, and its name
+here. This room imports none of them.
 """
 
 from ..named import Named

@@ -1,7 +1,9 @@
-"""Real handwritten digits that come with scikit-learn, as two federations; and four kinds of scanner.
+"""Real handwritten digits that come with scikit-learn, as two federations; and four kinds of
+scanner.
 
-1,797 scans of 8 x 8 pixels, drawn here at 32 x 32, bright ink on dark. All pixel arithmetic is in whole
-numbers, so a seed gives the same images on every machine. This room does not know models or methods.
+1,797 scans of 8 x 8 pixels, drawn here at 32 x 32, bright ink on dark. All pixel arithmetic is in
+whole numbers, so a seed gives the same images on every machine. This room does not know models or
+methods.
 """
 
 from collections.abc import Callable
@@ -23,12 +25,16 @@ SIDE = 32  # pixels
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """All digits as uint8 [1797, 3, 32, 32], three equal channels, and their labels int64 [1797]."""
+    """All digits as uint8 [1797, 3, 32, 32], three equal channels, and their labels int64
+    [1797].
+    """
     from sklearn.datasets import load_digits  # here, because it takes a second to import
 
     raw = load_digits()
     small = torch.from_numpy(raw.images).to(torch.int64) * 255 // 16  # [N, 8, 8], 0..16 to 0..255
-    large = interpolate(small[:, None].float(), size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+    large = interpolate(
+        small[:, None].float(), size=(SIDE, SIDE), mode="bilinear", align_corners=False
+    )
     images = large.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
     return images, torch.from_numpy(raw.target).to(torch.int64)
 
@@ -46,19 +52,22 @@ def inverted(images: Tensor, seed: int) -> Tensor:
 def faint(images: Tensor, seed: int) -> Tensor:
     """A third of the contrast on mid grey, under noise of up to 36 levels, uint8 [N, 3, H, W]."""
     shape = (4, len(images), 1, *images.shape[2:])
-    noise = torch.randint(-9, 10, shape, generator=rng(seed, "faint")).sum(0)  # the same in three channels
+    # the same in three channels
+    noise = torch.randint(-9, 10, shape, generator=rng(seed, "faint")).sum(0)
     return (images.to(torch.int64) // 3 + 85 + noise).clamp(0, 255).to(torch.uint8)
 
 
 def slanted(images: Tensor, seed: int) -> Tensor:
     """Each image sheared by its own 14 to 24 degrees about its middle row, uint8 [N, 3, H, W]."""
     count, _, height, width = images.shape
-    slope_N = torch.randint(4, 8, (count,), generator=rng(seed, "slanted"))  # sixteenths of a pixel a row
+    # sixteenths of a pixel a row
+    slope_N = torch.randint(4, 8, (count,), generator=rng(seed, "slanted"))
     offset_NH = slope_N[:, None] * (height - 1 - 2 * torch.arange(height))  # 32nds of a pixel
     place_NHW = 32 * torch.arange(width) - offset_NH[:, :, None]
     left = (place_NHW // 32 + 2).clamp(0, width + 2)[:, None].expand_as(images)  # in the padded row
     part = (place_NHW % 32)[:, None]
-    dark = pad(images.to(torch.int64), (2, 2))  # what comes in from outside is dark, and so is its neighbour
+    # what comes in from outside is dark, and so is its neighbour
+    dark = pad(images.to(torch.int64), (2, 2))
     mixed = dark.gather(3, left) * (32 - part) + dark.gather(3, left + 1) * part
     return ((mixed + 16) // 32).to(torch.uint8)
 
@@ -70,19 +79,33 @@ SCANNERS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "slanted": slanted,
 }
 
-Clients = Annotated[int, Field(description="number of clients; client i has scanner i mod scanners", ge=1)]
-Scanners = Annotated[int, Field(description="number of scanners; 1: plain digits", ge=1, le=len(SCANNERS))]
-Alpha = Annotated[
-    float, Field(description="Dirichlet over labels inside a scanner; small: skewed", gt=0, allow_inf_nan=False)
+Clients = Annotated[
+    int, Field(description="number of clients; client i has scanner i mod scanners", ge=1)
 ]
-Groups = Annotated[int, Field(description="number of clients, who divide the ten classes", ge=1, le=len(CLASSES) // 2)]
+Scanners = Annotated[
+    int, Field(description="number of scanners; 1: plain digits", ge=1, le=len(SCANNERS))
+]
+Alpha = Annotated[
+    float,
+    Field(
+        description="Dirichlet over labels inside a scanner; small: skewed",
+        gt=0,
+        allow_inf_nan=False,
+    ),
+]
+Groups = Annotated[
+    int,
+    Field(description="number of clients, who divide the ten classes", ge=1, le=len(CLASSES) // 2),
+]
 
 
 @dataclass(frozen=True)
 class DigitsScanners(Drawn):
-    """Sites that read the same digits with different scanners, and see some digits more than others.
+    """Sites that read the same digits with different scanners, and see some digits more than
+    others.
 
-    The protocol of DomainNet in arXiv:2410.10114: several clients a domain, Dirichlet(0.3) inside it.
+    The protocol of DomainNet in arXiv:2410.10114: several clients a domain, Dirichlet(0.3) inside
+    it.
     """
 
     clients: Clients = 20
@@ -97,11 +120,16 @@ class DigitsScanners(Drawn):
         names = list(SCANNERS)[: self.scanners]
         scans = images.clone()
         held: dict[str, Tensor] = {}
-        piles, reserves = self._scanned(labels, free, seed), self._reserve_scanned(labels, server, seed)
+        piles, reserves = (
+            self._scanned(labels, free, seed),
+            self._reserve_scanned(labels, server, seed),
+        )
         for scanner, own, reserve in zip(names, piles, reserves, strict=True):
             seen = torch.cat([own, reserve])  # in one go, so that no two images share their noise
             scans[seen] = SCANNERS[scanner](images[seen], seed)
-            sites = [f"{scanner}-{i}" for i in range(self.clients) if names[i % len(names)] == scanner]
+            sites = [
+                f"{scanner}-{i}" for i in range(self.clients) if names[i % len(names)] == scanner
+            ]
             if sites:
                 draw = rng(seed, "dirichlet", client=scanner)
                 hands = split.dirichlet(labels[own], len(sites), self.alpha, draw)
@@ -121,7 +149,9 @@ class DigitsScanners(Drawn):
 
 @dataclass(frozen=True)
 class DigitsPathological(Drawn):
-    """Sites that see different digits: the 'pathological' protocol of arXiv:2410.10114, few-shot."""
+    """Sites that see different digits: the 'pathological' protocol of arXiv:2410.10114,
+    few-shot.
+    """
 
     clients: Groups = 5
     shots: Shots = 16
@@ -132,7 +162,9 @@ class DigitsPathological(Drawn):
         server, free = _reserved(self, labels, seed)
         hands = split.pathological(labels[free], self.clients, rng(seed, "pathological"))
         held = {f"site-{i}": free[hand] for i, hand in enumerate(hands)}
-        return _federation(self, seed, images, labels, held, dict.fromkeys(held, "as-scanned"), server)
+        return _federation(
+            self, seed, images, labels, held, dict.fromkeys(held, "as-scanned"), server
+        )
 
 
 Spec = DigitsScanners | DigitsPathological
@@ -148,7 +180,10 @@ def _reserved(spec: Spec, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 def _deal(labels: Tensor, own: Tensor, weights: list[int], generator: Generator) -> list[Tensor]:
     """The examples `own` [n] in pieces by weight, each with the class distribution of the whole."""
-    return [own[piece] for piece in split.deal(labels[own], split.apportion(len(own), weights), generator)]
+    return [
+        own[piece]
+        for piece in split.deal(labels[own], split.apportion(len(own), weights), generator)
+    ]
 
 
 def _federation(
@@ -161,14 +196,20 @@ def _federation(
     server: Tensor,
 ) -> Federation:
     parts = {site: _parts(spec, seed, site, own, labels[own]) for site, own in held.items()}
-    return Federation(inputs=images, labels=labels, classes=CLASSES, parts=parts, domains=domains, reserve=server)
+    return Federation(
+        inputs=images, labels=labels, classes=CLASSES, parts=parts, domains=domains, reserve=server
+    )
 
 
 def _parts(spec: Spec, seed: int, site: str, own: Tensor, labels: Tensor) -> Parts:
-    """One site's examples `own` [n], with labels [n], cut into parts; the few-shot draw is from train alone."""
+    """One site's examples `own` [n], with labels [n], cut into parts; the few-shot draw is from
+    train alone.
+    """
     try:
         parts = split.cut(labels, spec.valid, spec.test, rng(seed, "parts", client=site))
     except ValueError as error:
-        raise ValueError(f"client {site!r} with {len(own)} images: {error}; use fewer clients") from None
+        raise ValueError(
+            f"client {site!r} with {len(own)} images: {error}; use fewer clients"
+        ) from None
     kept = split.few(labels[parts.train], spec.shots, rng(seed, "shots", client=site))
     return Parts(train=own[parts.train][kept], valid=own[parts.valid], test=own[parts.test])

@@ -1,7 +1,9 @@
-"""What a federation's data is: images or texts, labels, who holds which example in which part, and the server's few.
+"""What a federation's data is: images or texts, labels, who holds which example in which part, and
+the server's few.
 
-Checked once, when it is built: after that nobody needs to ask whether two clients share an example. This room
-does not know where the examples come from, how they were split, or what a model does with them.
+Checked once, when it is built: after that nobody needs to ask whether two clients share an example.
+This room does not know where the examples come from, how they were split, or what a model does with
+them.
 """
 
 import hashlib
@@ -21,12 +23,20 @@ PARTS = ("train", "valid", "test")
 LONGEST = 64  # characters of a name
 _BYTES = 192  # that a folder's name may have, with room for what is put behind it
 _JOINERS = "\u200c\u200d"  # which words of some scripts need, and nobody sees
-_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
+_DEVICES = {
+    "CON",
+    "PRN",
+    "AUX",
+    "NUL",
+    *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10)),
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """One client's examples: int64 positions [n] into the federation's inputs, for each of three uses."""
+    """One client's examples: int64 positions [n] into the federation's inputs, for each of three
+    uses.
+    """
 
     train: Tensor
     valid: Tensor
@@ -49,10 +59,13 @@ class Federation:
     reserve: Tensor = field(
         default_factory=lambda: torch.empty(0, dtype=torch.int64)
     )  # the server's own, positions [n]
-    files: dict[str, str] = field(default_factory=dict)  # of files and rows: name -> sha256, in the inputs' order
+    # of files and rows: name -> sha256, in the inputs' order
+    files: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what the source would have a person know, a line each
-    spare: dict[str, list[int]] = field(default_factory=dict)  # client -> its examples that `shots` left in no part
-    changed: dict[str, Change] = field(default_factory=dict)  # client -> what became of its examples since it was split
+    # client -> its examples that `shots` left in no part
+    spare: dict[str, list[int]] = field(default_factory=dict)
+    # client -> what became of its examples since it was split
+    changed: dict[str, Change] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", dict(sorted(self.parts.items())))
@@ -67,7 +80,10 @@ class Federation:
         _check_indices(self)
         _check_reserve(self)
         if self.files and len(self.files) != len(self.inputs):
-            raise ValueError(f"{len(self.files)} files of {len(self.inputs)} inputs: it must be one each, or none")
+            raise ValueError(
+                f"{len(self.files)} files of {len(self.inputs)} inputs: it must be one each, or"
+                " none"
+            )
 
     @property
     def side(self) -> int | None:
@@ -82,8 +98,13 @@ class Federation:
         }
 
     def by_class(self) -> dict[str, list[int]]:
-        """Client -> number of examples of each class, all parts together; the server's, if any, is named ""."""
-        found = {c: [sum(parts) for parts in zip(*own.values(), strict=True)] for c, own in self.counts().items()}
+        """Client -> number of examples of each class, all parts together; the server's, if any, is
+        named "".
+        """
+        found = {
+            c: [sum(parts) for parts in zip(*own.values(), strict=True)]
+            for c, own in self.counts().items()
+        }
         return found | ({"": self.reserve_counts()} if len(self.reserve) else {})
 
     def reserve_counts(self) -> list[int]:
@@ -91,7 +112,9 @@ class Federation:
         return self._count(self.reserve)
 
     def manifest(self) -> dict[str, Any]:
-        """Plain values: two runs with equal manifests had the same examples in the same parts (see manifest.py)."""
+        """Plain values: two runs with equal manifests had the same examples in the same parts (see
+        manifest.py).
+        """
         counts = self.by_class()
         found: dict[str, Any] = {
             "classes": list(self.classes),
@@ -99,22 +122,34 @@ class Federation:
             "labels": sha256(self.labels),
             "reserve": self.reserve.tolist(),
             "clients": {
-                client: {"domain": self.domains[client]}
-                | {part: index.tolist() for part, index in parts.named().items()}
-                | ({"spare": self.spare[client]} if client in self.spare else {})
-                | {"counts": counts[client]}
+                client: (
+                    {"domain": self.domains[client]}
+                    | {part: index.tolist() for part, index in parts.named().items()}
+                    | ({"spare": self.spare[client]} if client in self.spare else {})
+                    | {"counts": counts[client]}
+                )
                 for client, parts in self.parts.items()
             },
         }
-        return found | ({"files": self.files, "labelled": self.labels.tolist()} if self.files else {})
+        return found | (
+            {"files": self.files, "labelled": self.labels.tolist()} if self.files else {}
+        )
 
     def holders(self) -> dict[int, tuple[str, str]]:
-        """Example -> the client that has it, and in which part; the server's few are ("", "reserve")."""
+        """Example -> the client that has it, and in which part; the server's few are ("",
+        "reserve").
+        """
         found = dict.fromkeys(self.reserve.tolist(), ("", "reserve"))
-        return found | {example: (client, part) for client, part, index in _held(self) for example in index.tolist()}
+        return found | {
+            example: (client, part)
+            for client, part, index in _held(self)
+            for example in index.tolist()
+        }
 
     def twins(self) -> list[tuple[int, int]]:
-        """Pairs of equal examples at two clients or in two parts: what is tested on may have been trained on."""
+        """Pairs of equal examples at two clients or in two parts: what is tested on may have been
+        trained on.
+        """
         holders, first, found = self.holders(), dict[str, int](), []
         for example, holder in sorted(holders.items()):
             other = first.setdefault(_key(self.inputs[example]), example)
@@ -123,14 +158,21 @@ class Federation:
         return found
 
     def commonest(self) -> dict[str, float]:
-        """Accuracy in percent of always saying the commonest class of training, on test parts as accuracies are.
+        """Accuracy in percent of always saying the commonest class of training, on test parts as
+        accuracies are.
 
-        "clients": each its own, mean over clients; "server": the one of all, on all. Empty without clients.
+        "clients": each its own, mean over clients; "server": the one of all, on all. Empty without
+        clients.
         """
-        trains, tests = ([self.labels[getattr(own, part)] for own in self.parts.values()] for part in ("train", "test"))
+        trains, tests = (
+            [self.labels[getattr(own, part)] for own in self.parts.values()]
+            for part in ("train", "test")
+        )
         if not trains:
             return {}
-        alone = statistics.fmean(_guessed(train, test) for train, test in zip(trains, tests, strict=True))
+        alone = statistics.fmean(
+            _guessed(train, test) for train, test in zip(trains, tests, strict=True)
+        )
         return {"clients": alone, "server": _guessed(torch.cat(trains), torch.cat(tests))}
 
     def _count(self, index: Tensor) -> list[int]:
@@ -153,76 +195,110 @@ def _guessed(train: Tensor, test: Tensor) -> float:
 
 def _key(example: Tensor | str) -> str:
     """Equal for equal examples."""
-    return example if isinstance(example, str) else hashlib.sha256(example.contiguous().numpy().data).hexdigest()
+    return (
+        example
+        if isinstance(example, str)
+        else hashlib.sha256(example.contiguous().numpy().data).hexdigest()
+    )
 
 
 def _check_inputs(inputs: Tensor | tuple[str, ...]) -> None:
     if isinstance(inputs, Tensor):
         if inputs.dtype != torch.uint8 or inputs.ndim != 4 or inputs.shape[1] != 3:
-            raise ValueError(f"images are {inputs.dtype} {list(inputs.shape)}: they must be uint8 [N, 3, H, W]")
+            raise ValueError(
+                f"images are {inputs.dtype} {list(inputs.shape)}: they must be uint8 [N, 3, H, W]"
+            )
         return
     if not isinstance(inputs, tuple):
-        raise ValueError(f"inputs are a {type(inputs).__name__}: they must be images in a tensor, or a tuple of texts")
+        raise ValueError(
+            f"inputs are a {type(inputs).__name__}: they must be images in a tensor, or a tuple of"
+            " texts"
+        )
     for place, text in enumerate(inputs):
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"example {place} is {text!r}: it must be a text with at least one word")
+            raise ValueError(
+                f"example {place} is {text!r}: it must be a text with at least one word"
+            )
 
 
 def _check_labels(labels: Tensor, classes: tuple[str, ...], count: int) -> None:
     if labels.dtype != torch.int64 or labels.shape != (count,):
         raise ValueError(
-            f"labels are {labels.dtype} {list(labels.shape)}: they must be int64 [{count}], one an example"
+            f"labels are {labels.dtype} {list(labels.shape)}: they must be int64 [{count}], one an"
+            " example"
         )
     twice = [name for place, name in enumerate(classes) if name in classes[:place]]
     if not classes or not all(classes) or twice:
-        raise ValueError(f"classes are {classes}: they must be at least one, not empty, and each only once")
+        raise ValueError(
+            f"classes are {classes}: they must be at least one, not empty, and each only once"
+        )
     wrong = ((labels < 0) | (labels >= len(classes))).nonzero().flatten().tolist()
     if wrong:
         label = int(labels[wrong[0]])
         raise ValueError(
-            f"example {wrong[0]} has label {label}: it must be 0 to {len(classes) - 1}, one of the classes"
+            f"example {wrong[0]} has label {label}: it must be 0 to {len(classes) - 1}, one of the"
+            " classes"
         )
 
 
 def _check_names(federation: Federation) -> None:
-    if not federation.parts and len(federation.reserve) < len(federation.inputs):  # else it is a server's
+    # else it is a server's
+    if not federation.parts and len(federation.reserve) < len(federation.inputs):
         raise ValueError("a federation has 0 clients: it must have at least 1")
     for client in federation.parts:
         check_name(client)
     check_apart(federation.parts)
     if federation.domains.keys() != federation.parts.keys():
         odd = sorted(federation.domains.keys() ^ federation.parts.keys())
-        raise ValueError(f"clients {odd} are in only one of parts and domains: every client must be in both")
+        raise ValueError(
+            f"clients {odd} are in only one of parts and domains: every client must be in both"
+        )
 
 
 def check_name(client: str) -> None:
-    """ValueError for what cannot be a client's name: it becomes part of a tensor's name and the name of a folder."""
+    """ValueError for what cannot be a client's name: it becomes part of a tensor's name and the
+    name of a folder.
+    """
     check_folder(f"client name {client!r:.200}", client)
     if "." in client or " " in client:
-        raise ValueError(f"client name {client!r} cannot name a tensor and a folder: it must not hold a dot or a space")
+        raise ValueError(
+            f"client name {client!r} cannot name a tensor and a folder: it must not hold a dot or a"
+            " space"
+        )
 
 
 def check_folder(what: str, name: str) -> None:
-    """ValueError for what cannot name a folder on every system, or is not what it looks like in a terminal."""
-    marks = [mark for mark in name if not (mark.isprintable() or mark in _JOINERS) or mark in '/\\<>:"|?*']
+    """ValueError for what cannot name a folder on every system, or is not what it looks like in a
+    terminal.
+    """
+    marks = [
+        mark
+        for mark in name
+        if not (mark.isprintable() or mark in _JOINERS) or mark in '/\\<>:"|?*'
+    ]
     edges = {name[:1], name[-1:]} & {".", " "} or name.startswith("-")
     device = unicodedata.normalize("NFKC", name).split(".")[0].strip().upper() in _DEVICES
     if not name or marks or edges or device or len(name) > LONGEST or len(name.encode()) > _BYTES:
         raise ValueError(
-            f"{what} cannot name a tensor and a folder: expected are 1 to {LONGEST} printable characters "
-            f"({_BYTES} bytes), none of /\\<>:\"|?*, no dot, space or '-' in front, no dot or space behind, and no "
-            "word that a system takes for a device, as CON"
+            f"{what} cannot name a tensor and a folder: expected are 1 to {LONGEST} printable"
+            f" characters ({_BYTES} bytes), none of /\\<>:\"|?*, no dot, space or '-' in front, no"
+            " dot or space behind, and no word that a system takes for a device, as CON"
         )
 
 
 def check_apart(names: Iterable[str]) -> None:
-    """ValueError for two names that some system takes for one: what differs is in upper and lower case, or in form."""
+    """ValueError for two names that some system takes for one: what differs is in upper and lower
+    case, or in form.
+    """
     seen = dict[str, str]()
     for name in names:
         bare = "".join(mark for mark in name if mark not in _JOINERS)
         other = seen.setdefault(unicodedata.normalize("NFKC", bare).casefold(), name)
         if other != name:
-            raise ValueError(f"{other!r} and {name!r} are one name where upper and lower case are the same: change one")
+            raise ValueError(
+                f"{other!r} and {name!r} are one name where upper and lower case are the same:"
+                " change one"
+            )
 
 
 def _held(federation: Federation) -> Iterator[tuple[str, str, Tensor]]:
@@ -242,8 +318,8 @@ def _check_indices(federation: Federation) -> None:
             if example in holder:
                 other, use = holder[example]
                 raise ValueError(
-                    f"client {client!r} has example {example} in {part}, and client {other!r} has it in {use}: "
-                    "an example must be at one client, in one part, once"
+                    f"client {client!r} has example {example} in {part}, and client {other!r} has"
+                    f" it in {use}: an example must be at one client, in one part, once"
                 )
             holder[example] = client, part
 

@@ -1,7 +1,9 @@
-"""Your own images in folders: a folder of sites, site/class/image.jpg, or one site's own, class/image.jpg.
+"""Your own images in folders: a folder of sites, site/class/image.jpg, or one site's own,
+class/image.jpg.
 
-In a site, train/class/image.jpg, valid/... and test/... give the parts. Hidden files are passed over, other files that
-are no images are named in a note, and what else does not fit is refused by name. This room reads names, not images.
+In a site, train/class/image.jpg, valid/... and test/... give the parts. Hidden files are passed
+over, other files that are no images are named in a note, and what else does not fit is refused by
+name. This room reads names, not images.
 """
 
 from collections.abc import Iterator
@@ -16,31 +18,45 @@ from .images import SUFFIXES, Folder, several
 from .own import PART, Example, Found, Own, below, composed, words
 
 JUNK = ("thumbs.db", "desktop.ini")  # what Windows leaves behind; other systems' begins with a dot
-LAYOUT = "right would be FOLDER/site/class/image.jpg or, if data.site names whose folder it is, FOLDER/class/image.jpg"
+LAYOUT = (
+    "expected FOLDER/site/class/image.jpg or, if data.site names whose folder it is,"
+    " FOLDER/class/image.jpg"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolders(Own):
-    """Your own images in folders: site/class/image.jpg, every site a client; or one site's own, class/image.jpg."""
+    """Your own images in folders: site/class/image.jpg, every site a client; or one site's own,
+    class/image.jpg.
+    """
 
-    path: Annotated[str, Field(description="the folder of sites or, if data.site names the one client, of classes")] = (
-        ""
-    )
+    path: Annotated[
+        str,
+        Field(description="the folder of sites or, if data.site names the one client, of classes"),
+    ] = ""
 
     def found(self) -> Found:
         root = Path(self.path).expanduser()
         if not root.is_dir():
-            raise ValueError(f"data.path = {self.path!r}: no such folder, seen from {Path.cwd()}; {LAYOUT}")
+            raise ValueError(
+                f"data.path = {self.path!r}: no such folder, seen from {Path.cwd()}; {LAYOUT}"
+            )
         walk = _Walk(root)
-        homes = {self.site: root} if self.site else {composed(home.name): home for home in walk.folders(root)}
+        homes = (
+            {self.site: root}
+            if self.site
+            else {composed(home.name): home for home in walk.folders(root)}
+        )
         examples = [example for site, home in homes.items() for example in walk.site(site, home)]
         if not self.site and homes and all(name.lower() in PART for name in homes):
             raise ValueError(
-                f"{root} holds {several(homes)}, which are parts of one site's own data and no sites: right would be "
-                "data.site = its name, or a folder of that name around them"
+                f"{root} holds {several(homes)}, which are parts of one site's own data and no"
+                " sites: use data.site = its name, or a folder of that name around them"
             )
         if bare := sorted(homes.keys() - {example.site for example in examples}):
-            raise ValueError(f"no image in {several(bare)}, in {root}: right would be some, or no such folder")
+            raise ValueError(
+                f"no image in {several(bare)}, in {root}: add some, or remove the folder"
+            )
         if not examples:
             raise ValueError(f"{root} holds no folder; {LAYOUT}")
         return Found(examples, frozenset(walk.classes), Folder(root), walk.notes())
@@ -80,27 +96,36 @@ class _Walk:
         return images
 
     def _parts(self, home: Path) -> list[tuple[str, Path]]:
-        """The parts that a site gives, if its folders are named so, or all of it as one to train on."""
+        """The parts that a site gives, if its folders are named so, or all of it as one to train
+        on.
+        """
         folders = self.folders(home)
-        parts = [(PART[name], folder) for folder in folders if (name := folder.name.lower()) in PART]
+        parts = [
+            (PART[name], folder) for folder in folders if (name := folder.name.lower()) in PART
+        ]
         whole = len(parts) == len(folders)
         if whole and "train" in dict(parts):
             return parts
         if len(parts) > 1 or (whole and parts):
             names = ", ".join(folder.name for folder in folders)
             raise ValueError(
-                f"{home} holds {names}: right would be train, valid and test, or train alone, or classes alone"
+                f"{home} holds {names}: expected train, valid and test, or train alone, or"
+                " classes alone"
             )
         return [("train", home)]
 
     def _entries(self, place: Path) -> tuple[list[Path], list[Path]]:
-        """The folders and the images in `place`, by name; other files are noted, hidden ones not."""
+        """The folders and the images in `place`, by name; other files are noted, hidden ones
+        not.
+        """
         folders, images = [], []
         for entry in sorted(place.iterdir(), key=lambda entry: composed(entry.name)):
             if entry.name.startswith(".") or entry.name.lower() in JUNK:
                 continue
             if any(category(mark) in ("Cc", "Cs") for mark in entry.name):
-                raise ValueError(f"{entry.name!a} in {place}: a name that cannot be written; right would be another")
+                raise ValueError(
+                    f"{entry.name!a} in {place}: a name that cannot be written; use another"
+                )
             if entry.is_symlink():
                 below(self.root, entry)
             if entry.is_dir():

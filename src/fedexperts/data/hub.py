@@ -21,37 +21,63 @@ from .sets import SETS, Rows, folder
 
 Dataset = Annotated[str, Field(description=f"one of {', '.join(SETS)}")]
 Copy = Annotated[
-    str, Field(description="a copy of the set: a folder of parquet files, or of save_to_disk; empty: hub's")
+    str,
+    Field(
+        description="a copy of the set: a folder of parquet files, or of save_to_disk; empty: hub's"
+    ),
 ]
 Classes = Annotated[
     tuple[str, ...],
-    Field(description="classes to keep, in their order; [] takes those of the papers, mostly all", strict=False),
+    Field(
+        description="classes to keep, in their order; [] takes those of the papers, mostly all",
+        strict=False,
+    ),
 ]
 Partition = Literal["pathological", "dirichlet", "dirichlet-in-domains", "dominant", "natural"]
 Kind = Annotated[
     Partition,
     Field(
-        description="what makes a client: classes of its own; shares of classes; the same inside its domain; one "
-        "class above all others; whom its examples are of"
+        description=(
+            "what makes a client: classes of its own; shares of classes; the same inside its"
+            " domain; one class above all others; whom its examples are of"
+        )
     ),
 ]
 Clients = Annotated[
-    int, Field(description="number of clients; 0, where they are natural: each domain, writer or user is one", ge=0)
+    int,
+    Field(
+        description=(
+            "number of clients; 0, where they are natural: each domain, writer or user is one"
+        ),
+        ge=0,
+    ),
 ]
-Alpha = Annotated[float, Field(description="Dirichlet over labels; small: skewed", gt=0, allow_inf_nan=False)]
+Alpha = Annotated[
+    float, Field(description="Dirichlet over labels; small: skewed", gt=0, allow_inf_nan=False)
+]
 Share = Annotated[
-    float, Field(description="what one class has of a client's examples, where it is dominant", gt=0, le=1)
+    float,
+    Field(
+        description="what one class has of a client's examples, where it is dominant", gt=0, le=1
+    ),
 ]
-PerClass = Annotated[int, Field(description="at most so many examples a class, drawn before all else; 0: all", ge=0)]
+PerClass = Annotated[
+    int, Field(description="at most so many examples a class, drawn before all else; 0: all", ge=0)
+]
 Least = Annotated[int, Field(description="writers or users with fewer examples are left out", ge=1)]
 Given = Annotated[
-    bool, Field(description="keep the set's own parts; false: pool them, and draw parts for every client")
+    bool,
+    Field(
+        description="keep the set's own parts; false: pool them, and draw parts for every client"
+    ),
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hub(Listed):
-    """A data set of the papers, from a local copy or the hub's download, split into clients as the papers do."""
+    """A data set of the papers, from a local copy or the hub's download, split into clients as the
+    papers do.
+    """
 
     dataset: Dataset
     path: Copy = ""
@@ -68,13 +94,16 @@ class Hub(Listed):
         super().__post_init__()
         if self.dataset not in SETS:
             near = difflib.get_close_matches(self.dataset, SETS, 1) or [", ".join(SETS)]
-            raise ValueError(f"dataset = {self.dataset!r}: no such set; right would be {near[0]}")
+            raise ValueError(f"dataset = {self.dataset!r}: no such set; use {near[0]}")
         if not self.clients and self.partition != "natural":
-            raise ValueError(f"clients = 0 with partition = {self.partition!r}; right would be at least 1")
+            raise ValueError(
+                f"clients = 0 with partition = {self.partition!r}; expected at least 1"
+            )
         if self.partition in ("natural", "dirichlet-in-domains") and not SETS[self.dataset].group:
             groups = ", ".join(name for name, known in SETS.items() if known.group)
             raise ValueError(
-                f"partition = {self.partition!r}: {self.dataset} does not say whose an example is; right would be "
+                f"partition = {self.partition!r}: {self.dataset} does not say whose an example is;"
+                " expected "
                 f'"pathological", "dirichlet" or "dominant", or one of {groups}'
             )
 
@@ -105,7 +134,10 @@ class Hub(Listed):
             )
             for place, what in zip(places, shown, strict=True)
         ]
-        note = f"Left out, by classes, per_class or least: {rows.count - len(places)} of {rows.count} examples."
+        note = (
+            f"Left out, by classes, per_class or least: {rows.count - len(places)} of {rows.count}"
+            " examples."
+        )
         notes = (note,) if len(places) < rows.count else ()
         store = None if rows.texts else rows
         return self.build(Found(examples, store=store, notes=notes), tuple(named), seed)
@@ -114,8 +146,14 @@ class Hub(Listed):
         """The classes to keep, as the set names them, with the words for each."""
         known = SETS[self.dataset]
         words = {name: known.words.get(name, name.replace("_", " ")) for name in names}
-        wanted = self.classes or tuple(known.classes.split()) or tuple(name for name, word in words.items() if word)
-        found = {name: name for name in words} | {word: name for name, word in words.items() if word}
+        wanted = (
+            self.classes
+            or tuple(known.classes.split())
+            or tuple(name for name, word in words.items() if word)
+        )
+        found = {name: name for name in words} | {
+            word: name for name, word in words.items() if word
+        }
         for name in wanted:
             if name not in found:
                 near = difflib.get_close_matches(name, found, 1)
@@ -136,7 +174,9 @@ def _pathological(hub: Hub, labels: Tensor, groups: Sequence[str], seed: int) ->
 
 
 def _dirichlet(hub: Hub, labels: Tensor, groups: Sequence[str], seed: int) -> dict[str, Tensor]:
-    return _numbered("site", split.dirichlet(labels, hub.clients, hub.alpha, rng(seed, "dirichlet")))
+    return _numbered(
+        "site", split.dirichlet(labels, hub.clients, hub.alpha, rng(seed, "dirichlet"))
+    )
 
 
 def _in_domains(hub: Hub, labels: Tensor, groups: Sequence[str], seed: int) -> dict[str, Tensor]:
@@ -160,15 +200,17 @@ def _natural(hub: Hub, labels: Tensor, groups: Sequence[str], seed: int) -> dict
     whole = {name: own for name, own in split.natural(groups).items() if len(own) >= hub.least}
     if len(whole) < max(hub.clients, 1):
         raise ValueError(
-            f"{len(whole)} have {hub.least} examples, for {hub.clients or 'some'} clients: it must be as many or more; "
-            "right would be fewer clients, or a smaller least"
+            f"{len(whole)} have {hub.least} examples, for {hub.clients or 'some'} clients: it must"
+            " be as many or more; use fewer clients, or a smaller least"
         )
     if not hub.clients:
         return whole
     names = list(whole)
     order = torch.randperm(len(names), generator=rng(seed, "natural"))
     hands = torch.tensor_split(order, hub.clients)
-    return _numbered("site", [torch.cat([whole[names[i]] for i in sorted(hand.tolist())]) for hand in hands])
+    return _numbered(
+        "site", [torch.cat([whole[names[i]] for i in sorted(hand.tolist())]) for hand in hands]
+    )
 
 
 PARTITIONS: dict[str, Callable[[Hub, Tensor, Sequence[str], int], dict[str, Tensor]]] = {

@@ -1,11 +1,13 @@
-"""Images as they are kept to pixels: whatever the files are, one tensor of uint8 [N, 3, side, side].
+"""Images as they are kept to pixels: whatever the files are, one tensor of uint8 [N, 3, side,
+side].
 
-pillow reads them. The middle of each image, as large a square as fits, becomes `side` pixels wide: what CLIP would see
-of it. Turned as its EXIF says, grey in three equal channels, transparency on white, the first picture of several.
+pillow reads them. The middle of each image, as large a square as fits, becomes `side` pixels wide:
+what CLIP would see of it. Turned as its EXIF says, grey in three equal channels, transparency on
+white, the first picture of several.
 
-A file may be a stranger's, made to fill the memory. So its size is asked before it is read, and the picture's, which
-the first bytes say, before a pixel is decoded; large ones are decoded one at a time, and never held twice. This room
-does not know classes, clients or folders' meaning.
+A file may be a stranger's, made to fill the memory. So its size is asked before it is read, and the
+picture's, which the first bytes say, before a pixel is decoded; large ones are decoded one at a
+time, and never held twice. This room does not know classes, clients or folders' meaning.
 """
 
 import hashlib
@@ -26,9 +28,24 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-SUFFIXES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-KINDS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # pillow's others are rare, or run other programs
-PIXELS = 2**26  # of a picture: 67 million, more than a camera of the size of a full frame makes; 0.6 GB while decoded
+SUFFIXES = (
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".jpeg",
+    ".jpg",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+# pillow's others are rare, or run other programs
+KINDS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# of a picture: 67 million, more than a camera of the size of a full frame makes; 0.6 GB while
+# decoded
+PIXELS = 2**26
 HALF = ("AVIF", "WEBP")  # of these half as many: their decoders hold a picture three times
 BYTES = 2**29  # of a picture's file: as many pixels in 64 bits each, not compressed
 LARGE = 2**24  # pixels: four phones' screens, seldom met, and decoded one at a time
@@ -39,7 +56,9 @@ _one_at_a_time = threading.Lock()
 
 
 class Store(Protocol):
-    """Where images lie, each by a name; `str` says where that is. Equal stores have the same images."""
+    """Where images lie, each by a name; `str` says where that is. Equal stores have the same
+    images.
+    """
 
     def __hash__(self) -> int: ...
 
@@ -66,7 +85,9 @@ class Folder:
         if not stat.S_ISREG(found.st_mode):
             raise ValueError("it is no file")  # a pipe would never end
         if found.st_size > BYTES:
-            raise ValueError(f"it has {found.st_size:,} bytes, and at most {BYTES:,} are read: save it smaller")
+            raise ValueError(
+                f"it has {found.st_size:,} bytes, and at most {BYTES:,} are read: save it smaller"
+            )
         return path.read_bytes()
 
     def stamp(self, name: str) -> Hashable:
@@ -78,27 +99,38 @@ class Folder:
 
 
 def read(store: Store, names: Sequence[str], side: int) -> tuple[Tensor, dict[str, str]]:
-    """Pixels uint8 [N, 3, side, side] of images in a store, and the sha256 of each file, by its name.
+    """Pixels uint8 [N, 3, side, side] of images in a store, and the sha256 of each file, by its
+    name.
 
-    All are held in memory, 3 side² bytes each: 150 KB at 224. ValueError with all files that cannot be read, or if
-    there is no such memory. The newest answer is kept, so that the runs of a study do not decode the same files again.
+    All are held in memory, 3 side² bytes each: 150 KB at 224. ValueError with all files that cannot
+    be read, or if there is no such memory. The newest answer is kept, so that the runs of a study
+    do not decode the same files again.
     """
     pixels, hashes, broken = _read(store, side, tuple((name, store.stamp(name)) for name in names))
     if broken:
-        whole = f"{len(broken)} of {len(names)} images in {store} cannot be read: {several(said(broken))}"
-        raise ValueError(f"{whole}. Right would be to mend them, or to take them out")
+        whole = (
+            f"{len(broken)} of {len(names)} images in {store} cannot be read:"
+            f" {several(said(broken))}"
+        )
+        raise ValueError(f"{whole}. Repair them, or take them out")
     return pixels, hashes
 
 
 def readable(files: Sequence[Path], side: int) -> tuple[Tensor, dict[str, str]]:
-    """Pixels uint8 [n, 3, side, side] of those files that can be read, in their order; of the others, why not."""
+    """Pixels uint8 [n, 3, side, side] of those files that can be read, in their order; of the
+    others, why not.
+    """
     here = Folder(Path())
-    pixels, hashes, broken = _read(here, side, tuple((str(file), here.stamp(str(file))) for file in files))
+    pixels, hashes, broken = _read(
+        here, side, tuple((str(file), here.stamp(str(file))) for file in files)
+    )
     return pixels[[str(file) in hashes for file in files]], broken
 
 
 def decoded(data: bytes, side: int) -> Tensor:
-    """Pixels uint8 [1, 3, side, side] of an image that came as bytes; ValueError, with why, if it cannot be read."""
+    """Pixels uint8 [1, 3, side, side] of an image that came as bytes; ValueError, with why, if it
+    cannot be read.
+    """
     pixels = _room(1, side)
     try:
         with _quiet():
@@ -128,7 +160,9 @@ def _read(
     files = [file for file, _ in stamped]
     pixels, hashes, broken = _room(len(files), side), {}, {}
     with _quiet(), ThreadPoolExecutor() as pool:
-        filled = [pool.submit(_fill, pixels[place], store, file) for place, file in enumerate(files)]
+        filled = [
+            pool.submit(_fill, pixels[place], store, file) for place, file in enumerate(files)
+        ]
         for file, done in zip(files, filled, strict=True):
             if error := done.exception():
                 broken[file] = _reason(error)
@@ -139,7 +173,9 @@ def _read(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """pillow's remarks on files that it reads all the same are not heard; what is too large is refused in `_paint`."""
+    """pillow's remarks on files that it reads all the same are not heard; what is too large is
+    refused in `_paint`.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -151,8 +187,8 @@ def _room(count: int, side: int) -> Tensor:
     except RuntimeError:
         size = 3 * side**2 * count / 1e9
         raise ValueError(
-            f"{count:,} images of {side} x {side} pixels take {size:,.1f} GB of memory, which this machine does not "
-            "give: right would be a smaller data.side, or fewer images"
+            f"{count:,} images of {side} x {side} pixels take {size:,.1f} GB of memory, which this"
+            " machine does not give: use a smaller data.side, or fewer images"
         ) from None
 
 
@@ -186,14 +222,16 @@ def _at_most(pixels: int) -> str:
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:
-    image.draft(None, (2 * side, 2 * side))  # a large JPEG is decoded at an eighth, quarter or half: four times faster
+    # a large JPEG is decoded at an eighth, quarter or half: four times faster
+    image.draft(None, (2 * side, 2 * side))
     middle = _middle(image, side)
     middle.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
     return ImageOps.fit(ImageOps.exif_transpose(middle), (side, side), Image.Resampling.BICUBIC)
 
 
 def _middle(image: Image.Image, side: int) -> Image.Image:
-    """The middle square and some more, for the filter at its edges, in RGB; of a large image shrunk by a whole factor.
+    """The middle square and some more, for the filter at its edges, in RGB; of a large image shrunk
+    by a whole factor.
 
     It is converted band by band, so that a large image is not held a second time.
     """
@@ -213,7 +251,9 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # pillow itself would show all but the darkest as white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError("its pixels have 32 bits, and nothing says which is white: save it with 8 or 16 bits")
+        raise ValueError(
+            "its pixels have 32 bits, and nothing says which is white: save it with 8 or 16 bits"
+        )
     if image.has_transparency_data:
         seen = Image.new("RGBA", image.size, "white")
         seen.alpha_composite(image.convert("RGBA"))
@@ -231,5 +271,8 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "this machine has no memory for it: save it smaller"
     if "MAX_TEXT" in (said := str(error)):
-        return "its comments or its profile of colours unpack to more than is read: save it without them"
+        return (
+            "its comments or its profile of colours unpack to more than is read: save it without"
+            " them"
+        )
     return f"it is damaged: {said}" if "decoder error" in said else said or type(error).__name__

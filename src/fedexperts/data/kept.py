@@ -1,8 +1,9 @@
-"""A split that was written down, beside the examples as they are now: who stays where, what is new, what is gone.
+"""A split that was written down, beside the examples as they are now: who stays where, what is new,
+what is gone.
 
-An example is known by the hash of its bytes and by whose it is: another name changes nothing. What is known stays in
-its part, a copy of it joins it there, and what is new moves nothing else. This room does not know where examples come
-from, nor how a split was drawn.
+An example is known by the hash of its bytes and by whose it is: another name changes nothing. What
+is known stays in its part, a copy of it joins it there, and what is new moves nothing else. This
+room does not know where examples come from, nor how a split was drawn.
 """
 
 import hashlib
@@ -45,24 +46,41 @@ class Change:
 
     def counts(self) -> dict[str, int]:
         """What the server hears of it: numbers, and no names."""
-        sizes = {"data_new": len(self.new), "data_gone": len(self.gone), "data_relabelled": len(self.relabelled)}
+        sizes = {
+            "data_new": len(self.new),
+            "data_gone": len(self.gone),
+            "data_relabelled": len(self.relabelled),
+        }
         return {name: size for name, size in sizes.items() if size}
 
     def __str__(self) -> str:
-        to = ", ".join(f"{count} to {part}" for part, count in sorted(Counter(self.new.values()).items()))
-        kinds = {f"new, {to}": self.new, "gone": self.gone, "of another class than before": self.relabelled}
-        return "; ".join(f"{len(names)} {kind} ({several(names, _NAMED)})" for kind, names in kinds.items() if names)
+        to = ", ".join(
+            f"{count} to {part}" for part, count in sorted(Counter(self.new.values()).items())
+        )
+        kinds = {
+            f"new, {to}": self.new,
+            "gone": self.gone,
+            "of another class than before": self.relabelled,
+        }
+        return "; ".join(
+            f"{len(names)} {kind} ({several(names, _NAMED)})"
+            for kind, names in kinds.items()
+            if names
+        )
 
 
 def said(changed: Mapping[str, Change]) -> str:
     """What became of every client's examples, in a line."""
-    return ". ".join(f"{client or 'the reserve'}: {change}" for client, change in sorted(changed.items()))
+    return ". ".join(
+        f"{client or 'the reserve'}: {change}" for client, change in sorted(changed.items())
+    )
 
 
 def seats(
     given: Manifest, now: Sequence[Entry], choose: Callable[[int], str], shots: int
 ) -> tuple[dict[int, Seat], dict[str, Change]]:
-    """Where each example of now belongs, by its place, and what changed since; `choose` says the part of a new one.
+    """Where each example of now belongs, by its place, and what changed since; `choose` says the
+    part of a new one.
 
     Of new ones to train on, no more are taken than `shots` leaves room for in their class.
     """
@@ -70,10 +88,19 @@ def seats(
     was = _matched([entry for entry, _ in then], now)
     found = {place: then[old][1] for place, old in was.items()}
     known = {(entry.owner, entry.sha256): seat for entry, seat in then}
-    trained = Counter((now[place].owner, now[place].label) for place, seat in found.items() if seat.part == "train")
-    for place in sorted((place for place in range(len(now)) if place not in was), key=lambda place: now[place].sha256):
+    trained = Counter(
+        (now[place].owner, now[place].label)
+        for place, seat in found.items()
+        if seat.part == "train"
+    )
+    for place in sorted(
+        (place for place in range(len(now)) if place not in was),
+        key=lambda place: now[place].sha256,
+    ):
         owner, _, sha256, label = now[place]
-        seat = known.get((SERVER, sha256)) or known.get((owner, sha256)) or Seat(owner, choose(place))
+        seat = (
+            known.get((SERVER, sha256)) or known.get((owner, sha256)) or Seat(owner, choose(place))
+        )
         if seat.part == "train":
             trained[owner, label] += 1
             if shots and trained[owner, label] > shots:
@@ -83,7 +110,9 @@ def seats(
 
 
 def drawn(key: str, valid: float, test: float) -> str:
-    """The part of an example with this key: a draw from shares that no other example has a say in."""
+    """The part of an example with this key: a draw from shares that no other example has a say
+    in.
+    """
     luck = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
     return "test" if luck < test else "valid" if luck < test + valid else "train"
 
@@ -102,7 +131,9 @@ def _entries(given: Manifest) -> list[tuple[Entry, Seat]]:
 
 
 def _matched(then: Sequence[Entry], now: Sequence[Entry]) -> dict[int, int]:
-    """Place now -> place then, of all that was there: of equal ones each is that of its name, or else of its class."""
+    """Place now -> place then, of all that was there: of equal ones each is that of its name, or
+    else of its class.
+    """
     keys: list[Callable[[Entry], Hashable]] = [
         lambda entry: (entry.owner, entry.sha256, entry.name),
         lambda entry: (entry.owner, entry.sha256, entry.label),
@@ -123,11 +154,18 @@ def _matched(then: Sequence[Entry], now: Sequence[Entry]) -> dict[int, int]:
 
 
 def _changed(
-    then: Sequence[tuple[Entry, Seat]], now: Sequence[Entry], was: Mapping[int, int], found: Mapping[int, Seat]
+    then: Sequence[tuple[Entry, Seat]],
+    now: Sequence[Entry],
+    was: Mapping[int, int],
+    found: Mapping[int, Seat],
 ) -> dict[str, Change]:
     """Whose examples changed, and how."""
     there = {*was.values()}
-    new = [(seat.owner, now[place].name, seat.part) for place, seat in sorted(found.items()) if place not in was]
+    new = [
+        (seat.owner, now[place].name, seat.part)
+        for place, seat in sorted(found.items())
+        if place not in was
+    ]
     gone = [entry for old, (entry, _) in enumerate(then) if old not in there]
     other = [
         now[place]._replace(owner=found[place].owner)

@@ -1,7 +1,8 @@
-"""Who has which example, in plain values: what a run writes down as split.json, and what another run can take up.
+"""Who has which example, in plain values: what a run writes down as split.json, and what another
+run can take up.
 
-A manifest names its examples by their place, and says by hashes which examples those were. This room does not know
-where examples come from.
+A manifest names its examples by their place, and says by hashes which examples those were. This
+room does not know where examples come from.
 """
 
 import hashlib
@@ -15,7 +16,8 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
-_CLOSED = ConfigDict(strict=True, extra="forbid")  # what a file must be, if it is to be read as one of these
+# what a file must be, if it is to be read as one of these
+_CLOSED = ConfigDict(strict=True, extra="forbid")
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,11 @@ class Manifest:
     labels: str  # sha256 of all labels
     reserve: list[int]
     clients: dict[str, Held]
-    files: dict[str, str] = field(default_factory=dict)  # each file's or row's sha256, in the order of the inputs
+    # each file's or row's sha256, in the order of the inputs
+    files: dict[str, str] = field(default_factory=dict)
     labelled: list[int] = field(default_factory=list)  # the class of each of them
-    check: str = ""  # hash of all the rest: a place that is another by a flipped bit would move an example
+    # hash of all the rest: a place that is another by a flipped bit would move an example
+    check: str = ""
 
 
 def sha256(values: Tensor | Sequence[str]) -> str:
@@ -61,38 +65,58 @@ def sealed(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(path: Path) -> Manifest:
-    """The manifest in a file; ValueError, with the file's name, if there is none, or it is damaged."""
+    """The manifest in a file; ValueError, with the file's name, if there is none, or it is
+    damaged.
+    """
     try:
         found = TypeAdapter(Manifest).validate_json(data := path.read_bytes())
     except (FileNotFoundError, IsADirectoryError):
-        raise ValueError(f"{path}, a split: no such file; right would be the split.json of a run") from None
+        raise ValueError(
+            f"{path}, a split: no such file; expected the split.json of a run"
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "its content"
-        raise ValueError(f"{path} is not a split that a run wrote: {where}: {first['msg']}") from None
+        raise ValueError(
+            f"{path} is not a split that a run wrote: {where}: {first['msg']}"
+        ) from None
     plain = json.loads(data)
-    if found.check and found.check != sealed({name: plain[name] for name in plain if name != "check"})["check"]:
+    if (
+        found.check
+        and found.check != sealed({name: plain[name] for name in plain if name != "check"})["check"]
+    ):
         raise ValueError(f"{path} is damaged, its hash is another: put a backup in its place")
     return found
 
 
 def check_same(
-    split: Manifest, inputs: Tensor | tuple[str, ...], labels: Tensor, classes: Sequence[str], files: dict[str, str]
+    split: Manifest,
+    inputs: Tensor | tuple[str, ...],
+    labels: Tensor,
+    classes: Sequence[str],
+    files: dict[str, str],
 ) -> None:
-    """ValueError with the first thing in which these examples are not those that the split is of."""
+    """ValueError with the first thing in which these examples are not those that the split is
+    of.
+    """
     if why := difference(split, inputs, labels, classes, files):
         raise ValueError(
-            f"data.split is a split of other examples: {why}. Right would be the data that it was made of, or another "
-            "split"
+            f"data.split is a split of other examples: {why}. Expected the data that it was"
+            " made of, or another split"
         )
 
 
 def difference(
-    split: Manifest, inputs: Tensor | tuple[str, ...], labels: Tensor, classes: Sequence[str], files: dict[str, str]
+    split: Manifest,
+    inputs: Tensor | tuple[str, ...],
+    labels: Tensor,
+    classes: Sequence[str],
+    files: dict[str, str],
 ) -> str:
     """The first thing in which these examples are not those that the split is of, or "".
 
-    Files are compared as they are, not as they were decoded, so that a split outlives pillow and the size of pixels.
+    Files are compared as they are, not as they were decoded, so that a split outlives pillow and
+    the size of pixels.
     """
     if list(classes) != split.classes:
         return f"its classes are {', '.join(split.classes)}, and here they are {', '.join(classes)}"

@@ -1,8 +1,10 @@
-"""Reviews of one to five stars that are made, not collected: a small grammar writes them from a seed.
+"""Reviews of one to five stars that are made, not collected: a small grammar writes them from a
+seed.
 
-They stand in for the review data sets that cannot be shipped, and say nothing about real ones. What they share with
-them: shops of a few kinds with words of their own; words that praise one kind and damn another ("a quiet room", "a
-quiet speaker"); and many reviews whose words hardly tell the stars. This room does not know models or methods.
+They stand in for the review data sets that cannot be shipped, and say nothing about real ones. What
+they share with them: shops of a few kinds with words of their own; words that praise one kind and
+damn another ("a quiet room", "a quiet speaker"); and many reviews whose words hardly tell the
+stars. This room does not know models or methods.
 """
 
 from dataclasses import dataclass
@@ -28,7 +30,8 @@ THINGS = {
     "film": "plot ending score cast humour opening dialogue camera",
 }
 
-WORDS: dict[str, tuple[str, ...]] = {  # what is said of the things of each kind, from one star to five
+# what is said of the things of each kind, from one star to five
+WORDS: dict[str, tuple[str, ...]] = {
     "restaurant": (
         "cold raw sharp dry inedible strange",
         "small slow loud heavy thin quiet",
@@ -66,24 +69,43 @@ VERDICTS = (  # on anything, from one star to five
     "better than i expected. i can recommend it. worth the price. i was pleased",
     "the best in years. i could not be happier. simply perfect. wonderful from start to end",
 )
-FORMS = ("the {thing} was {word}", "i found the {thing} {word}", "really {word}, the {thing}", "the {thing}: {word}")
+FORMS = (
+    "the {thing} was {word}",
+    "i found the {thing} {word}",
+    "really {word}, the {thing}",
+    "the {thing}: {word}",
+)
 ASIDES = (  # these tell nothing
-    "it was a tuesday. my sister came along. we paid by card. i read about it online. this is my second review. "
-    "it rained all day. a friend had told me about it. i am writing this on the train. my uncle asked how it went. "
-    "there were four of us. that was in march. i took some pictures"
+    "it was a tuesday. my sister came along. we paid by card. i read about it online. this is my"
+    " second review. it rained all day. a friend had told me about it. i am writing this on the"
+    " train. my uncle asked how it went. there were four of us. that was in march. i took some"
+    " pictures"
 )
 
-Clients = Annotated[int, Field(description="number of clients, each a shop; kinds and dominant stars go round", ge=1)]
-Count = Annotated[int, Field(description="number of reviews of all clients, beside the reserve", ge=1)]
-Dominant = Annotated[
-    float, Field(description="share of a client's reviews that have its dominant number of stars", ge=1 / STARS, le=1)
+Clients = Annotated[
+    int,
+    Field(description="number of clients, each a shop; kinds and dominant stars go round", ge=1),
 ]
-Unclear = Annotated[float, Field(description="share of reviews whose words hardly tell the stars", ge=0, le=1)]
+Count = Annotated[
+    int, Field(description="number of reviews of all clients, beside the reserve", ge=1)
+]
+Dominant = Annotated[
+    float,
+    Field(
+        description="share of a client's reviews that have its dominant number of stars",
+        ge=1 / STARS,
+        le=1,
+    ),
+]
+Unclear = Annotated[
+    float, Field(description="share of reviews whose words hardly tell the stars", ge=0, le=1)
+]
 
 
 @dataclass(frozen=True)
 class Reviews(Drawn):
-    """Shops of four kinds with reviews of one to five stars, made by a grammar: none was written by a customer.
+    """Shops of four kinds with reviews of one to five stars, made by a grammar: none was written by
+    a customer.
 
     As in the text experiments of Fed-MoE (IJCAI 2025), a client has one dominant class.
     """
@@ -96,37 +118,62 @@ class Reviews(Drawn):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.reviews < 3 * self.clients:
-            least = f"it must be at least {3 * self.clients}, so that each has one to train, validate and test on"
+            least = (
+                f"it must be at least {3 * self.clients}, so that each has one to train, validate"
+                " and test on"
+            )
             raise ValueError(f"{self.reviews} reviews of {self.clients} clients: {least}")
 
     def load(self, seed: int) -> Federation:
         """No text is there twice, and a reserve changes nothing of what the clients have."""
         kinds = list(WORDS)[: self.clients]
         sizes = split.apportion(self.reviews, [1] * self.clients)
-        shops = {f"{kinds[i % len(kinds)]}-{i}": self._stars(i % STARS, size) for i, size in enumerate(sizes)}
-        server = {f"{kind}-reserve": stars for kind, stars in zip(kinds, self._reserved(len(kinds), seed), strict=True)}
+        shops = {
+            f"{kinds[i % len(kinds)]}-{i}": self._stars(i % STARS, size)
+            for i, size in enumerate(sizes)
+        }
+        server = {
+            f"{kind}-reserve": stars
+            for kind, stars in zip(kinds, self._reserved(len(kinds), seed), strict=True)
+        }
         texts, labels = self._written(shops | server, seed)
         parts = {}
         for shop, own in zip(shops, torch.arange(self.reviews).split(sizes), strict=True):
             cut = split.cut(labels[own], self.valid, self.test, rng(seed, "parts", client=shop))
             parts[shop] = Parts(*(own[index] for index in cut.named().values()))
         domains = {shop: _kind(shop) for shop in shops}
-        return Federation(texts, labels, CLASSES, parts, domains, torch.arange(self.reviews, len(texts)))
+        return Federation(
+            texts, labels, CLASSES, parts, domains, torch.arange(self.reviews, len(texts))
+        )
 
     def _stars(self, most: int, size: int) -> Tensor:
-        """`size` labels, of which the share `dominant` is the class `most` and the others have equal shares."""
-        shares = [self.dominant if stars == most else (1 - self.dominant) / (STARS - 1) for stars in range(STARS)]
+        """`size` labels, of which the share `dominant` is the class `most` and the others have
+        equal shares.
+        """
+        shares = [
+            self.dominant if stars == most else (1 - self.dominant) / (STARS - 1)
+            for stars in range(STARS)
+        ]
         return torch.arange(STARS).repeat_interleave(torch.tensor(split.apportion(size, shares)))
 
     def _reserved(self, kinds: int, seed: int) -> list[Tensor]:
-        """The labels of the server's reviews of each kind: equal shares of what `split.reserve` draws."""
-        supply = torch.arange(STARS).repeat_interleave(STARS * self.reserve)  # all of it could be of one class
-        drawn = supply[split.reserve(supply, self.reserve, self.reserve_alpha, rng(seed, "reserve"))]
-        pieces = split.deal(drawn, split.apportion(len(drawn), [1] * kinds), rng(seed, "reserve-kinds"))
+        """The labels of the server's reviews of each kind: equal shares of what `split.reserve`
+        draws.
+        """
+        # all of it could be of one class
+        supply = torch.arange(STARS).repeat_interleave(STARS * self.reserve)
+        drawn = supply[
+            split.reserve(supply, self.reserve, self.reserve_alpha, rng(seed, "reserve"))
+        ]
+        pieces = split.deal(
+            drawn, split.apportion(len(drawn), [1] * kinds), rng(seed, "reserve-kinds")
+        )
         return [drawn[piece] for piece in pieces]
 
     def _written(self, stars: dict[str, Tensor], seed: int) -> tuple[tuple[str, ...], Tensor]:
-        """A text for every label of every shop, one shop after another, and the labels in the order of the texts."""
+        """A text for every label of every shop, one shop after another, and the labels in the order
+        of the texts.
+        """
         texts: dict[str, None] = {}  # a set that keeps its order
         labels = []
         for shop, own in stars.items():
@@ -145,9 +192,13 @@ def _kind(shop: str) -> str:
 
 
 def _review(kind: str, stars: int, unclear: float, luck: Random) -> str:
-    """Two to five judgements and one or two asides; of an unclear review only one judgement goes by the stars."""
+    """Two to five judgements and one or two asides; of an unclear review only one judgement goes by
+    the stars.
+    """
     mixed = luck.random() < unclear
-    others = [luck.randrange(STARS) if mixed else _near(stars, luck) for _ in range(luck.randint(1, 4))]
+    others = [
+        luck.randrange(STARS) if mixed else _near(stars, luck) for _ in range(luck.randint(1, 4))
+    ]
     sentences = [_judgement(kind, degree, luck) for degree in (stars, *others)]
     sentences += luck.sample(ASIDES.split(". "), luck.randint(1, 2))
     luck.shuffle(sentences)

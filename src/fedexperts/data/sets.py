@@ -1,7 +1,9 @@
-"""The papers' data sets, a row of `SETS` each, and their rows as Hugging Face's `datasets` reads them.
+"""The papers' data sets, a row of `SETS` each, and their rows as Hugging Face's `datasets` reads
+them.
 
-Nothing is downloaded here: a set is a folder that is given, or what `hf download` put on this machine before, so that a
-run has no hidden traffic and gives the same examples tomorrow. This room does not know clients.
+Nothing is downloaded here: a set is a folder that is given, or what `hf download` put on this
+machine before, so that a run has no hidden traffic and gives the same examples tomorrow. This room
+does not know clients.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -15,7 +17,8 @@ from torch import Tensor
 from .own import PART
 
 HUB = "https://huggingface.co/datasets/"
-DOMAINNET = "bird feather headphones ice_cream teapot tiger whale windmill wine_glass zebra"  # the ten of FedBN
+# the ten of FedBN
+DOMAINNET = "bird feather headphones ice_cream teapot tiger whale windmill wine_glass zebra"
 OFFICE = "back_pack bike calculator headphones keyboard laptop_computer monitor mouse mug projector"
 
 
@@ -28,7 +31,8 @@ class Set:
     label: str = "label"
     group: str = ""  # the column of what examples have in common: their domain, writer or user
     classes: str = ""  # those that the papers take, as the set names them; none: all
-    words: Mapping[str, str] = field(default_factory=dict)  # other than the set's name; "": the papers leave it out
+    # other than the set's name; "": the papers leave it out
+    words: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=lambda: PART)  # the set's splits, as parts
     revision: str | None = None  # other than the newest
 
@@ -39,7 +43,10 @@ class Set:
 
 
 SETS = {
-    "flowers102": Set(HUB + "dpdl-benchmark/oxford_flowers102", words={"pink-yellow dahlia?": "pink-yellow dahlia"}),
+    "flowers102": Set(
+        HUB + "dpdl-benchmark/oxford_flowers102",
+        words={"pink-yellow dahlia?": "pink-yellow dahlia"},
+    ),
     "oxford-pets": Set(HUB + "timm/oxford-iiit-pet"),
     "food101": Set(HUB + "ethz/food101", parts={"train": "train", "validation": "test"}),
     "caltech101": Set(
@@ -49,13 +56,16 @@ SETS = {
     ),
     "dtd": Set(HUB + "tanganke/dtd"),
     "cifar10": Set(HUB + "uoft-cs/cifar10", shown="img"),
-    "cifar100": Set(HUB + "uoft-cs/cifar100", shown="img", label="fine_label", words={"cra": "crab"}),
+    "cifar100": Set(
+        HUB + "uoft-cs/cifar100", shown="img", label="fine_label", words={"cra": "crab"}
+    ),
     "domainnet": Set(HUB + "wltjr1007/DomainNet", group="domain", classes=DOMAINNET),
     "office-caltech10": Set("https://github.com/med-air/FedBN", group="domain", classes=OFFICE),
     "femnist": Set(HUB + "flwrlabs/femnist", label="character", group="writer_id"),
     "sentiment140": Set(
         HUB
-        + "stanfordnlp/sentiment140",  # the newest is a script, which is not run; the revision is the same in parquet
+        # the newest is a script, which is not run; the revision is the same in parquet
+        + "stanfordnlp/sentiment140",
         shown="text",
         label="sentiment",
         group="user",
@@ -74,7 +84,8 @@ class Rows:
     folder: Path
     prints: tuple[str, ...]  # of the splits: other rows, other prints
     known: Set = field(compare=False)
-    splits: dict[str, Any] = field(compare=False)  # datasets.Dataset, without its columns that are not used
+    # datasets.Dataset, without its columns that are not used
+    splits: dict[str, Any] = field(compare=False)
     texts: bool = field(compare=False)
 
     @classmethod
@@ -85,9 +96,15 @@ class Rows:
         columns = [name for name in (known.shown, known.label, known.group) if name]
         for name, rows in there.items():
             if missing := [column for column in columns if column not in rows.column_names]:
-                raise _other(folder, known, f"{name} has the columns {', '.join(rows.column_names)}, not {missing[0]}")
+                raise _other(
+                    folder,
+                    known,
+                    f"{name} has the columns {', '.join(rows.column_names)}, not {missing[0]}",
+                )
             if name not in known.parts:
-                raise _other(folder, known, f"it has a split {name!r}, beside {', '.join(known.parts)}")
+                raise _other(
+                    folder, known, f"it has a split {name!r}, beside {', '.join(known.parts)}"
+                )
         order = [name for name in known.parts if name in there]
         prints = tuple(there[name]._fingerprint for name in order)
         splits = {name: there[name].select_columns(columns) for name in order}
@@ -106,13 +123,21 @@ class Rows:
 
     def names(self) -> list[str]:
         """All classes, as the set names them, in its order."""
-        names: list[str] | None = getattr(next(iter(self.splits.values())).features[self.known.label], "names", None)
+        names: list[str] | None = getattr(
+            next(iter(self.splits.values())).features[self.known.label], "names", None
+        )
         if names is None and not self.known.classes:
-            raise _other(self.folder, self.known, f"{self.known.label} is a column of numbers without class names")
+            raise _other(
+                self.folder,
+                self.known,
+                f"{self.known.label} is a column of numbers without class names",
+            )
         return names or self.known.classes.split()
 
     def listed(self, names: Sequence[str]) -> tuple[list[str], Tensor, list[str]]:
-        """Every row of these classes: its name, its label as the place of its class in `names`, its group."""
+        """Every row of these classes: its name, its label as the place of its class in `names`, its
+        group.
+        """
         place = {name: label for label, name in enumerate(names)}
         whats, labels, groups = [], [], []
         for split_name, rows in self.splits.items():
@@ -157,22 +182,27 @@ def folder(dataset: str, path: str) -> Path:
         if (copy := Path(path).expanduser()).is_dir():
             return copy
         raise ValueError(
-            f"data.path = {path!r}: no such folder, seen from {Path.cwd()}; right would be a copy of {dataset}"
+            f"data.path = {path!r}: no such folder, seen from {Path.cwd()}; use a copy of {dataset}"
         )
     if not known.hub:
         raise ValueError(
-            f"{dataset} is not on the hub with its {known.group}s: right would be data.path = a folder of parquet "
-            f"files with columns {known.shown}, {known.label}, {known.group}; docs/data.md says how, from {known.page}"
+            f"{dataset} is not on the hub with its {known.group}s: use data.path = a"
+            f" folder of parquet files with columns {known.shown}, {known.label}, {known.group};"
+            f" docs/data.md says how, from {known.page}"
         )
     from huggingface_hub import snapshot_download  # here, because it takes a while to import
 
     try:
-        return Path(snapshot_download(known.hub, repo_type="dataset", revision=known.revision, local_files_only=True))
+        return Path(
+            snapshot_download(
+                known.hub, repo_type="dataset", revision=known.revision, local_files_only=True
+            )
+        )
     except (OSError, ValueError):
         revision = f" --revision {known.revision}" if known.revision else ""
         raise ValueError(
-            f"{dataset} is not on this machine. Type: hf download --repo-type dataset {known.hub}{revision}, or give a "
-            "copy of it as data.path"
+            f"{dataset} is not on this machine. Type: hf download --repo-type dataset"
+            f" {known.hub}{revision}, or give a copy of it as data.path"
         ) from None
 
 
@@ -191,11 +221,13 @@ def _load(datasets: Any, folder: Path) -> dict[str, Any]:
     """The splits in a folder, by name."""
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
-        found = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder))
+        found = (
+            datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder))
+        )
     except (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"{folder} cannot be read as a data set ({str(error).splitlines()[0]}); right would be a folder of parquet "
-            "files or what save_to_disk wrote"
+            f"{folder} cannot be read as a data set ({str(error).splitlines()[0]}); expected"
+            " a folder of parquet files or what save_to_disk wrote"
         ) from None
     return dict(found) if isinstance(found, dict) else {"train": found}
 
@@ -203,5 +235,6 @@ def _load(datasets: Any, folder: Path) -> dict[str, Any]:
 def _other(folder: Path, known: Set, why: str) -> ValueError:
     columns = ", ".join(name for name in (known.shown, known.label, known.group) if name)
     return ValueError(
-        f"{folder} is not the set that {known.page} documents: {why}. Right would be the columns {columns}"
+        f"{folder} is not the set that {known.page} documents: {why}. Expected the columns"
+        f" {columns}"
     )

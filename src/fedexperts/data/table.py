@@ -1,4 +1,5 @@
-"""Your own images or texts in a table, CSV or parquet: a row an example, with its class and, if known, site and part.
+"""Your own images or texts in a table, CSV or parquet: a row an example, with its class and, if
+known, site and part.
 
 This room reads rows, not images.
 """
@@ -22,19 +23,23 @@ LONGEST = 2**17  # characters of a cell, as in CSV: far more than models read
 
 @dataclass(frozen=True, kw_only=True)
 class Table(Own):
-    """Your own images or texts in a table, CSV or parquet: columns path or text, label, and maybe site and split."""
+    """Your own images or texts in a table, CSV or parquet: columns path or text, label, and maybe
+    site and split.
+    """
 
     path: Annotated[str, Field(description="a .csv, .tsv or .parquet file")] = ""
-    root: Annotated[str, Field(description="the folder that paths are seen from; empty: that of the table")] = ""
+    root: Annotated[
+        str, Field(description="the folder that paths are seen from; empty: that of the table")
+    ] = ""
     path_column: Annotated[str, Field(description="column of image files")] = "path"
     text_column: Annotated[str, Field(description="column of texts")] = "text"
     label_column: Annotated[str, Field(description="column of classes, in words")] = "label"
-    site_column: Annotated[str, Field(description="column of clients; without it, data.site names the one client")] = (
-        "site"
-    )
-    part_column: Annotated[str, Field(description="column of train, valid or test; without it, parts are drawn")] = (
-        "split"
-    )
+    site_column: Annotated[
+        str, Field(description="column of clients; without it, data.site names the one client")
+    ] = "site"
+    part_column: Annotated[
+        str, Field(description="column of train, valid or test; without it, parts are drawn")
+    ] = "split"
 
     def nothing(self) -> tuple[str, ...]:
         """As texts: a table that is not here does not say."""
@@ -43,39 +48,54 @@ class Table(Own):
     def found(self) -> Found:
         file = Path(self.path).expanduser()
         if not file.is_file():
-            raise ValueError(f"data.path = {self.path!r}: no such file, seen from {Path.cwd()}; right would be a table")
+            raise ValueError(
+                f"data.path = {self.path!r}: no such file, seen from {Path.cwd()}; expected a table"
+            )
         columns, rows = _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
         if not rows:
-            raise ValueError(f"{file} has no rows; right would be a row an example")
+            raise ValueError(f"{file} has no rows; expected one row for each example")
         what = self._checked(file, columns)
-        root = (Path(self.root).expanduser() if self.root else file.parent) if what == self.path_column else None
+        root = (
+            (Path(self.root).expanduser() if self.root else file.parent)
+            if what == self.path_column
+            else None
+        )
         examples = self._examples(file, columns, rows, what, root)
         used = {what, self.label_column, self.site_column, self.part_column}
         others = [column for column in columns if column not in used]
-        notes = (f"Columns of {file.name} that are not used: {', '.join(others)}.",) if others else ()
+        notes = (
+            (f"Columns of {file.name} that are not used: {', '.join(others)}.",) if others else ()
+        )
         return Found(examples, store=Folder(root) if root else None, notes=notes)
 
     def _checked(self, file: Path, columns: Sequence[str]) -> str:
-        """The column of what is shown to a model; ValueError if it, or a column that was asked for, is not there."""
+        """The column of what is shown to a model; ValueError if it, or a column that was asked for,
+        is not there.
+        """
         asked = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_column")}
         defaults = {f.name: f.default for f in fields(self)}
         there = f"{file} has the columns {', '.join(columns)}"
         for option, column in asked.items():
             needed = option == "label_column" or column not in ("", defaults[option])
             if needed and column not in columns:
-                raise ValueError(f"{there}, and none is {column!r}; right would be data.{option} = one of them")
+                raise ValueError(
+                    f"{there}, and none is {column!r}; use data.{option} = one of them"
+                )
         whats = [column for column in (self.path_column, self.text_column) if column in columns]
         if twice := [column for column in {*asked.values()} if columns.count(column) > 1]:
-            raise ValueError(f"{there}: {several(sorted(twice))} more than once; right would be a name for each column")
+            raise ValueError(
+                f"{there}: {several(sorted(twice))} more than once; use a name for each column"
+            )
         if len(whats) != 1:
             raise ValueError(
-                f"{there}: it must have one of files, {self.path_column!r}, or one of texts, {self.text_column!r}; "
-                'right would be data.path_column or data.text_column = one of them, and the other ""'
+                f"{there}: it must have one of files, {self.path_column!r}, or one of texts,"
+                f" {self.text_column!r}; use data.path_column or data.text_column = one"
+                ' of them, and the other ""'
             )
         if bool(self.site) == (self.site_column in columns):
             raise ValueError(
-                f"{there}: right would be either one of sites, data.site_column = one of them, or data.site = 'NAME' "
-                '(and data.site_column = "") for a table of one site'
+                f"{there}: use either one of sites, data.site_column = one of them, or"
+                " data.site = 'NAME' (and data.site_column = \"\") for a table of one site"
             )
         return whats[0]
 
@@ -83,7 +103,11 @@ class Table(Own):
         self, file: Path, columns: Sequence[str], rows: Sequence[Row], what: str, root: Path | None
     ) -> list[Example]:
         """Every row as an example; ValueError with all rows that cannot be one."""
-        needed = [name for name in (what, self.label_column, self.site_column, self.part_column) if name in columns]
+        needed = [
+            name
+            for name in (what, self.label_column, self.site_column, self.part_column)
+            if name in columns
+        ]
         found: dict[str, Example] = {}  # an image by its file, a text by its row
         wrong = []
         for number, row in enumerate(rows, start=1):
@@ -96,18 +120,28 @@ class Table(Own):
             except ValueError as error:
                 wrong.append(f"row {number}: {error}")
         if wrong:
-            raise ValueError(f"{len(wrong)} of {len(rows)} rows of {file} cannot be used. {several(wrong)}")
+            raise ValueError(
+                f"{len(wrong)} of {len(rows)} rows of {file} cannot be used. {several(wrong)}"
+            )
         return list(found.values())
 
     def _example(self, cells: Mapping[str, str], what: str, root: Path | None) -> Example:
         if empty := [name for name, cell in cells.items() if not cell]:
             raise ValueError(f"{empty[0]} is empty")
         if long := [name for name, cell in cells.items() if len(cell) > LONGEST]:
-            raise ValueError(f"{long[0]} has {len(cells[long[0]]):,} characters, and at most {LONGEST:,} are read")
+            raise ValueError(
+                f"{long[0]} has {len(cells[long[0]]):,} characters, and at most {LONGEST:,} are"
+                " read"
+            )
         if (part := cells.get(self.part_column, "train").lower()) not in PART:
-            raise ValueError(f"{self.part_column} is {part!r}, right would be train, valid or test")
+            raise ValueError(f"{self.part_column} is {part!r}, expected train, valid or test")
         shown = cells[what] if root is None else below(root, root / cells[what])
-        return Example(shown, words(cells[self.label_column]), cells.get(self.site_column, self.site), PART[part])
+        return Example(
+            shown,
+            words(cells[self.label_column]),
+            cells.get(self.site_column, self.site),
+            PART[part],
+        )
 
 
 def _cell(value: Any) -> str:
@@ -128,15 +162,17 @@ def _csv(file: Path) -> tuple[list[str], list[Row]]:
             columns = list(reader.fieldnames or ())
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{file} is not in UTF-8 ({error.reason}); right would be to save it as CSV in UTF-8"
+            f"{file} is not in UTF-8 ({error.reason}); save it as CSV in UTF-8"
         ) from None
     except csv.Error as error:
-        raise ValueError(f"{file}, after line {reader.line_num}: {error}; right would be a table in CSV") from None
+        raise ValueError(
+            f"{file}, after line {reader.line_num}: {error}; expected a table in CSV"
+        ) from None
     for number, row in enumerate(rows, start=1):
         if None in row or None in row.values():
             raise ValueError(
-                f"{file}: row {number} has not as many cells as there are columns ({len(columns)}); right would be "
-                'quotes around a text with a comma in it: "so, so"'
+                f"{file}: row {number} has not as many cells as there are columns ({len(columns)});"
+                ' expected quotes around a text with a comma in it: "so, so"'
             )
     return columns, rows
 
@@ -145,13 +181,15 @@ def _parquet(file: Path) -> tuple[list[str], list[Row]]:
     try:
         from pyarrow import ArrowException, parquet  # not for a table in CSV
     except ImportError:
-        raise ValueError(f"{file}: parquet needs pyarrow; right would be: pip install pyarrow") from None
+        raise ValueError(f"{file}: parquet needs pyarrow; use pip install pyarrow") from None
     rows: list[Row] = []
     size = 0
     try:
         with parquet.ParquetFile(file) as opened:
             groups = range(opened.metadata.num_row_groups)
-            _check_size(file, sum(opened.metadata.row_group(group).total_byte_size for group in groups))
+            _check_size(
+                file, sum(opened.metadata.row_group(group).total_byte_size for group in groups)
+            )
             for batch in opened.iter_batches(ROWS):  # a text of many rows may be written once
                 size += batch.nbytes
                 _check_size(file, size)
@@ -163,4 +201,6 @@ def _parquet(file: Path) -> tuple[list[str], list[Row]]:
 
 def _check_size(file: Path, size: int) -> None:
     if size > BYTES:
-        raise ValueError(f"{file} has more than {BYTES:,} bytes, unpacked; right would be a table of fewer rows")
+        raise ValueError(
+            f"{file} has more than {BYTES:,} bytes, unpacked; expected a table of fewer rows"
+        )

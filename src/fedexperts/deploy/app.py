@@ -1,4 +1,6 @@
-"""What Flower starts on the server for each run: its rounds. What it is told is a folder and a name in it."""
+"""What Flower starts on the server for each run: its rounds. What it is told is a folder and a name
+in it.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

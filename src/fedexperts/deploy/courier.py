@@ -1,6 +1,8 @@
-"""What Flower starts at a site for each message: it carries the order to the process that answers, and the reply back.
+"""What Flower starts at a site for each message: it carries the order to the process that answers,
+and the reply back.
 
-That process has the model loaded and lives as long as the site, so that this one need not import what is heavy.
+That process has the model loaded and lives as long as the site, so that this one need not import
+what is heavy.
 """
 
 from flwr.app import Context, Message

@@ -1,7 +1,9 @@
-"""A listening socket that bears a crowd: so many connections, so long without a key. It never sees what is said.
+"""A listening socket that bears a crowd: so many connections, so long without a key. It never sees
+what is said.
 
-It acts before TLS does, whose handshake alone costs memory. Who comes when all places are taken gets that of the
-stranger who has been there longest; a connection on which a site has shown its key is not given away.
+It acts before TLS does, whose handshake alone costs memory. Who comes when all places are taken
+gets that of the stranger who has been there longest; a connection on which a site has shown its key
+is not given away.
 """
 
 import asyncio
@@ -22,7 +24,9 @@ class _Caller:
 
 
 class Entrance(socket.socket):
-    """Bound at once; it listens when the server that gets it begins. ValueError if the address cannot be had."""
+    """Bound at once; it listens when the server that gets it begins. ValueError if the address
+    cannot be had.
+    """
 
     def __init__(self, address: str, port: int, connections: int, patience: float) -> None:
         super().__init__(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
@@ -34,17 +38,23 @@ class Entrance(socket.socket):
         except OSError as error:
             self.close()
             raise ValueError(
-                f"{address}, port {port}: {error.strerror or error}; another server may be running, or use another "
-                f"port in deploy.toml, or --bind with an address of this machine"
+                f"{address}, port {port}: {error.strerror or error}; another server may be running,"
+                " or use another port in deploy.toml, or --bind with an address of this machine"
             ) from None
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next connection; if there is no place for it, somebody is shut out, perhaps itself."""
+        """The next connection; if there is no place for it, somebody is shut out, perhaps
+        itself.
+        """
         line, address = super().accept()
         self._callers[address[:2]] = _Caller(line, time.monotonic() + self._patience)
         self._forget_closed()
         if len(self._callers) > self._most:
-            self._shut(next((who for who, caller in self._callers.items() if not caller.known), address[:2]))
+            self._shut(
+                next(
+                    (who for who, caller in self._callers.items() if not caller.known), address[:2]
+                )
+            )
         return line, address
 
     def knows(self, who: Address, seconds: float) -> None:
@@ -57,7 +67,9 @@ class Entrance(socket.socket):
         while True:
             await asyncio.sleep(min(1.0, self._patience / 4))
             self._forget_closed()
-            for who in [who for who, caller in self._callers.items() if caller.until < time.monotonic()]:
+            for who in [
+                who for who, caller in self._callers.items() if caller.until < time.monotonic()
+            ]:
                 self._shut(who)
 
     def _shut(self, who: Address) -> None:
@@ -65,4 +77,6 @@ class Entrance(socket.socket):
             self._callers.pop(who).line.shutdown(socket.SHUT_RDWR)
 
     def _forget_closed(self) -> None:
-        self._callers = {who: caller for who, caller in self._callers.items() if caller.line.fileno() >= 0}
+        self._callers = {
+            who: caller for who, caller in self._callers.items() if caller.line.fileno() >= 0
+        }

@@ -1,8 +1,9 @@
-"""What a site may ask of Flower's server: for itself, in its own name, about orders that were sent to it.
+"""What a site may ask of Flower's server: for itself, in its own name, about orders that were sent
+to it.
 
-Flower checks who signs a request and nothing of what it says: it would store an order from one site to another, and
-hand any object to whoever knows its hash. This room reads requests and answers, and remembers what each site was sent.
-It knows no HTTP, and not what an order means.
+Flower checks who signs a request and nothing of what it says: it would store an order from one site
+to another, and hand any object to whoever knows its hash. This room reads requests and answers, and
+remembers what each site was sent. It knows no HTTP, and not what an order means.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,10 +17,14 @@ from .members import Member
 
 _KEPT = 1000  # orders of a site, the newest, to which it may reply
 
-CALLS: Mapping[str, tuple[type[Message], type[Message]]] = {  # request and answer; register-node needs no outside
+# request and answer; register-node needs no outside
+CALLS: Mapping[str, tuple[type[Message], type[Message]]] = {
     "activate-node": (fleet_pb2.ActivateNodeRequest, fleet_pb2.ActivateNodeResponse),
     "deactivate-node": (fleet_pb2.DeactivateNodeRequest, fleet_pb2.DeactivateNodeResponse),
-    "send-node-heartbeat": (heartbeat_pb2.SendNodeHeartbeatRequest, heartbeat_pb2.SendNodeHeartbeatResponse),
+    "send-node-heartbeat": (
+        heartbeat_pb2.SendNodeHeartbeatRequest,
+        heartbeat_pb2.SendNodeHeartbeatResponse,
+    ),
     "pull-messages": (fleet_pb2.PullMessagesRequest, fleet_pb2.PullMessagesResponse),
     "push-messages": (fleet_pb2.PushMessagesRequest, fleet_pb2.PushMessagesResponse),
     "get-run": (run_pb2.GetRunRequest, run_pb2.GetRunResponse),
@@ -92,8 +97,14 @@ class Fleet:
         return request
 
     def answered(self, call: str, member: Member, request: Any, content: bytes) -> bytes:
-        """What the member gets of Flower's answer, which is remembered as far as later requests follow from it."""
-        reading = {"pull-messages": self._pulled, "push-messages": self._pushed, "get-run": _without_paths}.get(call)
+        """What the member gets of Flower's answer, which is remembered as far as later requests
+        follow from it.
+        """
+        reading = {
+            "pull-messages": self._pulled,
+            "push-messages": self._pushed,
+            "get-run": _without_paths,
+        }.get(call)
         if not reading:
             return content
         answer: Any = CALLS[call][1].FromString(content)

@@ -1,13 +1,14 @@
-"""What a deployment's folder holds: certificates, keys, who may take part, the app that Flower carries, a site's part.
+"""What a deployment's folder holds: certificates, keys, who may take part, the app that Flower
+carries, a site's part.
 
-    FOLDER/deploy.toml     the server's address, the public key of every site that may take part, [limits]
-    FOLDER/ca.crt          who signs the certificates; FOLDER/secret/ca.key, with which
+    FOLDER/deploy.toml     the server's address, the public key of every site that may take part,
+    [limits] FOLDER/ca.crt          who signs the certificates; FOLDER/secret/ca.key, with which
     FOLDER/server.crt      the server's certificate; FOLDER/secret/server.key, its key
-    FOLDER/app/app.json    the app that Flower carries, and its signature; FOLDER/app/app.pub, the key it is signed by
-    FOLDER-signing/app.key with which it is signed: to be kept elsewhere, so that nobody finds it on the server
-    FOLDER/sites/NAME/     all that the site NAME needs, to be carried there: its key, its certificate, site.toml
-    FOLDER/flower/         what Flower keeps: its database and logs
-    FOLDER/runs/NAME/      a run
+    FOLDER/app/app.json    the app that Flower carries, and its signature; FOLDER/app/app.pub, the
+    key it is signed by FOLDER-signing/app.key with which it is signed: to be kept elsewhere, so
+    that nobody finds it on the server FOLDER/sites/NAME/     all that the site NAME needs, to be
+    carried there: its key, its certificate, site.toml FOLDER/flower/         what Flower keeps: its
+    database and logs FOLDER/runs/NAME/      a run
 
 All of it is readable by its owner only. This room starts nothing and knows no Flower.
 """
@@ -55,7 +56,7 @@ server = "{address}"
 #   modules = ["our_methods"]      code that is installed here: method.name = "our_methods:Ours"
 #   paths = ["/models/clip"]       files, or folders with all that is in them: model.clip = "/models/clip"
 [allow]
-"""
+"""  # noqa: E501
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,15 @@ class Deployment:
     @classmethod
     @unseen()
     def create(cls, path: Path, server: str, port: int, sites: Sequence[str]) -> "Deployment":
-        """A new folder, and its signing key apart; ValueError if one is there, or a site's name can name no folder."""
+        """A new folder, and its signing key apart; ValueError if one is there, or a site's name can
+        name no folder.
+        """
         signing_key = signing_key_of(path)
         for place in (path, signing_key.parent):
             if place.exists():
                 raise ValueError(
-                    f"{place} is there already; right would be a new folder, or `fedexperts deploy add {path} SITE`"
+                    f"{place} is there already; use a new folder, or `fedexperts deploy"
+                    f" add {path} SITE`"
                 )
         found = cls(path.with_name(f".{path.name}.{os.getpid()}.part"))
         try:
@@ -80,7 +84,10 @@ class Deployment:
             write(found.path / "ca.crt", _pem(_authority(key)))
             asked = tomlkit.document()
             asked.add(
-                tomlkit.comment("The server's address and who may take part; the server looks here while it runs.")
+                tomlkit.comment(
+                    "The server's address and who may take part; the server looks here while it"
+                    " runs."
+                )
             )
             asked |= {"server": server, "port": port, "sites": {}}
             write(found.path / "deploy.toml", tomlkit.dumps(asked).encode())
@@ -100,7 +107,8 @@ class Deployment:
         """The folder that is there; ValueError, with what to type, if it is none."""
         if not (path / "deploy.toml").exists():
             raise ValueError(
-                f"{path} is no deployment: type `fedexperts deploy init {path} --server HOST --sites a,b,c`"
+                f"{path} is no deployment: type `fedexperts deploy init {path} --server HOST"
+                " --sites a,b,c`"
             )
         return cls(path.absolute())
 
@@ -121,7 +129,9 @@ class Deployment:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What is laid over [data] of a run's config on the server: where its own reserve set lies, say."""
+        """What is laid over [data] of a run's config on the server: where its own reserve set lies,
+        say.
+        """
         return dict(self._asked().get("data", {}))
 
     @property
@@ -131,13 +141,16 @@ class Deployment:
 
     @unseen()
     def add(self, name: str) -> Path:
-        """A new site: its keys, its part of the folder, its place in the list. ValueError if the name is taken."""
+        """A new site: its keys, its part of the folder, its place in the list. ValueError if the
+        name is taken.
+        """
         check_name(name)
         check_apart([*self.sites, name])
         self._signer()  # before anything is written
         if name in self.sites:
             raise ValueError(
-                f"a site {name} is there already; remove it first: fedexperts deploy remove {self.path} {name}"
+                f"a site {name} is there already; remove it first: fedexperts deploy remove"
+                f" {self.path} {name}"
             )
         place = self.path / "sites" / name
         _keep_key(place / "node.key", node := _new_key(), form.PrivateFormat.OpenSSH)
@@ -146,7 +159,11 @@ class Deployment:
         write(place / "app.pub", self._signer().encode())
         host, port = self.address
         write(place / "site.toml", _SITE.format(name=name, address=f"{host}:{port}").encode())
-        public = node.public_key().public_bytes(form.Encoding.OpenSSH, form.PublicFormat.OpenSSH).decode()
+        public = (
+            node.public_key()
+            .public_bytes(form.Encoding.OpenSSH, form.PublicFormat.OpenSSH)
+            .decode()
+        )
         self._change(lambda asked: asked["sites"].add(name, public))
         return place
 
@@ -166,9 +183,11 @@ class Deployment:
 
     @unseen()
     def sign(self, key_file: Path) -> list[str]:
-        """Build the app of this version of the library, and sign it; the names of sites that lack the public key.
+        """Build the app of this version of the library, and sign it; the names of sites that lack
+        the public key.
 
-        A deployment without a public key, as version 0.1 made them, gets a key, in `key_file` if nothing is there.
+        A deployment without a public key, as version 0.1 made them, gets a key, in `key_file` if
+        nothing is there.
         """
         public = self.path / "app" / "app.pub"
         if not public.exists() and not key_file.exists():
@@ -176,7 +195,8 @@ class Deployment:
         key = read_key(key_file)
         if public.exists() and public_half(key) != read_public(public):
             raise ValueError(
-                f"--key {key_file}: its public half is not {public}, which sites trust; use the key of that"
+                f"--key {key_file}: its public half is not {public}, which sites trust; use the key"
+                " of that"
             )
         write(self.path / "app" / "app.json", Signed.by(key, built()).written())
         if public.exists():
@@ -198,7 +218,10 @@ class Deployment:
         except ValueError as error:
             raise ValueError(f"{file} is damaged: {error}: {again}") from None
         if not found.holds(public):
-            raise ValueError(f"{file} is not signed by the key that sites trust, so that none would run it: {again}")
+            raise ValueError(
+                f"{file} is not signed by the key that sites trust, so that none would run it:"
+                f" {again}"
+            )
         if found.app != built():
             raise ValueError(f"{file} is the app of another version of fedexperts: {again}")
         return found
@@ -207,7 +230,9 @@ class Deployment:
         """The public key of the app; ValueError, with what to type, if the deployment has none."""
         file = self.path / "app" / "app.pub"
         if not file.exists():
-            raise ValueError(f"{self.path} was made by a version that did not sign its app: {self._sign_it()}")
+            raise ValueError(
+                f"{self.path} was made by a version that did not sign its app: {self._sign_it()}"
+            )
         return read_public(file)
 
     def _sign_it(self) -> str:
@@ -225,7 +250,10 @@ class Deployment:
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()),
+                critical=False,
+            )
             .sign(authority, hashes.SHA384())
         )
         _keep_key(key_file, key)
@@ -243,7 +271,8 @@ class Deployment:
             raise ValueError(f"{file} is damaged ({error}): put a backup in its place") from None
         if not (isinstance(host, str) and isinstance(port, int) and isinstance(sites, dict)):
             raise ValueError(
-                f"{file}: right would be server = a name, port = a number, and [sites] with a key for each"
+                f"{file}: expected server = a name, port = a number, and [sites] with a key"
+                " for each"
             )
         for name in sites:
             check_name(str(name))
@@ -256,7 +285,9 @@ class Deployment:
 
 
 def signing_key_of(path: Path) -> Path:
-    """Where a deployment's signing key is written: beside its folder, so that it is not carried along with it."""
+    """Where a deployment's signing key is written: beside its folder, so that it is not carried
+    along with it.
+    """
     return path.with_name(f"{path.name}-signing") / "app.key"
 
 
@@ -268,16 +299,21 @@ class SiteFolder:
 
     @classmethod
     def at(cls, path: Path, name: str) -> "SiteFolder":
-        """The part of the site `name`: the folder itself, or sites/NAME in it. ValueError if it is not there."""
+        """The part of the site `name`: the folder itself, or sites/NAME in it. ValueError if it is
+        not there.
+        """
         for place in (path / "sites" / name, path):
             if (place / "site.toml").exists():
                 found = cls(place.absolute())
                 if found.name != name:
                     raise ValueError(
-                        f"{place} is the site {found.name}, not {name}; right would be --name {found.name}"
+                        f"{place} is the site {found.name}, not {name}; use --name {found.name}"
                     )
                 return found
-        raise ValueError(f"{path} holds no site {name}: carry FOLDER/sites/{name} of the server's deployment here")
+        raise ValueError(
+            f"{path} holds no site {name}: carry FOLDER/sites/{name} of the server's deployment"
+            " here"
+        )
 
     @property
     def name(self) -> str:
@@ -300,13 +336,15 @@ class SiteFolder:
 
     @property
     def signer(self) -> str:
-        """The public key of the one whose app may run here; ValueError, with what to do, if none is known."""
+        """The public key of the one whose app may run here; ValueError, with what to do, if none is
+        known.
+        """
         file = self.path / "app.pub"
         if not file.exists():
             raise ValueError(
-                f"{file} is missing, by which a site knows the app that it may run; it is in the server's folder, as "
-                "app/app.pub (if not, `fedexperts deploy app` makes it there): carry it here, in a way that nobody "
-                "can change it"
+                f"{file} is missing, by which a site knows the app that it may run; it is in the"
+                " server's folder, as app/app.pub (if not, `fedexperts deploy app` makes it"
+                " there): carry it here, in a way that nobody can change it"
             )
         return read_public(file)
 
@@ -334,7 +372,9 @@ class SiteFolder:
             check_name(str(found["name"]))
             _ = found["server"]
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
-            raise ValueError(f"{file} is damaged ({error}): right would be name, server and [data]") from None
+            raise ValueError(
+                f"{file} is damaged ({error}): expected name, server and [data]"
+            ) from None
         return found
 
 
@@ -354,7 +394,9 @@ def _keep_key(
         file.write(key.private_bytes(form.Encoding.PEM, kind, form.NoEncryption()))
 
 
-def _certificate(name: str, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _certificate(
+    name: str, issuer: x509.Name, key: ec.EllipticCurvePublicKey
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()

@@ -1,8 +1,10 @@
-"""The door to the outside: whoever reaches the server's port reaches what sites need of Flower, and nothing else.
+"""The door to the outside: whoever reaches the server's port reaches what sites need of Flower, and
+nothing else.
 
-Flower's server answers sites and operators at one port and asks operators for no password, so it listens on this
-machine alone. This small proxy, over TLS, knows ten calls by name. It looks at the name, then at the key, and only
-then at what is sent; what a request means is `fleet`'s to know, and who may ask `members`'.
+Flower's server answers sites and operators at one port and asks operators for no password, so it
+listens on this machine alone. This small proxy, over TLS, knows ten calls by name. It looks at the
+name, then at the key, and only then at what is sent; what a request means is `fleet`'s to know, and
+who may ask `members`'.
 """
 
 import asyncio
@@ -26,7 +28,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _PATHS = {f"/v1/fleet/{call}".encode(): call for call in CALLS}
 _KIND = "application/protobuf"
 _PASSED_ON = (*SHOWN, "flwr-package-name", "flwr-package-version", "flwr-component-name")
-_STRANGER = json.dumps({"code": 2004, "detail": "The server does not know this key, or its clock is another."})
+_STRANGER = json.dumps(
+    {"code": 2004, "detail": "The server does not know this key, or its clock is another."}
+)
 _AGAIN = 60.0  # seconds before the same is said of the same site
 
 
@@ -39,7 +43,9 @@ class _RefusedError(Exception):
 
 
 class Gateway:
-    """The application: `inside` asks Flower's server, `knows` is told of connections on which a key was shown."""
+    """The application: `inside` asks Flower's server, `knows` is told of connections on which a key
+    was shown.
+    """
 
     def __init__(
         self,
@@ -49,7 +55,13 @@ class Gateway:
         knows: Callable[[Address, float], None],
         tell: Callable[[str], None],
     ) -> None:
-        self._inside, self._roster, self._limits, self._knows, self._tell = inside, roster, limits, knows, tell
+        self._inside, self._roster, self._limits, self._knows, self._tell = (
+            inside,
+            roster,
+            limits,
+            knows,
+            tell,
+        )
         self._fleet, self._held = Fleet(limits.upload), _Held(limits)
         self._said: dict[tuple[str, str], float] = {}
 
@@ -62,7 +74,11 @@ class Gateway:
         except _RefusedError as no:
             status, kind, content = no.status, no.kind, str(no).encode()
         closing = [(b"connection", b"close")] if status >= 400 else []
-        headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % len(content)), *closing]
+        headers = [
+            (b"content-type", kind.encode()),
+            (b"content-length", b"%d" % len(content)),
+            *closing,
+        ]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
@@ -76,11 +92,15 @@ class Gateway:
                 async with asyncio.timeout(self._limits.arrival):
                     body = await _read(receive, length)
             except TimeoutError:
-                raise _RefusedError(408, f"not all of it came in {self._limits.arrival:g} s") from None
+                raise _RefusedError(
+                    408, f"not all of it came in {self._limits.arrival:g} s"
+                ) from None
             return await self._pass_on(call, member, headers, body)
 
     def _member(self, call: str, headers: Mapping[str, str]) -> Member:
-        """Who asks, seen before anything is read. A site that begins is told in Flower's words, and tries on."""
+        """Who asks, seen before anything is read. A site that begins is told in Flower's words, and
+        tries on.
+        """
         if member := self._roster.who(headers):
             return member
         if call == "activate-node":
@@ -103,13 +123,19 @@ class Gateway:
         except NotAllowedError as no:
             self._log(member.name, call, str(no))
             raise _RefusedError(403, str(no)) from None
-        kept = {name: headers[name] for name in _PASSED_ON if name in headers} | {"content-type": _KIND}
+        kept = {name: headers[name] for name in _PASSED_ON if name in headers} | {
+            "content-type": _KIND
+        }
         try:
             answer = await self._inside.post(f"/v1/fleet/{call}", content=body, headers=kept)
         except httpx.TransportError:
             raise _RefusedError(503, "the server is not there") from None
         if answer.status_code != 200:
-            return answer.status_code, answer.headers.get("content-type", "text/plain"), answer.content
+            return (
+                answer.status_code,
+                answer.headers.get("content-type", "text/plain"),
+                answer.content,
+            )
         return 200, _KIND, self._fleet.answered(call, member, request, answer.content)
 
     def _log(self, site: str, call: str, why: str) -> None:
@@ -127,7 +153,9 @@ class _Held:
 
     @contextmanager
     def for_site(self, name: str, length: int) -> Iterator[None]:
-        """Room for one request; _RefusedError, after which Flower's program tries again, if there is none."""
+        """Room for one request; _RefusedError, after which Flower's program tries again, if there
+        is none.
+        """
         requests = self._requests.get(name, 0)
         if requests >= self._limits.at_once or self._bytes + length > self._limits.memory:
             raise _RefusedError(503, "too much at once; again in a moment")
@@ -149,7 +177,9 @@ def _call(scope: Scope) -> str:
 
 def _headers(scope: Scope) -> dict[str, str]:
     """The headers; one that is there twice could be read in two ways."""
-    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    headers = {
+        name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
+    }
     if len(headers) != len(scope["headers"]):
         raise _RefusedError(400, "a header is there twice")
     return headers

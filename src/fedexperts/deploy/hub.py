@@ -1,7 +1,8 @@
-"""The signed app, served to Flower on this machine alone: its server takes signatures from a hub, and from nobody else.
+"""The signed app, served to Flower on this machine alone: its server takes signatures from a hub,
+and from nobody else.
 
-A site believes neither this hub nor the server; what it looks at is the signature. This room knows Flower's two
-questions to a hub, and not what an app is.
+A site believes neither this hub nor the server; what it looks at is the signature. This room knows
+Flower's two questions to a hub, and not what an app is.
 """
 
 import json
@@ -21,7 +22,11 @@ def hub(signed: Callable[[], Signed]) -> Iterator[str]:
     class Answer(BaseHTTPRequestHandler):
         def do_POST(self) -> None:  # what is there of an app?
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self._send(lambda found: json.dumps({"fab_url": f"{address}/", "verifications": [found.told()]}).encode())
+            self._send(
+                lambda found: json.dumps(
+                    {"fab_url": f"{address}/", "verifications": [found.told()]}
+                ).encode()
+            )
 
         def do_GET(self) -> None:  # the app itself
             self._send(lambda found: found.app)

@@ -1,6 +1,8 @@
-"""Who asks: the sites whose keys the operator listed, told by what they sign. What they ask is not known here.
+"""Who asks: the sites whose keys the operator listed, told by what they sign. What they ask is not
+known here.
 
-A site's program signs the time with its key and says so in three headers, so that a request is known before it is read.
+A site's program signs the time with its key and says so in three headers, so that a request is
+known before it is read.
 """
 
 import datetime
@@ -14,7 +16,8 @@ from cryptography.hazmat.primitives import serialization as form
 from cryptography.hazmat.primitives.asymmetric import ec
 
 SHOWN = ("flwr-public-key", "flwr-timestamp", "flwr-signature")
-_AHEAD, _BEHIND = 5.0, 305.0  # seconds that a site's clock may differ from the server's, as Flower bears them
+# seconds that a site's clock may differ from the server's, as Flower bears them
+_AHEAD, _BEHIND = 5.0, 305.0
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,28 @@ class Roster:
         self._known: Mapping[bytes, Member] = {}
 
     def are(self, sites: Mapping[str, str], nodes: Mapping[str, tuple[str, str]]) -> None:
-        """From now on those of `sites` may take part whose number is noted, under the same key, in `nodes`."""
-        numbered = [(name, key, nodes[name][0]) for name, key in sites.items() if nodes.get(name, ("", ""))[1] == key]
+        """From now on those of `sites` may take part whose number is noted, under the same key, in
+        `nodes`.
+        """
+        numbered = [
+            (name, key, nodes[name][0])
+            for name, key in sites.items()
+            if nodes.get(name, ("", ""))[1] == key
+        ]
         members = [Member(name, int(node), _public(name, key)) for name, key, node in numbered]
         self._known = {member.shown: member for member in members}
 
     def who(self, headers: Mapping[str, str]) -> Member | None:
         """The member that signed these headers just now, if one did."""
         try:
-            shown, signature = b64decode(headers[SHOWN[0]], validate=True), b64decode(headers[SHOWN[2]], validate=True)
+            shown, signature = (
+                b64decode(headers[SHOWN[0]], validate=True),
+                b64decode(headers[SHOWN[2]], validate=True),
+            )
             member, time = self._known[shown], headers[SHOWN[1]]
-            age = (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(time)).total_seconds()
+            age = (
+                datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(time)
+            ).total_seconds()
             member.key.verify(signature, time.encode("ascii"), ec.ECDSA(hashes.SHA256()))
         except (KeyError, ValueError, TypeError, OverflowError, InvalidSignature):
             return None
@@ -62,5 +76,7 @@ def _public(name: str, key: str) -> ec.EllipticCurvePublicKey:
     except ValueError:
         found = None
     if not isinstance(found, ec.EllipticCurvePublicKey):
-        raise ValueError(f"the key of the site {name} is {key[:40]!r}: expected the line that `deploy add` wrote")
+        raise ValueError(
+            f"the key of the site {name} is {key[:40]!r}: expected the line that `deploy add` wrote"
+        )
     return found

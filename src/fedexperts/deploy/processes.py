@@ -1,7 +1,7 @@
 """Flower's programs, started and asked: the server, a site, and a run.
 
-What they are told lies in folders; they are watched until they end. Flower's own files go into a folder of ours, its
-telemetry stays off, and it installs nothing.
+What they are told lies in folders; they are watched until they end. Flower's own files go into a
+folder of ours, its telemetry stays off, and it installs nothing.
 """
 
 import asyncio
@@ -37,13 +37,16 @@ from .site import answering
 Tell = Callable[[str], None]
 _INSIDE = 60.0  # seconds for an answer of Flower's server
 _BACKLOG = 64  # connections that wait to be let in
-_SHUT_OUT = "SuperNode terminated gracefully"  # what Flower's program says if its key is refused while it is connected
+# what Flower's program says if its key is refused while it is connected
+_SHUT_OUT = "SuperNode terminated gracefully"
 _REFUSED = "[code: 2004]"  # Flower's number for a key that it does not know, or that is in use
-# Flower's words of an app that our key did not sign; the last where a signature is such that Flower fell over it
+# Flower's words of an app that our key did not sign; the last where a signature is such that Flower
+# fell over it
 _UNSIGNED = re.compile("could not be verified|could not verify the FAB|in _verify_fab")
 _NOT_OURS = (
-    "refused to run what the server sent: it is not signed by the key of app.pub. Either the server's app is another "
-    "deployment's or was signed by another key, which `fedexperts deploy app` there mends, or somebody changed it"
+    "refused to run what the server sent: it is not signed by the key of app.pub. Either the"
+    " server's app is another deployment's or was signed by another key, which `fedexperts deploy"
+    " app` there mends, or somebody changed it"
 )
 
 
@@ -52,7 +55,8 @@ class FlowerError(ChildProcessError):
 
 
 def serve(deployment: Deployment, bind: str | None, tell: Tell) -> None:
-    """Run the server until it is stopped: Flower's on this machine alone, and the gateway before it.
+    """Run the server until it is stopped: Flower's on this machine alone, and the gateway before
+    it.
 
     Sites reach the address `bind`; if it is None, the one that the server's name demands.
     """
@@ -79,7 +83,9 @@ def serve(deployment: Deployment, bind: str | None, tell: Tell) -> None:
 
 
 def listens_on(host: str) -> str:
-    """The address at which a server of this name is reached: this machine alone, if the name says so."""
+    """The address at which a server of this name is reached: this machine alone, if the name says
+    so.
+    """
     if host in ("localhost", "127.0.0.1", "::1"):
         return "::1" if host == "::1" else "127.0.0.1"
     return "::" if ":" in host else "0.0.0.0"
@@ -87,17 +93,32 @@ def listens_on(host: str) -> str:
 
 def _listening(address: str, port: int) -> str:
     everywhere = address in ("0.0.0.0", "::")
-    where = "every network of this machine; --bind ADDRESS narrows it" if everywhere else "this address alone"
+    where = (
+        "every network of this machine; --bind ADDRESS narrows it"
+        if everywhere
+        else "this address alone"
+    )
     return f"It listens on {address}, port {port}: {where}."
 
 
 def _superlink(deployment: Deployment, inside: int, log: Path) -> list[str]:
     return [
-        "flower-superlink", "--host", "127.0.0.1", "--port", str(inside), "--database", str(log.with_name("state.db")),
-        "--ssl-ca-certfile", str(deployment.path / "ca.crt"), "--ssl-certfile", str(deployment.path / "server.crt"),
-        "--ssl-keyfile", str(deployment.secret / "server.key"), "--enable-supernode-auth",
+        "flower-superlink",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(inside),
+        "--database",
+        str(log.with_name("state.db")),
+        "--ssl-ca-certfile",
+        str(deployment.path / "ca.crt"),
+        "--ssl-certfile",
+        str(deployment.path / "server.crt"),
+        "--ssl-keyfile",
+        str(deployment.secret / "server.key"),
+        "--enable-supernode-auth",
         "--disable-runtime-dependency-installation",
-    ]  # fmt: skip
+    ]
 
 
 async def _answer(
@@ -110,13 +131,23 @@ async def _answer(
 ) -> None:
     """Let sites in, until the server is stopped or Flower's is gone."""
     trusted = ssl.create_default_context(cafile=str(deployment.path / "ca.crt"))
-    async with httpx.AsyncClient(base_url=f"https://127.0.0.1:{inside}", verify=trusted, timeout=_INSIDE) as client:
+    async with httpx.AsyncClient(
+        base_url=f"https://127.0.0.1:{inside}", verify=trusted, timeout=_INSIDE
+    ) as client:
         settings = uvicorn.Config(
-            Gateway(client, roster, deployment.limits, entrance.knows, tell), loop="asyncio", http="h11", ws="none",
-            lifespan="off", proxy_headers=False, server_header=False, log_level="critical", access_log=False,
-            backlog=_BACKLOG, ssl_certfile=str(deployment.path / "server.crt"),
+            Gateway(client, roster, deployment.limits, entrance.knows, tell),
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            proxy_headers=False,
+            server_header=False,
+            log_level="critical",
+            access_log=False,
+            backlog=_BACKLOG,
+            ssl_certfile=str(deployment.path / "server.crt"),
             ssl_keyfile=str(deployment.secret / "server.key"),
-        )  # fmt: skip
+        )
         outside = uvicorn.Server(settings)
         follow = (deployment, roster, server, outside, tell)
         threading.Thread(target=_keep_registered, args=follow, daemon=True).start()
@@ -126,14 +157,22 @@ async def _answer(
 
 
 def _asking(address: str) -> dict[str, str]:
-    """What Flower's server is told: our hub, where it would ask its maker's; it calls nobody else, by no proxy."""
+    """What Flower's server is told: our hub, where it would ask its maker's; it calls nobody else,
+    by no proxy.
+    """
     return {"FLWR_SUPERGRID_API_URL": address, "NO_PROXY": "*", "no_proxy": "*"}
 
 
 def _keep_registered(
-    deployment: Deployment, roster: Roster, server: "subprocess.Popen[bytes]", outside: uvicorn.Server, tell: Tell
+    deployment: Deployment,
+    roster: Roster,
+    server: "subprocess.Popen[bytes]",
+    outside: uvicorn.Server,
+    tell: Tell,
 ) -> None:
-    """Follow the list of sites while the server runs; without Flower's server, there is nothing to pass on to."""
+    """Follow the list of sites while the server runs; without Flower's server, there is nothing to
+    pass on to.
+    """
     known = deployment.sites
     while server.poll() is None:
         time.sleep(1)
@@ -161,7 +200,10 @@ def register(deployment: Deployment) -> None:
     for name, (node, key) in list(there.items()):
         if wanted.get(name) != key:
             _flwr(deployment, "supernode", "unregister", node, "here")
-            _note(deployment, there := {other: known for other, known in there.items() if other != name})
+            _note(
+                deployment,
+                there := {other: known for other, known in there.items() if other != name},
+            )
     for name, key in wanted.items():
         if name not in there:
             file = deployment.path / "flower" / f"{name}.pub"
@@ -177,7 +219,9 @@ def connected(deployment: Deployment) -> dict[str, str]:
 
 
 def _registered(deployment: Deployment) -> dict[str, tuple[str, str]]:
-    """Flower's number and the key of each site that the server knows by name: what we noted, if Flower noted it too."""
+    """Flower's number and the key of each site that the server knows by name: what we noted, if
+    Flower noted it too.
+    """
     status = _status(deployment)
     return {
         name: (node, key)
@@ -193,11 +237,16 @@ def _noted(deployment: Deployment) -> dict[str, tuple[str, str]]:
 
 
 def _status(deployment: Deployment) -> dict[str, str]:
-    return {node["node-id"]: node["status"] for node in _flwr(deployment, "supernode", "list", "here")["nodes"]}
+    return {
+        node["node-id"]: node["status"]
+        for node in _flwr(deployment, "supernode", "list", "here")["nodes"]
+    }
 
 
 def _note(deployment: Deployment, there: dict[str, tuple[str, str]]) -> None:
-    """Flower does not tell names, so we write down which number is whose, at once: a key is registered only once."""
+    """Flower does not tell names, so we write down which number is whose, at once: a key is
+    registered only once.
+    """
     write(_register_file(deployment), json.dumps(there).encode())
 
 
@@ -206,9 +255,11 @@ def _register_file(deployment: Deployment) -> Path:
 
 
 def join(site: SiteFolder, patience: float, tell: Tell) -> None:
-    """Run a site until it is stopped; FlowerError if the server does not let it in for `patience` seconds.
+    """Run a site until it is stopped; FlowerError if the server does not let it in for `patience`
+    seconds.
 
-    After a crash the server holds the last session for a while, and lets nobody else in under the same key.
+    After a crash the server holds the last session for a while, and lets nobody else in under the
+    same key.
     """
     owners_alone(site.path)
     log = site.path / "flower" / "supernode.log"
@@ -228,11 +279,13 @@ def join(site: SiteFolder, patience: float, tell: Tell) -> None:
                 raise FlowerError(f"the site {site.name} ended: {words}")
             if time.monotonic() > until:
                 raise FlowerError(
-                    f"the server does not let the site {site.name} in: its key is not the one in deploy.toml there "
-                    f"(`fedexperts deploy add` made it), or the site runs elsewhere"
+                    f"the server does not let the site {site.name} in: its key is not the one in"
+                    " deploy.toml there (`fedexperts deploy add` made it), or the site runs"
+                    " elsewhere"
                 )
             tell(
-                f"The server does not let {site.name} in: an unknown key, or its last session is open still. Trying on."
+                f"The server does not let {site.name} in: an unknown key, or its last session is"
+                " open still. Trying on."
             )
             time.sleep(5)
 
@@ -243,7 +296,9 @@ def _until_connected(program: "subprocess.Popen[bytes]", log: Path) -> None:
         time.sleep(0.2)
 
 
-def _until_ended(program: "subprocess.Popen[bytes]", log: Path, refused: Callable[[], None]) -> None:
+def _until_ended(
+    program: "subprocess.Popen[bytes]", log: Path, refused: Callable[[], None]
+) -> None:
     """Until Flower's program has ended; each app that it refuses meanwhile is told."""
     with open(log, errors="replace") as words:
         ended = False
@@ -257,12 +312,28 @@ def _until_ended(program: "subprocess.Popen[bytes]", log: Path, refused: Callabl
 def _supernode(site: SiteFolder, orders: str) -> list[str]:
     write(trusted := site.path / "flower" / "trusted.yaml", trusting(site.signer))
     return [
-        "flower-supernode", "--superlink", site.server, "--root-certificates", str(site.path / "ca.crt"),
-        "--auth-supernode-private-key", str(site.path / "node.key"), "--host", "127.0.0.1", "--port", str(free_port()),
-        "--ssl-certfile", str(site.path / "tls.crt"), "--ssl-keyfile", str(site.path / "tls.key"),
-        "--ssl-ca-certfile", str(site.path / "ca.crt"), "--node-config", f'socket="{orders}"',
-        "--trusted-entities", str(trusted),
-    ]  # fmt: skip
+        "flower-supernode",
+        "--superlink",
+        site.server,
+        "--root-certificates",
+        str(site.path / "ca.crt"),
+        "--auth-supernode-private-key",
+        str(site.path / "node.key"),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(free_port()),
+        "--ssl-certfile",
+        str(site.path / "tls.crt"),
+        "--ssl-keyfile",
+        str(site.path / "tls.key"),
+        "--ssl-ca-certfile",
+        str(site.path / "ca.crt"),
+        "--node-config",
+        f'socket="{orders}"',
+        "--trusted-entities",
+        str(trusted),
+    ]
 
 
 def submit(deployment: Deployment, run: Run) -> None:
@@ -286,8 +357,11 @@ def carried_out(deployment: Deployment, run: Run) -> bool:
 
 def _flwr(deployment: Deployment, *arguments: str) -> dict[str, Any]:
     """What Flower's command line answers."""
-    down = FlowerError(f"the server is not running: start it by `fedexperts deploy server {deployment.path}`")
-    if not _connection(deployment).exists():  # Flower would make one of its own, and find no server in it
+    down = FlowerError(
+        f"the server is not running: start it by `fedexperts deploy server {deployment.path}`"
+    )
+    # Flower would make one of its own, and find no server in it
+    if not _connection(deployment).exists():
         raise down
     command = ["flwr", *arguments, "--format", "json"]
     environment = door.flower_environment(deployment.path / "flower")
@@ -306,12 +380,16 @@ def _flwr(deployment: Deployment, *arguments: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _program(command: Sequence[str], log: Path, told: Mapping[str, str] = {}) -> "Iterator[subprocess.Popen[bytes]]":
+def _program(
+    command: Sequence[str], log: Path, told: Mapping[str, str] = {}
+) -> "Iterator[subprocess.Popen[bytes]]":
     """A program that ends with us, its words in a log, its files beside it."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = door.flower_environment(log.parent) | dict(told)
     with open(log, "wb") as words:
-        program = subprocess.Popen(command, env=environment, stdout=words, stderr=words, preexec_fn=_end_with_parent)
+        program = subprocess.Popen(
+            command, env=environment, stdout=words, stderr=words, preexec_fn=_end_with_parent
+        )
     try:
         yield program
     finally:
@@ -324,7 +402,9 @@ def _program(command: Sequence[str], log: Path, told: Mapping[str, str] = {}) ->
 
 
 def _end_with_parent() -> None:
-    """On Linux, a child of a killed parent ends too: its port is free when the parent is started again."""
+    """On Linux, a child of a killed parent ends too: its port is free when the parent is started
+    again.
+    """
     if sys.platform == "linux":
         import ctypes
 
@@ -366,4 +446,7 @@ def _last(log: Path) -> str:
     text = re.sub("\x1b\\[[0-9;]*m", "", log.read_text(errors="replace"))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     wrong = [place for place, line in enumerate(lines) if line.startswith("ERROR")]
-    return " ".join(lines[wrong[-1] + 1 : wrong[-1] + 3] if wrong else lines[-1:])[:300] or "it said nothing"
+    return (
+        " ".join(lines[wrong[-1] + 1 : wrong[-1] + 3] if wrong else lines[-1:])[:300]
+        or "it said nothing"
+    )

@@ -26,7 +26,8 @@ from ..rundir import RunDir
 from .folder import Deployment
 
 Nodes = Callable[[], Mapping[str, int]]
-MakeEngine = Callable[[Sequence[str], Mapping[str, str], float], Engine]  # names, about the run, deadline
+# names, about the run, deadline
+MakeEngine = Callable[[Sequence[str], Mapping[str, str], float], Engine]
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,18 @@ class Run:
 
     @classmethod
     def create(cls, deployment: Deployment, config: Config, name: str) -> "Run":
-        """A new run, checked as far as it can be without its sites. ValueError if something is unfit."""
-        known_as = f"{name}-{secrets.token_hex(4)}"  # of no other run, at a site that takes part in several federations
+        """A new run, checked as far as it can be without its sites. ValueError if something is
+        unfit.
+        """
+        # of no other run, at a site that takes part in several federations
+        known_as = f"{name}-{secrets.token_hex(4)}"
         check_folder(f"the run's name {name!r:.200}", known_as)
         job, federation = door.served(config, deployment.data)
-        found = cls(RunDir.create(deployment.path / "runs" / name, config.toml(), door.about(config, federation)).path)
+        found = cls(
+            RunDir.create(
+                deployment.path / "runs" / name, config.toml(), door.about(config, federation)
+            ).path
+        )
         write_checked(found.path / "flower.json", {"id": known_as, "run": 0})
         found.stands(Status(rounds=job.rounds))
         return found
@@ -67,7 +75,9 @@ class Run:
         found = cls(deployment.path / "runs" / name)
         if not (found.path / "flower.json").exists():
             known = sorted(path.parent.name for path in found.path.parent.glob("*/flower.json"))
-            raise ValueError(f"no run {name} in {deployment.path}; there are {', '.join(known) or 'none yet'}")
+            raise ValueError(
+                f"no run {name} in {deployment.path}; there are {', '.join(known) or 'none yet'}"
+            )
         return found
 
     @property
@@ -89,7 +99,10 @@ class Run:
 
     @property
     def _flower(self) -> dict[str, Any]:
-        remedy = "put a backup in its place: without the run's name, its sites do not find what they kept for it"
+        remedy = (
+            "put a backup in its place: without the run's name, its sites do not find what they"
+            " kept for it"
+        )
         return read_checked(self.path / "flower.json", remedy)
 
     def numbered(self, number: int) -> None:
@@ -97,7 +110,10 @@ class Run:
 
     @property
     def status(self) -> Status:
-        remedy = f"delete it, and go on with the run by `fedexperts deploy resume FOLDER {self.path.name}`"
+        remedy = (
+            "delete it, and go on with the run by `fedexperts deploy resume FOLDER"
+            f" {self.path.name}`"
+        )
         return Status(**read_checked(self.path / "status.json", remedy))
 
     def begins_anew(self) -> None:
@@ -122,19 +138,28 @@ class Run:
 
 
 def fitted(config: Config, deployment: Deployment) -> Config:
-    """The experiment as it is run here: by sites that are named, with nothing to search for. Raises ConfigError."""
+    """The experiment as it is run here: by sites that are named, with nothing to search for. Raises
+    ConfigError.
+    """
     engine = config.values["engine"]
-    given = {key: value for key, value in engine.items() if engine["name"] == "flower"} | {"name": "flower"}
+    given = {key: value for key, value in engine.items() if engine["name"] == "flower"} | {
+        "name": "flower"
+    }
     known = list(deployment.sites)
     asked = given.get("sites") or known
     if strange := sorted(set(asked) - set(known)):
         raise door.ConfigError(
-            f"engine.sites: {', '.join(strange)} may not take part here; known are {', '.join(known) or 'none'}, and "
-            f"`fedexperts deploy add {deployment.path} {strange[0]}` adds one"
+            f"engine.sites: {', '.join(strange)} may not take part here; known are"
+            f" {', '.join(known) or 'none'}, and `fedexperts deploy add {deployment.path}"
+            f" {strange[0]}` adds one"
         )
     if not asked:
-        raise door.ConfigError(f"no site may take part yet: type `fedexperts deploy add {deployment.path} NAME`")
-    return door.resolve([(config.nested() | {"engine": given | {"sites": sorted(asked)}, "tune": {}}, config.name)])
+        raise door.ConfigError(
+            f"no site may take part yet: type `fedexperts deploy add {deployment.path} NAME`"
+        )
+    return door.resolve(
+        [(config.nested() | {"engine": given | {"sites": sorted(asked)}, "tune": {}}, config.name)]
+    )
 
 
 def carry_out(deployment: Deployment, name: str, nodes: Nodes, make: MakeEngine) -> None:
@@ -170,7 +195,9 @@ def _beat(run: Run, over: threading.Event) -> None:
 
 
 def _wait(settings: FlowerSettings, nodes: Nodes, stands: Callable[[str], None]) -> None:
-    """Until all sites are there, or the time is up and enough of them are; RuntimeError otherwise."""
+    """Until all sites are there, or the time is up and enough of them are; RuntimeError
+    otherwise.
+    """
     until = time.monotonic() + settings.wait
     while True:
         missing = sorted(set(settings.sites) - nodes().keys())
@@ -179,8 +206,9 @@ def _wait(settings: FlowerSettings, nodes: Nodes, stands: Callable[[str], None])
             return
         if time.monotonic() > until:
             raise RuntimeError(
-                f"{there} of {len(settings.sites)} sites came within {settings.wait:g} s, and engine.minimum is "
-                f"{settings.minimum}; missing: {', '.join(missing)}. Start them, then go on with the run."
+                f"{there} of {len(settings.sites)} sites came within {settings.wait:g} s, and"
+                f" engine.minimum is {settings.minimum}; missing: {', '.join(missing)}. Start them,"
+                " then go on with the run."
             )
         stands("waiting")
         time.sleep(1)

@@ -1,9 +1,10 @@
-"""The app that Flower carries from the server to the sites, signed: a site runs this app and no other.
+"""The app that Flower carries from the server to the sites, signed: a site runs this app and no
+other.
 
-The signing key (Ed25519) is kept off the server. The server holds the app with its signature, each site the public key,
-and a site's Flower looks at both before it runs anything: so whoever takes the server cannot run code at a site. The
-app imports the installed library and does nothing else. This room knows how Flower reads apps and signatures, and
-imports no Flower.
+The signing key (Ed25519) is kept off the server. The server holds the app with its signature, each
+site the public key, and a site's Flower looks at both before it runs anything: so whoever takes the
+server cannot run code at a site. The app imports the installed library and does nothing else. This
+room knows how Flower reads apps and signatures, and imports no Flower.
 """
 
 import base64
@@ -24,7 +25,8 @@ SIGNER = "fedexperts"  # what sites call the key
 VERSION = "1.0.0"
 NAME = f"@fedexperts/fedexperts-app=={VERSION}"  # as Flower asks for it
 _FILES = {
-    "pyproject.toml": f"""\
+    "pyproject.toml": (
+        f"""\
 [build-system]
 requires = ["hatchling"]
 build-backend = "hatchling.build"
@@ -49,8 +51,11 @@ clientapp = "fedexperts_app.site:app"
 [tool.flwr.app.config]
 folder = ""
 run = ""
-""",
-    "fedexperts_app/__init__.py": '"""What Flower carries: two names of the installed library."""\n',
+"""
+    ),
+    "fedexperts_app/__init__.py": (
+        '"""What Flower carries: two names of the installed library."""\n'
+    ),
     "fedexperts_app/server.py": "from fedexperts.deploy import app as room\n\napp = room.app\n",
     "fedexperts_app/site.py": "from fedexperts.deploy import courier as room\n\napp = room.app\n",
 }
@@ -74,7 +79,11 @@ class Signed:
         """ValueError if these are not the bytes of one."""
         try:
             found = json.loads(data)
-            return cls(base64.b64decode(found["app"]), int(found["at"]), base64.b64decode(found["signature"]))
+            return cls(
+                base64.b64decode(found["app"]),
+                int(found["at"]),
+                base64.b64decode(found["signature"]),
+            )
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"it holds no signed app ({type(error).__name__}: {error})") from None
 
@@ -97,7 +106,9 @@ class Signed:
 
 
 def built() -> bytes:
-    """The app of this version of the library: the same bytes on every machine, as nothing in it is compressed."""
+    """The app of this version of the library: the same bytes on every machine, as nothing in it is
+    compressed.
+    """
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_STORED) as archive:
         for name, text in {**_FILES, ".info/CONTENT": "\n".join(map(_listed, _FILES))}.items():
@@ -128,11 +139,15 @@ def read_key(file: Path) -> Ed25519PrivateKey:
     try:
         key = form.load_ssh_private_key(file.read_bytes(), None)
     except FileNotFoundError:
-        raise ValueError(f"--key {file}: no such file; right would be the signing key that `init` wrote") from None
+        raise ValueError(
+            f"--key {file}: no such file; expected the signing key that `init` wrote"
+        ) from None
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"--key {file}: it cannot be read as a signing key: {error}") from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise ValueError(f"--key {file}: a key of another kind; right would be the signing key that `init` wrote")
+        raise ValueError(
+            f"--key {file}: a key of another kind; expected the signing key that `init` wrote"
+        )
     return key
 
 
@@ -143,7 +158,7 @@ def read_public(file: Path) -> str:
         _public(line)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
-            f"{file} holds no public key of the app ({error}): right would be a line ssh-ed25519 ..."
+            f"{file} holds no public key of the app ({error}): expected a line ssh-ed25519 ..."
         ) from None
     return line
 

@@ -1,6 +1,8 @@
-"""The process that answers at a site: it holds the model and the data, and answers one order after the other.
+"""The process that answers at a site: it holds the model and the data, and answers one order after
+the other.
 
-Orders come through a socket that only this user can open. Nothing here knows how they came to this machine.
+Orders come through a socket that only this user can open. Nothing here knows how they came to this
+machine.
 """
 
 import json
@@ -40,10 +42,12 @@ def answering(site: SiteFolder, tell: Tell) -> Iterator[str]:
                     answer, what = _answer(site, about, data, tell)
                     tell(f"{what} ({time.monotonic() - began:.1f} s)")
                 put(self.request, answer)
-            except ConnectionError as error:  # Flower's process ended meanwhile, as it does when a run is stopped
+            # Flower's process ended meanwhile, as it does when a run is stopped
+            except ConnectionError as error:
                 tell(f"An answer was not wanted any more: {error}.")
 
-    with TemporaryDirectory(prefix="fedexperts-") as folder:  # its owner's alone; a socket's path must be short
+    # its owner's alone; a socket's path must be short
+    with TemporaryDirectory(prefix="fedexperts-") as folder:
         place = str(Path(folder) / "orders")
         with socketserver.ThreadingUnixStreamServer(place, Line) as server:
             Thread(target=server.serve_forever, daemon=True).start()
@@ -54,13 +58,18 @@ def answering(site: SiteFolder, tell: Tell) -> Iterator[str]:
 
 
 def _answer(site: SiteFolder, about: About, data: bytes, tell: Tell) -> tuple[bytes, str]:
-    """The reply to an order, and what to say of it. Whatever a server sends, its site lives on and says why."""
+    """The reply to an order, and what to say of it. Whatever a server sends, its site lives on and
+    says why.
+    """
     try:
         return answered(lambda name: _here(site, about, name, tell), data)
     except Exception as error:
         why = f"an order that cannot be answered: {type(error).__name__}: {str(error)[:200]!r}"
         asked = _asked(site, data)
-        return encode(Reply(site.name, asked.round, asked.task, error=why)), f"The server sent {why}"
+        return (
+            encode(Reply(site.name, asked.round, asked.task, error=why)),
+            f"The server sent {why}",
+        )
 
 
 def _asked(site: SiteFolder, data: bytes) -> Order:
@@ -72,11 +81,15 @@ def _asked(site: SiteFolder, data: bytes) -> Order:
 
 
 def _here(site: SiteFolder, about: About, name: str, tell: Tell) -> tuple[Job, Client]:
-    """The job of an order, and this site with its own data; ValueError if the order is another's."""
+    """The job of an order, and this site with its own data; ValueError if the order is
+    another's.
+    """
     if name != site.name:
         raise ValueError(f"this is the site {site.name}, not {name}")
     allowed = door.Allowed.read(site.allowed)
-    return _built_once(about["config"], site, json.dumps(site.data), _safe(about["run"]), allowed, tell)
+    return _built_once(
+        about["config"], site, json.dumps(site.data), _safe(about["run"]), allowed, tell
+    )
 
 
 @lru_cache(maxsize=1)
@@ -88,7 +101,9 @@ def _built_once(
     if changed:
         line = f"The data changed since they were split, in {splits}. {changed}"
         tell(line)
-        with open(splits / "changes.log", "a", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
+        with open(
+            splits / "changes.log", "a", opener=lambda path, flags: os.open(path, flags, 0o600)
+        ) as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} run {run}. {line}\n")
     return job, client
 

@@ -10,11 +10,14 @@ from .processes import FlowerError, carried_out
 from .runs import Run, Status
 
 _LOOK = 0.5  # seconds between looks at the folder
-_QUIET = 15.0  # seconds without a sign of life after which the server is asked whether the run is carried out
+# seconds without a sign of life after which the server is asked whether the run is carried out
+_QUIET = 15.0
 
 
 def lines(deployment: Deployment, run: Run) -> Iterator[str]:
-    """A line for every change of who is there and for every finished round, until the run is over."""
+    """A line for every change of who is there and for every finished round, until the run is
+    over.
+    """
     said, rows, asked = Status(), len(run.rows()), time.monotonic()
     while True:
         status = run.status
@@ -26,7 +29,10 @@ def lines(deployment: Deployment, run: Run) -> Iterator[str]:
             yield _round(row, status.rounds)
         for round, client, what in _changed(finished):
             if round in {row["round"] for row in finished[rows:]}:
-                yield f"round {round}: the data of {client} are not what they were when they were split: {what}"
+                yield (
+                    f"round {round}: the data of {client} are not what they were when they were"
+                    f" split: {what}"
+                )
         rows = len(finished)
         if status.over:
             return
@@ -48,7 +54,9 @@ def _look_after(deployment: Deployment, run: Run) -> None:
 
 def _changed(rows: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
     trained = [
-        facts | {"round": row["round"], "client": client} for row in rows for client, facts in row["trained"].items()
+        facts | {"round": row["round"], "client": client}
+        for row in rows
+        for client, facts in row["trained"].items()
     ]
     return changes(trained)
 
@@ -63,7 +71,7 @@ def _round(row: dict[str, Any], rounds: int) -> str:
     trained, refused = row["trained"], row["refused"]
     late = "".join(f"; {client}: {why}" for client, why in refused.items())
     return (
-        f"round {row['round']} of {rounds}: {len(trained)} of {len(trained) + len(refused)} sites, "
-        f"{row['seconds']:.1f} s, {row['bytes_down'] / 1000:.1f} kB down and {row['bytes_up'] / 1000:.1f} kB up a site"
-        f"{late}"
+        f"round {row['round']} of {rounds}: {len(trained)} of {len(trained) + len(refused)} sites,"
+        f" {row['seconds']:.1f} s, {row['bytes_down'] / 1000:.1f} kB down and"
+        f" {row['bytes_up'] / 1000:.1f} kB up a site{late}"
     )

@@ -1,7 +1,8 @@
-"""What the reserve set alone can do, and what it adds to averaging: two baselines of Fed-MoE (IJCAI 2025/610).
+"""What the reserve set alone can do, and what it adds to averaging: two baselines of Fed-MoE (IJCAI
+2025/610).
 
-Cent-MoE is its table's row "reserve set only". FedAvg tuned on the reserve set is the control that the table lacks:
-Fed-MoE's server trains on that set, so FedAvg's should, too.
+Cent-MoE is its table's row "reserve set only". FedAvg tuned on the reserve set is the control that
+the table lacks: Fed-MoE's server trains on that set, so FedAvg's should, too.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,9 @@ Epochs = Annotated[int, Field(ge=1, description="passes over the reserve set")]
 
 @dataclass(frozen=True)
 class Central(Alone):
-    """The model, a mixture or any other, trained on the reserve set before the first round; rounds change nothing."""
+    """The model, a mixture or any other, trained on the reserve set before the first round; rounds
+    change nothing.
+    """
 
     epochs: Epochs = 20
     rate: Annotated[float, Field(gt=0, description="learning rate of these passes")] = 0.003
@@ -35,7 +38,9 @@ class Central(Alone):
     def open(self, given: Given) -> Tensors:
         return named("global", _tuned(given, given.model.initial, self.epochs, self.rate, 0))
 
-    def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
+    def send(
+        self, server: Tensors, clients: Sequence[str], round: int, seed: int
+    ) -> dict[str, Sent]:
         return dict.fromkeys(clients, Sent(self.publish(server)))
 
     def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
@@ -52,7 +57,8 @@ class FineTuned(FedAvg):
     epochs: Epochs = 1
     tune_rate: Annotated[float, Field(gt=0, description="learning rate of these passes")] = 0.001
     keep: Annotated[
-        bool, Field(description="the next round starts at the tuned model, or else at the plain average")
+        bool,
+        Field(description="the next round starts at the tuned model, or else at the plain average"),
     ] = True
 
     def fits(self, model: Model, reserve: int) -> None:
@@ -61,10 +67,14 @@ class FineTuned(FedAvg):
     def publish(self, server: Tensors) -> Tensors:
         return named("global", under(server, "tuned")) or super().publish(server)
 
-    def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
+    def send(
+        self, server: Tensors, clients: Sequence[str], round: int, seed: int
+    ) -> dict[str, Sent]:
         return dict.fromkeys(clients, Sent(super().publish(server)))
 
-    def merge(self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int) -> Tensors:
+    def merge(
+        self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int
+    ) -> Tensors:
         plain = super().merge(given, server, uploads, round)
         tuned = _tuned(given, under(plain, "global"), self.epochs, self.tune_rate, round)
         return named("global", tuned) if self.keep else plain | named("tuned", tuned)

@@ -1,7 +1,8 @@
 """Averaging, and not averaging: the baselines. What they train is the model's business, not theirs.
 
-FedAvg of a prompted CLIP is PromptFL; with `mu` it is PromptFL + FedProx; `Alone` on a prompted CLIP is CoOp on each
-client, on a linear head a linear probe; either of them for zero rounds, from a context made of words, is zero-shot.
+FedAvg of a prompted CLIP is PromptFL; with `mu` it is PromptFL + FedProx; `Alone` on a prompted
+CLIP is CoOp on each client, on a linear head a linear probe; either of them for zero rounds, from a
+context made of words, is zero-shot.
 """
 
 from collections.abc import Sequence
@@ -20,22 +21,31 @@ from ..tensors import Tensors, mean, named, under
 
 @dataclass(frozen=True)
 class FedAvg(Method):
-    """Federated averaging (arXiv:1602.05629, algorithm 1); with mu > 0, FedProx (arXiv:1812.06127, eq. 2)."""
+    """Federated averaging (arXiv:1602.05629, algorithm 1); with mu > 0, FedProx (arXiv:1812.06127,
+    eq. 2).
+    """
 
     mu: Annotated[
-        float, Field(ge=0, description="FedProx: weight of half the squared distance to the global model")
+        float,
+        Field(ge=0, description="FedProx: weight of half the squared distance to the global model"),
     ] = 0.0
 
     def uploads(self, model: Model) -> frozenset[str]:
         return frozenset(model.initial)
 
-    def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
+    def send(
+        self, server: Tensors, clients: Sequence[str], round: int, seed: int
+    ) -> dict[str, Sent]:
         return dict.fromkeys(clients, Sent(self.publish(server)))
 
-    def merge(self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int) -> Tensors:
+    def merge(
+        self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int
+    ) -> Tensors:
         return named("global", mean([u.tensors for u in uploads], [u.examples for u in uploads]))
 
-    def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:
+    def start(
+        self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator
+    ) -> Local:
         shared = under(sent, "global")
         return Local(shared, held(model, shared) if self.mu else {})
 
@@ -62,13 +72,19 @@ class Alone(Method):
     def uploads(self, model: Model) -> frozenset[str]:
         return frozenset()
 
-    def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
+    def send(
+        self, server: Tensors, clients: Sequence[str], round: int, seed: int
+    ) -> dict[str, Sent]:
         return dict.fromkeys(clients, Sent({}))
 
-    def merge(self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int) -> Tensors:
+    def merge(
+        self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int
+    ) -> Tensors:
         return server
 
-    def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:
+    def start(
+        self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator
+    ) -> Local:
         return self.recall(model, sent, own)
 
     def finish(self, model: Model, local: Local, normal: Normal) -> Finished:

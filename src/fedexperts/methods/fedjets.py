@@ -1,12 +1,15 @@
-"""FedJETs: of a mixture, each client is sent and trains the gate and those few experts that its gate prefers.
+"""FedJETs: of a mixture, each client is sent and trains the gate and those few experts that its
+gate prefers.
 
-Dun et al.: "FedJETs: Efficient Just-In-Time Personalization with Federated Mixture of Experts" (arXiv:2306.08586).
-Anchor clients, each bound to one expert in all rounds, make the experts differ; everybody else follows the gate.
+Dun et al.: "FedJETs: Efficient Just-In-Time Personalization with Federated Mixture of Experts"
+(arXiv:2306.08586). Anchor clients, each bound to one expert in all rounds, make the experts differ;
+everybody else follows the gate.
 
-Simplified here: anchors are the first K clients that uploaded anything, where the paper picks clients with unlike
-data, and beside its own expert an anchor trains what its gate prefers; a client's choice is that of the gate as it last
-trained it, by chance at first, which saves an exchange in front of every round; the gate sees the input itself, not the
-features of a common pretrained expert; and predictions weigh all experts, not the best few.
+Simplified here: anchors are the first K clients that uploaded anything, where the paper picks
+clients with unlike data, and beside its own expert an anchor trains what its gate prefers; a
+client's choice is that of the gate as it last trained it, by chance at first, which saves an
+exchange in front of every round; the gate sees the input itself, not the features of a common
+pretrained expert; and predictions weigh all experts, not the best few.
 
 Shapes: B inputs, C classes, K routed experts, n of them at a client.
 """
@@ -21,22 +24,39 @@ from pydantic import Field
 from torch import Tensor
 
 from ..learn import Local
-from ..method import Finished, Given, Method, MixtureModel, Model, Normal, Sent, Upload, as_mixture, moving
+from ..method import (
+    Finished,
+    Given,
+    Method,
+    MixtureModel,
+    Model,
+    Normal,
+    Sent,
+    Upload,
+    as_mixture,
+    moving,
+)
 from ..tensors import Tensors, mean, named, rng, under
 
 
 @dataclass(frozen=True)
 class FedJETs(Method):
-    """Clients name the n experts they hold by place: 0 to n - 1. The server knows which those are."""
+    """Clients name the n experts they hold by place: 0 to n - 1. The server knows which those
+    are.
+    """
 
-    experts: Annotated[int, Field(ge=1, description="n, routed experts that a client is sent and trains")] = 2
+    experts: Annotated[
+        int, Field(ge=1, description="n, routed experts that a client is sent and trains")
+    ] = 2
 
     def fits(self, model: Model, reserve: int) -> None:
         mixture = as_mixture(model)
         if moving(mixture.expert) | moving(mixture.gate):
-            raise ValueError('fedjets has no batch norm at its clients; right would be model.norm = "group"')
+            raise ValueError('fedjets has no batch norm at its clients; use model.norm = "group"')
         if self.experts > (count := mixture.experts):
-            raise ValueError(f"method.experts = {self.experts} of {count}; right would be 1 to mixture.experts")
+            raise ValueError(
+                f"method.experts = {self.experts} of {count}; expected 1 to mixture.experts"
+            )
 
     def uploads(self, model: Model) -> frozenset[str]:
         return frozenset({*_part(model.initial, range(self.experts)), "use"})
@@ -44,10 +64,16 @@ class FedJETs(Method):
     # ---- server
 
     def expects(self, server: Tensors, model: Model) -> Tensors:
-        return _part(under(server, "global"), range(self.experts)) | {"use": torch.zeros(_count(server))}
+        return _part(under(server, "global"), range(self.experts)) | {
+            "use": torch.zeros(_count(server))
+        }
 
-    def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
-        """The gate and the main experts, which all have in common, and each client's own n experts."""
+    def send(
+        self, server: Tensors, clients: Sequence[str], round: int, seed: int
+    ) -> dict[str, Sent]:
+        """The gate and the main experts, which all have in common, and each client's own n
+        experts.
+        """
         sent, shared = {}, under(server, "global")
         for client in clients:
             chosen_n = self._chosen(server, client, round, seed)
@@ -55,12 +81,18 @@ class FedJETs(Method):
             sent[client] = Sent(payload, {"chosen": [float(k) for k in chosen_n]})
         return sent
 
-    def merge(self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int) -> Tensors:
-        """Means by examples: of an expert over those who trained it, of the rest over all. Free anchors are taken."""
+    def merge(
+        self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int
+    ) -> Tensors:
+        """Means by examples: of an expert over those who trained it, of the rest over all. Free
+        anchors are taken.
+        """
         shared, anchors, K = under(server, "global"), under(server, "anchor"), _count(server)
         chosen = [self._chosen(server, u.client, round, given.seed).tolist() for u in uploads]
         for k in range(K):
-            holders = [(u, own.index(k)) for u, own in zip(uploads, chosen, strict=True) if k in own]
+            holders = [
+                (u, own.index(k)) for u, own in zip(uploads, chosen, strict=True) if k in own
+            ]
             if holders:
                 trained = [under(u.tensors, f"expert.{place}") for u, place in holders]
                 shared |= named(f"expert.{k}", mean(trained, [u.examples for u, _ in holders]))
@@ -71,7 +103,9 @@ class FedJETs(Method):
         return server | named("global", shared) | named("use", use) | named("anchor", anchors)
 
     def _chosen(self, server: Tensors, client: str, round: int, seed: int) -> Tensor:
-        """[n]: an anchor's own expert, then those that the client's gate weighed most, by chance the first time."""
+        """[n]: an anchor's own expert, then those that the client's gate weighed most, by chance
+        the first time.
+        """
         use_K = server.get(f"use.{client}")
         if use_K is None:
             use_K = torch.rand(_count(server), generator=rng(seed, "experts", round, client))
@@ -81,7 +115,9 @@ class FedJETs(Method):
 
     # ---- client
 
-    def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:
+    def start(
+        self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator
+    ) -> Local:
         return Local(under(sent, "global"), {"chosen": sent["chosen"]})
 
     def logits(self, model: Model, local: Local, x: Tensor) -> Tensor:
@@ -89,9 +125,17 @@ class FedJETs(Method):
         mixture, tensors = as_mixture(model), local.trained
         if "chosen" not in local.fixed:
             return mixture.logits(tensors, x)
-        routed = [mixture.expert.logits(under(tensors, f"expert.{place}"), x) for place in range(self.experts)]
+        routed = [
+            mixture.expert.logits(under(tensors, f"expert.{place}"), x)
+            for place in range(self.experts)
+        ]
         weights_Bn = _gate(mixture, tensors, x)[:, local.fixed["chosen"]].softmax(-1)
-        return mixture.mix(tensors, mixture.answers(tensors, "main", x), torch.stack(routed).softmax(-1), weights_Bn)
+        return mixture.mix(
+            tensors,
+            mixture.answers(tensors, "main", x),
+            torch.stack(routed).softmax(-1),
+            weights_Bn,
+        )
 
     def observe(self, model: Model, local: Local, x: Tensor) -> Tensors:
         """use [K]: how the gate weighs all experts, on average over what the client trained on."""
@@ -110,8 +154,14 @@ def _gate(mixture: MixtureModel, tensors: Tensors, x: Tensor) -> Tensor:
 
 
 def _part(tensors: Tensors, chosen: Iterable[int]) -> Tensors:
-    """Of a mixture's tensors, those of the chosen experts, numbered anew, and all that belong to no routed expert."""
-    part = {name: value for name, value in tensors.items() if name.split(".")[0] not in ("expert", "use")}
+    """Of a mixture's tensors, those of the chosen experts, numbered anew, and all that belong to no
+    routed expert.
+    """
+    part = {
+        name: value
+        for name, value in tensors.items()
+        if name.split(".")[0] not in ("expert", "use")
+    }
     for place, k in enumerate(chosen):
         part |= named(f"expert.{place}", under(tensors, f"expert.{k}"))
     return part

@@ -1,12 +1,15 @@
-"""Fed-MoE: small models of many clients are fused, by measured relevance, into the experts of one big mixture.
+"""Fed-MoE: small models of many clients are fused, by measured relevance, into the experts of one
+big mixture.
 
-Jiang, Chen, Liu, Jiang, Fan: "Heterogeneous Federated Learning with Scalable Server Mixture-of-Experts", IJCAI 2025
-(ijcai.org/proceedings/2025/610). A client holds, sends and receives one small model, ever; the server holds the mixture
-and a small labelled reserve set. A round: A clients train; B the server fuses what they sent and trains its gate and
-alpha, T times over; C every client that took part gets a blend of its own.
+Jiang, Chen, Liu, Jiang, Fan: "Heterogeneous Federated Learning with Scalable Server
+Mixture-of-Experts", IJCAI 2025 (ijcai.org/proceedings/2025/610). A client holds, sends and receives
+one small model, ever; the server holds the mixture and a small labelled reserve set. A round: A
+clients train; B the server fuses what they sent and trains its gate and alpha, T times over; C
+every client that took part gets a blend of its own.
 
-Shapes: m clients of a round, R reserve examples, C classes, K routed experts, M main experts, E = K + 1 or K: the
-experts that a blend has shares of, the mains (as one, their mean) first if there are any.
+Shapes: m clients of a round, R reserve examples, C classes, K routed experts, M main experts, E = K
++ 1 or K: the experts that a blend has shares of, the mains (as one, their mean) first if there are
+any.
 """
 
 from collections.abc import Sequence
@@ -53,56 +56,115 @@ _CONTROLS = (
         {"method.name": ("fedavg", "fedavg-tuned"), "mixture.experts": (None,)},
         alike=("data.", "model.", "start."),
         of="server",
-        needed="no finished run of fedavg on the same data and from the same start is among these, so they do not tell "
-        "whether a mixture adds anything to one averaged model",
+        needed=(
+            "no finished run of fedavg on the same data and from the same start is among these, so"
+            " they do not tell whether a mixture adds anything to one averaged model"
+        ),
     ),
-    Control("uniform relevance", {"method.relevance": ("uniform",)}, free=("method.temperature",), of="server"),
+    Control(
+        "uniform relevance",
+        {"method.relevance": ("uniform",)},
+        free=("method.temperature",),
+        of="server",
+    ),
 )
 
 
 @dataclass(frozen=True)
 class FedMoE(Method):
-    """Fed-MoE by the letter: the paper's equations and nothing else. `FedMoEStrong` has other defaults."""
+    """Fed-MoE by the letter: the paper's equations and nothing else. `FedMoEStrong` has other
+    defaults.
+    """
 
     lam: Annotated[
-        float, Field(ge=0, le=1, description="lambda of the experts: share of the clients' models in a fused expert")
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="lambda of the experts: share of the clients' models in a fused expert",
+        ),
     ] = 0.1
     lam_client: Annotated[
         float,
-        Field(ge=0, le=1, description="lambda of the clients: share of its own model in what a client goes on with"),
+        Field(
+            ge=0,
+            le=1,
+            description=(
+                "lambda of the clients: share of its own model in what a client goes on with"
+            ),
+        ),
     ] = 0.1
-    inner: Annotated[int, Field(ge=1, description="T, times a round's models are fused and the gate is trained")] = 1
+    inner: Annotated[
+        int, Field(ge=1, description="T, times a round's models are fused and the gate is trained")
+    ] = 1
     relevance: Annotated[
         Literal["mean", "relative", "uniform"],
-        Field(description="of clients to experts: the mean outer product (paper); against the other clients; none"),
+        Field(
+            description=(
+                "of clients to experts: the mean outer product (paper); against the other clients;"
+                " none"
+            )
+        ),
     ] = "mean"
-    temperature: Annotated[float, Field(gt=0, description="of the softmax over clients, a row an expert")] = 1.0
-    blend_temperature: Annotated[float, Field(gt=0, description="of the softmax over experts, a column a client")] = 1.0
+    temperature: Annotated[
+        float, Field(gt=0, description="of the softmax over clients, a row an expert")
+    ] = 1.0
+    blend_temperature: Annotated[
+        float, Field(gt=0, description="of the softmax over experts, a column a client")
+    ] = 1.0
     weights: Annotated[
-        Literal["equal", "examples"], Field(description="every client counts the same (paper), or by its examples")
+        Literal["equal", "examples"],
+        Field(description="every client counts the same (paper), or by its examples"),
     ] = "equal"
     mu: Annotated[
-        float, Field(ge=0, description="FedProx: weight of half the squared distance to what a client starts from")
+        float,
+        Field(
+            ge=0,
+            description="FedProx: weight of half the squared distance to what a client starts from",
+        ),
     ] = 0.0
     blend: Annotated[
         Literal["same-round", "next-order", "none"],
-        Field(description="when a client gets its blend: at once (paper), fresh with its next order, or never"),
+        Field(
+            description=(
+                "when a client gets its blend: at once (paper), fresh with its next order, or never"
+            )
+        ),
     ] = "same-round"
     gate: Annotated[
-        Literal["trained", "uniform"], Field(description="trained on the reserve set, or the control: no routing")
+        Literal["trained", "uniform"],
+        Field(description="trained on the reserve set, or the control: no routing"),
     ] = "trained"
-    gate_epochs: Annotated[int, Field(ge=1, description="passes over the reserve set that train gate and alpha")] = 1
+    gate_epochs: Annotated[
+        int, Field(ge=1, description="passes over the reserve set that train gate and alpha")
+    ] = 1
     gate_rate: Annotated[float, Field(gt=0, description="learning rate of the gate (Adam)")] = 0.001
-    alpha_rate: Annotated[float, Field(ge=0, description="learning rate of alpha (Adam); 0: it stays at 1/2")] = 0.01
-    beta: Annotated[float, Field(ge=0, description="weight of the gate's entropy in its loss")] = 0.001
+    alpha_rate: Annotated[
+        float, Field(ge=0, description="learning rate of alpha (Adam); 0: it stays at 1/2")
+    ] = 0.01
+    beta: Annotated[float, Field(ge=0, description="weight of the gate's entropy in its loss")] = (
+        0.001
+    )
     warmup: Annotated[
-        int, Field(ge=0, description="passes that teach the new gate k-means clusters of the reserve set; 0: random")
+        int,
+        Field(
+            ge=0,
+            description=(
+                "passes that teach the new gate k-means clusters of the reserve set; 0: random"
+            ),
+        ),
     ] = 0
-    tune_epochs: Annotated[int, Field(ge=0, description="passes over the reserve set that tune fused experts")] = 0
-    tune_rate: Annotated[float, Field(gt=0, description="learning rate (Adam) of these passes")] = 0.001
+    tune_epochs: Annotated[
+        int, Field(ge=0, description="passes over the reserve set that tune fused experts")
+    ] = 0
+    tune_rate: Annotated[float, Field(gt=0, description="learning rate (Adam) of these passes")] = (
+        0.001
+    )
 
     def declares(self) -> Declared:
-        """Where gate or relevance is switched off on purpose it is a control itself, and needs none."""
+        """Where gate or relevance is switched off on purpose it is a control itself, and needs
+        none.
+        """
         ablation = "uniform" in (self.gate, self.relevance)
         return Declared(controls=() if ablation else _CONTROLS, ablation=ablation)
 
@@ -116,38 +178,59 @@ class FedMoE(Method):
     # ---- server
 
     def open(self, given: Given) -> Tensors:
-        """The mixture at the common start; its gate random, or warmed up (spec: it must not start symmetric)."""
+        """The mixture at the common start; its gate random, or warmed up (spec: it must not start
+        symmetric).
+        """
         mixture = as_mixture(given.model)
         server = mixture.initial
         if self.warmup:
             clusters = _clusters(given.reserve.x[:, 0], mixture.experts, given.seed)
-            learning = replace(given.learning, epochs=self.warmup, optimizer="adam", rate=self.gate_rate)
+            learning = replace(
+                given.learning, epochs=self.warmup, optimizer="adam", rate=self.gate_rate
+            )
             server |= named(
-                "gate", _fitted(mixture.gate, under(server, "gate"), given, clusters, learning, "warm-up", 0)
+                "gate",
+                _fitted(
+                    mixture.gate, under(server, "gate"), given, clusters, learning, "warm-up", 0
+                ),
             )
         return server
 
     def publish(self, server: Tensors) -> Tensors:
-        """One model, for clients that have none yet: the mean of the main experts or, without any, of the routed."""
+        """One model, for clients that have none yet: the mean of the main experts or, without any,
+        of the routed.
+        """
         experts = _experts(server, "main") or _experts(server, "expert")
         return named("global", mean(experts, [1] * len(experts)))
 
     def expects(self, server: Tensors, model: Model) -> Tensors:
         return under(self.publish(server), "global")
 
-    def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
-        """One model at most a round: nothing to those who hold one or are given theirs after the round; a fresh blend,
-        if it travels now; the published model to newcomers.
+    def send(
+        self, server: Tensors, clients: Sequence[str], round: int, seed: int
+    ) -> dict[str, Sent]:
+        """One model at most a round: nothing to those who hold one or are given theirs after the
+        round; a fresh blend, if it travels now; the published model to newcomers.
         """
-        sent, known = dict.fromkeys(clients, Sent({})), [c for c in clients if f"shares.{c}" in server]
+        sent, known = (
+            dict.fromkeys(clients, Sent({})),
+            [c for c in clients if f"shares.{c}" in server],
+        )
         if self.blend == "next-order":
-            sent |= {client: Sent(named("blend", blend)) for client, blend in _blends(server, known).items()}
+            sent |= {
+                client: Sent(named("blend", blend))
+                for client, blend in _blends(server, known).items()
+            }
         if self.blend != "same-round" and (newcomers := set(clients) - set(known)):
             sent |= dict.fromkeys(newcomers, Sent(self.publish(server)))
         return sent
 
-    def merge(self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int) -> Tensors:
-        """Step B: T times relevance, experts, gate and alpha; then each client's shares of the experts, for step C."""
+    def merge(
+        self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int
+    ) -> Tensors:
+        """Step B: T times relevance, experts, gate and alpha; then each client's shares of the
+        experts, for step C.
+        """
         mixture, clients = as_mixture(given.model), [upload.tensors for upload in uploads]
         examples_m = torch.tensor([float(upload.examples) for upload in uploads])
         answers_mR = _right(mixture.expert, clients, given.reserve)
@@ -156,10 +239,15 @@ class FedMoE(Method):
             server = self._fuse(server, clients, relevance_Km, examples_m)
             if self.tune_epochs:
                 server = self._tune(given, mixture, server, round * self.inner + inner)
-            server = self._train(given, mixture, server, rng(given.seed, "gate", round * self.inner + inner))
-        shares_Em = self._shares(server, self._relevance(mixture, server, given.reserve, answers_mR))
+            server = self._train(
+                given, mixture, server, rng(given.seed, "gate", round * self.inner + inner)
+            )
+        shares_Em = self._shares(
+            server, self._relevance(mixture, server, given.reserve, answers_mR)
+        )
         return server | {
-            f"shares.{u.client}": share for u, share in zip(uploads, shares_Em.T.contiguous(), strict=True)
+            f"shares.{u.client}": share
+            for u, share in zip(uploads, shares_Em.T.contiguous(), strict=True)
         }
 
     def give_back(self, server: Tensors, uploads: Sequence[Upload]) -> dict[str, Sent]:
@@ -168,21 +256,32 @@ class FedMoE(Method):
             return {}
         blends = _blends(server, [u.client for u in uploads])
         return {
-            u.client: Sent(named("blend", mean([u.tensors, blends[u.client]], [self.lam_client, 1 - self.lam_client])))
+            u.client: Sent(
+                named(
+                    "blend",
+                    mean([u.tensors, blends[u.client]], [self.lam_client, 1 - self.lam_client]),
+                )
+            )
             for u in uploads
         }
 
     def serve(self, model: Model, server: Tensors, x: Tensor) -> Tensor:
-        """The main experts and the top-L routed ones, renormalised; all of them alike without routing."""
+        """The main experts and the top-L routed ones, renormalised; all of them alike without
+        routing.
+        """
         mixture = as_mixture(model)
         if self.gate == "trained":
             return mixture.predict(server, x)
-        mains_MBC, routed_KBC = (mixture.answers(server, prefix, x) for prefix in ("main", "expert"))
+        mains_MBC, routed_KBC = (
+            mixture.answers(server, prefix, x) for prefix in ("main", "expert")
+        )
         return mixture.mix(server, mains_MBC, routed_KBC, self._weigh(mixture, server, x))
 
     def routes(self, model: Model, server: Tensors, x: Tensor) -> Tensor:
         mixture = as_mixture(model)
-        weights_BK = mixture.routed(server, x) if self.gate == "trained" else self._weigh(mixture, server, x)
+        weights_BK = (
+            mixture.routed(server, x) if self.gate == "trained" else self._weigh(mixture, server, x)
+        )
         alpha = server.get("alpha", torch.tensor(1.0)).clamp(0, 1)
         mains_BM = ((1 - alpha) / max(mixture.mains, 1)).expand(len(x), mixture.mains)
         return torch.cat([mains_BM, alpha * weights_BK], dim=1)
@@ -192,10 +291,16 @@ class FedMoE(Method):
         mixture = as_mixture(model)
         weights_BK = self._weigh(mixture, server, x)
         facts = dissected(mixture, server, x, y, weights_BK, partial(self.serve, model))
-        return facts | {f"shares.{c}": value.tolist() for c, value in under(server, "shares").items()}
+        return facts | {
+            f"shares.{c}": value.tolist() for c, value in under(server, "shares").items()
+        }
 
-    def _relevance(self, mixture: MixtureModel, server: Tensors, reserve: Examples, answers_mR: Tensor) -> Tensor:
-        """W [K, m]: how much a client's model is worth on the reserve examples that the gate gives to an expert."""
+    def _relevance(
+        self, mixture: MixtureModel, server: Tensors, reserve: Examples, answers_mR: Tensor
+    ) -> Tensor:
+        """W [K, m]: how much a client's model is worth on the reserve examples that the gate gives
+        to an expert.
+        """
         with torch.no_grad():
             gate_RK = self._weigh(mixture, server, reserve.x[:, 0])
         if self.relevance == "mean":
@@ -205,8 +310,12 @@ class FedMoE(Method):
         ahead_mR = answers_mR - answers_mR.mean(0)
         return (gate_RK / gate_RK.sum(0).clamp_min(NEVER)).T @ ahead_mR.T
 
-    def _fuse(self, server: Tensors, clients: Sequence[Tensors], relevance_Km: Tensor, examples_m: Tensor) -> Tensors:
-        """E <- (1 - lambda) E + lambda sum_j w_j M_j: relevance decides w for routed experts, nothing for main ones."""
+    def _fuse(
+        self, server: Tensors, clients: Sequence[Tensors], relevance_Km: Tensor, examples_m: Tensor
+    ) -> Tensors:
+        """E <- (1 - lambda) E + lambda sum_j w_j M_j: relevance decides w for routed experts,
+        nothing for main ones.
+        """
         counts_m = examples_m.log() if self.weights == "examples" else torch.zeros_like(examples_m)
         routed_Km = (self._scaled(relevance_Km, 1) / self.temperature + counts_m).softmax(1)
         names = [*_names(server, "main"), *_names(server, "expert")]
@@ -227,7 +336,9 @@ class FedMoE(Method):
         return (torch.cat(rows) / self.blend_temperature).softmax(0)
 
     def _scaled(self, relevance_Km: Tensor, axis: int) -> Tensor:
-        """Relative relevance in units of its spread along an axis: a temperature then means the same in any round."""
+        """Relative relevance in units of its spread along an axis: a temperature then means the
+        same in any round.
+        """
         if self.relevance != "relative":
             return relevance_Km
         centred = relevance_Km - relevance_Km.mean(axis, keepdim=True)
@@ -235,24 +346,47 @@ class FedMoE(Method):
 
     def _tune(self, given: Given, mixture: MixtureModel, server: Tensors, turn: int) -> Tensors:
         """Fused experts, a few passes over the reserve set further (as the published code does)."""
-        learning = replace(given.learning, epochs=self.tune_epochs, optimizer="adam", rate=self.tune_rate)
+        learning = replace(
+            given.learning, epochs=self.tune_epochs, optimizer="adam", rate=self.tune_rate
+        )
         for name in (*_names(server, "main"), *_names(server, "expert")):
-            tuned = _fitted(mixture.expert, under(server, name), given, given.reserve.y, learning, f"tune {name}", turn)
+            tuned = _fitted(
+                mixture.expert,
+                under(server, name),
+                given,
+                given.reserve.y,
+                learning,
+                f"tune {name}",
+                turn,
+            )
             server = server | named(name, tuned)
         return server
 
-    def _train(self, given: Given, mixture: MixtureModel, server: Tensors, generator: torch.Generator) -> Tensors:
-        """Descend L_ce + beta L_ent in the gate and L_ce in alpha. Experts stay, so what they say is computed once."""
+    def _train(
+        self, given: Given, mixture: MixtureModel, server: Tensors, generator: torch.Generator
+    ) -> Tensors:
+        """Descend L_ce + beta L_ent in the gate and L_ce in alpha. Experts stay, so what they say
+        is computed once.
+        """
         if self.gate == "uniform" and not mixture.mains:  # then there is nothing to learn
             return server
         x, y = given.reserve.x[:, 0], given.reserve.y
         with torch.no_grad():
-            mains_MRC, routed_KRC = (mixture.answers(server, prefix, x) for prefix in ("main", "expert"))
+            mains_MRC, routed_KRC = (
+                mixture.answers(server, prefix, x) for prefix in ("main", "expert")
+            )
         gate = {name: value.clone() for name, value in under(server, "gate").items()}
         alpha = {"alpha": server["alpha"].clone().requires_grad_()} if mixture.mains else {}
-        free = [value.requires_grad_() for name, value in gate.items() if name not in moving(mixture.gate)]
+        free = [
+            value.requires_grad_()
+            for name, value in gate.items()
+            if name not in moving(mixture.gate)
+        ]
         optimizer = torch.optim.Adam(
-            [{"params": free, "lr": self.gate_rate}, *({"params": [a], "lr": self.alpha_rate} for a in alpha.values())],
+            [
+                {"params": free, "lr": self.gate_rate},
+                *({"params": [a], "lr": self.alpha_rate} for a in alpha.values()),
+            ],
             foreach=False,
         )
         for _ in range(self.gate_epochs):
@@ -267,7 +401,9 @@ class FedMoE(Method):
                 gate |= moved
                 for a in alpha.values():
                     a.data.clamp_(0, 1)
-        return server | {name: value.detach() for name, value in (named("gate", gate) | alpha).items()}
+        return server | {
+            name: value.detach() for name, value in (named("gate", gate) | alpha).items()
+        }
 
     def _weigh(self, mixture: MixtureModel, server: Tensors, x: Tensor) -> Tensor:
         """[B, K]: the gate's weights, or the same for all."""
@@ -278,8 +414,11 @@ class FedMoE(Method):
 
     # ---- client
 
-    def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:
-        """The client's own model, as far as it may keep it, and the blend, if that came with the order.
+    def start(
+        self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator
+    ) -> Local:
+        """The client's own model, as far as it may keep it, and the blend, if that came with the
+        order.
 
         Who has neither begins with the common start.
         """
@@ -312,7 +451,9 @@ class FedMoE(Method):
         return portable(as_mixture(model).expert, local.trained)
 
     def portable_server(self, model: Model, server: Tensors) -> Portable:
-        """Without routing it is the mixture of all experts, behind a gate of zeros, which weighs them alike."""
+        """Without routing it is the mixture of all experts, behind a gate of zeros, which weighs
+        them alike.
+        """
         mixture = as_mixture(model)
         if self.gate == "trained":
             return mixture.portable(server, sparse=True)
@@ -324,15 +465,20 @@ class FedMoE(Method):
         return Local.of(own) if own else Local(under(sent, "global"))
 
     def offers(self, model: Model, server: Tensors, few: Examples) -> list[Chosen]:
-        """Step C for a newcomer: a blend of the experts, by how likely each of them finds its examples' labels.
+        """Step C for a newcomer: a blend of the experts, by how likely each of them finds its
+        examples' labels.
 
-        In step C a client's model stands for its data, and the gate says which examples count. A newcomer has no model
-        yet, and its examples count for every expert alike: weighed by the gate, the blend does worse (docs/predict.md).
+        In step C a client's model stands for its data, and the gate says which examples count. A
+        newcomer has no model yet, and its examples count for every expert alike: weighed by the
+        gate, the blend does worse (docs/predict.md).
         """
         right_K = _right(as_mixture(model).expert, _experts(server, "expert"), few).mean(1)
         shares_E = self._shares(server, right_K[:, None])[:, 0]
         blend = _blends(server | {"shares.": shares_E}, [""])[""]
-        names = [*(["main"] if "alpha" in server else []), *(f"expert {k}" for k in range(len(right_K)))]
+        names = [
+            *(["main"] if "alpha" in server else []),
+            *(f"expert {k}" for k in range(len(right_K))),
+        ]
         return [Chosen(Local(blend), dict(zip(names, shares_E.tolist(), strict=True)))]
 
 
@@ -351,7 +497,10 @@ STRONG: dict[str, Any] = {
 }
 _HINTS = get_type_hints(FedMoE, include_extras=True)  # what a field means and may be stays as it is
 _Strong: Any = make_dataclass(
-    "_Strong", [(name, _HINTS[name], value) for name, value in STRONG.items()], bases=(FedMoE,), frozen=True
+    "_Strong",
+    [(name, _HINTS[name], value) for name, value in STRONG.items()],
+    bases=(FedMoE,),
+    frozen=True,
 )
 
 
@@ -370,7 +519,9 @@ def _experts(server: Tensors, prefix: str) -> list[Tensors]:
 
 
 def _blends(server: Tensors, clients: Sequence[str]) -> dict[str, Tensors]:
-    """sum_k W^c[k, j] E_k of every client, from the experts as they are now, which are read once for all."""
+    """sum_k W^c[k, j] E_k of every client, from the experts as they are now, which are read once
+    for all.
+    """
     if not clients:
         return {}
     mains, routed = _experts(server, "main"), _experts(server, "expert")
@@ -382,9 +533,14 @@ def _blends(server: Tensors, clients: Sequence[str]) -> dict[str, Tensors]:
 def _right(expert: Model, clients: Sequence[Tensors], reserve: Examples) -> Tensor:
     """P_y [m, R]: the probability that each client's model gives to the true label."""
     with torch.no_grad():
-        return torch.stack([
-            expert.logits(client, reserve.x[:, 0]).softmax(-1).gather(1, reserve.y[:, None])[:, 0] for client in clients
-        ])  # fmt: skip
+        return torch.stack(
+            [
+                expert.logits(client, reserve.x[:, 0])
+                .softmax(-1)
+                .gather(1, reserve.y[:, None])[:, 0]
+                for client in clients
+            ]
+        )
 
 
 def _uniform(logits: Tensor) -> Tensor:
@@ -392,10 +548,18 @@ def _uniform(logits: Tensor) -> Tensor:
 
 
 def _fitted(
-    model: Model, tensors: Tensors, given: Given, labels: Tensor, learning: Learning, use: str, turn: int
+    model: Model,
+    tensors: Tensors,
+    given: Given,
+    labels: Tensor,
+    learning: Learning,
+    use: str,
+    turn: int,
 ) -> Tensors:
     """A model of the server's, trained on the reserve set with these labels."""
-    return taught(model, tensors, Examples(given.reserve.x, labels), learning, rng(given.seed, use, turn))
+    return taught(
+        model, tensors, Examples(given.reserve.x, labels), learning, rng(given.seed, use, turn)
+    )
 
 
 def _clusters(x: Tensor, count: int, seed: int) -> Tensor:
@@ -403,6 +567,8 @@ def _clusters(x: Tensor, count: int, seed: int) -> Tensor:
     from sklearn.cluster import KMeans  # takes a second to import
 
     if not x.is_floating_point():
-        x = torch.zeros(len(x), int(x.max()) + 1).scatter_add_(1, x.flatten(1), torch.ones(x.flatten(1).shape))
+        x = torch.zeros(len(x), int(x.max()) + 1).scatter_add_(
+            1, x.flatten(1), torch.ones(x.flatten(1).shape)
+        )
     found = KMeans(count, n_init=10, random_state=seed).fit(x.flatten(1).double().numpy())
     return torch.from_numpy(found.labels_).long()

@@ -1,11 +1,13 @@
-"""pFedMoAP: every client mixes its own prompt with the prompts of the clients most like it, image by image.
+"""pFedMoAP: every client mixes its own prompt with the prompts of the clients most like it, image
+by image.
 
-Luo, Chen, Wu: "Mixture of Experts Made Personalized: Federated Prompt Learning for Vision-Language Models", ICLR 2025,
-arXiv:2410.10114. The server keeps the global prompt and a pool of the prompts that clients uploaded last; a client
-keeps its prompt, its gate and the text features of its experts on its own disk.
+Luo, Chen, Wu: "Mixture of Experts Made Personalized: Federated Prompt Learning for Vision-Language
+Models", ICLR 2025, arXiv:2410.10114. The server keeps the global prompt and a pool of the prompts
+that clients uploaded last; a client keeps its prompt, its gate and the text features of its experts
+on its own disk.
 
-Shapes: B images, C classes, E = K + 1 experts with the client's own first, D feature width, G gate width, H heads,
-d = G / H, l context tokens, W word width.
+Shapes: B images, C classes, E = K + 1 experts with the client's own first, D feature width, G gate
+width, H heads, d = G / H, l context tokens, W word width.
 """
 
 import math
@@ -43,8 +45,10 @@ _CONTROLS = (
         "gate alone",
         {"method.experts": (0,)},
         free=("method.select",),
-        needed="no finished run of the same with method.experts = 0 is among these, so they do not tell whether the "
-        "experts add anything or the gate does it alone",
+        needed=(
+            "no finished run of the same with method.experts = 0 is among these, so they do not"
+            " tell whether the experts add anything or the gate does it alone"
+        ),
     ),
     Control("random experts", {"method.select": ("random",)}),
     Control("linear probe", {"model.name": ("linear-probe",)}, alike=("data.",)),
@@ -53,8 +57,8 @@ _APART = Metric(
     "experts_apart",
     "How different the experts are",
     "1 - cosine of text features",
-    "Text features of the experts against the client's own, mean over classes, experts and clients: at 0 all experts "
-    "say the same.",
+    "Text features of the experts against the client's own, mean over classes, experts and clients:"
+    " at 0 all experts say the same.",
 )
 _LISTED = {"nearest": "by nearness", "farthest": "farthest first", "random": "in the order drawn"}
 _ROUNDING = 0.01  # of a cosine or a weight, in the precision of any device
@@ -64,58 +68,111 @@ _ROUNDING = 0.01  # of a cosine or a weight, in the precision of any device
 class PFedMoAP(Method):
     """Personalised federated mixture of adaptive prompts (arXiv:2410.10114, section 4)."""
 
-    experts: Annotated[int, Field(ge=0, description="K, non-local experts a client receives; 0 is the gate alone")] = 9
+    experts: Annotated[
+        int, Field(ge=0, description="K, non-local experts a client receives; 0 is the gate alone")
+    ] = 9
     select: Annotated[
         Literal["nearest", "random", "farthest"],
-        Field(description="which prompts of the pool: by l2 distance to the client's own entry, or by chance"),
+        Field(
+            description=(
+                "which prompts of the pool: by l2 distance to the client's own entry, or by chance"
+            )
+        ),
     ] = "nearest"
-    lam: Annotated[float, Field(ge=0, description="lambda, weight of the client's own plain CLIP logit")] = 0.5
-    reset: Annotated[bool, Field(description="start every round at the global prompt (paper), or at one's own")] = True
+    lam: Annotated[
+        float, Field(ge=0, description="lambda, weight of the client's own plain CLIP logit")
+    ] = 0.5
+    reset: Annotated[
+        bool, Field(description="start every round at the global prompt (paper), or at one's own")
+    ] = True
     gate: Annotated[
         Literal["attention", "linear"],
-        Field(description="attention over the experts' text features, or a softmax of a linear map of the image"),
+        Field(
+            description=(
+                "attention over the experts' text features, or a softmax of a linear map of the"
+                " image"
+            )
+        ),
     ] = "attention"
     gates: Annotated[
         Literal["local", "averaged"],
-        Field(description="a gate never leaves its client (paper), or is averaged from one start whatever the seed"),
+        Field(
+            description=(
+                "a gate never leaves its client (paper), or is averaged from one start whatever the"
+                " seed"
+            )
+        ),
     ] = "local"
     gate_rate: Annotated[float, Field(gt=0, description="learning rate of the gate")] = 0.01
     gate_init: Annotated[
         Literal["random", "identity"],
-        Field(description="random linear maps (paper), or values and output that start as the identity"),
+        Field(
+            description=(
+                "random linear maps (paper), or values and output that start as the identity"
+            )
+        ),
     ] = "random"
-    width: Annotated[int, Field(ge=1, description="G, width to which features are pooled for the gate")] = 128
-    heads: Annotated[int, Field(ge=1, description="H, heads of the attention gate; divides the width")] = 8
+    width: Annotated[
+        int, Field(ge=1, description="G, width to which features are pooled for the gate")
+    ] = 128
+    heads: Annotated[
+        int, Field(ge=1, description="H, heads of the attention gate; divides the width")
+    ] = 8
     pooling: Annotated[
         Literal["stride", "mean", "random"],
-        Field(description="how features become G wide: every (D/G)-th, means of D/G neighbours, a fixed projection"),
+        Field(
+            description=(
+                "how features become G wide: every (D/G)-th, means of D/G neighbours, a fixed"
+                " projection"
+            )
+        ),
     ] = "stride"
     attention_scale: Annotated[
-        float, Field(ge=0, description="factor of the attention scores; 0 is 1 / sqrt(G / H); published code: 10")
+        float,
+        Field(
+            ge=0,
+            description="factor of the attention scores; 0 is 1 / sqrt(G / H); published code: 10",
+        ),
     ] = 10.0
-    normalised: Annotated[bool, Field(description="cosine with the mixed feature instead of a plain dot product")] = (
-        False
-    )
+    normalised: Annotated[
+        bool, Field(description="cosine with the mixed feature instead of a plain dot product")
+    ] = False
     bias: Annotated[bool, Field(description="the gate's linear maps have biases")] = True
     upload_clip: Annotated[
-        float, Field(ge=0, description="largest l2 distance of an uploaded prompt from the global one; 0: no limit")
+        float,
+        Field(
+            ge=0,
+            description=(
+                "largest l2 distance of an uploaded prompt from the global one; 0: no limit"
+            ),
+        ),
     ] = 0.0
     upload_noise: Annotated[
         float,
         Field(
             ge=0,
-            description="Gaussian noise on the upload, in units of upload_clip; where sites are simulated it follows "
-            "from the seed and protects nobody",
+            description=(
+                "Gaussian noise on the upload, in units of upload_clip; where sites are simulated"
+                " it follows from the seed and protects nobody"
+            ),
         ),
     ] = 0.0
 
     def __post_init__(self) -> None:
         if self.gate == "attention" and self.width % self.heads:
-            raise ValueError(f"heads = {self.heads} does not divide width = {self.width}; right would be a divisor")
+            raise ValueError(
+                f"heads = {self.heads} does not divide width = {self.width}; use a divisor"
+            )
         if self.upload_noise and not self.upload_clip:
-            raise ValueError(f"upload_noise = {self.upload_noise} counts in units of upload_clip: set upload_clip > 0")
+            raise ValueError(
+                f"upload_noise = {self.upload_noise} counts in units of upload_clip: set"
+                " upload_clip > 0"
+            )
         if self.upload_clip and self.gates == "averaged":
-            raise ValueError('upload_clip protects the prompt alone, and averaged gates are sent: set gates = "local"')
+            raise ValueError(
+                "upload_clip protects the prompt alone, and averaged gates are sent: set gates ="
+                ' "local"'
+            )
 
     def declares(self) -> Declared:
         if not self.experts:
@@ -138,10 +195,14 @@ class PFedMoAP(Method):
             shared |= named("gate", self._new_gate(rng(0, "gate")))
         return named("global", shared)
 
-    def send(self, server: Tensors, clients: Sequence[str], round: int, seed: int) -> dict[str, Sent]:
-        """The global prompt and, for a client with a pool entry, K other entries [K, l, W] for its mixture.
+    def send(
+        self, server: Tensors, clients: Sequence[str], round: int, seed: int
+    ) -> dict[str, Sent]:
+        """The global prompt and, for a client with a pool entry, K other entries [K, l, W] for its
+        mixture.
 
-        The pool is read as the last round left it. A client's own facts name whose prompts it received.
+        The pool is read as the last round left it. A client's own facts name whose prompts it
+        received.
         """
         payload, pool = self.publish(server), under(server, "pool")
         sent = dict.fromkeys(clients, Sent(payload))
@@ -159,13 +220,23 @@ class PFedMoAP(Method):
             sent[client] = Sent(payload | {"experts": entries_NlW[chosen]}, facts)
         return sent
 
-    def merge(self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int) -> Tensors:
-        """Overwrite the pool and average what is shared, by examples (arXiv:2410.10114, algorithm 1)."""
+    def merge(
+        self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int
+    ) -> Tensors:
+        """Overwrite the pool and average what is shared, by examples (arXiv:2410.10114, algorithm
+        1).
+        """
         shared = mean([u.tensors for u in uploads], [u.examples for u in uploads])
-        return server | named("global", shared) | named("pool", {u.client: u.tensors["context"] for u in uploads})
+        return (
+            server
+            | named("global", shared)
+            | named("pool", {u.client: u.tensors["context"] for u in uploads})
+        )
 
     def _chosen(self, distance_N: Tensor, own: int, generator: torch.Generator) -> Tensor:
-        """Places of K entries of the pool by their l2 distance to the client's own, which is left out."""
+        """Places of K entries of the pool by their l2 distance to the client's own, which is left
+        out.
+        """
         order = {
             "nearest": lambda: torch.argsort(distance_N, stable=True),
             "farthest": lambda: torch.argsort(distance_N, stable=True, descending=True),
@@ -175,24 +246,37 @@ class PFedMoAP(Method):
 
     # ---- client
 
-    def start(self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator) -> Local:
-        """The prompt at the global one; the gate from the client's own last round; experts' text features, once."""
+    def start(
+        self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator
+    ) -> Local:
+        """The prompt at the global one; the gate from the client's own last round; experts' text
+        features, once.
+        """
         before = Local.of(own) if own else Local({})
         kept = under(before.trained, "gate")
         gate = under(sent, "global.gate") if self.gates == "averaged" else kept
-        context = before.trained.get("context", sent["global.context"]) if not self.reset else sent["global.context"]
+        context = (
+            before.trained.get("context", sent["global.context"])
+            if not self.reset
+            else sent["global.context"]
+        )
         fixed = {"reference": sent["global.context"]} if self.upload_clip else {}
-        if "experts" not in sent:  # a first-timer tunes its prompt alone; a gate that is shared waits
+        # a first-timer tunes its prompt alone; a gate that is shared waits
+        if "experts" not in sent:
             return Local({"context": context}, fixed | named("gate", gate))
         with torch.no_grad():  # behind a context of its own, as K may be 0
-            fixed["experts"] = _prompted(model).texts(torch.cat([sent["global.context"][None], sent["experts"]]))[1:]
+            fixed["experts"] = _prompted(model).texts(
+                torch.cat([sent["global.context"][None], sent["experts"]])
+            )[1:]
         return Local({"context": context} | named("gate", gate or self._new_gate(rng)), fixed)
 
     def rates(self) -> Mapping[str, float]:
         return {"gate": self.gate_rate}
 
     def logits(self, model: Model, local: Local, x: Tensor) -> Tensor:
-        """sim(Pool(I), T_MoE) + lambda sim(I, T_L), times CLIP's scale (arXiv:2410.10114 eq. 10); first: plain CLIP."""
+        """sim(Pool(I), T_MoE) + lambda sim(I, T_L), times CLIP's scale (arXiv:2410.10114 eq. 10);
+        first: plain CLIP.
+        """
         own_CD = _prompted(model).texts(local.trained["context"])
         plain_BC = x @ own_CD.T
         if "experts" not in local.fixed:
@@ -203,28 +287,44 @@ class PFedMoAP(Method):
     def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
         leaves = {"context": local.trained["context"]}
         if self.upload_clip:
-            leaves["context"] = self._privatised(leaves["context"], local.fixed["reference"], normal)
+            leaves["context"] = self._privatised(
+                leaves["context"], local.fixed["reference"], normal
+            )
         if self.gates == "averaged":
             leaves |= named("gate", under(local.trained, "gate") or under(local.fixed, "gate"))
         return Finished(local.kept(), leaves)
 
     def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
-        """The client's own prompt, gate and experts; the global prompt alone if it never trained."""
+        """The client's own prompt, gate and experts; the global prompt alone if it never
+        trained.
+        """
         return Local.of(own) if own else Local({"context": sent["global.context"]})
 
     def offers(self, model: Model, server: Tensors, few: Examples) -> list[Chosen]:
-        """The prompt of the pool that finds the examples' labels likeliest; with averaged gates, K such prompts."""
+        """The prompt of the pool that finds the examples' labels likeliest; with averaged gates, K
+        such prompts.
+        """
         prompted, x = _prompted(model), few.x[:, 0]
-        texts = {client: prompted.texts(context) for client, context in under(server, "pool").items()}
+        texts = {
+            client: prompted.texts(context) for client, context in under(server, "pool").items()
+        }
         losses = {
-            client: float(cross_entropy(prompted.scale * x @ own_CD.T, few.y)) for client, own_CD in texts.items()
+            client: float(cross_entropy(prompted.scale * x @ own_CD.T, few.y))
+            for client, own_CD in texts.items()
         }
         useful = sorted(texts, key=losses.__getitem__)
         if not (gate := under(server, "global.gate")):
-            return [Chosen(Local({"context": server[f"pool.{client}"]}), {client: 1.0}) for client in useful[:1]]
+            return [
+                Chosen(Local({"context": server[f"pool.{client}"]}), {client: 1.0})
+                for client in useful[:1]
+            ]
         shared_CD = prompted.texts(server["global.context"])
-        experts = torch.stack([shared_CD, *(texts[client] for client in useful[: self.experts])])[1:]
-        local = Local({"context": server["global.context"]} | named("gate", gate), {"experts": experts})
+        experts = torch.stack([shared_CD, *(texts[client] for client in useful[: self.experts])])[
+            1:
+        ]
+        local = Local(
+            {"context": server["global.context"]} | named("gate", gate), {"experts": experts}
+        )
         _, weights_BCE = self._mix(local, shared_CD, x)
         names = ("global prompt", *useful[: self.experts])
         return [Chosen(local, dict(zip(names, weights_BCE.mean((0, 1)).tolist(), strict=True)))]
@@ -234,7 +334,11 @@ class PFedMoAP(Method):
         if "experts" not in local.fixed:
             return super().portable(model, local)
         own_CD = _prompted(model).texts(local.trained["context"])
-        tensors = {"own": own_CD, "experts": local.fixed["experts"], "pool": self._pooled(torch.eye(own_CD.shape[1]))}
+        tensors = {
+            "own": own_CD,
+            "experts": local.fixed["experts"],
+            "pool": self._pooled(torch.eye(own_CD.shape[1])),
+        }
         numbers = {
             "scale": _prompted(model).scale,
             "lambda": self.lam,
@@ -242,7 +346,9 @@ class PFedMoAP(Method):
             "attention_scale": self.attention_scale or (self.width / self.heads) ** -0.5,
         }
         code = _CODE.format(mix=_MIX[self.gate], cosine=_COSINE if self.normalised else "")
-        return Portable(tensors | named("gate", under(local.trained, "gate")), numbers, _FORMULA, code)
+        return Portable(
+            tensors | named("gate", under(local.trained, "gate")), numbers, _FORMULA, code
+        )
 
     def voices(self, model: Model, local: Local, x: Tensor) -> Tensor | None:
         """The gate's weights, the mean of its heads."""
@@ -251,7 +357,9 @@ class PFedMoAP(Method):
         return self._mix(local, _prompted(model).texts(local.trained["context"]), x)[1]
 
     def facts(self, model: Model, local: Local, x: Tensor) -> Facts:
-        """Mean weight of each expert (own first) and how far apart the experts' text features are (1 - cosine)."""
+        """Mean weight of each expert (own first) and how far apart the experts' text features are
+        (1 - cosine).
+        """
         if "experts" not in local.fixed:
             return {}
         own_CD = _prompted(model).texts(local.trained["context"])
@@ -279,10 +387,14 @@ class PFedMoAP(Method):
     # ---- the gate
 
     def _new_gate(self, generator: torch.Generator) -> Tensors:
-        """Fresh parameters: four G x G maps for attention, one G -> K + 1 map for the linear gate."""
+        """Fresh parameters: four G x G maps for attention, one G -> K + 1 map for the linear
+        gate.
+        """
         G = self.width
         maps = (
-            {"query": G, "key": G, "value": G, "output": G} if self.gate == "attention" else {"mix": self.experts + 1}
+            {"query": G, "key": G, "value": G, "output": G}
+            if self.gate == "attention"
+            else {"mix": self.experts + 1}
         )
         gate: Tensors = {}
         for name, rows in maps.items():
@@ -295,13 +407,17 @@ class PFedMoAP(Method):
         return gate
 
     def _mix(self, local: Local, own_CD: Tensor, x_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Similarity [B, C] of the pooled images to the mixed text features, and the experts' weights [B, C, E]."""
+        """Similarity [B, C] of the pooled images to the mixed text features, and the experts'
+        weights [B, C, E].
+        """
         texts_ECG = self._pooled(torch.cat([own_CD[None], local.fixed["experts"]]))
         mix = self._attend if self.gate == "attention" else self._weigh
         return mix(under(local.trained, "gate"), self._pooled(x_BD), texts_ECG)
 
     def _attend(self, gate: Tensors, image_BG: Tensor, texts_ECG: Tensor) -> tuple[Tensor, Tensor]:
-        """Multi-head attention of the image over each class's experts (arXiv:2410.10114 eq. 8 and 9)."""
+        """Multi-head attention of the image over each class's experts (arXiv:2410.10114 eq. 8 and
+        9).
+        """
         H = self.heads
 
         def heads(x: Tensor) -> Tensor:
@@ -324,7 +440,9 @@ class PFedMoAP(Method):
         return similarity, weights_BCHE.mean(-2)
 
     def _weigh(self, gate: Tensors, image_BG: Tensor, texts_ECG: Tensor) -> tuple[Tensor, Tensor]:
-        """The paper's linear gate: one weight for each place in the list of experts, the same for every class."""
+        """The paper's linear gate: one weight for each place in the list of experts, the same for
+        every class.
+        """
         E, C, _ = texts_ECG.shape
         weights_BE = _apply(gate, "mix", image_BG)[:, :E].softmax(-1)
         if self.normalised:
@@ -337,7 +455,9 @@ class PFedMoAP(Method):
         """[..., D] to [..., G]."""
         D, G = x.shape[-1], self.width
         if D < G:
-            raise ValueError(f"method.width = {G} is wider than the features, {D}; right would be at most {D}")
+            raise ValueError(
+                f"method.width = {G} is wider than the features, {D}; expected at most {D}"
+            )
         pools: dict[str, Callable[[], Tensor]] = {
             "stride": lambda: x[..., :: D // G][..., :G],
             "mean": lambda: x[..., : D // G * G].reshape(*x.shape[:-1], G, D // G).mean(-1),
@@ -348,7 +468,9 @@ class PFedMoAP(Method):
 
 @cache
 def _projection(D: int, G: int) -> Tensor:
-    """A Gaussian map [D, G], the same in every run; NumPy's, as torch draws nothing inside a vmap."""
+    """A Gaussian map [D, G], the same in every run; NumPy's, as torch draws nothing inside a
+    vmap.
+    """
     drawn = np.random.Generator(np.random.PCG64(0)).standard_normal((D, G))
     return torch.from_numpy(drawn / math.sqrt(G)).float()
 
@@ -356,7 +478,8 @@ def _projection(D: int, G: int) -> Tensor:
 def _prompted(model: Model) -> PromptModel:
     if not hasattr(model, "texts"):
         raise ValueError(
-            f'pFedMoAP needs a model with prompts, not {type(model).__name__}; set model.name = "prompted-clip"'
+            f"pFedMoAP needs a model with prompts, not {type(model).__name__}; set model.name ="
+            ' "prompted-clip"'
         )
     return cast(PromptModel, model)
 
@@ -379,7 +502,7 @@ def _cosine(image_BG: Tensor, texts_BCG: Tensor) -> Tensor:
 _FORMULA = """`x` is an image's normalised feature; `own` are the classes' texts behind the client's own prompt,
 `experts` those behind the prompts that it received. For each class the gate mixes all of these texts, pooled to fewer
 coordinates by `pool`. logit(c) = scale * (similarity of the pooled image to the mixture + lambda * cosine of the image
-and `own`)."""
+and `own`)."""  # noqa: E501
 
 _CODE = """def linear(name, x):
     return torch.nn.functional.linear(x, t[f"gate.{{name}}.weight"], t.get(f"gate.{{name}}.bias"))
@@ -396,12 +519,16 @@ def logits(x):
     return n["scale"] * (similarity + n["lambda"] * x @ t["own"].T)"""
 
 _MIX = {
-    "attention": """    query = heads(linear("query", image))
+    "attention": (
+        """    query = heads(linear("query", image))
     key, value = heads(linear("key", texts)), heads(linear("value", texts))
     weights = (n["attention_scale"] * torch.einsum("bhd,echd->bche", query, key)).softmax(-1)
-    mixed = linear("output", torch.einsum("bche,echd->bchd", weights, value).flatten(-2))""",
-    "linear": """    weights = linear("mix", image)[:, : len(texts)].softmax(-1)
-    mixed = torch.einsum("be,ecg->bcg", weights, texts)""",
+    mixed = linear("output", torch.einsum("bche,echd->bchd", weights, value).flatten(-2))"""
+    ),
+    "linear": (
+        """    weights = linear("mix", image)[:, : len(texts)].softmax(-1)
+    mixed = torch.einsum("be,ecg->bcg", weights, texts)"""
+    ),
 }
 
 _COSINE = """

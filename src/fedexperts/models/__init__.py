@@ -1,4 +1,5 @@
-"""Models by name. A frozen dataclass for each: its fields are what a config may say, `build` makes the model.
+"""Models by name. A frozen dataclass for each: its fields are what a config may say, `build` makes
+the model.
 
 This room imports none of them.
 """

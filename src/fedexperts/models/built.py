@@ -1,4 +1,6 @@
-"""What every model's settings build: the model, what stands in front of it, and where. This room knows no model."""
+"""What every model's settings build: the model, what stands in front of it, and where. This room
+knows no model.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,12 +20,15 @@ class Built:
     """A model and the frozen encoder in front of it."""
 
     model: Model
-    encode: Callable[[Any], Tensor]  # images uint8 [B, 3, H, W], or texts Sequence[str] of length B -> inputs [B, ...]
+    # images uint8 [B, 3, H, W], or texts Sequence[str] of length B -> inputs [B, ...]
+    encode: Callable[[Any], Tensor]
     recipe: str = field(
         default="", kw_only=True
     )  # lines of Python that define inputs(pixels or texts) as `encode` does
-    files: Callable[[], dict[str, bytes]] = field(default=dict, kw_only=True)  # what these lines read, by name
-    key: str  # hash of everything that `encode` depends on; "": quicker to compute again than to keep
+    # what these lines read, by name
+    files: Callable[[], dict[str, bytes]] = field(default=dict, kw_only=True)
+    # hash of everything that `encode` depends on; "": quicker to compute again than to keep
+    key: str
 
 
 _place: ContextVar[torch.device] = ContextVar("place", default=CPU)
@@ -31,7 +36,9 @@ _place: ContextVar[torch.device] = ContextVar("place", default=CPU)
 
 @contextmanager
 def computing_on(device: torch.device) -> Iterator[None]:
-    """Models that are made in here compute on a device. Nothing else changes place: torch's default device does not."""
+    """Models that are made in here compute on a device. Nothing else changes place: torch's default
+    device does not.
+    """
     before = _place.set(device)
     try:
         yield

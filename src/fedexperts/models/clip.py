@@ -1,15 +1,16 @@
 """A CLIP with a learned context in front of its class names, over the parts that any CLIP gives us.
 
-The text encoder is causal and the context comes first, so what `[SOS][p1 .. pl]` becomes is the same for every class,
-and nothing behind `[EOS]` matters. All classes therefore run as one tree: `[SOS][p1 .. pl]` once, the trunk, and behind
-it the few tokens of every name, each with the position that it has in its own prompt and seeing itself and its
-ancestors only. Names that begin alike share those tokens too. In the last layer only the `[EOS]` go on. All this is
-exact; benchmarks/text_encoder.py says what it saves.
+The text encoder is causal and the context comes first, so what `[SOS][p1 .. pl]` becomes is the
+same for every class, and nothing behind `[EOS]` matters. All classes therefore run as one tree:
+`[SOS][p1 .. pl]` once, the trunk, and behind it the few tokens of every name, each with the
+position that it has in its own prompt and seeing itself and its ancestors only. Names that begin
+alike share those tokens too. In the last layer only the `[EOS]` go on. All this is exact;
+benchmarks/text_encoder.py says what it saves.
 
 This room knows torch only; where the parts come from (huggingface.py) is none of its business.
 
-Shapes: B batch, C classes, D feature width, W word width, l context tokens, L positions, T = 1 + l trunk tokens,
-S sequence, H heads, d head width, R rows of names, s tokens of a row.
+Shapes: B batch, C classes, D feature width, W word width, l context tokens, L positions, T = 1 + l
+trunk tokens, S sequence, H heads, d head width, R rows of names, s tokens of a row.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +28,8 @@ from ..tensors import Tensors
 
 Name = tuple[int, ...]  # the token ids behind the context: class name, full stop, [EOS]
 Row = dict[Name, int]  # the beginning of a name -> the place in the row of the token that ends it
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys, values [.., H, S, d] -> [.., H, S, d]
+# queries, keys, values [.., H, S, d] -> [.., H, S, d]
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 IMAGES = 64  # images that an image encoder sees at once
 
@@ -50,13 +52,15 @@ class Layer:
 class Clip:
     """What any CLIP gives us, frozen and in evaluation mode.
 
-    The image side is one function, so a ModifiedResNet fits as well as a ViT. The text side is open, because a learned
-    context enters behind `tokens` and the attention of the layers is ours. Its parts have one type, fp32 or bf16.
-    A text encoder is causal and pools a text at [EOS]; or, with `pad`, it sees a text of all L positions in both
-    directions and pools it at the last (SigLIP, arXiv:2303.15343): then nothing can be shared between the classes.
+    The image side is one function, so a ModifiedResNet fits as well as a ViT. The text side is
+    open, because a learned context enters behind `tokens` and the attention of the layers is ours.
+    Its parts have one type, fp32 or bf16. A text encoder is causal and pools a text at [EOS]; or,
+    with `pad`, it sees a text of all L positions in both directions and pools it at the last
+    (SigLIP, arXiv:2303.15343): then nothing can be shared between the classes.
     """
 
-    images: Callable[[Tensor], Tensor]  # pixel values [B, 3, H, W] -> features [B, D], not normalised
+    # pixel values [B, 3, H, W] -> features [B, D], not normalised
+    images: Callable[[Tensor], Tensor]
     tokens: nn.Embedding  # ids -> [.., W]
     positions: Tensor  # [L, W]
     layers: tuple[Layer, ...]
@@ -69,7 +73,9 @@ class Clip:
     preprocess: Callable[[Tensor], Tensor]  # uint8 [B, 3, H, W] -> pixel values
     key: str  # hash of all that image features depend on: weights, preprocessing
     pad: int | None = None  # id that fills a text up to L positions; None: the encoder is causal
-    recipe: str = ""  # lines of Python that define inputs(pixels) as `encode` does, its name left open; "": many lines
+    # lines of Python that define inputs(pixels) as `encode` does, its name left open; "": many
+    # lines
+    recipe: str = ""
 
     @property
     def width(self) -> int:
@@ -82,20 +88,26 @@ def encode(clip: Clip, images: Tensor) -> Tensor:
     """Normalised features [B, D] in fp32 of images uint8 [B, 3, H, W], whatever B."""
     batches = images.split(IMAGES) if len(images) else ()
     features = [clip.images(clip.preprocess(batch)).float() for batch in batches]
-    return normalize(torch.cat([*features, clip.positions.new_empty(0, clip.width).float()]), dim=-1).to(images.device)
+    return normalize(
+        torch.cat([*features, clip.positions.new_empty(0, clip.width).float()]), dim=-1
+    ).to(images.device)
 
 
 def words(clip: Clip, text: str) -> Tensor:
-    """[n, W] word embeddings of a text in fp32, on the CPU: a context that starts as "a photo of a", say."""
+    """[n, W] word embeddings of a text in fp32, on the CPU: a context that starts as "a photo of
+    a", say.
+    """
     return _embed(clip, clip.tokenize(text)).float().cpu()
 
 
 class PromptedClip:
-    """The model of CoOp (arXiv:2109.01134) and pFedMoAP (arXiv:2410.10114): a frozen CLIP and a learned context.
+    """The model of CoOp (arXiv:2109.01134) and pFedMoAP (arXiv:2410.10114): a frozen CLIP and a
+    learned context.
 
-    The prompt of class c is `[SOS][p1 .. pl][tokens of the class name][.][EOS]`; an underscore in a name is a space.
-    `initial` is {"context": [l, W]}, shared by all classes; nothing else ever gets a gradient.
-    ValueError if a prompt is longer than the text encoder, or `context` does not fit it.
+    The prompt of class c is `[SOS][p1 .. pl][tokens of the class name][.][EOS]`; an underscore in a
+    name is a space. `initial` is {"context": [l, W]}, shared by all classes; nothing else ever gets
+    a gradient. ValueError if a prompt is longer than the text encoder, or `context` does not fit
+    it.
     """
 
     def __init__(self, clip: Clip, classes: tuple[str, ...], context: Tensor) -> None:
@@ -118,17 +130,26 @@ class PromptedClip:
         return self._trunk + max(map(len, self._names))
 
     def logits(self, tensors: Tensors, x_BD: Tensor) -> Tensor:
-        """[B, C]: scaled cosines between normalised image features [B, D] and the texts of tensors["context"]."""
+        """[B, C]: scaled cosines between normalised image features [B, D] and the texts of
+        tensors["context"].
+        """
         return self.scale * x_BD @ self.texts(tensors["context"]).mT
 
     def portable(self, tensors: Tensors) -> Portable:
         """The text features: neither the prompt nor the text encoder is needed any more."""
         code = 'def logits(x):\n    return n["scale"] * x @ t["texts"].T'
-        formula = "logit(c) = scale * cosine of the image's normalised feature `x` and the text feature of class c."
-        return Portable({"texts": self.texts(tensors["context"])}, {"scale": self.scale}, formula, code)
+        formula = (
+            "logit(c) = scale * cosine of the image's normalised feature `x` and the text feature"
+            " of class c."
+        )
+        return Portable(
+            {"texts": self.texts(tensors["context"])}, {"scale": self.scale}, formula, code
+        )
 
     def texts(self, context: Tensor) -> Tensor:
-        """Contexts [..., l, W] to normalised text features [..., C, D] in fp32, where the contexts lie."""
+        """Contexts [..., l, W] to normalised text features [..., C, D] in fp32, where the contexts
+        lie.
+        """
         if (tree := self._tree) is None:
             return self.texts_plain(context)
         trunk = self._begin(context)
@@ -138,21 +159,31 @@ class PromptedClip:
         return self._finish(hidden, attend, (tree.ends,)).to(context.device)
 
     def texts_plain(self, context: Tensor, length: int | None = None) -> Tensor:
-        """The same as `texts`, each class in a sequence of `length` tokens (None: as many as there are positions).
+        """The same as `texts`, each class in a sequence of `length` tokens (None: as many as there
+        are positions).
 
-        What every other implementation computes; of a causal encoder for tests and benchmarks alone, usually with
-        `length=self.longest`.
+        What every other implementation computes; of a causal encoder for tests and benchmarks
+        alone, usually with `length=self.longest`.
         """
         clip, T, C = self.clip, self._trunk, len(self.classes)
         length = len(clip.positions) if length is None else length
         fill = clip.end if clip.pad is None else clip.pad
-        padded_CS = torch.tensor([[*name, *[fill] * (length - T - len(name))] for name in self._names])
+        padded_CS = torch.tensor(
+            [[*name, *[fill] * (length - T - len(name))] for name in self._names]
+        )
         names = _embed(clip, padded_CS) + clip.positions[T:length]
         trunk = self._begin(context).unsqueeze(-3)
-        hidden = torch.cat([part.expand(*trunk.shape[:-3], C, -1, -1) for part in (trunk, names)], dim=-2)
-        ends = torch.tensor([T + len(name) if clip.pad is None else length for name in self._names]) - 1
+        hidden = torch.cat(
+            [part.expand(*trunk.shape[:-3], C, -1, -1) for part in (trunk, names)], dim=-2
+        )
+        ends = (
+            torch.tensor([T + len(name) if clip.pad is None else length for name in self._names])
+            - 1
+        )
         mask = _causal(hidden) if clip.pad is None else hidden.new_zeros(())
-        return self._finish(hidden, partial(_attend, mask=mask), (torch.arange(C), ends)).to(context.device)
+        return self._finish(hidden, partial(_attend, mask=mask), (torch.arange(C), ends)).to(
+            context.device
+        )
 
     def _begin(self, context: Tensor) -> Tensor:
         """[..., T, W]: the embeddings of [SOS][p1 .. pl]."""
@@ -160,7 +191,9 @@ class PromptedClip:
         return torch.cat([start, context.to(start)], dim=-2) + self.clip.positions[: self._trunk]
 
     def _finish(self, hidden: Tensor, attend: Attend, ends: tuple[Tensor, ...]) -> Tensor:
-        """Embeddings [..., S, W] to the normalised text features [..., C, D] at the indices `ends`."""
+        """Embeddings [..., S, W] to the normalised text features [..., C, D] at the indices
+        `ends`.
+        """
         *layers, last = self.clip.layers
         for layer in layers:
             hidden = _run(layer, hidden, attend)
@@ -172,19 +205,23 @@ class PromptedClip:
         if not self.classes:
             raise ValueError("there are no classes: give at least one class name")
         if len(shape) != 2 or shape[1] != W:
-            raise ValueError(f"a context of shape {shape} does not fit this CLIP: it must be [l, {W}]")
+            raise ValueError(
+                f"a context of shape {shape} does not fit this CLIP: it must be [l, {W}]"
+            )
         if self.longest > L:
             name = self.classes[max(range(len(self._names)), key=lambda c: len(self._names[c]))]
             raise ValueError(
-                f"the prompt of class {name!r} has {self.longest} tokens, {shape[0]} of them context, and this CLIP "
-                f"takes {L}: set context to at most {shape[0] - self.longest + L}, or shorten the name"
+                f"the prompt of class {name!r} has {self.longest} tokens, {shape[0]} of them"
+                f" context, and this CLIP takes {L}: set context to at most"
+                f" {shape[0] - self.longest + L}, or shorten the name"
             )
 
 
 class LinearProbe:
     """A linear classifier on normalised image features: scale * (x @ weight^T) + bias, from zero.
 
-    CLIP's own scale makes it the function of the features that a prompted CLIP is, with free vectors for its texts.
+    CLIP's own scale makes it the function of the features that a prompted CLIP is, with free
+    vectors for its texts.
     """
 
     def __init__(self, classes: tuple[str, ...], width: int, scale: float) -> None:
@@ -207,17 +244,23 @@ class LinearProbe:
 
 @dataclass(frozen=True)
 class Tree:
-    """What stands behind the trunk: R rows of s tokens, one behind the other, padded with tokens that nobody sees."""
+    """What stands behind the trunk: R rows of s tokens, one behind the other, padded with tokens
+    that nobody sees.
+    """
 
     words: Tensor  # [Rs, W]: embeddings
-    mask: Tensor  # [R, s, T + s]: 0 where a token sees one of the trunk or of its own row, -inf where it does not
-    ends: Tensor  # [C]: place of each class's [EOS] among the T + Rs, where the text encoder is: a step copies nothing
+    # [R, s, T + s]: 0 where a token sees one of the trunk or of its own row, -inf where it does not
+    mask: Tensor
+    # [C]: place of each class's [EOS] among the T + Rs, where the text encoder is: a step copies
+    # nothing
+    ends: Tensor
 
 
 def pack(names: Sequence[Name], bound: int) -> list[Row]:
     """Names as trees, in rows of at most `bound` tokens (or one name, where that is longer).
 
-    A row bounds what attention costs. Names are sorted first, so that those which begin alike come into the same row.
+    A row bounds what attention costs. Names are sorted first, so that those which begin alike come
+    into the same row.
     """
     rows: list[Row] = []
     for name in sorted(set(names)):
@@ -230,11 +273,14 @@ def pack(names: Sequence[Name], bound: int) -> list[Row]:
 
 
 def _cheapest(names: Sequence[Name], T: int, W: int) -> list[Row]:
-    """The rows that take the least time: few tokens with their padding, in rows short enough for attention."""
+    """The rows that take the least time: few tokens with their padding, in rows short enough for
+    attention.
+    """
 
     def cost(rows: list[Row]) -> int:
         s = max(map(len, rows))
-        return len(rows) * s * (s + T + 2 * W)  # a token's attention, and its share of the linear maps: measured
+        # a token's attention, and its share of the linear maps: measured
+        return len(rows) * s * (s + T + 2 * W)
 
     return min((pack(names, bound) for bound in range(24, 257, 8)), key=cost)
 
@@ -260,15 +306,23 @@ def _tree(clip: Clip, names: Sequence[Name], T: int) -> Tree:
     )
 
 
-def _run(layer: Layer, hidden: Tensor, attend: Attend, ends: tuple[Tensor, ...] | None = None) -> Tensor:
-    """One layer on [..., S, W]; with `ends`, only those tokens go on behind the attention: [..., C, W]."""
+def _run(
+    layer: Layer, hidden: Tensor, attend: Attend, ends: tuple[Tensor, ...] | None = None
+) -> Tensor:
+    """One layer on [..., S, W]; with `ends`, only those tokens go on behind the attention: [..., C,
+    W].
+    """
     normed = layer.norm1(hidden)
 
     def heads(part: nn.Module) -> Tensor:
         split: Tensor = part(normed).unflatten(-1, (layer.heads, -1))
         return split.transpose(-3, -2)  # [.., H, S, d]
 
-    seen = attend(heads(layer.query), heads(layer.key), heads(layer.value)).transpose(-3, -2).flatten(-2)
+    seen = (
+        attend(heads(layer.query), heads(layer.key), heads(layer.value))
+        .transpose(-3, -2)
+        .flatten(-2)
+    )
     if ends is not None:
         chosen: Any = (..., *ends, slice(None))
         hidden, seen = hidden[chosen], seen[chosen]
@@ -284,7 +338,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
 
 
 def _attend_tree(query: Tensor, key: Tensor, value: Tensor, mask_RsS: Tensor) -> Tensor:
-    """The trunk sees itself; the tokens of each row see the trunk and those of their own row that the mask says."""
+    """The trunk sees itself; the tokens of each row see the trunk and those of their own row that
+    the mask says.
+    """
     R, s, T = *mask_RsS.shape[:2], mask_RsS.shape[2] - mask_RsS.shape[1]
 
     def parts(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -292,7 +348,8 @@ def _attend_tree(query: Tensor, key: Tensor, value: Tensor, mask_RsS: Tensor) ->
         return trunk, rows.unflatten(-2, (R, s))  # [.., H, T, d] and [.., H, R, s, d]
 
     def seen(trunk: Tensor, rows: Tensor) -> Tensor:
-        return torch.cat([trunk.unsqueeze(-3).expand(*rows.shape[:-2], -1, -1), rows], dim=-2)  # [.., H, R, T + s, d]
+        # [.., H, R, T + s, d]
+        return torch.cat([trunk.unsqueeze(-3).expand(*rows.shape[:-2], -1, -1), rows], dim=-2)
 
     (query, query_R), (key, key_R), (value, value_R) = parts(query), parts(key), parts(value)
     behind = _attend(query_R, seen(key, key_R), seen(value, value_R), mask_RsS)
@@ -306,7 +363,9 @@ def _causal(x: Tensor) -> Tensor:
 
 def _embed(clip: Clip, ids: Tensor | Sequence[int]) -> Tensor:
     """Word embeddings [.., W] of ids [..]."""
-    embeddings: Tensor = clip.tokens(torch.as_tensor(ids, dtype=torch.long).to(clip.positions.device))
+    embeddings: Tensor = clip.tokens(
+        torch.as_tensor(ids, dtype=torch.long).to(clip.positions.device)
+    )
     return embeddings.detach()
 
 

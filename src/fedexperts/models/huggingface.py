@@ -1,9 +1,11 @@
-"""Any CLIP of Hugging Face's CLIPModel or SiglipModel, in the parts of clip.py; and where Hugging Face keeps models.
+"""Any CLIP of Hugging Face's CLIPModel or SiglipModel, in the parts of clip.py; and where Hugging
+Face keeps models.
 
-A CLIP with a ModifiedResNet, which has no class there, gets its tokenizer and image processor here, too.
+A CLIP with a ModifiedResNet, which has no class there, gets its tokenizer and image processor here,
+too.
 
-Nothing is downloaded here: a hub name is looked up in this machine's own Hugging Face cache, so that a run has no
-hidden traffic and gives the same weights tomorrow.
+Nothing is downloaded here: a hub name is looked up in this machine's own Hugging Face cache, so
+that a run has no hidden traffic and gives the same weights tomorrow.
 """
 
 import hashlib
@@ -49,16 +51,21 @@ clip, processor = {model}.from_pretrained(CLIP, dtype=torch.float32), {processor
 
 def inputs(pixels):
     shown = processor(list(pixels.numpy()), input_data_format="channels_first", return_tensors="pt").pixel_values
-    return torch.nn.functional.normalize({features}, dim=-1)"""
-VOCABULARIES = tuple(f"openai/clip-vit-{size}" for size in ("base-patch32", "base-patch16", "large-patch14"))
-LEGACY_EOS = 2  # in configs written before transformers knew the real id: pool at the highest id, which is [EOS]
+    return torch.nn.functional.normalize({features}, dim=-1)"""  # noqa: E501
+VOCABULARIES = tuple(
+    f"openai/clip-vit-{size}" for size in ("base-patch32", "base-patch16", "large-patch14")
+)
+# in configs written before transformers knew the real id: pool at the highest id, which is [EOS]
+LEGACY_EOS = 2
 
 
 def load_clip(name: str, dtype: torch.dtype = torch.float32) -> Clip:
-    """The CLIP of a folder or file, our own "tinyclip", or of a hub name downloaded before; frozen, once a process.
+    """The CLIP of a folder or file, our own "tinyclip", or of a hub name downloaded before; frozen,
+    once a process.
 
-    Its weights get `dtype` and the device of `computing_on`; scale and outputs stay exact floats. ValueError, with what
-    to type, if there is no such CLIP, if it is none that a learned context fits, or if a part of it is missing.
+    Its weights get `dtype` and the device of `computing_on`; scale and outputs stay exact floats.
+    ValueError, with what to type, if there is no such CLIP, if it is none that a learned context
+    fits, or if a part of it is missing.
     """
     return _load(find_clip(name), dtype, place())
 
@@ -69,7 +76,8 @@ def find_clip(name: str) -> Path:
 
 
 def find(name: str, kind: str, ours: str) -> Path:
-    """The folder (or file) of a `kind` of model, given itself or by a hub name that was downloaded before.
+    """The folder (or file) of a `kind` of model, given itself or by a hub name that was downloaded
+    before.
 
     ValueError, with what to type or to use instead (`ours`), if there is none.
     """
@@ -79,17 +87,22 @@ def find(name: str, kind: str, ours: str) -> Path:
         return Path(snapshot_download(name, local_files_only=True))
     except (OSError, ValueError):
         raise ValueError(
-            f"no {kind} at {name!r}: it is neither a folder nor in this machine's Hugging Face cache. Give a folder "
-            f'with config.json and weights, or type "hf download {name}" first if it is a hub name, or use "{ours}"'
+            f"no {kind} at {name!r}: it is neither a folder nor in this machine's Hugging Face"
+            " cache. Give a folder "
+            f'with config.json and weights, or type "hf download {name}" first if it is a hub name,'
+            f' or use "{ours}"'
         ) from None
 
 
 def pickled(folder: Path, kind: str) -> str:
-    """Why the weights in a folder are not read, with what to type, for a class of transformers; "" if they are safe."""
+    """Why the weights in a folder are not read, with what to type, for a class of transformers; ""
+    if they are safe.
+    """
     if any(folder.glob("*.safetensors")) or not (found := sorted(folder.glob("*.bin"))):
         return ""
     return (
-        f"{found[0].name} is a pickle, which can run programs when it is read, so only model.safetensors is. If you "
+        f"{found[0].name} is a pickle, which can run programs when it is read, so only"
+        " model.safetensors is. If you "
         f'trust who made it, type: python -c "from transformers import {kind} as M; '
         f'M.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"'
     )
@@ -110,7 +123,11 @@ def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> Clip:
             processor = classes[2].from_pretrained(folder, local_files_only=True)
             loader: Any = classes[0].from_pretrained
             model, report = loader(
-                folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
+                folder,
+                dtype=torch.float32,
+                output_loading_info=True,
+                local_files_only=True,
+                use_safetensors=True,
             )
         except ImportError:
             raise ValueError(
@@ -125,9 +142,14 @@ def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> Clip:
     return parts(model, tokenizer, processor, dtype, device)
 
 
-def parts(model: Any, tokenizer: Any, processor: Any, dtype: torch.dtype, device: torch.device) -> Clip:
-    """The parts of a CLIPModel or SiglipModel, which is frozen and moved, with its tokenizer and image processor."""
-    scale = model.logit_scale.exp().item()  # before bf16 rounds it; a SigLIP's bias is the same for all classes
+def parts(
+    model: Any, tokenizer: Any, processor: Any, dtype: torch.dtype, device: torch.device
+) -> Clip:
+    """The parts of a CLIPModel or SiglipModel, which is frozen and moved, with its tokenizer and
+    image processor.
+    """
+    # before bf16 rounds it; a SigLIP's bias is the same for all classes
+    scale = model.logit_scale.exp().item()
     model = model.requires_grad_(False).eval().to(device, dtype)
     text, causal = model.text_model, hasattr(model, "text_projection")
 
@@ -149,7 +171,11 @@ def parts(model: Any, tokenizer: Any, processor: Any, dtype: torch.dtype, device
         preprocess=partial(_preprocess, processor, device),
         key=_key(
             model.state_dict(),
-            {"vision": model.config.vision_config.to_dict(), "processor": processor.to_dict(), "device": device.type},
+            {
+                "vision": model.config.vision_config.to_dict(),
+                "processor": processor.to_dict(),
+                "device": device.type,
+            },
         ),
         pad=None if causal else tokenizer.pad_token_id,
         recipe=_recipe("clip" if causal else "siglip"),
@@ -158,7 +184,9 @@ def parts(model: Any, tokenizer: Any, processor: Any, dtype: torch.dtype, device
 
 def _recipe(kind: str) -> str:
     model, _, processor = KINDS[kind]
-    return RECIPE.format(model=model.__name__, processor=processor.__name__, features=FEATURES[kind])
+    return RECIPE.format(
+        model=model.__name__, processor=processor.__name__, features=FEATURES[kind]
+    )
 
 
 def _resnet(folder: Path, kind: str, dtype: torch.dtype, device: torch.device) -> Clip:
@@ -166,18 +194,26 @@ def _resnet(folder: Path, kind: str, dtype: torch.dtype, device: torch.device) -
     saved = openai.checkpoint(folder)
     if saved is None:
         raise ValueError(
-            f"{folder} is of type {kind!r}, not 'clip' or 'siglip', nor a CLIP with a ModifiedResNet: a learned "
-            'context needs a text encoder in one of these layouts; take, say, "openai/clip-vit-base-patch16"'
+            f"{folder} is of type {kind!r}, not 'clip' or 'siglip', nor a CLIP with a"
+            " ModifiedResNet: a learned context needs a text encoder in one of these layouts;"
+            ' take, say, "openai/clip-vit-base-patch16"'
         )
     crop = {"height": saved.side, "width": saved.side}
     shown: Any = CLIPImageProcessorPil
     processor = shown(
-        size={"shortest_edge": saved.side}, crop_size=crop, image_mean=list(saved.mean), image_std=list(saved.std)
+        size={"shortest_edge": saved.side},
+        crop_size=crop,
+        image_mean=list(saved.mean),
+        image_std=list(saved.std),
     )
     with quiet():
         tokenizer = CLIPTokenizer.from_pretrained(_vocabulary(folder), local_files_only=True)
-    seen = {name: value.to(dtype) for name, value in saved.tensors.items() if name.startswith("visual.")}
-    key = _key(seen, {"visual": "ModifiedResNet", "processor": processor.to_dict(), "device": device.type})
+    seen = {
+        name: value.to(dtype) for name, value in saved.tensors.items() if name.startswith("visual.")
+    }
+    key = _key(
+        seen, {"visual": "ModifiedResNet", "processor": processor.to_dict(), "device": device.type}
+    )
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     tokenize, preprocess = partial(_tokenize, tokenizer), partial(_preprocess, processor, device)
     try:
@@ -211,7 +247,9 @@ def _layer(layer: Any) -> Layer:
 
 
 def _key(weights: dict[str, Tensor], settings: dict[str, Any]) -> str:
-    """Hash of all that image features depend on: weights, the shape of the encoder, preprocessing, where they run."""
+    """Hash of all that image features depend on: weights, the shape of the encoder, preprocessing,
+    where they run.
+    """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, value in sorted(weights.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
@@ -220,7 +258,9 @@ def _key(weights: dict[str, Tensor], settings: dict[str, Any]) -> str:
 
 
 def _kind(folder: Path) -> str:
-    """What config.json says that a folder holds; "" if there is none, as beside a checkpoint of OpenAI's."""
+    """What config.json says that a folder holds; "" if there is none, as beside a checkpoint of
+    OpenAI's.
+    """
     if not (file := folder / "config.json").exists():
         return ""
     try:
@@ -231,7 +271,9 @@ def _kind(folder: Path) -> str:
 
 def _has_vocabulary(folder: Path) -> bool:
     """Without one of these, transformers would make an empty tokenizer."""
-    return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "spiece.model"))
+    return any(
+        (folder / name).exists() for name in ("tokenizer.json", "vocab.json", "spiece.model")
+    )
 
 
 def _check_vocabulary(folder: Path) -> None:
@@ -240,14 +282,20 @@ def _check_vocabulary(folder: Path) -> None:
 
 
 def _vocabulary(folder: Path) -> Path:
-    """The folder of the tokenizer of a checkpoint: its own, or any that was downloaded, for OpenAI's are all one."""
+    """The folder of the tokenizer of a checkpoint: its own, or any that was downloaded, for
+    OpenAI's are all one.
+    """
     if _has_vocabulary(own := folder if folder.is_dir() else folder.parent):
         return own
     for name in VOCABULARIES:
         with suppress(OSError, ValueError):
             if _has_vocabulary(found := Path(snapshot_download(name, local_files_only=True))):
                 return found
-    raise _broken(own, f'it has no tokenizer.json; type "hf download {VOCABULARIES[0]} tokenizer.json" for that of all')
+    raise _broken(
+        own,
+        f'it has no tokenizer.json; type "hf download {VOCABULARIES[0]} tokenizer.json" for that'
+        " of all",
+    )
 
 
 def _check_ids(folder: Path, model: Any, tokenizer: Any) -> None:
@@ -256,11 +304,17 @@ def _check_ids(folder: Path, model: Any, tokenizer: Any) -> None:
     if pooled == LEGACY_EOS:
         pooled = max(tokenizer.get_vocab().values())
     if end != pooled:
-        raise _broken(folder, f"its tokenizer ends a text with id {end}, but its text encoder pools at id {pooled}")
+        raise _broken(
+            folder,
+            f"its tokenizer ends a text with id {end}, but its text encoder pools at id {pooled}",
+        )
 
 
 def _broken(folder: Path, why: str) -> ValueError:
-    return ValueError(f"{folder} does not hold a whole CLIP: {why}. Save model, tokenizer and image processor there")
+    return ValueError(
+        f"{folder} does not hold a whole CLIP: {why}. Save model, tokenizer and image processor"
+        " there"
+    )
 
 
 @contextmanager

@@ -1,9 +1,12 @@
-"""A mixture of experts as a model: main experts that are always on, routed experts, and a gate over them.
+"""A mixture of experts as a model: main experts that are always on, routed experts, and a gate over
+them.
 
-    y(x) = (1 - alpha) E_main(x) + alpha * sum_k G_k(x) E_k(x)        (Fed-MoE, IJCAI 2025/610, eq. 1)
+    y(x) = (1 - alpha) E_main(x) + alpha * sum_k G_k(x) E_k(x)        (Fed-MoE, IJCAI 2025/610, eq.
+    1)
 
-E are probabilities, so the logits of a mixture are log y(x), and its cross-entropy is -log y(x)[label]. Every expert is
-one and the same model with tensors of its own. This room knows neither what the experts compute nor who trains them.
+E are probabilities, so the logits of a mixture are log y(x), and its cross-entropy is -log
+y(x)[label]. Every expert is one and the same model with tensors of its own. This room knows neither
+what the experts compute nor who trains them.
 
 Shapes: B inputs, C classes, K routed experts, M main experts.
 """
@@ -21,10 +24,11 @@ LEAST = 1e-9  # probability whose logarithm is still taken
 
 
 class Mixture:
-    """Tensors `main.i.*` and `expert.k.*`, each a whole expert, `gate.*`, and `alpha` where there is a main expert.
+    """Tensors `main.i.*` and `expert.k.*`, each a whole expert, `gate.*`, and `alpha` where there
+    is a main expert.
 
-    All experts start from the expert's own start, in storage of their own; the gate starts from its model's.
-    ValueError if the gate has not a logit for each routed expert.
+    All experts start from the expert's own start, in storage of their own; the gate starts from its
+    model's. ValueError if the gate has not a logit for each routed expert.
     """
 
     def __init__(self, expert: Model, gate: Model, mains: int, top: int) -> None:
@@ -33,13 +37,17 @@ class Mixture:
         self.device = device(expert)
         self.together = getattr(expert, "together", True) and getattr(gate, "together", True)
         if not 1 <= top <= self.experts:
-            raise ValueError(f"mixture.top = {top} of {self.experts} experts; right would be 1 to {self.experts}")
+            raise ValueError(
+                f"mixture.top = {top} of {self.experts} experts; expected 1 to {self.experts}"
+            )
 
     @property
     def initial(self) -> Tensors:
         tensors = named("gate", self.gate.initial)
         for name in self._names():
-            tensors |= named(name, {key: value.clone() for key, value in self.expert.initial.items()})
+            tensors |= named(
+                name, {key: value.clone() for key, value in self.expert.initial.items()}
+            )
         return tensors | ({"alpha": torch.tensor(0.5)} if self.mains else {})
 
     @property
@@ -57,18 +65,28 @@ class Mixture:
             answers.append(answer_BC)
             moved |= of_one
         answers_EBC = torch.stack(answers)
-        return self.mix(tensors, answers_EBC[: self.mains], answers_EBC[self.mains :], weights_BK), moved
+        return (
+            self.mix(tensors, answers_EBC[: self.mains], answers_EBC[self.mains :], weights_BK),
+            moved,
+        )
 
     def _names(self) -> list[str]:
-        return [*(f"main.{i}" for i in range(self.mains)), *(f"expert.{k}" for k in range(self.experts))]
+        return [
+            *(f"main.{i}" for i in range(self.mains)),
+            *(f"expert.{k}" for k in range(self.experts)),
+        ]
 
     def logits(self, tensors: Tensors, x: Tensor) -> Tensor:
         """[B, C]: log y(x), every expert computed and weighed."""
         routed_KBC = self.answers(tensors, "expert", x)
-        return self.mix(tensors, self.answers(tensors, "main", x), routed_KBC, self.weigh(tensors, x))
+        return self.mix(
+            tensors, self.answers(tensors, "main", x), routed_KBC, self.weigh(tensors, x)
+        )
 
     def predict(self, tensors: Tensors, x: Tensor) -> Tensor:
-        """[B, C]: log y(x) of the main experts and the `top` routed ones, renormalised; no other one is computed."""
+        """[B, C]: log y(x) of the main experts and the `top` routed ones, renormalised; no other
+        one is computed.
+        """
         weights_BK = self.routed(tensors, x)
         routed_BC = weights_BK.new_zeros(len(x), len(self.classes))
         for k in weights_BK.any(0).nonzero().flatten().tolist():
@@ -88,7 +106,9 @@ class Mixture:
         return self.gate.logits(under(tensors, "gate"), x).softmax(-1)
 
     def portable(self, tensors: Tensors, sparse: bool = False) -> Portable:
-        """The same as `predict` if sparse, else as `logits`, for which the best are all. Every expert is computed."""
+        """The same as `predict` if sparse, else as `logits`, for which the best are all. Every
+        expert is computed.
+        """
         gate = portable(self.gate, under(tensors, "gate"))
         experts = {name: portable(self.expert, under(tensors, name)) for name in self._names()}
         expert = next(iter(experts.values()))
@@ -104,7 +124,9 @@ class Mixture:
         if self.mains:
             carried["alpha"] = tensors["alpha"].clamp(0, 1)
         code = _CODE.format(expert=indent(expert.code, "    "), gate=indent(gate.code, "    "))
-        return Portable(carried, counts | {"expert": expert.numbers, "gate": gate.numbers}, _FORMULA, code)
+        return Portable(
+            carried, counts | {"expert": expert.numbers, "gate": gate.numbers}, _FORMULA, code
+        )
 
     def answers(self, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
         """[E, B, C]: probabilities from each of the experts `main.*` or `expert.*`."""
@@ -118,9 +140,13 @@ class Mixture:
             answers_EBC = torch.stack([self.expert.logits(expert, x) for expert in experts])
         return answers_EBC.softmax(-1)
 
-    def mix(self, tensors: Tensors, mains_MBC: Tensor, routed_KBC: Tensor, weights_BK: Tensor) -> Tensor:
+    def mix(
+        self, tensors: Tensors, mains_MBC: Tensor, routed_KBC: Tensor, weights_BK: Tensor
+    ) -> Tensor:
         """[B, C]: log y(x) from the experts' answers and the routed experts' weights."""
-        return self._with_main(tensors, mains_MBC, torch.einsum("bk,kbc->bc", weights_BK, routed_KBC))
+        return self._with_main(
+            tensors, mains_MBC, torch.einsum("bk,kbc->bc", weights_BK, routed_KBC)
+        )
 
     def _with_main(self, tensors: Tensors, mains_MBC: Tensor, routed_BC: Tensor) -> Tensor:
         if self.mains:
@@ -131,7 +157,7 @@ class Mixture:
 
 _FORMULA = """`x` is the input. Every expert is one and the same network, with weights of its own, and says
 probabilities. The gate's softmax weighs the routed experts, of which the `top` best speak, renormalised. With main
-experts, which always speak, the answer is (1 - alpha) * main + alpha * routed. The logits are its logarithm."""
+experts, which always speak, the answer is (1 - alpha) * main + alpha * routed. The logits are its logarithm."""  # noqa: E501
 
 _CODE = """def part(name):
     return {{key.removeprefix(name + "."): value for key, value in t.items() if key.startswith(name + ".")}}
@@ -160,7 +186,7 @@ def logits(x):
     if mains:
         main = torch.stack([expert(x).softmax(-1) for expert in mains]).mean(0)
         answer = (1 - t["alpha"]) * main + t["alpha"] * answer
-    return answer.clamp_min(n["least"]).log()"""
+    return answer.clamp_min(n["least"]).log()"""  # noqa: E501
 
 
 def _step(model: Model, tensors: Tensors, prefix: str, x: Tensor) -> tuple[Tensor, Tensors]:

@@ -1,9 +1,12 @@
-"""CLIP's ModifiedResNet (arXiv:2103.00020, section 2.4): a stem of three convolutions, average pooling before every
-convolution that would have had a stride, and attention in place of the last pooling.
+"""CLIP's ModifiedResNet (arXiv:2103.00020, section 2.4): a stem of three convolutions, average
+pooling before every convolution that would have had a stride, and attention in place of the last
+pooling.
 
-Names are those of OpenAI's checkpoints, so that a state dict of theirs fits. This room does not know where it is from.
+Names are those of OpenAI's checkpoints, so that a state dict of theirs fits. This room does not
+know where it is from.
 
-Shapes: B images, W = 32 x width channels at the end, P positions, H heads, d head width, D feature width.
+Shapes: B images, W = 32 x width channels at the end, P positions, H heads, d head width, D feature
+width.
 """
 
 from collections import OrderedDict
@@ -23,9 +26,15 @@ class Block(nn.Module):
     def __init__(self, given: int, inside: int, stride: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(given, inside, 1, bias=False), nn.BatchNorm2d(inside)
-        self.conv2, self.bn2 = nn.Conv2d(inside, inside, 3, padding=1, bias=False), nn.BatchNorm2d(inside)
+        self.conv2, self.bn2 = (
+            nn.Conv2d(inside, inside, 3, padding=1, bias=False),
+            nn.BatchNorm2d(inside),
+        )
         self.pool = nn.AvgPool2d(stride)
-        self.conv3, self.bn3 = nn.Conv2d(inside, GROWN * inside, 1, bias=False), nn.BatchNorm2d(GROWN * inside)
+        self.conv3, self.bn3 = (
+            nn.Conv2d(inside, GROWN * inside, 1, bias=False),
+            nn.BatchNorm2d(GROWN * inside),
+        )
         layers = OrderedDict[str, nn.Module]()
         if stride > 1 or given != GROWN * inside:
             layers["-1"] = nn.AvgPool2d(stride)
@@ -58,24 +67,39 @@ class AttentionPool(nn.Module):
             return split.transpose(1, 2)  # [B, H, P, d]
 
         asked_BH1d = heads(self.q_proj(x_BPW[:, :1]))
-        seen_BH1d = scaled_dot_product_attention(asked_BH1d, heads(self.k_proj(x_BPW)), heads(self.v_proj(x_BPW)))
+        seen_BH1d = scaled_dot_product_attention(
+            asked_BH1d, heads(self.k_proj(x_BPW)), heads(self.v_proj(x_BPW))
+        )
         return self.c_proj(seen_BH1d.flatten(1))  # type: ignore[no-any-return]
 
 
 class ModifiedResNet(nn.Module):
-    """Pixel values [B, 3, side, side] to features [B, D], not normalised; `blocks` are those of its four layers."""
+    """Pixel values [B, 3, side, side] to features [B, D], not normalised; `blocks` are those of its
+    four layers.
+    """
 
     def __init__(self, side: int, width: int, blocks: Sequence[int], features: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, width // 2, 3, 2, 1, bias=False), nn.BatchNorm2d(width // 2)
-        self.conv2, self.bn2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False), nn.BatchNorm2d(width // 2)
-        self.conv3, self.bn3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = (
+            nn.Conv2d(3, width // 2, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(width // 2),
+        )
+        self.conv2, self.bn2 = (
+            nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width // 2),
+        )
+        self.conv3, self.bn3 = (
+            nn.Conv2d(width // 2, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
         self.pool = nn.AvgPool2d(2)
         self.layer1 = _layer(width, width, blocks[0], 1)
         self.layer2 = _layer(GROWN * width, 2 * width, blocks[1], 2)
         self.layer3 = _layer(2 * GROWN * width, 4 * width, blocks[2], 2)
         self.layer4 = _layer(4 * GROWN * width, 8 * width, blocks[3], 2)
-        self.attnpool = AttentionPool((side // SHRUNK) ** 2, 8 * GROWN * width, width // 2, features)
+        self.attnpool = AttentionPool(
+            (side // SHRUNK) ** 2, 8 * GROWN * width, width // 2, features
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = relu(self.bn1(self.conv1(x)))

@@ -1,11 +1,13 @@
-"""A CLIP with a ModifiedResNet (RN50 and its kin) from OpenAI's checkpoints or open_clip's, in the parts of clip.py.
+"""A CLIP with a ModifiedResNet (RN50 and its kin) from OpenAI's checkpoints or open_clip's, in the
+parts of clip.py.
 
     RN50.pt                                               OpenAI's, a TorchScript archive
     open_clip_config.json, open_clip_model.safetensors    open_clip's, as on the hub
 
-Both name their tensors alike. Checkpoints with a ViT are Hugging Face's to read (huggingface.py); tokenizer and image
-processor are made there, too. A TorchScript archive is a program: when it is loaded it runs no Python, but torch's own
-operators, which write files, too. So OpenAI's own archives are loaded, known by their bytes, and no others.
+Both name their tensors alike. Checkpoints with a ViT are Hugging Face's to read (huggingface.py);
+tokenizer and image processor are made there, too. A TorchScript archive is a program: when it is
+loaded it runs no Python, but torch's own operators, which write files, too. So OpenAI's own
+archives are loaded, known by their bytes, and no others.
 
 Shapes: W word width, D feature width, L positions.
 """
@@ -30,7 +32,8 @@ from .modified_resnet import SHRUNK, ModifiedResNet
 
 SETTINGS, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 HEAD = 64  # channels of a head, in all of OpenAI's
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's, for pixels in 0..1
+# OpenAI's, for pixels in 0..1
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PUBLISHED = {  # sha256 of OpenAI's archives, as they stand in their addresses
     "RN50": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
     "RN101": "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
@@ -38,7 +41,11 @@ PUBLISHED = {  # sha256 of OpenAI's archives, as they stand in their addresses
     "RN50x16": "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
     "RN50x64": "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
 }
-NEEDED = ("visual.attnpool.c_proj.weight", "transformer.resblocks.0.attn.in_proj_weight", "token_embedding.weight")
+NEEDED = (
+    "visual.attnpool.c_proj.weight",
+    "transformer.resblocks.0.attn.in_proj_weight",
+    "token_embedding.weight",
+)
 
 
 @dataclass(frozen=True)
@@ -58,12 +65,16 @@ class Checkpoint:
 
 
 def checkpoint(place: Path) -> Checkpoint | None:
-    """The checkpoint in a folder, or in a file .pt; None if there is none of these. ValueError if it cannot be read."""
+    """The checkpoint in a folder, or in a file .pt; None if there is none of these. ValueError if
+    it cannot be read.
+    """
     archives = [place] if place.suffix == ".pt" else sorted(place.glob("*.pt"))
     if (place / SETTINGS).exists():
         return _open_clip(place)
     if len(archives) > 1:
-        raise ValueError(f"{place} holds {len(archives)} checkpoints; right would be one of them, as {archives[0]}")
+        raise ValueError(
+            f"{place} holds {len(archives)} checkpoints; expected one of them, as {archives[0]}"
+        )
     return _archive(archives[0]) if archives else None
 
 
@@ -71,7 +82,10 @@ def _archive(file: Path) -> Checkpoint:
     with open(file, "rb") as data:
         found = hashlib.file_digest(data, "sha256").hexdigest()
     if found not in PUBLISHED.values():
-        why = "it is none of the archives that OpenAI published, and another may write files when it is loaded"
+        why = (
+            "it is none of the archives that OpenAI published, and another may write files when it"
+            " is loaded"
+        )
         raise _broken(file, f"{why} (its sha256 is {found})")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it is what OpenAI published
@@ -96,34 +110,50 @@ def _open_clip(folder: Path) -> Checkpoint:
         "shortest",
         "bicubic",
     ):
-        raise _broken(folder, f"it shows images {fitted}, which only ('shortest', 'bicubic') can be")
+        raise _broken(
+            folder, f"it shows images {fitted}, which only ('shortest', 'bicubic') can be"
+        )
     _check(folder, tensors)
     quick = bool(model.get("quick_gelu", False))
-    return Checkpoint(_float(tensors), heads, quick, tuple(shown.get("mean", MEAN)), tuple(shown.get("std", STD)))
+    return Checkpoint(
+        _float(tensors), heads, quick, tuple(shown.get("mean", MEAN)), tuple(shown.get("std", STD))
+    )
 
 
 def _float(tensors: Mapping[str, Tensor]) -> Tensors:
-    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in tensors.items()
+    }
 
 
 def _check(place: Path, tensors: Mapping[str, Tensor]) -> None:
     if missing := [name for name in NEEDED if name not in tensors]:
         raise ValueError(
-            f"{place} is no CLIP with a ModifiedResNet and a text encoder of its own (it has no {missing[0]}); right "
-            'would be one as "timm/resnet50_clip.openai", or a CLIP in Hugging Face\'s layout, as '
-            '"openai/clip-vit-base-patch16"'
+            f"{place} is no CLIP with a ModifiedResNet and a text encoder of its own (it has no"
+            f' {missing[0]}); expected one as "timm/resnet50_clip.openai", or a CLIP in'
+            ' Hugging Face\'s layout, as "openai/clip-vit-base-patch16"'
         )
 
 
 def parts(
-    saved: Checkpoint, tokenize: Callable[[str], list[int]], ends: tuple[int, int],
-    preprocess: Callable[[Tensor], Tensor], key: str, dtype: torch.dtype, device: torch.device,
-) -> Clip:  # fmt: skip
-    """The parts of a checkpoint, frozen and moved; `ends` are the ids of [SOS] and [EOS], `key` is Clip's.
+    saved: Checkpoint,
+    tokenize: Callable[[str], list[int]],
+    ends: tuple[int, int],
+    preprocess: Callable[[Tensor], Tensor],
+    key: str,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Clip:
+    """The parts of a checkpoint, frozen and moved; `ends` are the ids of [SOS] and [EOS], `key` is
+    Clip's.
 
     KeyError or RuntimeError if tensors are missing or do not fit each other.
     """
-    t = {name: value.to(device, dtype) if value.is_floating_point() else value for name, value in saved.tensors.items()}
+    t = {
+        name: value.to(device, dtype) if value.is_floating_point() else value
+        for name, value in saved.tensors.items()
+    }
     visual = _visual(saved.side, under(t, "visual"))
 
     def images(pixels: Tensor) -> Tensor:
@@ -134,7 +164,9 @@ def parts(
         images=images,
         tokens=nn.Embedding.from_pretrained(t["token_embedding.weight"]),
         positions=t["positional_embedding"],
-        layers=tuple(_text_layer(under(t, f"transformer.resblocks.{i}"), saved) for i in range(count)),
+        layers=tuple(
+            _text_layer(under(t, f"transformer.resblocks.{i}"), saved) for i in range(count)
+        ),
         norm=_filled(nn.LayerNorm, under(t, "ln_final")),
         project=_filled(nn.Linear, {"weight": t["text_projection"].T.contiguous()}),
         scale=saved.tensors["logit_scale"].exp().item(),
@@ -147,10 +179,17 @@ def parts(
 
 
 def _visual(side: int, t: Tensors) -> ModifiedResNet:
-    blocks = [len({name.split(".")[1] for name in t if name.startswith(f"layer{n}.")}) for n in (1, 2, 3, 4)]
+    blocks = [
+        len({name.split(".")[1] for name in t if name.startswith(f"layer{n}.")})
+        for n in (1, 2, 3, 4)
+    ]
     with torch.device("meta"):  # no time, and nobody's dice, for weights that are thrown away
-        net = ModifiedResNet(side, t["layer1.0.conv1.weight"].shape[0], blocks, t["attnpool.c_proj.weight"].shape[0])
-    counters = {name: torch.tensor(0) for name in net.state_dict() if name.endswith("num_batches_tracked")}
+        net = ModifiedResNet(
+            side, t["layer1.0.conv1.weight"].shape[0], blocks, t["attnpool.c_proj.weight"].shape[0]
+        )
+    counters = {
+        name: torch.tensor(0) for name in net.state_dict() if name.endswith("num_batches_tracked")
+    }
     net.load_state_dict(counters | t, assign=True)
     return net.requires_grad_(False).eval()
 
@@ -158,7 +197,8 @@ def _visual(side: int, t: Tensors) -> ModifiedResNet:
 def _text_layer(t: Tensors, saved: Checkpoint) -> Layer:
     weights, biases = t["attn.in_proj_weight"].chunk(3), t["attn.in_proj_bias"].chunk(3)
     query, key, value = (
-        _filled(nn.Linear, {"weight": weight, "bias": bias}) for weight, bias in zip(weights, biases, strict=True)
+        _filled(nn.Linear, {"weight": weight, "bias": bias})
+        for weight, bias in zip(weights, biases, strict=True)
     )
     return Layer(
         norm1=_filled(nn.LayerNorm, under(t, "ln_1")),
@@ -194,6 +234,7 @@ def _filled(kind: type, t: Tensors) -> Any:
 
 def _broken(place: Path, why: str) -> ValueError:
     return ValueError(
-        f"{place} does not hold a whole CLIP: {why}. Right would be OpenAI's RN50.pt, or a folder with {SETTINGS} and "
+        f"{place} does not hold a whole CLIP: {why}. Expected OpenAI's RN50.pt, or a folder"
+        f" with {SETTINGS} and "
         f'{WEIGHTS}, as "hf download timm/resnet50_clip.openai" brings it'
     )

@@ -1,6 +1,7 @@
 """A frozen CLIP under a learned prompt or a linear classifier, by their settings.
 
-Importing this room does not import transformers; building a model does. It knows no checkpoint's format.
+Importing this room does not import transformers; building a model does. It knows no checkpoint's
+format.
 """
 
 from dataclasses import dataclass
@@ -22,11 +23,15 @@ SPREAD = 0.02  # standard deviation of a random context, about that of a CLIP's 
 Name = Annotated[
     str,
     Field(
-        description='CLIP, RN50 or SigLIP: "tinyclip" (ours), a local folder, a hub name downloaded before, or RN50.pt'
+        description=(
+            'CLIP, RN50 or SigLIP: "tinyclip" (ours), a local folder, a hub name downloaded before,'
+            " or RN50.pt"
+        )
     ),
 ]
 Precision = Annotated[
-    Literal["fp32", "bf16"], Field(description="type of the frozen weights; what is trained and what comes out is fp32")
+    Literal["fp32", "bf16"],
+    Field(description="type of the frozen weights; what is trained and what comes out is fp32"),
 ]
 
 
@@ -38,10 +43,16 @@ class PromptedClipSettings:
     precision: Precision = "fp32"
     context: Annotated[int, Field(ge=1, description="learned context vectors, in tokens")] = 16
     init: Annotated[
-        Literal["random", "words"], Field(description=f"the context starts as normal(0, {SPREAD}) or as `words`")
+        Literal["random", "words"],
+        Field(description=f"the context starts as normal(0, {SPREAD}) or as `words`"),
     ] = "random"
     words: Annotated[
-        str, Field(description='text of exactly `context` tokens, with which the context starts if init is "words"')
+        str,
+        Field(
+            description=(
+                'text of exactly `context` tokens, with which the context starts if init is "words"'
+            )
+        ),
     ] = "a photo of a"
 
     def at_hand(self) -> None:
@@ -49,18 +60,23 @@ class PromptedClipSettings:
         _find(self.clip)
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
-        """ValueError if the CLIP cannot be loaded, a prompt is too long, or `words` are not `context` tokens."""
+        """ValueError if the CLIP cannot be loaded, a prompt is too long, or `words` are not
+        `context` tokens.
+        """
         clip = _load(self.clip, self.precision)
         return _built(PromptedClip(clip, classes, self._start(clip, seed)), clip, self.clip)
 
     def _start(self, clip: Clip, seed: int) -> Tensor:
         if self.init == "random":
-            return SPREAD * torch.randn(self.context, clip.positions.shape[1], generator=rng(seed, "context"))
+            return SPREAD * torch.randn(
+                self.context, clip.positions.shape[1], generator=rng(seed, "context")
+            )
         start_lW = words(clip, self.words)
         if len(start_lW) != self.context:
             raise ValueError(
-                f"the words {self.words!r} are {len(start_lW)} tokens and context is {self.context}: "
-                f"set context to {len(start_lW)}, or choose words of {self.context} tokens"
+                f"the words {self.words!r} are {len(start_lW)} tokens and context is"
+                f" {self.context}: set context to {len(start_lW)}, or choose words of"
+                f" {self.context} tokens"
             )
         return start_lW
 

@@ -1,4 +1,6 @@
-"""Settings of networks for texts. Importing this room does not import transformers; building a model does."""
+"""Settings of networks for texts. Importing this room does not import transformers; building a
+model does.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -11,20 +13,29 @@ from .network import Network
 
 @dataclass(frozen=True)
 class TransformerSettings:
-    """A BERT or a GPT-2 that classifies texts, all of its weights trained; encoded texts are int64 [B, 2, tokens]."""
+    """A BERT or a GPT-2 that classifies texts, all of its weights trained; encoded texts are int64
+    [B, 2, tokens].
+    """
 
     model: Annotated[
         str,
         Field(
-            description='"tiny-bert" or "tiny-gpt2" (small, fresh from the seed), a local folder, or a hub name '
-            "downloaded before"
+            description=(
+                '"tiny-bert" or "tiny-gpt2" (small, fresh from the seed), a local folder, or a hub'
+                " name downloaded before"
+            )
         ),
     ] = "tiny-bert"
-    tokens: Annotated[int, Field(ge=3, description="length of a text: a longer one is cut, a shorter one padded")] = 64
+    tokens: Annotated[
+        int, Field(ge=3, description="length of a text: a longer one is cut, a shorter one padded")
+    ] = 64
     pooling: Annotated[
         Literal["own", "mean"],
         Field(
-            description='"own": as the classifier in Hugging Face has it; "mean": over all tokens, and a linear layer'
+            description=(
+                '"own": as the classifier in Hugging Face has it; "mean": over all tokens, and a'
+                " linear layer"
+            )
         ),
     ] = "own"
 
@@ -36,9 +47,14 @@ class TransformerSettings:
             find(self.model, "text model", "tiny-bert")
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
-        """ValueError if the model cannot be loaded, or takes fewer tokens. What it has no weights for is seeded."""
-        from .transformer import load_transformer  # takes seconds to import: not before a model is built
+        """ValueError if the model cannot be loaded, or takes fewer tokens. What it has no weights
+        for is seeded.
+        """
+        # takes seconds to import: not before a model is built
+        from .transformer import load_transformer
 
-        module, encoder = load_transformer(self.model, len(classes), self.tokens, self.pooling, seed)
+        module, encoder = load_transformer(
+            self.model, len(classes), self.tokens, self.pooling, seed
+        )
         network = Network(module, classes, together=False)
         return Built(network, encoder.encode, "", recipe=encoder.recipe, files=encoder.files)

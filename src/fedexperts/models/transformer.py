@@ -1,6 +1,8 @@
-"""Any sequence classifier of Hugging Face's BERT and GPT-2 families, or a tiny fresh one, and what makes its inputs.
+"""Any sequence classifier of Hugging Face's BERT and GPT-2 families, or a tiny fresh one, and what
+makes its inputs.
 
-As with a CLIP (huggingface.py), nothing is downloaded here. This room does not know how a network is trained.
+As with a CLIP (huggingface.py), nothing is downloaded here. This room does not know how a network
+is trained.
 
 Shapes: B texts, L tokens, W width, C classes; x [B, 2, L] holds token ids and the attention mask.
 """
@@ -40,16 +42,20 @@ class Encoder:
     files: Callable[[], dict[str, bytes]] = dict
 
 
-def load_transformer(name: str, classes: int, tokens: int, pooling: str, seed: int) -> tuple[nn.Module, Encoder]:
+def load_transformer(
+    name: str, classes: int, tokens: int, pooling: str, seed: int
+) -> tuple[nn.Module, Encoder]:
     """A module [B, 2, L] -> [B, C], and the encoder of texts in front of it; L is `tokens`.
 
-    `name` is one of TINY, a folder, or a hub name that was downloaded before. ValueError, with what to type, if there
-    is no such model, if a part of it is missing, or if it takes fewer tokens.
+    `name` is one of TINY, a folder, or a hub name that was downloaded before. ValueError, with what
+    to type, if there is no such model, if a part of it is missing, or if it takes fewer tokens.
     """
     make: Callable[[], Any]
     if name in TINY:
         make = partial(_fresh, TINY[name](tokens), classes)
-        encoder = Encoder(partial(hashed, tokens), _HASHED.format(source=getsource(hashed), tokens=tokens))
+        encoder = Encoder(
+            partial(hashed, tokens), _HASHED.format(source=getsource(hashed), tokens=tokens)
+        )
     else:
         folder = find(name, "text model", "tiny-bert")
         tokenizer = _tokenizer(folder)
@@ -60,7 +66,9 @@ def load_transformer(name: str, classes: int, tokens: int, pooling: str, seed: i
 
 
 class Own(nn.Module):
-    """A classifier with its own pooling: BERT's at the first token, GPT-2's at the last that is not padding."""
+    """A classifier with its own pooling: BERT's at the first token, GPT-2's at the last that is not
+    padding.
+    """
 
     def __init__(self, classifier: Any, classes: int) -> None:
         super().__init__()
@@ -72,12 +80,19 @@ class Own(nn.Module):
 
     def portable(self, tensors: Tensors, classes: tuple[str, ...]) -> Portable:
         """As Hugging Face has it: its config, its names of tensors."""
-        names = {"id2label": dict(enumerate(classes)), "label2id": {name: place for place, name in enumerate(classes)}}
-        return Portable(under(tensors, "classifier"), _described(self.classifier) | names, _FORMULA, _OWN)
+        names = {
+            "id2label": dict(enumerate(classes)),
+            "label2id": {name: place for place, name in enumerate(classes)},
+        }
+        return Portable(
+            under(tensors, "classifier"), _described(self.classifier) | names, _FORMULA, _OWN
+        )
 
 
 class Mean(nn.Module):
-    """A classifier's body, the mean of what it makes of the tokens (padding is none), and a linear layer."""
+    """A classifier's body, the mean of what it makes of the tokens (padding is none), and a linear
+    layer.
+    """
 
     def __init__(self, classifier: Any, classes: int) -> None:
         super().__init__()
@@ -115,18 +130,25 @@ def tokenized(tokenizer: Any, tokens: int, texts: Sequence[str]) -> Tensor:
 
 
 def hashed(tokens: int, texts: Sequence[str]) -> Tensor:
-    """Texts for the tiny ones, int64 [B, 2, L]: START, then lower-case words and punctuation marks, then PAD.
+    """Texts for the tiny ones, int64 [B, 2, L]: START, then lower-case words and punctuation marks,
+    then PAD.
 
-    A word's id is a hash of it, so that there is no vocabulary to learn or to keep; some words share one.
+    A word's id is a hash of it, so that there is no vocabulary to learn or to keep; some words
+    share one.
     """
     ids = torch.full((len(texts), tokens), PAD)
     for row, text in zip(ids, texts, strict=True):
-        words = [START, *(2 + crc32(word.encode()) % WORDS for word in WORD.findall(text.lower()))][:tokens]
+        words = [START, *(2 + crc32(word.encode()) % WORDS for word in WORD.findall(text.lower()))][
+            :tokens
+        ]
         row[: len(words)] = torch.tensor(words)
     return torch.stack([ids, (ids != PAD).long()], dim=1)
 
 
-_FORMULA = "`x` [B, 2, L] holds token ids and the attention mask; `transformers` computes the network below."
+_FORMULA = (
+    "`x` [B, 2, L] holds token ids and the attention mask; `transformers` computes the network"
+    " below."
+)
 
 _OWN = """from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -137,7 +159,7 @@ net.eval()
 
 def logits(x):
     ids, mask = x.unbind(1)
-    return net(input_ids=ids, attention_mask=mask).logits"""
+    return net(input_ids=ids, attention_mask=mask).logits"""  # noqa: E501
 
 _MEAN = """from transformers import AutoConfig, AutoModel
 
@@ -151,7 +173,7 @@ def logits(x):
     ids, mask = x.unbind(1)
     hidden = net(input_ids=ids, attention_mask=mask).last_hidden_state
     share = mask / mask.sum(1, keepdim=True)
-    return nn.functional.linear((share[:, None] @ hidden)[:, 0], t["head.weight"], t["head.bias"])"""
+    return nn.functional.linear((share[:, None] @ hidden)[:, 0], t["head.weight"], t["head.bias"])"""  # noqa: E501
 
 _HASHED = f"""import re
 from collections.abc import Sequence
@@ -228,7 +250,8 @@ def _fresh(config: Any, classes: int) -> Any:
 
 
 def _tokenizer(folder: Path) -> Any:
-    if not (folder / "tokenizer.json").exists() and not any(folder.glob("vocab.*")):  # it would make an empty one
+    # it would make an empty one
+    if not (folder / "tokenizer.json").exists() and not any(folder.glob("vocab.*")):
         raise _broken(folder, "it has neither tokenizer.json nor vocab.json nor vocab.txt")
     with quiet():
         try:
@@ -241,7 +264,9 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _load(folder: Path, classes: int, tokens: int, pad: int) -> Any:
-    """The classifier of a folder in fp32; its head is fresh if the folder has none for so many classes."""
+    """The classifier of a folder in fp32; its head is fresh if the folder has none for so many
+    classes.
+    """
     if why := pickled(folder, "AutoModelForSequenceClassification"):
         raise _broken(folder, why)
     with quiet():
@@ -258,15 +283,28 @@ def _load(folder: Path, classes: int, tokens: int, pad: int) -> Any:
             )
         except (OSError, RuntimeError, SafetensorError, ValueError) as error:
             raise _broken(folder, str(error).splitlines()[0]) from None
-    body, lacking = classifier.base_model_prefix, {*report["missing_keys"], *(n for n, *_ in report["mismatched_keys"])}
-    if gone := sorted(name for name in lacking if name.startswith(f"{body}.") and ".pooler." not in name):
+    body, lacking = (
+        classifier.base_model_prefix,
+        {
+            *report["missing_keys"],
+            *(n for n, *_ in report["mismatched_keys"]),
+        },
+    )
+    if gone := sorted(
+        name for name in lacking if name.startswith(f"{body}.") and ".pooler." not in name
+    ):
         raise _broken(folder, f"it has no weights for {gone[0]}")
     if tokens > (most := classifier.config.max_position_embeddings):
-        raise ValueError(f"{folder} takes texts of {most} tokens, and tokens is {tokens}: set tokens to at most {most}")
+        raise ValueError(
+            f"{folder} takes texts of {most} tokens, and tokens is {tokens}: set tokens to at most"
+            f" {most}"
+        )
     classifier.config.pad_token_id = pad  # GPT-2 looks for its last token by it
     classifier.config.use_cache = False
     return classifier
 
 
 def _broken(folder: Path, why: str) -> ValueError:
-    return ValueError(f"{folder} does not hold a whole text model: {why}. Save model and tokenizer there")
+    return ValueError(
+        f"{folder} does not hold a whole text model: {why}. Save model and tokenizer there"
+    )

@@ -1,6 +1,8 @@
-"""Networks for images: a compact one of a few thousand weights, LEAF's for FEMNIST, and ResNet-18 for small images.
+"""Networks for images: a compact one of a few thousand weights, LEAF's for FEMNIST, and ResNet-18
+for small images.
 
-Plain torch; pixels are scaled by `encode`, in front of the network. This room does not know how they are trained.
+Plain torch; pixels are scaled by `encode`, in front of the network. This room does not know how
+they are trained.
 
 Shapes: B batch, H x W pixels, C classes, w width.
 """
@@ -26,13 +28,18 @@ GROUPS = 2  # of a group norm, as in arXiv:1910.00189
 
 
 def grey(side: int, images: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] to [B, 1, side, side] in -0.5 .. 0.5, each pixel the mean of what it covers."""
+    """uint8 [B, 3, H, W] to [B, 1, side, side] in -0.5 .. 0.5, each pixel the mean of what it
+    covers.
+    """
     return adaptive_avg_pool2d(images.float().mean(1, keepdim=True), side) / 255 - 0.5
 
 
 def _grey_recipe(side: int) -> str:
     mean = "pixels.float().mean(1, keepdim=True)"
-    return f"def inputs(pixels):\n    return torch.nn.functional.adaptive_avg_pool2d({mean}, {side}) / 255 - 0.5"
+    return (
+        f"def inputs(pixels):\n    return torch.nn.functional.adaptive_avg_pool2d({mean}, {side}) /"
+        " 255 - 0.5"
+    )
 
 
 def colour(images: Tensor) -> Tensor:
@@ -46,9 +53,9 @@ _COLOUR = "def inputs(pixels):\n    return pixels.float() / 63.75 - 2"
 class Conv(nn.Conv2d):
     """The same convolution as a matrix product over unfolded patches.
 
-    vmap over weights makes a grouped convolution of conv2d, for which a CPU has no fast kernel, and a batched product
-    of this. A step of ten compact networks of width 2 to 6, batches of 16 to 64, one thread: stacked this way it takes
-    0.3 to 0.7 of the time of a loop over conv2d.
+    vmap over weights makes a grouped convolution of conv2d, for which a CPU has no fast kernel, and
+    a batched product of this. A step of ten compact networks of width 2 to 6, batches of 16 to 64,
+    one thread: stacked this way it takes 0.3 to 0.7 of the time of a loop over conv2d.
     """
 
     plain = nn.Conv2d
@@ -75,7 +82,9 @@ def compact_cnn(width: int, side: int, classes: int) -> nn.Module:
 
 
 def leaf_cnn(classes: int) -> nn.Module:
-    """[B, 1, 28, 28] -> [B, C]: the network of LEAF (arXiv:1812.01097) for FEMNIST, 6.6 M weights for 62 classes."""
+    """[B, 1, 28, 28] -> [B, C]: the network of LEAF (arXiv:1812.01097) for FEMNIST, 6.6 M weights
+    for 62 classes.
+    """
     return nn.Sequential(
         nn.Conv2d(1, 32, 5, padding=2),
         nn.ReLU(),
@@ -97,11 +106,15 @@ def resnet18(classes: int, norm: Norm) -> nn.Module:
     """
     widths = (64, 64, 128, 256, 512)
     stages = [
-        nn.Sequential(_block(below, width, 1 if below == width else 2, norm), _block(width, width, 1, norm))
+        nn.Sequential(
+            _block(below, width, 1 if below == width else 2, norm), _block(width, width, 1, norm)
+        )
         for below, width in pairwise(widths)
     ]
     stem = nn.Sequential(_conv(3, widths[0], 3, 1), norm(widths[0]), nn.ReLU())
-    return nn.Sequential(stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
+    return nn.Sequential(
+        stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes)
+    )
 
 
 class Block(nn.Module):
@@ -122,7 +135,9 @@ def _block(below: int, width: int, stride: int, norm: Norm) -> Block:
     first = (_conv(below, width, 3, stride), norm(width), nn.ReLU())
     long = nn.Sequential(*first, _conv(width, width, 3, 1), norm(width))
     same = below == width
-    return Block(long, nn.Identity() if same else nn.Sequential(_conv(below, width, 1, stride), norm(width)))
+    return Block(
+        long, nn.Identity() if same else nn.Sequential(_conv(below, width, 1, stride), norm(width))
+    )
 
 
 def _conv(below: int, width: int, side: int, stride: int) -> nn.Conv2d:
@@ -136,21 +151,30 @@ NORMS: dict[str, Norm] = {"batch": nn.BatchNorm2d, "group": partial(nn.GroupNorm
 
 @dataclass(frozen=True)
 class CompactCnnSettings:
-    """A convolutional network of few weights: with ten classes 0.75 K at width 2, 2.7 K at 6, 10 K at 16."""
+    """A convolutional network of few weights: with ten classes 0.75 K at width 2, 2.7 K at 6, 10 K
+    at 16.
+    """
 
     width: Annotated[
-        int, Field(ge=1, description="channels of the first convolution; the second has twice as many")
+        int,
+        Field(ge=1, description="channels of the first convolution; the second has twice as many"),
     ] = 2
-    side: Annotated[int, Field(ge=1, description="pixels of a side, to which images are made grey and small")] = 16
+    side: Annotated[
+        int, Field(ge=1, description="pixels of a side, to which images are made grey and small")
+    ] = 16
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         module = seeded(lambda: compact_cnn(self.width, self.side, len(classes)), seed)
-        return Built(Network(module, classes), partial(grey, self.side), "", recipe=_grey_recipe(self.side))
+        return Built(
+            Network(module, classes), partial(grey, self.side), "", recipe=_grey_recipe(self.side)
+        )
 
 
 @dataclass(frozen=True)
 class LeafCnnSettings:
-    """The two-layer network of LEAF for FEMNIST's 28 x 28 grey pixels, to which other images are scaled."""
+    """The two-layer network of LEAF for FEMNIST's 28 x 28 grey pixels, to which other images are
+    scaled.
+    """
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         network = Network(seeded(lambda: leaf_cnn(len(classes)), seed), classes)
@@ -163,7 +187,12 @@ class ResNet18Settings:
 
     norm: Annotated[
         Literal["batch", "group"],
-        Field(description='"group" has no running statistics, which clients with different data disagree about'),
+        Field(
+            description=(
+                '"group" has no running statistics, which clients with different data disagree'
+                " about"
+            )
+        ),
     ] = "batch"
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:

@@ -6,8 +6,8 @@
     write_pictures(...)        its pictures alone, an SVG each
     write_split(counts, ...)   who has how many examples of which class
 
-Every figure is computed by metrics.py from the rows that a run logged. This room prints nothing, trains nothing, and
-does not know what a client, a model or an engine is.
+Every figure is computed by metrics.py from the rows that a run logged. This room prints nothing,
+trains nothing, and does not know what a client, a model or an engine is.
 """
 
 import re
@@ -22,8 +22,11 @@ __all__ = ["Experiment", "Run", "collect", "tables", "write_html", "write_pictur
 
 
 def write_html(experiments: Sequence[Experiment], path: Path) -> None:
-    """One self-contained page: no scripts, no links, pictures inside. Raises ValueError if `path` is a folder."""
-    from .page import write as write_page  # matplotlib takes a second to import: not for a table in a terminal
+    """One self-contained page: no scripts, no links, pictures inside. Raises ValueError if `path`
+    is a folder.
+    """
+    # matplotlib takes a second to import: not for a table in a terminal
+    from .page import write as write_page
 
     write_page(experiments, path)
 
@@ -32,14 +35,19 @@ def write_pictures(experiments: Sequence[Experiment], folder: Path) -> list[Path
     """The page's pictures as files of a folder, named by their titles; returns their paths."""
     from .figures import draw
 
-    files = {folder / f"{re.sub('[^a-z0-9]+', '-', p.title.lower()).strip('-')}.svg": p.svg for p in draw(experiments)}
+    files = {
+        folder / f"{re.sub('[^a-z0-9]+', '-', p.title.lower()).strip('-')}.svg": p.svg
+        for p in draw(experiments)
+    }
     for path, data in files.items():
         write(path, data)
     return list(files)
 
 
 def write_split(counts: Mapping[str, Sequence[int]], classes: Sequence[str], path: Path) -> None:
-    """Examples by client and class as a picture, SVG or PNG by the name's end. Raises ValueError for another end."""
+    """Examples by client and class as a picture, SVG or PNG by the name's end. Raises ValueError
+    for another end.
+    """
     from .split import write as write_picture
 
     write_picture(counts, classes, path)

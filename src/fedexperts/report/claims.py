@@ -1,8 +1,9 @@
 """What may be said of experiments in words, and what must be said beside their figures.
 
-Every difference is paired by seed and printed with its interval; a verdict needs three seeds, and holds for all
-comparisons of its table together. Experiments on different data, or with different seeds, are not ranked. What a method
-is compared with is what it declared. This room makes sentences; it knows no method, table, page or picture.
+Every difference is paired by seed and printed with its interval; a verdict needs three seeds, and
+holds for all comparisons of its table together. Experiments on different data, or with different
+seeds, are not ranked. What a method is compared with is what it declared. This room makes
+sentences; it knows no method, table, page or picture.
 """
 
 import statistics
@@ -37,8 +38,8 @@ def sentences(claims: Sequence[Claim]) -> list[str]:
     differences = [claim.difference for claim in claims]
     count = sum(difference.judged for difference in differences)
     return [
-        f"{shown(claim.experiment.name)} against {claim.against}: {_verdict(claim.difference, holds, count)}"
-        f"{claim.beside}."
+        f"{shown(claim.experiment.name)} against {claim.against}:"
+        f" {_verdict(claim.difference, holds, count)}{claim.beside}."
         for claim, holds in zip(claims, paired.established(differences), strict=True)
     ]
 
@@ -48,8 +49,13 @@ def legend(claims: Sequence[Claim]) -> list[str]:
     if not claims:
         return []
     count = sum(claim.difference.judged for claim in claims)
-    together = f", for all {count} comparisons of this table together (Holm, 5 %)" if count > 1 else ""
-    return [f"Intervals are Student's t over seeds. Better or worse is said where zero is ruled out{together}."]
+    together = (
+        f", for all {count} comparisons of this table together (Holm, 5 %)" if count > 1 else ""
+    )
+    return [
+        "Intervals are Student's t over seeds. Better or worse is said where zero is ruled"
+        f" out{together}."
+    ]
 
 
 def estimate(found: Difference) -> str:
@@ -58,16 +64,22 @@ def estimate(found: Difference) -> str:
     if found.nothing:
         return f"no difference at all in {seeds}"
     if len(found.by_seed) < paired.SEEDS:
-        values = ", ".join(f"{signed(value)} (seed {seed})" for seed, value in found.by_seed.items())
+        values = ", ".join(
+            f"{signed(value)} (seed {seed})" for seed, value in found.by_seed.items()
+        )
         return f"{values} points; an interval needs {paired.SEEDS} seeds"
     if not found.judged:
-        return f"{signed(found.mean)} points in each of {seeds}; an interval needs seeds that differ"
+        return (
+            f"{signed(found.mean)} points in each of {seeds}; an interval needs seeds that differ"
+        )
     low, high = found.interval
     return f"{signed(found.mean)} points (between {signed(low)} and {signed(high)}, 95 %, {seeds})"
 
 
 def _verdict(found: Difference, holds: bool, comparisons: int) -> str:
-    """The same, and in a word what it says; `holds` if zero is ruled out among so many comparisons."""
+    """The same, and in a word what it says; `holds` if zero is ruled out among so many
+    comparisons.
+    """
     says = estimate(found)
     if not found.judged:
         return says
@@ -95,25 +107,39 @@ def served(experiment: Experiment) -> dict[int, float]:
 
 
 def compared(one: Experiment, other: Experiment, of: str) -> Difference | None:
-    """The accuracy of one's clients, or of its server, minus the other's; None without a seed in common."""
+    """The accuracy of one's clients, or of its server, minus the other's; None without a seed in
+    common.
+    """
     if of == "server":
         return paired.server(served(one), served(other))
     return paired.local(one.rows, other.rows)
 
 
 def claims(experiments: Sequence[Experiment]) -> list[Claim]:
-    """Every experiment against the controls that its method declared, as far as both have finished runs."""
+    """Every experiment against the controls that its method declared, as far as both have finished
+    runs.
+    """
     return [
-        Claim(experiment, shown(other.name), control["what"], control["of"], found, _beside(experiment, other))
+        Claim(
+            experiment,
+            shown(other.name),
+            control["what"],
+            control["of"],
+            found,
+            _beside(experiment, other),
+        )
         for experiment in experiments
         for control in experiment.controls
         for other in experiments
-        if fits(experiment, control, other) and (found := compared(experiment, other, control["of"]))
+        if fits(experiment, control, other)
+        and (found := compared(experiment, other, control["of"]))
     ]
 
 
 def fits(experiment: Experiment, control: dict[str, Any], other: Experiment) -> bool:
-    """Whether another experiment is this one's control: it has the settings asked for, and differs in nothing else."""
+    """Whether another experiment is this one's control: it has the settings asked for, and differs
+    in nothing else.
+    """
     first, second = experiment.first.settings, other.first.settings
     asked = control["having"]
     if any(second.get(key) not in values for key, values in asked.items()):
@@ -121,7 +147,9 @@ def fits(experiment: Experiment, control: dict[str, Any], other: Experiment) -> 
     if all(first.get(key) in values for key, values in asked.items()):
         return False  # the experiment is what its control should be
     differ = set(different(experiment, other)) - set(asked) - set(control["free"])
-    return not any(key.startswith(tuple(control["alike"])) for key in differ if not key.startswith("run."))
+    return not any(
+        key.startswith(tuple(control["alike"])) for key in differ if not key.startswith("run.")
+    )
 
 
 def _beside(one: Experiment, other: Experiment) -> str:
@@ -147,11 +175,19 @@ def different(one: Experiment, other: Experiment) -> list[str]:
     """
     first, second = one.first.settings, other.first.settings
     free = one.first.tuned | other.first.tuned
-    return [key for key in first | second if (first.get(key) or None) != (second.get(key) or None) and key not in free]
+    return [
+        key
+        for key in first | second
+        if (first.get(key) or None) != (second.get(key) or None) and key not in free
+    ]
 
 
 def same_data(experiments: Sequence[Experiment]) -> bool:
-    return not any(key.startswith("data.") for other in experiments[1:] for key in different(experiments[0], other))
+    return not any(
+        key.startswith("data.")
+        for other in experiments[1:]
+        for key in different(experiments[0], other)
+    )
 
 
 def same_seeds(experiments: Sequence[Experiment]) -> bool:
@@ -169,20 +205,26 @@ def headline(experiments: Sequence[Experiment]) -> list[str]:
     if not same_data(ranked):
         return ["These experiments have different data, so they are listed and not ranked."]
     if not same_seeds(ranked):
-        return ["These experiments have different seeds, so they are listed and not ranked.", *_about_experts(ranked)]
+        return [
+            "These experiments have different seeds, so they are listed and not ranked.",
+            *_about_experts(ranked),
+        ]
     best = ranked[0]
     level = best.commonest("server" if by_server else "clients")
     commonest = f"; the commonest class alone gives {level:.0f} %" if level else ""
     over = "" if by_server else f"{plural(len(best.clients), 'client')} and "
     text = [
-        f"{f'Highest {whose} accuracy: ' if ranked[1:] else ''}{shown(best.name)}, {value(best):.1f} % on average over "
-        f"{over}{plural(len(best.finished), 'seed')}{commonest}."
+        f"{f'Highest {whose} accuracy: ' if ranked[1:] else ''}{shown(best.name)},"
+        f" {value(best):.1f} % on average over"
+        f" {over}{plural(len(best.finished), 'seed')}{commonest}."
     ]
     if ranked[1:]:
         second = ranked[1]
         found = compared(best, second, "server" if by_server else "clients")
         says = estimate(found) if found else "no client in common, so the two cannot be compared"
-        text.append(f"Next: {shown(second.name)}, {value(second):.1f} %. The first minus the next: {says}.")
+        text.append(
+            f"Next: {shown(second.name)}, {value(second):.1f} %. The first minus the next: {says}."
+        )
     return text + _about_experts(experiments)
 
 
@@ -208,9 +250,15 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
     for e in counted:
         found += [*_silent(e), *_simulated(e), *_refused(e)]
     if not same_data(counted):
-        found.append("The experiments do not have the same data: their figures cannot be compared with each other.")
+        found.append(
+            "The experiments do not have the same data: their figures cannot be compared with each"
+            " other."
+        )
     if not same_seeds(counted):
-        found.append("The experiments do not have the same seeds: compare the paired differences, not the means.")
+        found.append(
+            "The experiments do not have the same seeds: compare the paired differences, not the"
+            " means."
+        )
     return found
 
 
@@ -219,7 +267,8 @@ def _silent(experiment: Experiment) -> Iterator[str]:
     for seed, run in experiment.finished.items():
         if quiet := silent(run.clients, run.server):
             names = ", ".join(
-                shown(f"{client}, who did not answer{why and f' ({why})'}") for client, why in quiet.items()
+                shown(f"{client}, who did not answer{why and f' ({why})'}")
+                for client, why in quiet.items()
             )
             yield f"{shown(experiment.name)}, seed {seed}: the last evaluation lacks {names}."
 
@@ -241,11 +290,14 @@ def _refused(experiment: Experiment) -> Iterator[str]:
         trained = {client for row in run.rounds for client in row["trained"]}
         for client in sorted({client for _, client, _ in found} - trained):
             yield (
-                f"WARNING: {shown(experiment.name)}, seed {seed}: every upload of {shown(client)} was refused, so "
-                "nothing of it is in this result."
+                f"WARNING: {shown(experiment.name)}, seed {seed}: every upload of {shown(client)}"
+                " was refused, so nothing of it is in this result."
             )
     if count:
-        yield f"{shown(experiment.name)}: {plural(count, 'upload')} refused; the report lists the reasons."
+        yield (
+            f"{shown(experiment.name)}: {plural(count, 'upload')} refused; the report lists the"
+            " reasons."
+        )
 
 
 def shown(text: object) -> str:

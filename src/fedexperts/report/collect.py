@@ -1,7 +1,8 @@
 """Which runs lie in a folder, and which of them are one experiment.
 
 A run is a folder that `rundir` made. Runs of one name and one config are an experiment, whatever
-their seeds. What a run may be used for is decided here: one that is not finished is kept, and counted nowhere.
+their seeds. What a run may be used for is decided here: one that is not finished is kept, and
+counted nowhere.
 """
 
 import json
@@ -26,7 +27,9 @@ _HARMLESS = {"run.seed", "run.threads"}  # beside the engine: where and how fast
 
 @dataclass(frozen=True)
 class Run:
-    """One run as it lies in its folder: `rounds`, `clients`, `server`, `events` are its logs, `done` its last round."""
+    """One run as it lies in its folder: `rounds`, `clients`, `server`, `events` are its logs,
+    `done` its last round.
+    """
 
     path: Path
     name: str
@@ -97,21 +100,33 @@ class Experiment:
 
     @cached_property
     def best(self) -> dict[int, Score]:
-        """After the round that is best on validation data, as `run.judged_by` says; none without such data."""
+        """After the round that is best on validation data, as `run.judged_by` says; none without
+        such data.
+        """
         if not all(validated(rows, self.judged_by) for rows in self.rows.values()):
             return {}
-        return {seed: best_valid(run.clients, run.server, self.judged_by) for seed, run in self.finished.items()}
+        return {
+            seed: best_valid(run.clients, run.server, self.judged_by)
+            for seed, run in self.finished.items()
+        }
 
     @cached_property
     def routing(self) -> dict[int, Routing]:
-        """What the server's mixture and its parts do after the last round, by seed; none without a mixture."""
-        return {seed: found for seed, run in self.finished.items() if (found := routing(run.server))}
+        """What the server's mixture and its parts do after the last round, by seed; none without a
+        mixture.
+        """
+        return {
+            seed: found for seed, run in self.finished.items() if (found := routing(run.server))
+        }
 
     @cached_property
     def sizes(self) -> dict[tuple[str, str], float]:
         """What is held and sent, as `metrics.sizes` names it: means over the runs that count."""
         found = [sizes(run.rounds, run.server) for run in self.finished.values()]
-        return {key: statistics.fmean(each[key] for each in found if key in each) for key in set().union(*found)}
+        return {
+            key: statistics.fmean(each[key] for each in found if key in each)
+            for key in set().union(*found)
+        }
 
     @cached_property
     def clients(self) -> list[str]:
@@ -119,7 +134,9 @@ class Experiment:
 
     @property
     def declared(self) -> dict[str, Any]:
-        """What its method declared, as `declared.Declared` names it; nothing where a run does not say."""
+        """What its method declared, as `declared.Declared` names it; nothing where a run does not
+        say.
+        """
         return dict(self.first.environment.get("declared") or {})
 
     @property
@@ -159,11 +176,14 @@ class Experiment:
         return [str(name) for name in (range(classes) if isinstance(classes, int) else classes)]
 
     def commonest(self, of: str) -> float | None:
-        """Accuracy in percent of always saying the commonest class, of "clients" each its own, or of the "server".
+        """Accuracy in percent of always saying the commonest class, of "clients" each its own, or
+        of the "server".
 
         None if its runs do not know what classes their clients have.
         """
-        told = [found[of] for run in self.runs.values() if (found := run.environment.get("commonest"))]
+        told = [
+            found[of] for run in self.runs.values() if (found := run.environment.get("commonest"))
+        ]
         return statistics.fmean(map(float, told)) if told else None
 
 
@@ -174,7 +194,12 @@ def judged_by_server(experiments: Sequence[Experiment]) -> bool:
 
 def dotted(values: Values) -> dict[str, Any]:
     """A config's dotted keys, without its engine."""
-    return {f"{s}.{key}": value for s, keys in values.items() if s != "engine" for key, value in keys.items()}
+    return {
+        f"{s}.{key}": value
+        for s, keys in values.items()
+        if s != "engine"
+        for key, value in keys.items()
+    }
 
 
 def collect(paths: Sequence[Path]) -> list[Experiment]:
@@ -183,14 +208,14 @@ def collect(paths: Sequence[Path]) -> list[Experiment]:
     Raises ValueError for a folder without runs, or a damaged one.
     """
     if not paths:
-        raise ValueError("no folder was given; right would be a folder that `fedexperts run` made")
+        raise ValueError("no folder was given; expected a folder that `fedexperts run` made")
     found = {folder.resolve(): folder for path in paths for folder in runs(path)}
     return _grouped([_read(folder) for folder in found.values()])
 
 
 def runs(path: Path) -> list[Path]:
     """Folders of runs in `path`: those of a study in the order in which it names them."""
-    right = "right would be a folder that `fedexperts run` made: a study, an experiment in it, or a run"
+    right = "expected a folder that `fedexperts run` made: a study, an experiment in it, or a run"
     if not path.is_dir():
         raise ValueError(f"{path}: {'a file' if path.exists() else 'no such folder'}; {right}")
     folders, trials = [], False
@@ -200,7 +225,11 @@ def runs(path: Path) -> list[Path]:
         else:
             folders.append(folder)
     if not folders:
-        only = "only trials (below a folder tune)" if trials else "no run (no folder with config.toml in it)"
+        only = (
+            "only trials (below a folder tune)"
+            if trials
+            else "no run (no folder with config.toml in it)"
+        )
         raise ValueError(f"{path} holds {only}; {right}")
     return folders
 
@@ -210,17 +239,25 @@ def _walk(path: Path) -> Iterator[Path]:
         yield path
         return  # what a run keeps is no run
     below = [
-        Path(entry.path) for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."
+        Path(entry.path)
+        for entry in os.scandir(path)
+        if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."
     ]
     asked = _asked(path)
-    for folder in sorted(below, key=lambda p: (asked.index(p.name) if p.name in asked else len(asked), p.name)):
+    for folder in sorted(
+        below, key=lambda p: (asked.index(p.name) if p.name in asked else len(asked), p.name)
+    ):
         yield from _walk(folder)
 
 
 def _asked(path: Path) -> list[str]:
     """Names of experiments in the order in which a study was asked for them."""
     file = path / "study.json"
-    return list(read_checked(file, "put a backup in its place")["experiments"]) if file.exists() else []
+    return (
+        list(read_checked(file, "put a backup in its place")["experiments"])
+        if file.exists()
+        else []
+    )
 
 
 def _read(path: Path) -> Run:
@@ -235,15 +272,29 @@ def _read(path: Path) -> Run:
         environment = json.loads(folder.text("environment.json"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged: config.toml or environment.json ({type(error).__name__}: {error}); "
-            f"right would be the files that `fedexperts run` wrote"
+            f"{path} is damaged: config.toml or environment.json ({type(error).__name__}: {error});"
+            " expected the files that `fedexperts run` wrote"
         ) from None
     rounds, clients, server, events = (folder.rows(log) for log in (*LOGS, EVENTS))
-    return Run(path, name, text, values, frozenset(tune), environment, folder.done(), rounds, clients, server, events)
+    return Run(
+        path,
+        name,
+        text,
+        values,
+        frozenset(tune),
+        environment,
+        folder.done(),
+        rounds,
+        clients,
+        server,
+        events,
+    )
 
 
 def _grouped(runs: Sequence[Run]) -> list[Experiment]:
-    """Runs of one name and equal settings together; where a seed comes twice, by folder, so that nothing is mixed."""
+    """Runs of one name and equal settings together; where a seed comes twice, by folder, so that
+    nothing is mixed.
+    """
     groups: list[list[Run]] = []
     for alike in _by(runs, lambda run: (run.name, json.dumps(run.settings, sort_keys=True))):
         for key in (lambda _: None, lambda run: run.path.parent, lambda run: run.path):
@@ -267,7 +318,11 @@ def _by(runs: Sequence[Run], key: Callable[[Run], Any]) -> list[list[Run]]:
 def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
     """The config's name; where several experiments have it, with the folder of the first run."""
     names = [group[0].name for group in groups]
-    base = Path(os.path.commonpath([group[0].path.resolve() for group in groups])) if groups else Path()
+    base = (
+        Path(os.path.commonpath([group[0].path.resolve() for group in groups]))
+        if groups
+        else Path()
+    )
     return [
         f"{name} ({group[0].path.resolve().relative_to(base)})" if names.count(name) > 1 else name
         for name, group in zip(names, groups, strict=True)

@@ -1,12 +1,15 @@
-"""What logs say of experts: how a server's mixture does without its parts, and whose experts clients hold and weigh.
+"""What logs say of experts: how a server's mixture does without its parts, and whose experts
+clients hold and weigh.
 
-Every method with experts logs the same words, so that this room, as the rest of a report, knows no method:
+Every method with experts logs the same words, so that this room, as the rest of a report, knows no
+method:
 
     a round's row, for each client      received: whose experts it was sent
     a client's row                      weights: what each of its experts weighs, its own first
-    the server's row                    its mixture, whole and in parts: dense_, uniform_, routed_, main_ and
-                                        experts_correct, use, entropy, apart, alpha; a client's shares of the experts:
-                                        shares.CLIENT
+    the server's row                    its mixture, whole and in parts: dense_, uniform_, routed_,
+    main_ and
+                                        experts_correct, use, entropy, apart, alpha; a client's
+                                        shares of the experts: shares.CLIENT
 """
 
 import math
@@ -20,11 +23,12 @@ from ..metrics import Row, by_round
 
 @dataclass(frozen=True)
 class Routing:
-    """The server's mixture after its last round: what it gets right in percent, whole and without its parts.
+    """The server's mixture after its last round: what it gets right in percent, whole and without
+    its parts.
 
-    `top` is what it predicts with: the server's own predictor, or all experts where all share the mixture as it is.
-    `main` and `alpha` are NaN without main experts. `use` has a
-    row an expert: how many test inputs of each class it is the first choice for.
+    `top` is what it predicts with: the server's own predictor, or all experts where all share the
+    mixture as it is. `main` and `alpha` are NaN without main experts. `use` has a row an expert:
+    how many test inputs of each class it is the first choice for.
     """
 
     top: float
@@ -82,7 +86,11 @@ def routing(server_rows: Sequence[Row]) -> Routing | None:
 def shares(server_row: Row) -> dict[str, list[float]]:
     """Each client's shares of the experts."""
     prefix = "shares."
-    return {key.removeprefix(prefix): value for key, value in server_row.items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): value
+        for key, value in server_row.items()
+        if key.startswith(prefix)
+    }
 
 
 def largest_share(server_rows: Sequence[Row]) -> dict[int, float]:
@@ -92,7 +100,9 @@ def largest_share(server_rows: Sequence[Row]) -> dict[int, float]:
 
 
 def weights(client_rows: Sequence[Row]) -> dict[str, list[float]]:
-    """How each client's images weigh the experts after the last round, own first; only clients with a mixture."""
+    """How each client's images weigh the experts after the last round, own first; only clients with
+    a mixture.
+    """
     rounds = by_round(client_rows)
     return {row["client"]: list(row["weights"]) for row in rounds[max(rounds)] if "weights" in row}
 

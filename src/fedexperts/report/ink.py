@@ -1,8 +1,8 @@
 """How every picture is drawn: paper, lines over rounds, names along a side.
 
-Drawn with matplotlib's objects alone, so that nothing is kept between two pictures and no window is needed. Colours are
-those of Okabe and Ito, which colour-blind readers can tell apart; lines also differ in stroke and marks in shape. This
-room does not know what is drawn.
+Drawn with matplotlib's objects alone, so that nothing is kept between two pictures and no window is
+needed. Colours are those of Okabe and Ito, which colour-blind readers can tell apart; lines also
+differ in stroke and marks in shape. This room does not know what is drawn.
 """
 
 import io
@@ -25,7 +25,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 STROKES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH = 5.6  # inches: letters of 10 points stay readable on a phone
-Series = list[tuple[str, list[dict[int, float]]]]  # an experiment's name; for each seed, a value by round
+# an experiment's name; for each seed, a value by round
+Series = list[tuple[str, list[dict[int, float]]]]
 CROWD = 40  # more clients than this are not named along a picture
 
 
@@ -56,7 +57,9 @@ def over_rounds(series: Series, title: str, unit: str, caption: str) -> Picture 
 
 
 def lines(axes: Axes, series: Series) -> None:
-    """Mean over seeds, and a band of one standard deviation. The place in `series` decides the colour."""
+    """Mean over seeds, and a band of one standard deviation. The place in `series` decides the
+    colour.
+    """
     for i, (name, seeds) in enumerate(series):
         if not seeds:
             continue
@@ -64,10 +67,14 @@ def lines(axes: Axes, series: Series) -> None:
         means = [statistics.fmean(s[r] for s in seeds) for r in rounds]
         colour, stroke = COLOURS[i % len(COLOURS)], STROKES[i % len(STROKES)]
         mark = MARKS[i % len(MARKS)] if len(rounds) < 2 else None
-        axes.plot(rounds, means, stroke, color=colour, linewidth=1.8, label=plain(name), marker=mark)
+        axes.plot(
+            rounds, means, stroke, color=colour, linewidth=1.8, label=plain(name), marker=mark
+        )
         if len(seeds) > 1:
             sds = [statistics.stdev(s[r] for s in seeds) for r in rounds]
-            low, high = zip(*((m - sd, m + sd) for m, sd in zip(means, sds, strict=True)), strict=True)
+            low, high = zip(
+                *((m - sd, m + sd) for m, sd in zip(means, sds, strict=True)), strict=True
+            )
             axes.fill_between(rounds, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -81,7 +88,9 @@ def end(seeds: Sequence[dict[int, float]], which: Callable[[dict[int, float]], i
 
 
 def name_clients(axes: Axes, names: Sequence[str], side: str) -> None:
-    """Names along a side, those of domains where there are too many clients; lines between domains."""
+    """Names along a side, those of domains where there are too many clients; lines between
+    domains.
+    """
     axis, line = (axes.xaxis, axes.axvline) if side == "x" else (axes.yaxis, axes.axhline)
     turn: dict[str, Any] = {"rotation": 90} if side == "x" else {}
     if len(names) <= CROWD:
@@ -90,7 +99,9 @@ def name_clients(axes: Axes, names: Sequence[str], side: str) -> None:
         places: dict[str, list[int]] = {}
         for i, name in enumerate(names):
             places.setdefault(domain(name), []).append(i)
-        axis.set_ticks([statistics.fmean(p) for p in places.values()], [short(name) for name in places], **turn)
+        axis.set_ticks(
+            [statistics.fmean(p) for p in places.values()], [short(name) for name in places], **turn
+        )
     for i in range(1, len(names)):
         if domain(names[i]) != domain(names[i - 1]):
             line(i - 0.5, color="0.35", linewidth=0.8)
@@ -127,22 +138,35 @@ def printed(figure: Figure, axes: Axes, title: str, alt: str, caption: str) -> P
     if len(handles) > 1:
         longest = max(map(len, labels))
         columns = 2 if longest > 16 else 3 if longest > 11 else 4
-        figure.set_figheight(figure.get_figheight() + 0.22 * (math.ceil(len(handles) / columns) - 1))
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9.5)
+        figure.set_figheight(
+            figure.get_figheight() + 0.22 * (math.ceil(len(handles) / columns) - 1)
+        )
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9.5
+        )
     return Picture(title, alt, caption, inked(figure, "svg"))
 
 
 def inked(figure: Figure, kind: str) -> bytes:
     """A drawing as a file, "svg" or "png"."""
     out = io.BytesIO()
-    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "fedexperts"}):  # equal runs, equal bytes
-        warnings.filterwarnings("ignore", message="Glyph")  # a letter that the font lacks is drawn as a box
-        figure.savefig(out, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    # equal runs, equal bytes
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "fedexperts"}):
+        # a letter that the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(
+            out,
+            format=kind,
+            dpi=150,
+            metadata={"Date": None} if kind == "svg" else {"Software": None},
+        )
     return out.getvalue()
 
 
 def plain(name: str) -> str:
-    """A name as matplotlib shows it unchanged: no formulas, and not left out for a leading underscore."""
+    """A name as matplotlib shows it unchanged: no formulas, and not left out for a leading
+    underscore.
+    """
     text = shown(name).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 

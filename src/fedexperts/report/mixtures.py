@@ -1,7 +1,7 @@
 """The pictures of a server's mixture: who uses which expert, and how routing goes over rounds.
 
-Experts of two seeds have nothing but their numbers in common, so what is shown of single experts is the first seed's.
-This room knows neither clients' prompts nor what is in a page.
+Experts of two seeds have nothing but their numbers in common, so what is shown of single experts is
+the first seed's. This room knows neither clients' prompts nor what is in a page.
 """
 
 import statistics
@@ -21,10 +21,14 @@ def mixtures(experiments: Sequence[Experiment]) -> list[Picture | None]:
     return [
         *(draw(e) for e in experiments if e.routing for draw in (_use, _shares, _blends)),
         over_rounds(
-            [(e.name, [largest_share(run.server) for run in e.finished.values()]) for e in experiments],
+            [
+                (e.name, [largest_share(run.server) for run in e.finished.values()])
+                for e in experiments
+            ],
             "How much a client has of one expert",
             "largest share, mean over clients",
-            "At 1 a client's blend is one expert; at 1 over the number of experts, all of them alike.",
+            "At 1 a client's blend is one expert; at 1 over the number of experts, all of them"
+            " alike.",
         ),
         *(_logged(experiments, *words) for words in _LOGGED),
     ]
@@ -32,22 +36,32 @@ def mixtures(experiments: Sequence[Experiment]) -> list[Picture | None]:
 
 _LOGGED = (
     (
-        "alpha", "What the routed experts weigh", "alpha",
+        "alpha",
+        "What the routed experts weigh",
+        "alpha",
         "Alpha is the weight of the routed experts, and 1 - alpha that of the main ones.",
     ),
     (
-        "entropy", "How undecided the gate is", "entropy of the gate's weights, nats",
-        "Mean over test inputs. At 0 one expert has all the weight; at the logarithm of their number, all the same.",
+        "entropy",
+        "How undecided the gate is",
+        "entropy of the gate's weights, nats",
+        "Mean over test inputs. At 0 one expert has all the weight; at the logarithm of their number, all the same.",  # noqa: E501
     ),
     (
-        "apart", "How far apart the routed experts are", "distance from their mean / norm of the mean",
+        "apart",
+        "How far apart the routed experts are",
+        "distance from their mean / norm of the mean",
         "At 0 all experts are copies of one.",
     ),
-)  # fmt: skip
+)
 
 
-def _logged(experiments: Sequence[Experiment], key: str, title: str, unit: str, caption: str) -> Picture | None:
-    series = [(e.name, [logged(run.server, key) for run in e.finished.values()]) for e in experiments]
+def _logged(
+    experiments: Sequence[Experiment], key: str, title: str, unit: str, caption: str
+) -> Picture | None:
+    series = [
+        (e.name, [logged(run.server, key) for run in e.finished.values()]) for e in experiments
+    ]
     return over_rounds(series, title, unit, caption)
 
 
@@ -55,19 +69,31 @@ def _use(experiment: Experiment) -> Picture:
     """Of each class, the share of inputs whose first choice an expert is."""
     found = next(iter(experiment.routing.values()))
     totals = [sum(column) for column in zip(*found.use, strict=True)]
-    grid = [[100 * count / max(total, 1) for count, total in zip(row, totals, strict=True)] for row in found.use]
+    grid = [
+        [100 * count / max(total, 1) for count, total in zip(row, totals, strict=True)]
+        for row in found.use
+    ]
     figure, axes = paper(1.3 + 0.28 * min(len(grid), 20))
-    image = axes.imshow(grid, aspect="auto", cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
+    image = axes.imshow(
+        grid, aspect="auto", cmap="Blues", vmin=0, vmax=100, interpolation="nearest"
+    )
     figure.colorbar(image, ax=axes, label="% of a class", pad=0.02)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("expert")
     axes.set_xlabel("class")
     if len(experiment.classes) == len(totals) <= CROWD:
         turn = 90 if max(map(len, experiment.classes)) > 3 else 0
-        axes.set_xticks(range(len(totals)), [short(name) for name in experiment.classes], rotation=turn)
-    said = f"The most chosen expert is the first choice for {100 * found.busiest:.0f} % of the test inputs."
+        axes.set_xticks(
+            range(len(totals)), [short(name) for name in experiment.classes], rotation=turn
+        )
+    said = (
+        f"The most chosen expert is the first choice for {100 * found.busiest:.0f} % of the test"
+        " inputs."
+    )
     caption = f"{said} After the last round of the first seed."
-    return printed(figure, axes, f"Which expert serves which class: {shown(experiment.name)}", said, caption)
+    return printed(
+        figure, axes, f"Which expert serves which class: {shown(experiment.name)}", said, caption
+    )
 
 
 def _shares(experiment: Experiment) -> Picture | None:
@@ -86,9 +112,14 @@ def _shares(experiment: Experiment) -> Picture | None:
     axes.set_xlabel("expert")
     name_clients(axes, names, "y")
     largest = statistics.fmean(max(row) for row in grid)
-    said = f"The largest share that a client has in one expert is {largest:.2f} on average, of {len(grid[0])} experts."
+    said = (
+        f"The largest share that a client has in one expert is {largest:.2f} on average, of"
+        f" {len(grid[0])} experts."
+    )
     caption = f"{said} When each client last took part, up to the last round of the first seed."
-    return printed(figure, axes, f"Clients' shares of the experts: {shown(experiment.name)}", said, caption)
+    return printed(
+        figure, axes, f"Clients' shares of the experts: {shown(experiment.name)}", said, caption
+    )
 
 
 def _blends(experiment: Experiment) -> Picture | None:
@@ -98,5 +129,6 @@ def _blends(experiment: Experiment) -> Picture | None:
         [(f"{when} it", [blended(rows, when) for rows in logs]) for when in ("before", "after")],
         f"Clients before and after their blend: {shown(experiment.name)}",
         "local accuracy, %, mean over a round's clients",
-        "The clients of a round with what they trained, and right after the server's blend went into it; test part.",
+        "The clients of a round with what they trained, and right after the server's blend went"
+        " into it; test part.",
     )

@@ -1,7 +1,7 @@
 """The page: one HTML file that needs nothing else.
 
-No scripts, no links, no fonts from elsewhere; pictures are inside it, and every word that came out of a run is escaped.
-What it says is said by claims.py and tables.py; this room only sets it.
+No scripts, no links, no fonts from elsewhere; pictures are inside it, and every word that came out
+of a run is escaped. What it says is said by claims.py and tables.py; this room only sets it.
 """
 
 import base64
@@ -52,19 +52,25 @@ summary {{ cursor: pointer; padding: .3rem 0; }} pre {{ font-size: .8rem; overfl
 {body}
 </body>
 </html>
-"""
+"""  # noqa: E501
 
 
 def write(experiments: Sequence[Experiment], path: Path) -> None:
     """The page at `path`, whole or not at all."""
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; right would be the name of a file in it, for example {path}/report.html")
+        raise ValueError(
+            f"{path} is a folder; expected the name of a file in it, for example {path}/report.html"
+        )
     write_whole(path, page(experiments).encode())
 
 
 def page(experiments: Sequence[Experiment]) -> str:
     """The whole page as text."""
-    names = shown(experiments[0].name) if len(experiments) == 1 else f"{len(experiments)} experiments compared"
+    names = (
+        shown(experiments[0].name)
+        if len(experiments) == 1
+        else f"{len(experiments)} experiments compared"
+    )
     pictures = [_figure(picture) for picture in draw(experiments)]
     body = [
         f"<h1>{escape(names)}</h1>",
@@ -118,7 +124,13 @@ def _clients(experiments: Sequence[Experiment]) -> list[str]:
         found = [[s[client] for s in seeds if client in s] for seeds in scores]
         rows.append([client, *(f"{mean_sd(values)[0]:.1f}" if values else "-" for values in found)])
     grid = _grid(["client", *(e.name for e in counted)], rows)
-    return [_more("Every client in numbers: local accuracy in percent after the last round, mean over seeds", grid)]
+    return [
+        _more(
+            "Every client in numbers: local accuracy in percent after the last round, mean over"
+            " seeds",
+            grid,
+        )
+    ]
 
 
 def _refused(experiments: Sequence[Experiment]) -> list[str]:
@@ -138,7 +150,9 @@ def _forgotten(experiments: Sequence[Experiment]) -> list[str]:
     def forgot(run: Run) -> list[tuple[Any, ...]]:
         return [(row["round"], row["forgot"]) for row in run.events if "forgot" in row]
 
-    return _noted(experiments, "Private states gone without", says, ("after round", "client"), forgot)
+    return _noted(
+        experiments, "Private states gone without", says, ("after round", "client"), forgot
+    )
 
 
 def _noted(
@@ -153,13 +167,21 @@ def _noted(
     rows = [[name, seed, *row] for name, seed, run in runs for row in found(run)]
     if not rows:
         return []
-    return [f"<h2>{title}</h2>", f"<p>{says}</p>" if says else "", _grid(["experiment", "seed", *head], rows, "words")]
+    return [
+        f"<h2>{title}</h2>",
+        f"<p>{says}</p>" if says else "",
+        _grid(["experiment", "seed", *head], rows, "words"),
+    ]
 
 
 def _settings(experiments: Sequence[Experiment]) -> list[str]:
     """In what the experiments differ; each one whole; where they ran."""
     settings = [e.first.settings for e in experiments]
-    keys = [key for key in dict.fromkeys(k for s in settings for k in s) if len({_value(s, key) for s in settings}) > 1]
+    keys = [
+        key
+        for key in dict.fromkeys(k for s in settings for k in s)
+        if len({_value(s, key) for s in settings}) > 1
+    ]
     rows = [[key, *(_value(s, key) for s in settings)] for key in keys]
     found = ["<h2>Settings</h2>"]
     if rows:
@@ -177,7 +199,9 @@ def _environments(experiments: Sequence[Experiment]) -> list[str]:
     where: dict[str, list[str]] = {}
     for e in experiments:
         for seed, run in e.runs.items():
-            where.setdefault(json.dumps(run.environment, sort_keys=True), []).append(f"{e.name} seed {seed}")
+            where.setdefault(json.dumps(run.environment, sort_keys=True), []).append(
+                f"{e.name} seed {seed}"
+            )
     found = []
     for text, runs in where.items():
         rows = [[key, _said(value)] for key, value in json.loads(text).items()]

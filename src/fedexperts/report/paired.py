@@ -1,9 +1,9 @@
 """Differences between two experiments, and what the number of seeds allows to be said of them.
 
-Clients of one seed share its split and its server, so they are not independent: a seed gives one difference, and
-errors are taken over seeds, by Student's t with seeds - 1 degrees of freedom. Fewer than three seeds give no verdict.
-Several comparisons of one table are judged together (Holm, Scandinavian Journal of Statistics 6, 1979). This room knows
-rows and numbers; it makes no sentence.
+Clients of one seed share its split and its server, so they are not independent: a seed gives one
+difference, and errors are taken over seeds, by Student's t with seeds - 1 degrees of freedom. Fewer
+than three seeds give no verdict. Several comparisons of one table are judged together (Holm,
+Scandinavian Journal of Statistics 6, 1979). This room knows rows and numbers; it makes no sentence.
 """
 
 import math
@@ -23,9 +23,11 @@ ROUNDING = 1e-9  # points; an error below it is none
 
 @dataclass(frozen=True)
 class Difference:
-    """Differences of accuracy in points, one a seed: the mean over clients of a seed, or the server's.
+    """Differences of accuracy in points, one a seed: the mean over clients of a seed, or the
+    server's.
 
-    `better`, `worse` and `same` count pairs of client and seed; all 0 where the server's accuracy is compared.
+    `better`, `worse` and `same` count pairs of client and seed; all 0 where the server's accuracy
+    is compared.
     """
 
     by_seed: Mapping[int, float]
@@ -50,7 +52,9 @@ class Difference:
 
     @property
     def judged(self) -> bool:
-        """Whether seeds are enough for an interval, and tell how far they are apart: equal ones do not."""
+        """Whether seeds are enough for an interval, and tell how far they are apart: equal ones do
+        not.
+        """
         return len(self.by_seed) >= SEEDS and self.error > ROUNDING
 
     @property
@@ -63,14 +67,20 @@ class Difference:
 
     @property
     def p(self) -> float:
-        """How often seeds alone would make so large a mean, if there were no difference; NaN if it cannot be judged."""
+        """How often seeds alone would make so large a mean, if there were no difference; NaN if it
+        cannot be judged.
+        """
         if not self.judged:
             return math.nan
         return 2 * float(stdtr(len(self.by_seed) - 1, -abs(self.mean) / self.error))
 
 
-def local(these: Mapping[int, Sequence[Row]], those: Mapping[int, Sequence[Row]]) -> Difference | None:
-    """Local accuracy of the first minus that of the second, each client rows by seed; None without a seed in common."""
+def local(
+    these: Mapping[int, Sequence[Row]], those: Mapping[int, Sequence[Row]]
+) -> Difference | None:
+    """Local accuracy of the first minus that of the second, each client rows by seed; None without
+    a seed in common.
+    """
     pairs = {seed: _pairs(these[seed], those[seed]) for seed in sorted(set(these) & set(those))}
     pairs = {seed: found for seed, found in pairs.items() if found}
     if not pairs:
@@ -82,14 +92,20 @@ def local(these: Mapping[int, Sequence[Row]], those: Mapping[int, Sequence[Row]]
 
 
 def server(these: Mapping[int, float], those: Mapping[int, float]) -> Difference | None:
-    """The server's accuracy of the first minus that of the second, each by seed; None without a seed in common."""
+    """The server's accuracy of the first minus that of the second, each by seed; None without a
+    seed in common.
+    """
     found = {seed: these[seed] - those[seed] for seed in sorted(set(these) & set(those))}
     return Difference(found) if found else None
 
 
 def established(found: Sequence[Difference]) -> list[bool]:
-    """Which of a table's differences are not zero: by Holm, the chance of any mistake among them all is at most 5 %."""
-    told = sorted((difference.p, place) for place, difference in enumerate(found) if difference.judged)
+    """Which of a table's differences are not zero: by Holm, the chance of any mistake among them
+    all is at most 5 %.
+    """
+    told = sorted(
+        (difference.p, place) for place, difference in enumerate(found) if difference.judged
+    )
     said = [False] * len(found)
     for rank, (p, place) in enumerate(told):
         if p * (len(told) - rank) > 1 - LEVEL:
@@ -99,7 +115,9 @@ def established(found: Sequence[Difference]) -> list[bool]:
 
 
 def wilson(right: int, examples: int) -> tuple[float, float]:
-    """The 95 % interval, in percent, of a share seen as `right` of `examples` (Wilson, JASA 22, 1927)."""
+    """The 95 % interval, in percent, of a share seen as `right` of `examples` (Wilson, JASA 22,
+    1927).
+    """
     z = 1.959963984540054
     middle = (right + z * z / 2) / (examples + z * z)
     reach = z * math.sqrt(right * (examples - right) / examples + z * z / 4) / (examples + z * z)

@@ -1,6 +1,7 @@
 """What routing adds: a server's mixture against itself without its parts.
 
-A server has one accuracy a seed. This room makes sentences and cells; it knows no method, table, page or picture.
+A server has one accuracy a seed. This room makes sentences and cells; it knows no method, table,
+page or picture.
 """
 
 import statistics
@@ -11,7 +12,8 @@ from .claims import Claim, legend, plural, sentences, shown
 from .collect import Experiment
 from .experts import Routing
 
-CLOSE, CROWDED = 0.01, 0.95  # experts nearer than the one are copies; with more of the use than the other, one is all
+# experts nearer than the one are copies; with more of the use than the other, one is all
+CLOSE, CROWDED = 0.01, 0.95
 
 
 def mean(experiment: Experiment, fact: str) -> float:
@@ -30,7 +32,9 @@ def lines(experiments: Sequence[Experiment]) -> list[str]:
 def _own_gate(experiment: Experiment) -> Iterator[Claim]:
     """The gate against none, with the same experts."""
     routing = experiment.routing.items()
-    found = paired.server({seed: r.top for seed, r in routing}, {seed: r.uniform for seed, r in routing})
+    found = paired.server(
+        {seed: r.top for seed, r in routing}, {seed: r.uniform for seed, r in routing}
+    )
     if found:
         yield Claim(experiment, "its own experts under a uniform gate", "", "server", found)
 
@@ -40,12 +44,13 @@ def _collapse(experiment: Experiment) -> Iterator[str]:
     found = [r for r in experiment.routing.values() if _is_one(r)]
     if found:
         apart, busiest = (
-            statistics.fmean(values) for values in zip(*((r.apart, r.busiest) for r in found), strict=True)
+            statistics.fmean(values)
+            for values in zip(*((r.apart, r.busiest) for r in found), strict=True)
         )
         yield (
-            f"The routed experts of {shown(experiment.name)} collapsed into one: in {len(found)} of "
-            f"{plural(len(experiment.routing), 'seed')} they are {apart:.2g} apart, and one is the first choice "
-            f"for {100 * busiest:.0f} % of the test inputs."
+            f"The routed experts of {shown(experiment.name)} collapsed into one: in {len(found)} of"
+            f" {plural(len(experiment.routing), 'seed')} they are {apart:.2g} apart, and one is the"
+            f" first choice for {100 * busiest:.0f} % of the test inputs."
         )
 
 

@@ -1,4 +1,6 @@
-"""The picture of a split: who holds how many examples of which class. It knows counts, and no data."""
+"""The picture of a split: who holds how many examples of which class. It knows counts, and no
+data.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +16,13 @@ ROOM = 12  # so many classes or fewer: a number fits into each square
 
 
 def write(counts: Mapping[str, Sequence[int]], classes: Sequence[str], path: Path) -> None:
-    """Write examples by client and class at `path`, as its suffix says; ValueError if that is no kind of picture."""
+    """Write examples by client and class at `path`, as its suffix says; ValueError if that is no
+    kind of picture.
+    """
     if path.suffix.lower() not in KINDS:
-        raise ValueError(f"{path}: right would be the name of a picture, one that ends in {' or '.join(KINDS)}")
+        raise ValueError(
+            f"{path}: expected the name of a picture, one that ends in {' or '.join(KINDS)}"
+        )
     write_whole(path, inked(_draw(counts, classes), path.suffix.lower()[1:]))
 
 
@@ -26,15 +32,21 @@ def _draw(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Figure
     grid = [list(counts[name]) for name in names]
     most = max(map(max, grid))
     figure, axes = paper(1.6 + 0.2 * min(len(names), 2 * CROWD))
-    image = axes.imshow(grid, aspect="auto", cmap="Blues", vmin=0, vmax=most, interpolation="nearest")
+    image = axes.imshow(
+        grid, aspect="auto", cmap="Blues", vmin=0, vmax=most, interpolation="nearest"
+    )
     figure.colorbar(image, ax=axes, pad=0.02, ticks=MaxNLocator(integer=True))
     if len(classes) <= ROOM and len(names) <= CROWD:
         for row, own in enumerate(grid):
             for column, count in enumerate(own):
                 colour = "white" if 2 * count > most else "black"
-                axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=colour)
+                axes.text(
+                    column, row, str(count), ha="center", va="center", fontsize=7, color=colour
+                )
     if len(classes) <= CROWD:
-        axes.set_xticks(range(len(classes)), [short(name) for name in classes], rotation=90, fontsize=7.5)
+        axes.set_xticks(
+            range(len(classes)), [short(name) for name in classes], rotation=90, fontsize=7.5
+        )
     else:
         axes.set_xlabel(f"{len(classes)} classes, in their order")
     name_clients(axes, names, "y")

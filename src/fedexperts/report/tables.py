@@ -1,7 +1,8 @@
 """The tables: one line an experiment, and what experts add.
 
-A column is one value: its head, its cell, and the sentence that says how it is computed. Cells are made from metrics.py
-and this room's neighbours and nothing else; the page shows the same tables as the terminal.
+A column is one value: its head, its cell, and the sentence that says how it is computed. Cells are
+made from metrics.py and this room's neighbours and nothing else; the page shows the same tables as
+the terminal.
 """
 
 import math
@@ -24,7 +25,9 @@ Value = Callable[[Score], float]
 
 _NONE = "-"
 _SD = "standard deviation of it over seeds (their number)"
-_LOCAL = "on a client's own test part by its own predictor after the last round, mean over all clients"
+_LOCAL = (
+    "on a client's own test part by its own predictor after the last round, mean over all clients"
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ class Column:
 
 
 def tables(experiments: Sequence[Experiment]) -> list[Table]:
-    """The comparison, how clients differ, at what size; and, where there are experts, what they and routing add."""
+    """The comparison, how clients differ, at what size; and, where there are experts, what they and
+    routing add.
+    """
     return [
         comparison(experiments),
         differing(experiments),
@@ -48,57 +53,94 @@ def tables(experiments: Sequence[Experiment]) -> list[Table]:
 
 
 def comparison(experiments: Sequence[Experiment]) -> Table:
-    """One row an experiment, in the order given; the server's accuracy leads where it is what they are judged by."""
+    """One row an experiment, in the order given; the server's accuracy leads where it is what they
+    are judged by.
+    """
     by_server = judged_by_server(experiments)
     about = (
-        f"Accuracies are top-1, means over seeds. {_commonest(experiments, by_server)}Nothing here is from the round "
-        "that is best on test data."
+        f"Accuracies are top-1, means over seeds. {_commonest(experiments, by_server)}Nothing here"
+        " is from the round that is best on test data."
     )
     columns = _by_server() if by_server else _by_clients()
     return _table("Accuracy in percent", experiments, columns, about, notes(experiments))
 
 
 def _commonest(experiments: Sequence[Experiment], by_server: bool) -> str:
-    """What is reached without looking at an input; "" where runs do not know their clients' classes."""
-    levels = {f"{level:.3g} %" for e in experiments if (level := e.commonest("server" if by_server else "clients"))}
+    """What is reached without looking at an input; "" where runs do not know their clients'
+    classes.
+    """
+    levels = {
+        f"{level:.3g} %"
+        for e in experiments
+        if (level := e.commonest("server" if by_server else "clients"))
+    }
     whose = "the" if by_server else "each client's"
-    return f"Always saying {whose} commonest class gives {' or '.join(sorted(levels))}. " if levels else ""
+    return (
+        f"Always saying {whose} commonest class gives {' or '.join(sorted(levels))}. "
+        if levels
+        else ""
+    )
 
 
 def differing(experiments: Sequence[Experiment]) -> Table:
     """How far clients are from each other, and the client that fares worst."""
     columns = [
-        Column("clients", "all of them, sampled or not", _if_finished(lambda e: str(len(e.clients)))),
-        Column("sd", "standard deviation of local accuracy over clients", _averaged(lambda score: score.spread)),
+        Column(
+            "clients", "all of them, sampled or not", _if_finished(lambda e: str(len(e.clients)))
+        ),
+        Column(
+            "sd",
+            "standard deviation of local accuracy over clients",
+            _averaged(lambda score: score.spread),
+        ),
         Column(
             "sampling",
-            "the part of it that finite test parts alone would give, if all clients were as accurate as the mean",
+            "the part of it that finite test parts alone would give, if all clients were as"
+            " accurate as the mean",
             _averaged(lambda score: score.sampling),
         ),
-        Column("lowest", "the lowest local accuracy of any client in any seed", _of_lowest(_percent)),
         Column(
-            "right", "its right answers of its test examples", _of_lowest(lambda low: f"{low.right}/{low.examples}")
+            "lowest", "the lowest local accuracy of any client in any seed", _of_lowest(_percent)
         ),
         Column(
-            "95 %", "Wilson's interval of that client, as if it had not been picked as the lowest", _of_lowest(_wilson)
+            "right",
+            "its right answers of its test examples",
+            _of_lowest(lambda low: f"{low.right}/{low.examples}"),
+        ),
+        Column(
+            "95 %",
+            "Wilson's interval of that client, as if it had not been picked as the lowest",
+            _of_lowest(_wilson),
         ),
         Column("seed", "the seed in which that was", _of_lowest(lambda low: str(low.seed))),
     ]
-    return _table("How clients differ", experiments, columns, "Local accuracy in percent after the last round.")
+    return _table(
+        "How clients differ",
+        experiments,
+        columns,
+        "Local accuracy in percent after the last round.",
+    )
 
 
 def held(experiments: Sequence[Experiment]) -> Table:
     """How large clients, what travels, and the server are."""
-    places = [(who, what) for who in ("client", "down", "up", "server") for what in ("parameters", "bytes")]
+    places = [
+        (who, what)
+        for who in ("client", "down", "up", "server")
+        for what in ("parameters", "bytes")
+    ]
 
     def column(who: str, what: str) -> Column:
         head = f"{who}\n{what.replace('parameters', 'params')}"
-        return Column(head, "", lambda e: _size(e.sizes[who, what]) if (who, what) in e.sizes else _NONE)
+        return Column(
+            head, "", lambda e: _size(e.sizes[who, what]) if (who, what) in e.sizes else _NONE
+        )
 
     about = (
-        "params: the numbers in the tensors, parameters and buffers; k: 1000. client: what one client "
-        "trains. down, up: what one client is sent and sends in a round. server: what it holds after the last round, "
-        "its notes on clients too. Means over clients, rounds and seeds. Frozen weights are not counted."
+        "params: the numbers in the tensors, parameters and buffers; k: 1000. client: what one"
+        " client trains. down, up: what one client is sent and sends in a round. server: what it"
+        " holds after the last round, its notes on clients too. Means over clients, rounds and"
+        " seeds. Frozen weights are not counted."
     )
     return _table("What is held and sent", experiments, [column(*place) for place in places], about)
 
@@ -107,8 +149,9 @@ def added(experiments: Sequence[Experiment]) -> Table:
     """Paired differences of every experiment to the controls that its method names."""
     found = claims(experiments)
     about = (
-        "points: difference of accuracy after the last round, paired by seed, mean over seeds: of local accuracy, mean "
-        "over clients, or of the server's. low, high: its 95 % interval. better, worse, same: pairs of client and seed."
+        "points: difference of accuracy after the last round, paired by seed, mean over seeds: of"
+        " local accuracy, mean over clients, or of the server's. low, high: its 95 % interval."
+        " better, worse, same: pairs of client and seed."
     )
     below = [*([about] if found else []), *legend(found), *sentences(found), *unknown(experiments)]
     heads = ("experiment", "against", "of", "points", "low", "high", "better", "worse", "same")
@@ -120,10 +163,19 @@ def added(experiments: Sequence[Experiment]) -> Table:
 
 def _added(claim: Claim) -> list[Text | str]:
     found = claim.difference
-    names = [Text(shown(claim.experiment.name)), Text(claim.against), "local" if claim.of == "clients" else "server"]
+    names = [
+        Text(shown(claim.experiment.name)),
+        Text(claim.against),
+        "local" if claim.of == "clients" else "server",
+    ]
     interval = [_NONE if math.isnan(end) else signed(end) for end in found.interval]
     pairs = (found.better, found.worse, found.same)
-    return [*names, signed(found.mean), *interval, *(map(str, pairs) if any(pairs) else [_NONE] * 3)]
+    return [
+        *names,
+        signed(found.mean),
+        *interval,
+        *(map(str, pairs) if any(pairs) else [_NONE] * 3),
+    ]
 
 
 def routed(experiments: Sequence[Experiment]) -> Table:
@@ -144,11 +196,18 @@ def routed(experiments: Sequence[Experiment]) -> Table:
         column("main\nalone", "main", "the main experts alone"),
         column("best\nexpert", "best", "the best of the routed experts alone"),
         column("worst\nexpert", "worst", "the worst of them alone"),
-        column("apart", "apart", "distance of the routed experts from their mean, as a share of the mean's norm", 3),
+        column(
+            "apart",
+            "apart",
+            "distance of the routed experts from their mean, as a share of the mean's norm",
+            3,
+        ),
         column("entropy", "entropy", "of the gate's weights, in nats", 2),
         column("alpha", "alpha", "weight of the routed experts against the main ones", 2),
     ]
-    about = "Test accuracy in percent of the server's mixture after the last round, means over seeds."
+    about = (
+        "Test accuracy in percent of the server's mixture after the last round, means over seeds."
+    )
     with_mixture = [e for e in experiments if e.routing]
     return _table("What does routing add?", with_mixture, columns, about, lines(with_mixture))
 
@@ -161,7 +220,9 @@ def _by_clients() -> list[Column]:
         Column("local", _LOCAL, _averaged(lambda score: score.mean)),
         Column("sd\nseeds", _SD, _over_seeds(lambda s: s.mean)),
         Column(
-            "best\nvalid", "the same after the round that is best on validation data", _best(lambda score: score.mean)
+            "best\nvalid",
+            "the same after the round that is best on validation data",
+            _best(lambda score: score.mean),
         ),
         Column("at\nround", "which round that is", _best_round),
         _server_column(),
@@ -176,7 +237,8 @@ def _by_server() -> list[Column]:
         Column("local", _LOCAL, _averaged(lambda score: score.mean)),
         Column(
             "best\nvalid",
-            "the server's accuracy after the round that is best on validation data (whose, run.judged_by says)",
+            "the server's accuracy after the round that is best on validation data (whose,"
+            " run.judged_by says)",
             _best(lambda score: score.server, True),
         ),
         _seconds_column(),
@@ -184,7 +246,10 @@ def _by_server() -> list[Column]:
 
 
 def _server_column() -> Column:
-    says = "the server's own predictor, or the global model where it has none, on all test parts together"
+    says = (
+        "the server's own predictor, or the global model where it has none, on all test parts"
+        " together"
+    )
     return Column("server", says, _averaged(lambda score: score.server, True))
 
 
@@ -209,7 +274,9 @@ def _averaged(value: Value, shared: bool = False) -> Cell:
 
 
 def _over_seeds(value: Value, shared: bool = False) -> Cell:
-    """The standard deviation over seeds, with their number and, where some are not finished, how many there are."""
+    """The standard deviation over seeds, with their number and, where some are not finished, how
+    many there are.
+    """
 
     def cell(experiment: Experiment) -> str:
         count, asked = len(experiment.finished), len(experiment.runs)
@@ -246,7 +313,9 @@ def _best_round(experiment: Experiment) -> str:
 
 
 def _seconds(experiment: Experiment) -> str:
-    seconds = statistics.fmean(sum(row["seconds"] for row in run.rounds) for run in experiment.finished.values())
+    seconds = statistics.fmean(
+        sum(row["seconds"] for row in run.rounds) for run in experiment.finished.values()
+    )
     return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
 
 
@@ -276,7 +345,11 @@ def _size(count: float) -> str:
 
 
 def _table(
-    title: str, experiments: Iterable[Experiment], columns: Sequence[Column], about: str, below: Iterable[str] = ()
+    title: str,
+    experiments: Iterable[Experiment],
+    columns: Sequence[Column],
+    about: str,
+    below: Iterable[str] = (),
 ) -> Table:
     """A row an experiment; under it what its columns are, and lines of its own."""
     told = [f"{' '.join(column.head.split())}: {column.says}." for column in columns if column.says]
@@ -289,8 +362,12 @@ def _table(
 
 
 def _empty(title: str, heads: Sequence[str], caption: str, words: int = 1) -> Table:
-    """The first `words` columns hold words, which are cut at their end where there is no room; the others, numbers."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", padding=0)
+    """The first `words` columns hold words, which are cut at their end where there is no room; the
+    others, numbers.
+    """
+    table = Table(
+        title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", padding=0
+    )
     table.caption = Text(caption)
     for place, head in enumerate(heads):
         if place < words:

@@ -1,11 +1,12 @@
-"""A local page: drop an image, or type a text, and see what a run says of it and which experts spoke.
+"""A local page: drop an image, or type a text, and see what a run says of it and which experts
+spoke.
 
     application(predictor)     what answers: the page, and POST /say
-    listen(host, port)         the door, opened before anything is promised; door.py says who may stand at it
-    server(application)        to be run at the door until it is stopped
+    listen(host, port)         the door, opened before anything is promised; door.py says who may
+    stand at it server(application)        to be run at the door until it is stopped
 
-What is sent is predicted and forgotten. The page is page.html, page.css and page.js, and loads nothing from elsewhere.
-This room does not know how an image is read, nor what a method learns.
+What is sent is predicted and forgotten. The page is page.html, page.css and page.js, and loads
+nothing from elsewhere. This room does not know how an image is read, nor what a method learns.
 """
 
 import asyncio
@@ -36,8 +37,10 @@ PAGE = {
     "/page.js": ("page.js", "text/javascript"),
 }
 HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+        "img-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
@@ -46,8 +49,8 @@ HEADERS = {
 
 
 def application(predictor: Predictor, host: str = LOOPBACK[0]) -> Starlette:
-    """What answers at `host`; on loopback to loopback's names alone, lest a page elsewhere be let in by a name that
-    leads here.
+    """What answers at `host`; on loopback to loopback's names alone, lest a page elsewhere be let
+    in by a name that leads here.
     """
     most = LONGEST if predictor.side is None else LARGEST
     hearing, queue = Hearing(), asyncio.Semaphore(WAITING)
@@ -67,7 +70,9 @@ def application(predictor: Predictor, host: str = LOOPBACK[0]) -> Starlette:
                     return Response()  # who left while others had their turn costs nothing
                 return _answer(await run_in_threadpool(_said, predictor, body))
         except TimeoutError:
-            return _wrong(f"it did not arrive within {PATIENCE:g} seconds, or others needed the room", 408)
+            return _wrong(
+                f"it did not arrive within {PATIENCE:g} seconds, or others needed the room", 408
+            )
         except ClientDisconnect:
             return Response()  # nobody is there to read it
         except ValueError as error:
@@ -78,7 +83,9 @@ def application(predictor: Predictor, host: str = LOOPBACK[0]) -> Starlette:
     files = [Route(path, _file(name, kind), methods=["GET"]) for path, (name, kind) in PAGE.items()]
     routes = [*files, Route("/about", about, methods=["GET"]), Route("/say", say, methods=["POST"])]
     hosts = list(LOOPBACK) if host in LOOPBACK else ["*"]
-    return Starlette(routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)])
+    return Starlette(
+        routes=routes, middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]
+    )
 
 
 def _file(name: str, kind: str) -> Response:
@@ -86,7 +93,9 @@ def _file(name: str, kind: str) -> Response:
 
 
 def _foreign(request: Request) -> bool:
-    """Whether a browser says that another page asks. A program that is no browser says nothing of it."""
+    """Whether a browser says that another page asks. A program that is no browser says nothing of
+    it.
+    """
     host = request.headers["host"]
     origin = request.headers.get("origin", host).rpartition("://")[2]
     return origin != host or request.headers.get("sec-fetch-site", "same-origin") != "same-origin"
@@ -101,7 +110,9 @@ def _answer(content: dict[str, Any], status: int = 200) -> Response:
 
 
 def _said(predictor: Predictor, body: bytes) -> dict[str, Any]:
-    """A prediction as the page shows it: classes and experts in order, the likeliest and the loudest first."""
+    """A prediction as the page shows it: classes and experts in order, the likeliest and the
+    loudest first.
+    """
     if not body.strip():
         raise ValueError("there is nothing in it")
     given: Any = decoded(body, predictor.side) if predictor.side else [_text(body)]

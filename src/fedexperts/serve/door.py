@@ -1,8 +1,8 @@
 """The door of the page: who stands at it, for how long, and how much is held of what they say.
 
-Whoever reaches the door may be a stranger, who sends much, or slowly, or nothing. So everything has a bound, and when
-one is met it is the slowest who goes, and not who comes: an honest page asks in milliseconds, and is answered among
-hundreds of strangers. This room does not know what is asked.
+Whoever reaches the door may be a stranger, who sends much, or slowly, or nothing. So everything has
+a bound, and when one is met it is the slowest who goes, and not who comes: an honest page asks in
+milliseconds, and is answered among hundreds of strangers. This room does not know what is asked.
 """
 
 import asyncio
@@ -26,7 +26,9 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port))
     except OSError as error:
         why = f"{host}:{port}: {error.strerror}"
-        raise ValueError(f"{why}; right would be a free --port, and as --host an address of this machine") from None
+        raise ValueError(
+            f"{why}; use a free --port, and as --host an address of this machine"
+        ) from None
 
 
 def server(application: Any) -> uvicorn.Server:
@@ -37,7 +39,9 @@ def server(application: Any) -> uvicorn.Server:
 
 
 class Visitor(H11Protocol):
-    """One connection. It is dropped if it does not ask or take its answer in time, or if others need its place."""
+    """One connection. It is dropped if it does not ask or take its answer in time, or if others
+    need its place.
+    """
 
     _numbers = itertools.count()
 
@@ -60,7 +64,9 @@ class Visitor(H11Protocol):
 
     @property
     def _asks(self) -> bool:
-        """Whether a question has begun and its answer has not; how long it takes to be heard, `Hearing` knows."""
+        """Whether a question has begun and its answer has not; how long it takes to be heard,
+        `Hearing` knows.
+        """
         return self.cycle is not None and not self.cycle.response_started
 
     @property
@@ -85,15 +91,19 @@ class Visitor(H11Protocol):
 
 
 class Hearing:
-    """What is held of questions that are not whole yet: at most `TOGETHER` bytes, and each for `PATIENCE` seconds."""
+    """What is held of questions that are not whole yet: at most `TOGETHER` bytes, and each for
+    `PATIENCE` seconds.
+    """
 
     def __init__(self) -> None:
         self._held: dict[asyncio.Timeout, int] = {}  # the oldest first
 
     async def whole(self, pieces: AsyncIterator[bytes], most: int) -> bytes | None:
-        """A question; None if it is more than `most` bytes, which are then heard to their end, but not kept.
+        """A question; None if it is more than `most` bytes, which are then heard to their end, but
+        not kept.
 
-        TimeoutError if it does not come to an end in time, or if it is the oldest where others need the room.
+        TimeoutError if it does not come to an end in time, or if it is the oldest where others need
+        the room.
         """
         body, size = bytearray(), 0
         async with asyncio.timeout(PATIENCE) as limit:

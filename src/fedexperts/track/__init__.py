@@ -1,10 +1,12 @@
 """What follows a study's runs elsewhere: TensorBoard, MLflow, Weights & Biases.
 
     track.json      in a study's folder: which trackers, and where
-    tracked.json    in a run's folder: its name there, and the round up to which each tracker has been told
+    tracked.json    in a run's folder: its name there, and the round up to which each tracker has
+    been told
 
-A tracker is told the figures of rounds that a checkpoint holds, read from the run's logs: a run is the same with and
-without, and going on tells no round twice. This room does not know what a figure means, nor how a run is made.
+A tracker is told the figures of rounds that a checkpoint holds, read from the run's logs: a run is
+the same with and without, and going on tells no round twice. This room does not know what a figure
+means, nor how a run is made.
 """
 
 import secrets
@@ -20,7 +22,10 @@ from ..rundir import LOGS, RunDir
 PLACES = "track.json"
 TOLD = "tracked.json"
 _UNTOLD = "put a backup in its place, or delete it, and nobody is told of what is still to come"
-_AGAIN = "put a backup in its place, or delete it, and the run is told from its beginning, under another name"
+_AGAIN = (
+    "put a backup in its place, or delete it, and the run is told from its beginning, under another"
+    " name"
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,9 @@ class Followed:
 
 
 class Tracker(Protocol):
-    """One run at one tracker: `begin(place, run, told)` of each file in this room makes it, anew or to go on."""
+    """One run at one tracker: `begin(place, run, told)` of each file in this room makes it, anew or
+    to go on.
+    """
 
     def tell(self, round: int, figures: Mapping[str, float]) -> None: ...
 
@@ -46,12 +53,16 @@ Begin = Callable[[str, Followed, int], Tracker]
 
 
 def create(study: Path, name: str, places: Mapping[str, str]) -> None:
-    """Write down who follows a study called `name`; ValueError if TensorBoard's folder has one of this name."""
+    """Write down who follows a study called `name`; ValueError if TensorBoard's folder has one of
+    this name.
+    """
     fixed = {kind: _absolute(kind, place) for kind, place in places.items()}
     if "tensorboard" in fixed:
         fixed["tensorboard"] = str(Path(fixed["tensorboard"]) / name)
         if Path(fixed["tensorboard"]).exists():
-            raise ValueError(f"{fixed['tensorboard']} is there already; right would be another folder for TensorBoard")
+            raise ValueError(
+                f"{fixed['tensorboard']} is there already; use another folder for TensorBoard"
+            )
     if fixed:
         write_checked(study / PLACES, fixed)
 
@@ -80,7 +91,9 @@ class Following:
     _begun: dict[tuple[str, Path], Tracker] = field(default_factory=dict)
 
     def __call__(self, folder: Path, name: str, settings: Mapping[str, Any], last: int) -> None:
-        """Tell every tracker of the rounds, up to the `last`, of the run in `folder` that it has not heard of."""
+        """Tell every tracker of the rounds, up to the `last`, of the run in `folder` that it has
+        not heard of.
+        """
         for kind in list(self.trackers):
             self._try(kind, self._tell, kind, folder, name, settings, last)
 
@@ -93,11 +106,17 @@ class Following:
     def _try(self, kind: str, act: Callable[..., None], *given: Any) -> None:
         try:
             act(*given)
-        except Exception as error:  # whatever a server, a disk or a library has: it is not the run's
+        # whatever a server, a disk or a library has: it is not the run's
+        except Exception as error:
             del self.trackers[kind]
-            self.warn(f"{kind} is told no more ({error}); the runs go on, and `fedexperts resume` tells it the rest.")
+            self.warn(
+                f"{kind} is told no more ({error}); the runs go on, and `fedexperts resume` tells"
+                " it the rest."
+            )
 
-    def _tell(self, kind: str, folder: Path, name: str, settings: Mapping[str, Any], last: int) -> None:
+    def _tell(
+        self, kind: str, folder: Path, name: str, settings: Mapping[str, Any], last: int
+    ) -> None:
         run, told = RunDir(folder), _told(folder)
         newest, heard = run.done(), int(told["rounds"].get(kind, -1))
         if newest is None or newest <= heard:
@@ -117,4 +136,6 @@ class Following:
 
 def _told(folder: Path) -> dict[str, Any]:
     file = folder / TOLD
-    return read_checked(file, _AGAIN) if file.exists() else {"id": secrets.token_hex(4), "rounds": {}}
+    return (
+        read_checked(file, _AGAIN) if file.exists() else {"id": secrets.token_hex(4), "rounds": {}}
+    )

@@ -34,5 +34,7 @@ def begin(place: str, run: Followed, told: int) -> _Run:
         client.update_run(found.info.run_id, "RUNNING")
         return _Run(client, found.info.run_id, max(told, int(found.data.tags.get(ROUND, -1))))
     made = client.create_run(experiment, tags={RUN: run.id}, run_name=run.name)
-    client.log_batch(made.info.run_id, params=[Param(key, str(value)) for key, value in run.settings.items()])
+    client.log_batch(
+        made.info.run_id, params=[Param(key, str(value)) for key, value in run.settings.items()]
+    )
     return _Run(client, made.info.run_id, told)

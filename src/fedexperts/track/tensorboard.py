@@ -25,5 +25,7 @@ def begin(place: str, run: Followed, told: int) -> _Run:
     """What a crash left behind of rounds after `told` is purged: TensorBoard shows each once."""
     writer = SummaryWriter(str(Path(place) / run.name), purge_step=told + 1)
     if told < 0:
-        writer.add_text("settings", "\n".join(f"    {key} = {value}" for key, value in run.settings.items()))
+        writer.add_text(
+            "settings", "\n".join(f"    {key} = {value}" for key, value in run.settings.items())
+        )
     return _Run(writer)

@@ -1,4 +1,6 @@
-"""Weights & Biases: a study is a group in a project, a run a run. Of this machine nothing is said."""
+"""Weights & Biases: a study is a group in a project, a run a run. Of this machine nothing is
+said.
+"""
 
 from collections.abc import Mapping
 
@@ -7,9 +9,15 @@ import wandb
 from . import Followed
 
 QUIET = wandb.Settings(
-    console="off", silent=True, init_timeout=30, save_code=False,
-    host="", x_disable_machine_info=True, x_disable_stats=True, x_save_requirements=False,
-)  # fmt: skip
+    console="off",
+    silent=True,
+    init_timeout=30,
+    save_code=False,
+    host="",
+    x_disable_machine_info=True,
+    x_disable_stats=True,
+    x_save_requirements=False,
+)
 
 
 class _Run:
@@ -26,10 +34,17 @@ class _Run:
 def begin(place: str, run: Followed, told: int) -> _Run:
     offline = wandb.setup().settings.mode in ("offline", "dryrun")
     if not offline and not wandb.login(prompt=False, verify=False):
-        raise ValueError("nobody is logged in; right would be `wandb login`, or WANDB_MODE=offline")
+        raise ValueError("nobody is logged in; use `wandb login`, or WANDB_MODE=offline")
     return _Run(
         wandb.init(
-            project=place, group=run.study, name=run.name, id=run.id, config=dict(run.settings), dir=str(run.folder),
-            resume="allow", reinit="create_new", settings=QUIET,
+            project=place,
+            group=run.study,
+            name=run.name,
+            id=run.id,
+            config=dict(run.settings),
+            dir=str(run.folder),
+            resume="allow",
+            reinit="create_new",
+            settings=QUIET,
         )
-    )  # fmt: skip
+    )
