@@ -165,7 +165,8 @@ def _unchanged(config: Config, split: Path, changed_data: bool) -> Federation:
     if what and not changed_data:
         raise ValueError(
             f"the data are not those of {split}. {what}. Put them back, or start another run; or go"
-            " on by `fedexperts resume RUN --changed-data`: what is known stays in its part, and the run's log and report say what changed"
+            " on by `fedexperts resume RUN --changed-data`: what is known stays in its part, and"
+            " the run's log and report say what changed"
         )
     return federation
 
