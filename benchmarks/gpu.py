@@ -41,7 +41,8 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import CLIPConfig, CLIPModel
 
 from fedexperts import config as door
-from fedexperts.learn import Examples, Learning, Local, fit
+from fedexperts.average import mean
+from fedexperts.learn import Examples, Fitting, Learning, Local, fit
 from fedexperts.loop import run
 from fedexperts.methods.pfedmoap import PFedMoAP
 from fedexperts.metrics import by_round, score
@@ -51,7 +52,7 @@ from fedexperts.models.huggingface import parts
 from fedexperts.models.network import Network, seeded
 from fedexperts.models.vision import compact_cnn, leaf_cnn
 from fedexperts.rundir import RunDir
-from fedexperts.tensors import mean, on, pack, rng, stack, unbind
+from fedexperts.tensors import on, pack, rng, stack, unbind
 
 # seconds, in order
 LIMITS = {"machine": 60, "step": 150, "demo": 75, "together": 50, "flower": 75, "compile": 130}
@@ -201,7 +202,9 @@ class Work:
         def one(
             trained: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, y: Tensor
         ) -> Tensor:
-            return cross_entropy(self.method.logits(self.model, Local(trained, fixed), x), y)
+            return cross_entropy(
+                self.method.predictor(self.model, Local(trained, fixed)).logits(x), y
+            )
 
         if len(x) > 1:
             return vmap(one)(trained, fixed, x, y)
@@ -236,16 +239,14 @@ class Work:
 
         def act() -> Any:
             dice = [rng(0, "batches", client=str(i)) for i in range(len(each))]
-            return fit(
-                lambda local, x: self.method.step(self.model, local, x),
-                self.method.penalty,
-                self.starts,
-                each,
-                dice,
+            how = Fitting(
+                lambda local, x: self.method.predictor(self.model, local).step(x),
                 Learning(1, BATCH, rate=RATE),
+                self.method.penalty,
                 self.method.rates(),
                 device=device,
             )
+            return fit(how, self.starts, each, dice)
 
         return act
 
@@ -543,16 +544,10 @@ def fitted(network: Network, x: Tensor, y: Tensor, group: int, place: torch.devi
             Examples(a[:, None], b) for a, b in zip(x[i : i + group], y[i : i + group], strict=True)
         ]
         dice = [rng(0, "batches", client=str(i + j)) for j in range(len(each))]
-        found += fit(
-            lambda local, x: network.step(local.trained, x),
-            lambda _: 0.0,
-            [Local(network.initial)] * len(each),
-            each,
-            dice,
-            Learning(1, 10, rate=0.1),
-            {},
-            device=place,
-        )[0]
+        how = Fitting(
+            lambda local, x: network.step(local.trained, x), Learning(1, 10, rate=0.1), device=place
+        )
+        found += fit(how, [Local(network.initial)] * len(each), each, dice)[0]
     return mean(found, [1.0] * len(found))
 
 

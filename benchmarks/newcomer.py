@@ -26,12 +26,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedexperts import config as door
+from fedexperts.average import mean
 from fedexperts.config import Config
 from fedexperts.data.digits import DigitsScanners
 from fedexperts.data.federation import Federation
 from fedexperts.learn import Examples, Local
 from fedexperts.predict import Predictor
-from fedexperts.tensors import mean, named, rng, under
+from fedexperts.tensors import named, rng, under
 
 SEEDS, FOLDS, DRAWS, FEW = (0,), range(5), range(5), 8
 RUNS = {
@@ -113,7 +114,7 @@ def _prompts(predictor: Predictor, texts_NCD: Tensor, few: Examples, x: Tensor) 
             local = Local(
                 {"context": context} | named("gate", gate), {"experts": texts_NCD[experts]}
             )
-            found[f"the shared gate, {what}"] = predictor.method.logits(model, local, x)
+            found[f"the shared gate, {what}"] = predictor.method.predictor(model, local).logits(x)
     return found
 
 
@@ -133,7 +134,7 @@ def _experts(predictor: Predictor, few: Examples, x: Tensor) -> Answers:
         [network.logits(e, few.x[:, 0]).softmax(-1).gather(1, few.y[:, None])[:, 0] for e in own]
     )
     gate_BK = model.gate.logits(under(server, "gate"), few.x[:, 0]).softmax(-1)  # type: ignore[attr-defined]
-    found = {"the server's mixture": method.serve(model, server, x)}
+    found = {"the server's mixture": predictor.logits(x)}
     for what, relevance_K in (
         ("by likelihood", right_KB.mean(1)),
         ("by gate and likelihood", (gate_BK.T * right_KB).mean(1)),
@@ -150,7 +151,7 @@ def right(folder: Path) -> Iterator[tuple[str, str, float]]:
     """Newcomer, choice and accuracy, a row a draw."""
     shared = Predictor.of(folder, "")
     data, seed = shared.config.section("data"), shared.config.values["run"]["seed"]
-    known = shared.method.recall(shared.model, shared.method.publish(shared.server), None)
+    known = shared.method.restore(shared.model, shared.method.publish(shared.server), None)
     others = (prompts if "pool" in {name.split(".")[0] for name in shared.server} else experts)(
         shared
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel
 
-from fedexperts.learn import Examples, Learning, fit
+from fedexperts.learn import Examples, Fitting, Learning, fit
 from fedexperts.methods.pfedmoap import PFedMoAP
 from fedexperts.models.clip import PromptedClip
 from fedexperts.models.huggingface import parts
@@ -59,15 +59,13 @@ def main() -> None:
             return normalize(clip.images(pixels), dim=-1)
 
     def step(features_BD: Tensor) -> None:
-        fit(
-            lambda local, x: method.step(model, local, x),
-            method.penalty,
-            [start],
-            [Examples(features_BD[:, None], labels)],
-            [rng(0, "batches")],
+        how = Fitting(
+            lambda local, x: method.predictor(model, local).step(x),
             Learning(epochs=1, batch=BATCH),
+            method.penalty,
             method.rates(),
         )
+        fit(how, [start], [Examples(features_BD[:, None], labels)], [rng(0, "batches")])
 
     kept = encode()
     cached, through = seconds(lambda: step(kept)), seconds(lambda: step(encode()))

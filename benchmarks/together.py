@@ -29,10 +29,8 @@ def seconds(method: str, together: int) -> float:
     for round in range(1, ROUNDS + 1):
         began = time.process_time()
         sent = job.method.send(server, names, round, job.seed)
-        payloads, expected = (
-            {n: s.tensors for n, s in sent.items()},
-            job.method.expects(server, job.model),
-        )
+        payloads = {name: each.tensors for name, each in sent.items()}
+        expected = {name: job.method.expects(server, job.model, name) for name in names}
         replies = exchange(job, engine, payloads, round, "train", expected)
         spent = time.process_time() - began
         uploads = [Upload(r.client, r.tensors, r.examples) for r in replies.values()]

@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 
 import fedexperts as fx
-from fedexperts.tensors import mean, named, under
+from fedexperts.tensors import named, under
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,18 @@ class Between(fx.Method):
         return dict.fromkeys(clients, fx.Sent(self.publish(server)))
 
     def merge(self, given, server, uploads, round):
-        return named("global", mean([u.tensors for u in uploads], [u.examples for u in uploads]))
+        return named(
+            "global", given.average([u.tensors for u in uploads], [u.examples for u in uploads])
+        )
 
     def start(self, model, sent, own, rng):
         shared = under(sent, "global")
-        return fx.Local(mean([own or shared, shared], [self.share, 1 - self.share]))
+        return fx.Local(fx.mean([own or shared, shared], [self.share, 1 - self.share]))
 
-    def finish(self, model, local, normal):
+    def finish(self, model, local):
         return fx.Finished(stays=local.trained, leaves=local.trained)
 
-    def recall(self, model, sent, own):
+    def restore(self, model, sent, own):
         return fx.Local(own or under(sent, "global"))
 
 

@@ -29,7 +29,8 @@ from fedexperts.engine import Engine, InProcess
 from fedexperts.learn import Examples, Learning
 from fedexperts.loop import run
 from fedexperts.message import Order, Reply, decode_order, decode_reply, encode
-from fedexperts.method import Given, Model
+from fedexperts.method import Given
+from fedexperts.model import Model, PromptModel
 from fedexperts.models.built import Built
 from fedexperts.models.network import Network, seeded
 from fedexperts.rundir import RunDir
@@ -76,7 +77,7 @@ class TinyData:
         return Federation(torch.cat(images), torch.cat(labels), CLASSES, parts, domains, reserve)
 
 
-class TinyPrompted:
+class TinyPrompted(PromptModel):
     """A prompted model whose text encoder is one fixed map from the context to each class's
     feature.
     """
@@ -101,7 +102,7 @@ class TinyPrompted:
         return self.scale * x @ self.texts(tensors["context"]).mT
 
 
-class TinyProbe:
+class TinyProbe(Model):
     """A linear classifier, which starts at zero."""
 
     def __init__(self, classes: tuple[str, ...] = CLASSES) -> None:
@@ -183,6 +184,7 @@ class Case:
     own: bool = False
     reserve: int = 0
     mixture: dict[str, Any] | None = None
+    upload: dict[str, Any] = field(default_factory=dict)
 
 
 GATE = {"name": "pfedmoap", "experts": 2, "width": 8, "heads": 2}
@@ -205,7 +207,7 @@ CASES = {
     "nearest": Case(GATE, secret=True, own=True),
     "random": Case(GATE | {"select": "random", "pooling": "random"}, secret=True, own=True),
     "averaged": Case(GATE | {"gates": "averaged"}, secret=True, own=True),
-    "clipped": Case(GATE | {"upload_clip": 0.5, "upload_noise": 0.1}, secret=True, own=True),
+    "clipped": Case(GATE, secret=True, own=True, upload={"clip": 0.5, "noise": 0.1}),
     "linear": Case(GATE | {"gate": "linear", "pooling": "mean"}, secret=True, own=True),
     "gate-alone": Case(GATE | {"experts": 0, "normalised": True}, secret=True),
     "fedavg-norm": Case({"name": "fedavg"}, "norm"),
@@ -235,6 +237,7 @@ def tiny(case: Case, **sections: dict[str, Any]) -> Config:
         "method": case.method,
         "learning": {"epochs": 2, "batch": 4, "rate": 0.1} | case.learning,
         "run": {"rounds": 3, "participation": 0.8},
+        "upload": case.upload,
     } | ({} if case.mixture is None else {"mixture": case.mixture})
     return resolve([(base, "tiny"), (sections, "test")])
 

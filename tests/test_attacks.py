@@ -23,9 +23,12 @@ from torch import Tensor
 from fedexperts.admission import Guard, Terms, admit, cleaned, unlike
 from fedexperts.config import only_simulated
 from fedexperts.engine import Engine
+from fedexperts.learn import Local
 from fedexperts.message import Order, Reply
 from fedexperts.method import Upload
 from fedexperts.methods.fedavg import FedAvg
+from fedexperts.model import Model
+from fedexperts.predictor import Predictor
 from fedexperts.report import collect, tables, write_html
 from fedexperts.rundir import RunDir
 from fedexperts.study import once
@@ -188,9 +191,8 @@ def test_what_moves_by_itself_may_be_large_and_is_far_by_its_own_median() -> Non
             start | {"w": torch.ones(1), "1.running_var": torch.tensor([var])} for var in variances
         ]
         assert not any(unlike(tensors, start, terms) for tensors in uploads)
-        return admit(
-            [Upload(f"{i}", t, 1) for i, t in enumerate(uploads)], start, {}, terms
-        ).refused
+        came = [Upload(f"{i}", t, 1) for i, t in enumerate(uploads)]
+        return admit(came, {upload.client: start for upload in came}, {}, terms).refused
 
     assert admitted(1e6, 2e6, 3e6) == {}
     assert admitted(2.0, 2.0, 2.0, 1e6).keys() == {"3"}
@@ -261,7 +263,9 @@ def test_nobody_owns_the_average_by_a_lie_about_its_examples(tmp_path: Path) -> 
 )
 def test_a_count_has_a_bound(said: dict[str, int], count: dict[str, int]) -> None:
     nothing: Tensors = {"x": torch.zeros(1)}
-    admitted = admit([Upload(c, nothing, n) for c, n in said.items()], nothing, {}, TERMS)
+    admitted = admit(
+        [Upload(c, nothing, n) for c, n in said.items()], dict.fromkeys(said, nothing), {}, TERMS
+    )
     assert {upload.client: upload.examples for upload in admitted.uploads} == count
 
 
@@ -475,7 +479,12 @@ def test_a_client_sends_no_figure_that_its_method_does_not_declare(tmp_path: Pat
 
 
 class Talkative(FedAvg):
-    def facts(self, model: Any, local: Any, x: Tensor) -> dict[str, Any]:
+    def predictor(self, model: Model, local: Local) -> Predictor:
+        return Chatty(model, local)
+
+
+class Chatty(Predictor):
+    def facts(self, x: Tensor, y: Tensor) -> dict[str, Any]:
         return {"age": 47}
 
 

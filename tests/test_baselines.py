@@ -9,6 +9,7 @@ import torch
 from conftest import CASES, carry_out, given, job_and_engine, same_bits, server, tiny
 from torch.nn.functional import cross_entropy
 
+from fedexperts.average import mean
 from fedexperts.client import answer
 from fedexperts.config import parts
 from fedexperts.learn import Examples, Learning
@@ -19,7 +20,7 @@ from fedexperts.methods.fedavg import FedAvg
 from fedexperts.methods.fedjets import FedJETs
 from fedexperts.models.mixture import Mixture
 from fedexperts.models.network import Network
-from fedexperts.tensors import mean, named, rng, size, under
+from fedexperts.tensors import named, rng, size, under
 
 CLASSES = ("yes", "no")
 draw = rng(0, "baselines")
@@ -187,13 +188,13 @@ def test_bytes_are_those_of_the_experts_that_travel():
     one, gate = size(linear().initial), size(MIXTURE.gate.initial)
     alpha, index, use = 4, 2 * 8, 3 * 4
     assert size(JETS.send(SERVER, "a", 2, 0)["a"].tensors) == gate + 3 * one + alpha + index
-    assert size(JETS.expects(SERVER, MIXTURE)) == gate + 3 * one + alpha + use
-    assert JETS.expects(SERVER, MIXTURE).keys() == JETS.uploads(MIXTURE)
+    assert size(JETS.expects(SERVER, MIXTURE, "a")) == gate + 3 * one + alpha + use
+    assert JETS.expects(SERVER, MIXTURE, "a").keys() == JETS.uploads(MIXTURE)
 
 
 def jets_upload(client, examples, first, second):
     """All of a client's tensors full of one number, but for its two experts."""
-    expected = JETS.expects(SERVER, MIXTURE)
+    expected = JETS.expects(SERVER, MIXTURE, "a")
     fill = {"expert.0": first, "expert.1": second}
     filled = {
         n: torch.full_like(value, fill.get(n.rpartition(".")[0], examples))
@@ -237,16 +238,17 @@ def test_a_client_mixes_the_experts_it_holds_by_the_gate_renormalised():
     share = (gate[:, 1] / (gate[:, 1] + gate[:, 2]))[:, None]
     main = linear().logits(linear().initial, x).softmax(-1)
     torch.testing.assert_close(
-        JETS.logits(MIXTURE, local, x).exp(), 0.5 * main + 0.5 * (share * one + (1 - share) * two)
+        JETS.predictor(MIXTURE, local).logits(x).exp(),
+        0.5 * main + 0.5 * (share * one + (1 - share) * two),
     )
     torch.testing.assert_close(JETS.observe(MIXTURE, local, x)["use"], gate.mean(0))
 
 
 def test_everybody_predicts_with_the_whole_mixture():
-    everybody = JETS.recall(MIXTURE, JETS.publish(SERVER), None)
+    everybody = JETS.restore(MIXTURE, JETS.publish(SERVER), None)
     x = RESERVE.x[:, 0]
     torch.testing.assert_close(
-        JETS.logits(MIXTURE, everybody, x), MIXTURE.logits(under(SERVER, "global"), x)
+        JETS.predictor(MIXTURE, everybody).logits(x), MIXTURE.logits(under(SERVER, "global"), x)
     )
 
 

@@ -23,7 +23,7 @@ from torch.func import grad, vmap
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from fedexperts.method import Model, PromptModel
+from fedexperts.model import Model, PromptModel
 from fedexperts.models import MODELS
 from fedexperts.models import clip as clip_room
 from fedexperts.models.clip import Clip, LinearProbe, PromptedClip, encode, pack, words

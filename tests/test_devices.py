@@ -10,7 +10,6 @@ from far import FAR, Device
 
 from fedexperts import config as door
 from fedexperts.config import Config, ConfigError, machine
-from fedexperts.method import device, step
 from fedexperts.models.built import computing_on
 from fedexperts.models.sequence import TransformerSettings
 from fedexperts.tensors import CPU
@@ -62,8 +61,8 @@ def test_a_mixture_is_where_its_experts_are_and_answers_where_it_is_asked(
     monkeypatch.setattr(machine, "device", lambda _: FAR)
     with Device():
         _, model = door.modelled(tiny(CASES["fedmoe-norm"]), ("one", "two"))
-        answer, moved = step(model, model.initial, torch.randn(4, 3, 4, 4))
-    assert device(model) == FAR
+        answer, moved = model.step(model.initial, torch.randn(4, 3, 4, 4))
+    assert model.device == FAR
     assert {value.device for value in (answer, *moved.values(), *model.initial.values())} == {CPU}
     assert moved
 

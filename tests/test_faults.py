@@ -51,8 +51,9 @@ from fedexperts.engine import Engine
 from fedexperts.learn import Local
 from fedexperts.loop import NobodyLeftError, evaluate
 from fedexperts.message import Order, Reply
-from fedexperts.method import Method, Model, Sent, Upload
+from fedexperts.method import Method, Sent, Upload
 from fedexperts.methods.fedavg import FedAvg
+from fedexperts.model import Model
 from fedexperts.models.built import Built
 from fedexperts.models.network import Network, seeded
 from fedexperts.private import Private

@@ -30,9 +30,10 @@ from fedexperts.config import ConfigError, parts
 from fedexperts.engine import Engine
 from fedexperts.learn import Examples, Learning, Local
 from fedexperts.message import Order, Reply, encode
-from fedexperts.method import Given, Model, Upload
+from fedexperts.method import Given, Upload
 from fedexperts.methods.fedavg import FedAvg
 from fedexperts.methods.fedmoe import FedMoE, _clusters
+from fedexperts.model import Model
 from fedexperts.models.mixture import Mixture
 from fedexperts.tensors import Tensors, count, rng, shapes, size, under
 
@@ -217,8 +218,7 @@ def test_without_routing_the_gate_stays_where_it_is(mains: int) -> None:
     after = FedMoE(gate="uniform").merge(own, server, uploads(mixture), 1)
     assert same_bits(under(after, "gate"), under(server, "gate"))
     x = own.reserve.x[:, 0]
-    served = FedMoE(gate="uniform").serve(mixture, server, x)
-    assert served is not None
+    served = FedMoE(gate="uniform").served(mixture, server).logits(x)
     assert torch.allclose(
         served.exp(), answer_of(mixture, server, x, torch.full((len(x), K), 1 / K)), atol=1e-5
     )
@@ -352,9 +352,10 @@ def test_experts_that_are_equal_are_said_to_be() -> None:
     zero = Mixture(TinyProbe(), mixed().gate, 1, 1)
     x, y = torch.randn(5, WIDTH), torch.zeros(5, dtype=torch.int64)
     for mixture in (mixed(), zero):
-        assert FedMoE().shows(mixture, mixture.initial, x, y)["apart"] == 0
+        assert FedMoE().served(mixture, mixture.initial).facts(x, y)["apart"] == 0
     server = zero.initial | {f"expert.{k}.bias": torch.tensor([float(k), 1, 0]) for k in range(K)}
-    assert FedMoE().shows(zero, server, x, y)["apart"] == pytest.approx((2 / 3) ** 0.5 / 2**0.5)
+    apart = FedMoE().served(zero, server).facts(x, y)["apart"]
+    assert apart == pytest.approx((2 / 3) ** 0.5 / 2**0.5)
 
 
 def test_what_is_shown_of_a_mixture_is_how_it_does_without_its_parts() -> None:
@@ -364,7 +365,8 @@ def test_what_is_shown_of_a_mixture_is_how_it_does_without_its_parts() -> None:
         torch.randn(40, WIDTH, generator=draw),
         torch.randint(len(CLASSES), (40,), generator=draw),
     )
-    shown = FedMoE().shows(mixture, server | {"shares.a": torch.tensor([0.5, 0.25])}, x, y)
+    held = server | {"shares.a": torch.tensor([0.5, 0.25])}
+    shown = FedMoE().served(mixture, held).facts(x, y)
     weights, even, sure = (
         gate_of(mixture, server, x),
         torch.full((40, K), 1 / K),
@@ -451,7 +453,7 @@ def test_fedprox_holds_no_running_statistics() -> None:
     prox = FedAvg(mu=0.3)
     local = prox.start(model, prox.publish(prox.open(given(model))), None, rng(0, "start"))
     moved = {
-        name: value + 1 if name in model.moving else value for name, value in local.trained.items()
+        name: value + 1 if name in model.buffers else value for name, value in local.trained.items()
     }
     assert prox.penalty(Local(moved, local.fixed)) == 0
     assert float(prox.penalty(Local({n: v + 1 for n, v in moved.items()}, local.fixed))) > 0
@@ -471,7 +473,7 @@ def test_a_mixture_in_training_is_its_parts_in_training() -> None:
     in_training = Mixture(InTraining(model), mixture.gate, 2, 1)
     expected = answer_of(in_training, server, x, weights.softmax(-1))
     assert torch.allclose(logits.exp(), expected, atol=1e-5)
-    assert moved.keys() == mixture.moving
+    assert moved.keys() == mixture.buffers
     for name in ("main.1", "expert.2"):
         assert same_bits(under(moved, name), model.step(under(server, name), x)[1])
     assert same_bits(server, before)
@@ -629,7 +631,7 @@ def test_the_common_start_is_learnt_from_the_reserve_set_and_everybodys(tmp_path
     server = job.method.open(job.given)
     for name in ("main.0", "expert.0", "expert.1", "expert.2"):
         assert same_bits(under(server, name), start)
-    assert same_bits(job.method.recall(model, job.method.publish(server), None).trained, start)
+    assert same_bits(job.method.restore(model, job.method.publish(server), None).trained, start)
     assert same_bits(under(server, "gate"), plain.model.gate.initial)  # type: ignore[attr-defined]
 
 

@@ -38,7 +38,7 @@ from fedexperts.config import Config
 from fedexperts.engine import Engine
 from fedexperts.learn import Examples, Learning
 from fedexperts.message import Order, Reply
-from fedexperts.method import taught
+from fedexperts.model import taught
 from fedexperts.models.built import Built
 from fedexperts.predict import Predictor
 from fedexperts.rundir import RunDir

@@ -32,10 +32,11 @@ from fedexperts.data.digits import DigitsScanners
 from fedexperts.learn import Learning, Local
 from fedexperts.loop import Schedule, sample
 from fedexperts.message import Reply, encode
-from fedexperts.method import Finished, Model, Normal, Upload
+from fedexperts.method import Finished, Upload
 from fedexperts.methods import METHODS
 from fedexperts.methods.pfedmoap import PFedMoAP
 from fedexperts.metrics import Score, by_round, score
+from fedexperts.model import Model
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import Tensors, pack, unpack
 
@@ -103,8 +104,8 @@ def close(one: Tensors, other: Tensors) -> None:
 class Leaky(PFedMoAP):
     """pFedMoAP with a line that was meant well."""
 
-    def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
-        finished = super().finish(model, local, normal)
+    def finish(self, model: Model, local: Local) -> Finished:
+        finished = super().finish(model, local)
         gate = {name: value for name, value in local.trained.items() if name.startswith("gate.")}
         return Finished(finished.stays, finished.leaves | gate)
 
@@ -164,8 +165,9 @@ def test_clients_are_sent_what_is_their_own(case: Case, tmp_path: Path) -> None:
         tmp_path / "private",
     )
     state = server(carry_out(tiny(case, run={"participation": 1.0}), tmp_path / "run"))
-    expected = job.method.expects(state, job.model)
-    uploads = [Upload(client, expected, 1) for client in "abcde"]
+    uploads = [
+        Upload(client, job.method.expects(state, job.model, client), 1) for client in "abcde"
+    ]
     sent = job.method.give_back(state, uploads) or job.method.send(state, "abcde", 4, 0)
     payloads = {pack(each.tensors) for each in sent.values()}
     assert len(payloads) == 5
@@ -304,8 +306,6 @@ FIELDS: dict[type, dict[str, Other]] = {
         "attention_scale": moap(0.0, 5.0),
         "normalised": moap(True),
         "bias": moap(False),
-        "upload_clip": moap(0.01),
-        "upload_noise": moap(0.5, upload_clip=0.5),
     },
     METHODS["fedmoe"]: {
         "lam": moe(0.1, 1.0),

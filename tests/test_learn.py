@@ -10,7 +10,7 @@ from conftest import TinyProbe, given
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedexperts.learn import Examples, Learning, Local, fit, predict
+from fedexperts.learn import Examples, Fitting, Learning, Local, fit, predict
 from fedexperts.method import Upload
 from fedexperts.methods.fedavg import FedAvg
 from fedexperts.tensors import Tensors, rng
@@ -48,7 +48,8 @@ def trained(
     penalty: Any = lambda local: 0.0,
 ) -> tuple[list[Tensors], list[float]]:
     generators = [rng(0, "batches", client=str(len(each))) for each in data]
-    return fit(step, penalty, starts, data, generators, learning, rates or {}, factor)
+    how = Fitting(step, learning, penalty, rates or {}, factor)
+    return fit(how, starts, data, generators)
 
 
 def by_hand(local: Local, data: Examples, rate: float, gain_rate: float, steps: int) -> Tensors:
@@ -139,21 +140,13 @@ def test_what_moves_by_itself_has_no_gradient_and_no_decay() -> None:
         after = {"steps": own["steps"] + 1, "mean": own["mean"] + own["gain"]}
         return logits(local, x) + own["mean"], after
 
-    names, moving = ("a", "b"), frozenset({"steps", "mean"})
+    names = ("a", "b")
     begun = {"steps": torch.tensor(3), "mean": torch.tensor(2.0)}
     starts = [Local(start(name).trained | begun) for name in names]
     learning = Learning(epochs=1, batch=4, rate=0.0001, weight_decay=0.1)
     generators = [rng(0, "batches", client=name) for name in names]
-    found, _ = fit(
-        moved,
-        lambda _: 0.0,
-        starts,
-        [examples(3), examples(9)],
-        generators,
-        learning,
-        {},
-        moving=moving,
-    )
+    how = Fitting(moved, learning, buffers=frozenset({"steps", "mean"}))
+    found, _ = fit(how, starts, [examples(3), examples(9)], generators)
     assert [int(each["steps"]) for each in found] == [4, 6]
     assert found[0]["mean"] == 3
     assert float(found[1]["mean"]) == pytest.approx(5, abs=0.01)
@@ -174,15 +167,8 @@ def seen(learning: Learning, count: int, views: int) -> Tensor:
         return x * local.trained["gain"], {}
 
     data = Examples(places, torch.zeros(count, dtype=torch.int64))
-    fit(
-        watch,
-        lambda _: 0.0,
-        [Local({"gain": torch.ones(())})],
-        [data],
-        [rng(0, "batches")],
-        learning,
-        {},
-    )
+    start = Local({"gain": torch.ones(())})
+    fit(Fitting(watch, learning), [start], [data], [rng(0, "batches")])
     return torch.stack(steps)
 
 

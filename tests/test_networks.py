@@ -74,7 +74,7 @@ def test_a_network_is_the_module_in_evaluation_and_in_training(name: str) -> Non
     assert torch.equal(logits, module.train()(x))
     assert same(moved, dict(module.named_buffers()))
     assert same(model.initial, before)
-    assert moved.keys() == model.moving
+    assert moved.keys() == model.buffers
     assert built.key == ""
     assert logits.shape == (3, 10)
 
@@ -86,7 +86,7 @@ def test_gradients_are_those_of_the_module(name: str) -> None:
     model, x = built.model, built.encode(IMAGES)
     module = seeded(make, 1)
     module(x).square().sum().backward()
-    fixed = {name: model.initial[name] for name in model.moving}
+    fixed = {name: model.initial[name] for name in model.buffers}
     trained = {name: value for name, value in model.initial.items() if name not in fixed}
     gradients = grad(lambda tensors: model.step(tensors | fixed, x)[0].square().sum())(trained)
     assert close(
@@ -101,7 +101,7 @@ def test_only_batch_norm_moves_and_its_counter_is_a_whole_number() -> None:
     counters = {
         name: value for name, value in moved.items() if name.endswith("num_batches_tracked")
     }
-    assert len(counters) * 3 == len(model.moving) == 60
+    assert len(counters) * 3 == len(model.buffers) == 60
     assert all(
         value.dtype == torch.int64 and value == model.initial[name] + 1
         for name, value in counters.items()
@@ -109,7 +109,7 @@ def test_only_batch_norm_moves_and_its_counter_is_a_whole_number() -> None:
     assert not model.together
     for settings in (ResNet18Settings(norm="group"), CompactCnnSettings(), LeafCnnSettings()):
         still: Any = settings.build(DIGITS, 0).model
-        assert not still.moving
+        assert not still.buffers
         assert still.together
 
 

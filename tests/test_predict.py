@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from fedexperts.cli import app
 from fedexperts.cli.plain import Plain
 from fedexperts.learn import Examples, Learning
-from fedexperts.method import taught
+from fedexperts.model import taught
 from fedexperts.predict import Prediction, Predictor, inputs, labelled, loudest, predictions
 from fedexperts.private import Private
 from fedexperts.study import once
@@ -334,8 +334,8 @@ def test_a_newcomer_stays_with_what_all_share_where_nothing_does_better(
         if name.startswith(("pool.", "expert.", "global.gate."))
     }
     spoilt = replace(shared, server=shared.server | noise)
-    known = spoilt.method.recall(spoilt.model, spoilt.method.publish(spoilt.server), None)
-    answers = spoilt.method.logits(spoilt.model, known, examples.x[:, 0])
+    known = spoilt.method.restore(spoilt.model, spoilt.method.publish(spoilt.server), None)
+    answers = spoilt.method.predictor(spoilt.model, known).logits(examples.x[:, 0])
     own = spoilt.like(Examples(examples.x, answers.argmax(-1)))
     assert own.chosen == {}
     assert "no choice of experts does better" in own.who

@@ -21,10 +21,9 @@ from typer.testing import CliRunner
 from fedexperts import report
 from fedexperts.cli import app
 from fedexperts.config import about, load, resolve
-from fedexperts.declared import Control, Declared, Metric
+from fedexperts.declared import Control, Declared, Figure, Metric
 from fedexperts.disk import write_checked
 from fedexperts.message import Reply
-from fedexperts.method import Figure
 from fedexperts.methods import METHODS
 from fedexperts.methods.fedavg import Alone, FedAvg
 from fedexperts.methods.pfedmoap import PFedMoAP

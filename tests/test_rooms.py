@@ -16,7 +16,9 @@ ROOT = Path(fedexperts.__file__).parent
 FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do not know each other
     ("tensors", "declared", "named"),
     ("disk",),
-    ("learn",),
+    ("learn", "average"),
+    ("model",),
+    ("predictor", "upload"),
     ("method",),
     ("metrics",),
     ("methods", "models", "data"),
@@ -38,9 +40,9 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
 DOOR = ("names", "settings", "checking", "reading", "machine", "building", "engines", "deployed")
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CLOSED = {
-    "methods": {"tensors", "declared", "named", "learn", "method"},
-    "models": {"tensors", "named", "method"},
-    "data": {"tensors", "named", "method"},
+    "methods": {"tensors", "average", "declared", "named", "learn", "model", "predictor", "method"},
+    "models": {"tensors", "named", "model"},
+    "data": {"tensors", "named"},
 }
 # outside packages, and the rooms or files that may know them
 ONLY_IN: dict[str, tuple[str, ...]] = {
@@ -63,7 +65,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "marshal": (),
     "shelve": (),
 }
-LONGEST = 50  # lines of a function
+LONGEST = 50  # lines of a function's body
 
 files = sorted(ROOT.rglob("*.py"))
 every_file = pytest.mark.parametrize("file", files, ids=[str(f.relative_to(ROOT)) for f in files])
@@ -197,11 +199,11 @@ def test_a_module_opens_by_saying_what_it_is(file: Path) -> None:
 @every_file
 def test_a_function_is_seen_at_one_glance(file: Path) -> None:
     long = [
-        f"{where(file, node.lineno)} {node.name}: {node.end_lineno - node.lineno + 1} lines"
+        f"{where(file, node.lineno)} {node.name}: {node.end_lineno - node.body[0].lineno + 1} lines"
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         and node.end_lineno
-        and node.end_lineno - node.lineno >= LONGEST
+        and node.end_lineno - node.body[0].lineno >= LONGEST
     ]
     assert not long
 

@@ -11,13 +11,13 @@ import torch
 from conftest import same_bits
 from safetensors.torch import save
 
+from fedexperts.average import mean
 from fedexperts.message import Order, Reply, decode_order, decode_reply, encode
 from fedexperts.tensors import (
     Mapped,
     Tensors,
     combine,
     combine_files,
-    mean,
     named,
     pack,
     packed_size,

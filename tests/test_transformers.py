@@ -149,7 +149,7 @@ def test_every_weight_has_a_gradient_and_nothing_moves(
     gradients = torch.autograd.grad(loss, list(trained.values()))
     # a key's bias never matters
     assert sum(bool(gradient.any()) for gradient in gradients) > 0.8 * len(gradients)
-    assert not model.moving
+    assert not model.buffers
     assert not model.together
 
 

@@ -14,30 +14,37 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from .average import mean
     from .config import Config, ConfigError, build, load, opened
-    from .declared import Control, Declared, Metric
+    from .declared import Control, Declared, Figure, Metric
     from .learn import Local
     from .loop import NobodyLeftError
-    from .method import Figure, Finished, Given, Method, Model, Sent, Upload
+    from .method import Chosen, Finished, Given, Method, Sent, Upload
     from .metrics import Score
+    from .model import MixtureModel, Model, Portable, PromptModel
     from .models.built import Built
     from .models.network import Network, seeded
+    from .predictor import MixturePredictor, Predictor
     from .study import once
 
 _ROOMS = {
     "config": ("Config", "ConfigError", "build", "load", "opened"),
-    "declared": ("Control", "Declared", "Metric"),
+    "average": ("mean",),
+    "declared": ("Control", "Declared", "Figure", "Metric"),
     "loop": ("NobodyLeftError",),
     "learn": ("Local",),
-    "method": ("Figure", "Finished", "Given", "Method", "Model", "Sent", "Upload"),
+    "method": ("Chosen", "Finished", "Given", "Method", "Sent", "Upload"),
     "metrics": ("Score",),
+    "model": ("MixtureModel", "Model", "Portable", "PromptModel"),
     "models.built": ("Built",),
     "models.network": ("Network", "seeded"),
+    "predictor": ("MixturePredictor", "Predictor"),
     "study": ("once",),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = [
     "Built",
+    "Chosen",
     "Config",
     "ConfigError",
     "Control",
@@ -48,14 +55,19 @@ __all__ = [
     "Local",
     "Method",
     "Metric",
+    "MixtureModel",
+    "MixturePredictor",
     "Model",
     "Network",
     "NobodyLeftError",
+    "Portable",
+    "Predictor",
+    "PromptModel",
     "Score",
     "Sent",
     "Upload",
 ]
-__all__ += ["build", "load", "once", "opened", "seeded"]
+__all__ += ["build", "load", "mean", "once", "opened", "seeded"]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,8 +18,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from .declared import COUNT, Fact, Facts, Figure
 from .message import Reply, Task
-from .method import COUNT, Fact, Facts, Figure, Upload
+from .method import Upload
 from .metrics import Row
 from .tensors import Tensors, count, shapes
 
@@ -215,19 +216,26 @@ def _beyond(value: Tensor, largest: float) -> str:
 # ---- a round's uploads beside each other
 
 
-def admit(uploads: Sequence[Upload], expected: Tensors, known: Known, terms: Terms) -> Admitted:
+def admit(
+    uploads: Sequence[Upload], expected: Mapping[str, Tensors], known: Known, terms: Terms
+) -> Admitted:
     """What is taken of a round's uploads, each of which was `checked`.
 
     Every client that ever took part has one voice in a median: with what it brings now, or with
     what it brought last.
     """
-    moved: dict[str, dict[str, float]] = {upload.client: {} for upload in uploads}
+    starts = {upload.client: _kinds(expected[upload.client], terms) for upload in uploads}
+    moved: dict[str, dict[str, float]] = {
+        upload.client: {
+            kind: distance(upload.tensors, start) for kind, start in starts[upload.client].items()
+        }
+        for upload in uploads
+    }
     refused: dict[str, str] = {}
-    for kind, start in _kinds(expected, terms).items():
-        now = {upload.client: distance(upload.tensors, start) for upload in uploads}
-        limit = _farthest(kind, now, start, known, terms.guard)
+    for kind in FAR:
+        now = {client: far[kind] for client, far in moved.items() if kind in far}
         for client, far in now.items():
-            moved[client][kind] = far
+            limit = _farthest(kind, now, starts[client][kind], known, terms.guard)
             if far > limit:
                 refused[client] = (
                     f"its upload lies {far:.3g} from the global tensors; at most {limit:.3g} is"

@@ -2,12 +2,12 @@
 happen.
 
 An engine decides where `answer` runs; nothing in here knows. What a client keeps goes to `Private`;
-what leaves is sealed: a tensor that the method does not name in `uploads` cannot be sent, nor one
-of its figures that it does not name in `says`.
+what leaves goes through one door (`upload.py`): a tensor that the method does not name in `uploads`
+cannot be sent, nor one of its facts that it does not name in `says`.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from .admission import Guard, Terms
-from .learn import Examples, Learning, Local, fit, predict
+from .declared import Facts
+from .learn import Examples, Fitting, Learning, Local, fit, predict
 from .message import Order, Reply
-from .method import Facts, Given, Method, Model, Normal, device
+from .method import Given, Method
+from .model import Model
 from .private import Private
 from .tensors import Tensors, count, normal_of_this_machine, rng, shapes, size
+from .upload import Normal, UploadSettings, seal
 
 T = TypeVar("T")
 
@@ -50,6 +53,7 @@ class Job:
     # where a simulation has them: all clients' "valid" and "test" parts in one
     exam: Mapping[str, Examples]
     guard: Guard = field(default_factory=Guard)  # what the server takes of an upload
+    upload: UploadSettings = field(default_factory=UploadSettings)  # what is done to what leaves
     # whether this is one site of many machines, and not a simulation of them all
     deployed: bool = False
 
@@ -59,7 +63,12 @@ class Job:
 
     @property
     def terms(self) -> Terms:
-        return Terms(self.guard, self.method.says(self.model), self.method.moves(self.model))
+        return Terms(self.guard, self.method.says(), self.trained.buffers)
+
+    @property
+    def trained(self) -> Model:
+        """What clients train."""
+        return self.method.trains(self.model)
 
 
 def answer(job: Job, clients: Sequence[Client], orders: Sequence[Order]) -> list[Reply]:
@@ -122,18 +131,17 @@ def _fit(
     job: Job, pairs: Sequence[Pair], starts: Sequence[Local]
 ) -> tuple[list[Tensors], list[float]]:
     method = job.method
-    return fit(
-        lambda local, x: method.step(job.model, local, x),
-        method.penalty,
-        starts,
-        [client.train for client, _ in pairs],
-        [rng(job.seed, "batches", order.round, client.name) for client, order in pairs],
+    how = Fitting(
+        lambda local, x: method.predictor(job.model, local).step(x),
         job.learning,
+        method.penalty,
         method.rates(),
         job.learning.factor(pairs[0][1].round, job.rounds),
-        method.moves(job.model),
-        device(job.model),
+        job.trained.buffers,
+        job.trained.device,
     )
+    generators = [rng(job.seed, "batches", order.round, client.name) for client, order in pairs]
+    return fit(how, starts, [client.train for client, _ in pairs], generators)
 
 
 def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -> Reply:
@@ -145,10 +153,16 @@ def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -
             return Reply(
                 client.name, order.round, "train", error=f"training diverged: {name} is not finite"
             )
-    finished = job.method.finish(job.model, local, _normal(job, client, order))
+    finished = job.method.finish(job.model, local)
     with torch.no_grad():
         said = job.method.observe(job.model, local, client.train.x[:, 0])
-    leaves = seal(finished.leaves | said, job.method.uploads(job.model), client.name)
+    leaves = job.upload.leaving(
+        finished.leaves | said,
+        order.tensors,
+        _normal(job, client, order),
+        job.method.uploads(job.model),
+        client.name,
+    )
     if finished.stays:
         client.private.save(client.name, order.round, finished.stays)
     facts: Facts = {
@@ -170,15 +184,6 @@ def _normal(job: Job, client: Client, order: Order) -> Normal:
     return lambda shape: torch.randn(shape, generator=generator)
 
 
-def seal(leaves: dict[str, T], may: Collection[str], client: str) -> dict[str, T]:
-    """`leaves`, if every name in it may leave; else ValueError before anything is sent."""
-    if extra := sorted(leaves.keys() - may):
-        raise ValueError(
-            f"client {client} was about to send {extra}; its method lets only {sorted(may)} leave"
-        )
-    return leaves
-
-
 def _absorb(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
     """Clients keep what the server gave back in their round, and say how well they did before and
     after.
@@ -189,7 +194,7 @@ def _absorb(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
         job.method.absorb(order.tensors, own) for (_, order), own in zip(pairs, owns, strict=True)
     ]
     before, after = (
-        _right(job, [job.method.recall(job.model, {}, o) for o in own], clients)
+        _right(job, [job.method.restore(job.model, {}, o) for o in own], clients)
         for own in (owns, kept)
     )
     replies = []
@@ -218,10 +223,10 @@ def _predict(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
     clients = [client for client, _ in pairs]
     owns = [_newest(client, order) for client, order in pairs]
     own = [
-        job.method.recall(job.model, order.tensors, kept)
+        job.method.restore(job.model, order.tensors, kept)
         for (_, order), kept in zip(pairs, owns, strict=True)
     ]
-    shared = [job.method.recall(job.model, order.tensors, None) for _, order in pairs]
+    shared = [job.method.restore(job.model, order.tensors, None) for _, order in pairs]
     right = _right(job, own, clients)
     right_global = _right(job, shared, clients) if any(owns) else right
     replies = []
@@ -234,11 +239,16 @@ def _predict(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
             "test_global_correct": right_global[i].test,
             "test_examples": len(client.test),
         }
-        with torch.no_grad():
-            shown = job.method.facts(job.model, own[i], client.test.x[:, 0])
-        facts |= seal(shown, job.method.says(job.model), client.name) | client.changed
+        facts |= _said(job, own[i], client) | client.changed
         replies.append(Reply(client.name, order.round, "predict", facts=facts))
     return replies
+
+
+@torch.no_grad()
+def _said(job: Job, local: Local, client: Client) -> Facts:
+    """What the method lets a client say of its predictor on its test examples."""
+    found = job.method.predictor(job.model, local).facts(client.test.x[:, 0], client.test.y)
+    return seal(found, job.method.says(), client.name)
 
 
 class Right(NamedTuple):
@@ -260,10 +270,10 @@ def _right(job: Job, states: Sequence[Local], clients: Sequence[Client]) -> list
         ]
         states_of = [states[i] for i in chosen]
         logits = predict(
-            lambda local, x: job.method.logits(job.model, local, x),
+            lambda local, x: job.method.predictor(job.model, local).logits(x),
             states_of,
             inputs,
-            device(job.model),
+            job.trained.device,
         )
         return [_counted(out.argmax(-1), clients[i]) for out, i in zip(logits, chosen, strict=True)]
 
@@ -283,10 +293,9 @@ def _together(
     A model that cannot be stacked (batch norm would see the padding) says `together = False`, and
     goes one by one.
     """
-    stackable = getattr(job.model, "together", True)
     groups: dict[str, list[int]] = defaultdict(list)
     for place, local in enumerate(states):
-        groups[str(shapes(local.kept())) if stackable else str(place)].append(place)
+        groups[str(shapes(local.kept())) if job.model.together else str(place)].append(place)
     found = {
         place: value
         for group in groups.values()

@@ -4,11 +4,56 @@ A run's folder holds it, so that no report knows a method by name. This room kno
 alone: no tensor, no method and no page.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Whose = Literal["clients", "server"]
+Fact = float | int | str | list[float] | list[str]
+Facts = dict[str, Fact]  # plain values beside the tensors: what a round's log says
+
+_LARGEST = sys.float_info.max
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a plain value beside the tensors may be: a number between two bounds, words, or a list
+    of such.
+    """
+
+    kind: type = float  # int: whole numbers alone; str: words
+    least: float = -_LARGEST
+    most: float = _LARGEST
+    longest: int = 0  # values of a list; 0: one value, and no list
+
+    def allows(self, value: object) -> bool:
+        """Whether a value is one of these; never for NaN, an infinite number, or True."""
+        if not self.longest:
+            return self._one(value)
+        return isinstance(value, list) and len(value) <= self.longest and all(map(self._one, value))
+
+    def _one(self, value: object) -> bool:
+        if self.kind is str or isinstance(value, str):
+            return self.kind is str and isinstance(value, str)
+        kinds = (int,) if self.kind is int else (int, float)
+        return type(value) in kinds and self.least <= value <= self.most  # type: ignore[operator]
+
+    def __str__(self) -> str:
+        one = {int: "a whole number", float: "a number", str: "words"}[self.kind]
+        low, high = (
+            f"{word} {bound:.16g}" for word, bound in (("from", self.least), ("to", self.most))
+        )
+        bounds = [
+            *([low] if self.least > -_LARGEST else []),
+            *([high] if self.most < _LARGEST else []),
+        ]
+        return " ".join(
+            [f"at most {self.longest} times" if self.longest else "", one, *bounds]
+        ).strip()
+
+
+COUNT = Figure(int, 0, 2**53 - 1)  # whole numbers up to this are the same as floats
 
 
 @dataclass(frozen=True)

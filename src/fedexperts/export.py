@@ -22,8 +22,8 @@ import torch
 
 from .config import only_simulated
 from .data.images import KINDS, PIXELS
-from .method import Portable
 from .metrics import Row
+from .model import Portable
 from .predict import Predictor
 from .tensors import pack, write
 
@@ -126,11 +126,7 @@ def export(predictor: Predictor, folder: Path, onnx: bool = False) -> None:
         raise ValueError(f"{folder} is there already; use another folder")
     if onnx and not all(map(find_spec, ONNX_NEEDS)):
         raise ValueError("ONNX needs onnx and onnxscript; type: pip install 'fedexperts[onnx]'")
-    carried = (
-        predictor.method.portable_server(predictor.model, predictor.server)
-        if predictor.serves
-        else predictor.method.portable(predictor.model, predictor.local)
-    )
+    carried = predictor.answering.portable()
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         _write(predictor, carried, aside)

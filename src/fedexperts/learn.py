@@ -112,33 +112,38 @@ class Batch:
     active: Tensor
 
 
+@dataclass(frozen=True)
+class Fitting:
+    """How clients of equal shapes are trained, whoever they are."""
+
+    step: Step
+    learning: Learning
+    penalty: Penalty = lambda _: 0.0
+    # of tensors named `prefix.*`, instead of `learning.rate`
+    rates: Mapping[str, float] = field(default_factory=dict)
+    factor: float = 1.0  # of all rates
+    # names of tensors without a gradient: each step says where they moved
+    buffers: frozenset[str] = frozenset()
+    device: torch.device = CPU
+
+
 def fit(
-    step: Step,
-    penalty: Penalty,
+    how: Fitting,
     starts: Sequence[Local],
     examples: Sequence[Examples],
     generators: Sequence[torch.Generator],
-    learning: Learning,
-    rates: Mapping[str, float],
-    factor: float = 1.0,
-    moving: frozenset[str] = frozenset(),
-    device: torch.device = CPU,
 ) -> tuple[list[Tensors], list[float]]:
     """Train clients of equal shapes; their trained tensors, and each one's mean loss over its
     steps.
-
-    `rates` gives tensors named `prefix.*` a rate other than `learning.rate`; `factor` multiplies
-    all rates. Tensors named in `moving` have no gradient: each step says where they moved (batch
-    norm's running means and counters).
     """
-    begun = on(device, stack([s.trained for s in starts]))
+    begun = on(how.device, stack([s.trained for s in starts]))
     trained = {name: value.detach().clone() for name, value in begun.items()}
-    free = {name: value.requires_grad_() for name, value in trained.items() if name not in moving}
-    fixed = on(device, stack([s.fixed for s in starts]))
-    optimizer = _optimizer(free, learning, rates, factor)
-    total, steps = torch.zeros(2, len(starts), device=device)
-    for batch in _batches(examples, generators, learning, device):
-        losses, moved = _losses(step, penalty, trained, fixed, batch)
+    free = {n: value.requires_grad_() for n, value in trained.items() if n not in how.buffers}
+    fixed = on(how.device, stack([s.fixed for s in starts]))
+    optimizer = _optimizer(free, how)
+    total, steps = torch.zeros(2, len(starts), device=how.device)
+    for batch in _batches(examples, generators, how):
+        losses, moved = _losses(how, trained, fixed, batch)
         gradients = torch.autograd.grad(losses.sum(), list(free.values()))
         for value, gradient in zip(free.values(), gradients, strict=True):
             value.grad = gradient
@@ -168,9 +173,7 @@ def predict(
         return [out[i, : len(x)] for i, x in enumerate(inputs)]
 
 
-def _losses(
-    step: Step, penalty: Penalty, trained: Tensors, fixed: Tensors, batch: Batch
-) -> tuple[Tensor, Tensors]:
+def _losses(how: Fitting, trained: Tensors, fixed: Tensors, batch: Batch) -> tuple[Tensor, Tensors]:
     """Loss of each active client, weighted cross-entropy plus penalty; and its tensors that
     moved.
     """
@@ -179,9 +182,9 @@ def _losses(
         trained: Tensors, fixed: Tensors, x: Tensor, y: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensors]:
         local = Local(trained, fixed)
-        logits, moved = step(local, x)
+        logits, moved = how.step(local, x)
         loss = torch.nn.functional.cross_entropy(logits, y, reduction="none")
-        return (loss * weight).sum() / weight.sum() + penalty(local), moved
+        return (loss * weight).sum() / weight.sum() + how.penalty(local), moved
 
     everyone = len(batch.active) == len(next(iter(trained.values())))
 
@@ -202,22 +205,22 @@ def _losses(
 def _batches(
     examples: Sequence[Examples],
     generators: Sequence[torch.Generator],
-    learning: Learning,
-    device: torch.device,
+    how: Fitting,
 ) -> Iterator[Batch]:
     """Every client's own shuffled epochs, step by step; a client with fewer examples stops
     earlier.
     """
-    x, y = (_stacked([getattr(e, part) for e in examples]).to(device) for part in ("x", "y"))
+    x, y = (_stacked([getattr(e, part) for e in examples]).to(how.device) for part in ("x", "y"))
     plans = [
-        _plan(len(e), e.x.shape[1], g, learning) for e, g in zip(examples, generators, strict=True)
+        _plan(len(own), own.x.shape[1], generator, how.learning)
+        for own, generator in zip(examples, generators, strict=True)
     ]
     for step in range(max(len(plan) for plan in plans)):
         rows = [row for row, plan in enumerate(plans) if step < len(plan)]
         index, view = torch.stack([plans[row][step] for row in rows], dim=1)  # [2, n, B]
         width = int((index >= 0).sum(1).max())
         index, view, client = (
-            at.to(device) for at in (index[:, :width], view[:, :width], torch.tensor(rows))
+            at.to(how.device) for at in (index[:, :width], view[:, :width], torch.tensor(rows))
         )
         some = client[:, None], index.clamp(min=0)
         yield Batch(x[(*some, view)], y[some], (index >= 0).float(), client)
@@ -240,28 +243,28 @@ def _stacked(values: Sequence[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
 
 
-def _optimizer(
-    trained: Tensors, learning: Learning, rates: Mapping[str, float], factor: float
-) -> Optimizer:
+def _optimizer(trained: Tensors, how: Fitting) -> Optimizer:
     """One group a rate; without the multi-tensor paths, whose rounding depends on what else is in
     the group.
     """
+    learning = how.learning
     kinds: dict[str, Callable[..., Optimizer]] = {
         "sgd": partial(torch.optim.SGD, momentum=learning.momentum),
         "adam": torch.optim.Adam,
         "adamw": torch.optim.AdamW,
     }
     groups = [
-        {"params": [value], "lr": factor * _rate(name, rates, learning.rate)}
+        {"params": [value], "lr": how.factor * _rate(name, how)}
         for name, value in sorted(trained.items())
     ]
     return kinds[learning.optimizer](groups, weight_decay=learning.weight_decay, foreach=False)
 
 
-def _rate(name: str, rates: Mapping[str, float], otherwise: float) -> float:
-    return next(
-        (rate for prefix, rate in rates.items() if name.startswith(prefix + ".")), otherwise
-    )
+def _rate(name: str, how: Fitting) -> float:
+    for prefix, rate in how.rates.items():
+        if name.startswith(prefix + "."):
+            return rate
+    return how.learning.rate
 
 
 def _step(optimizer: Optimizer, trained: Tensors, active: Tensor) -> None:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from .admission import Known, admit, checked, known_from, note, unsound
 from .client import Job
+from .declared import Facts
 from .engine import Engine
 from .message import Order, Reply, Task
 from .method import Sent, Upload
@@ -110,7 +111,7 @@ def train(
     began = time.monotonic()
     chosen = sample(engine.clients(), schedule.participation, job.seed, round)
     sent = job.method.send(server, chosen, round, job.seed)
-    expected = job.method.expects(server, job.model)
+    expected = {client: job.method.expects(server, job.model, client) for client in chosen}
     replies = exchange(
         job, engine, {client: s.tensors for client, s in sent.items()}, round, "train", expected
     )
@@ -127,31 +128,17 @@ def train(
         if back
         else {}
     )
-    down = {
-        client: _carried("down", *(each[client] for each in (sent, back) if client in each))
-        for client in sent
-    }
-    up = {upload.client: _carried("up", upload) for upload in uploads}
-    trained = {
-        u.client: replies[u.client].facts
-        | sent[u.client].facts
-        | down[u.client]
-        | up[u.client]
-        | {"examples": replies[u.client].examples}
-        | admitted.moved[u.client]
-        for u in uploads
-    }
+    trained = _trained(sent, back, replies, uploads, admitted.moved)
     row: Row = {
         "round": round,
-        **_mean(down.values()),
-        **_mean(up.values() or [_carried("up")]),
+        **_mean([_carried("down", *_payloads(client, sent, back)) for client in sent]),
+        **_mean([_carried("up", upload) for upload in uploads] or [_carried("up")]),
         "refused": refused,
         "trained": trained,
     }
     if back:
-        row["absorbed"] = {
-            client: reply.facts for client, reply in absorbed.items() if not reply.error
-        }
+        came_back = {client: reply for client, reply in absorbed.items() if not reply.error}
+        row["absorbed"] = {client: reply.facts for client, reply in came_back.items()}
     remarks = {
         "capped": admitted.capped,
         "changed": note(known, trained),
@@ -160,6 +147,28 @@ def train(
     folder.log(SECONDS, [{"round": round, "seconds": time.monotonic() - began}])
     folder.log("rounds.jsonl", [row | _any(remarks)])
     return server
+
+
+def _trained(
+    sent: dict[str, Sent],
+    back: dict[str, Sent],
+    replies: dict[str, Reply],
+    uploads: Sequence[Upload],
+    moved: dict[str, dict[str, float]],
+) -> dict[str, Facts]:
+    """What a round's log says of every client whose upload was merged."""
+    trained = {}
+    for upload in uploads:
+        client, reply = upload.client, replies[upload.client]
+        trained[client] = (
+            reply.facts
+            | sent[client].facts
+            | _carried("down", *_payloads(client, sent, back))
+            | _carried("up", upload)
+            | {"examples": reply.examples}
+            | moved[client]
+        )
+    return trained
 
 
 def merge(
@@ -200,15 +209,15 @@ def examine(job: Job, server: Tensors, round: int) -> Row:
     well it does.
     """
     row: Row = {"round": round, "server_parameters": count(server), "server_bytes": size(server)}
+    served = job.method.served(job.model, server)
+    if served is None:
+        return row
     for part, examples in job.exam.items():
-        logits = job.method.serve(job.model, server, examples.x[:, 0])
-        if logits is not None:
-            row |= {
-                f"{part}_correct": int((logits.argmax(-1) == examples.y).sum()),
-                f"{part}_examples": len(examples),
-            }
+        answers = served.logits(examples.x[:, 0]).argmax(-1)
+        row[f"{part}_correct"] = int((answers == examples.y).sum())
+        row[f"{part}_examples"] = len(examples)
     if test := job.exam.get("test"):
-        row |= job.method.shows(job.model, server, test.x[:, 0], test.y)
+        row |= served.facts(test.x[:, 0], test.y)
     return row
 
 
@@ -218,7 +227,7 @@ def exchange(
     payloads: dict[str, Tensors],
     round: int,
     task: Task,
-    expected: Tensors | None = None,
+    expected: dict[str, Tensors] | None = None,
 ) -> dict[str, Reply]:
     """A checked reply of every client, sorted, whatever the order in which they came; where there
     is none, it says so.
@@ -226,10 +235,12 @@ def exchange(
     An answer to another order is none, and of two in one name neither is believed.
     """
     expected = expected or {}
-    most = packed_size(expected) if expected else 0
     came: dict[str, list[Reply]] = {client: [] for client in sorted(payloads)}
     for reply in engine.exchange(
-        [Order(c, round, task, tensors, most) for c, tensors in payloads.items()]
+        [
+            Order(client, round, task, tensors, _most(expected.get(client)))
+            for client, tensors in payloads.items()
+        ]
     ):
         if (reply.round, reply.task) == (round, task) and reply.client in came:
             came[reply.client].append(reply)
@@ -239,9 +250,14 @@ def exchange(
         if len(replies) != 1:
             why = f"{len(replies)} replies came in its name" if replies else "no reply"
             return Reply(client, round, task, error=why)
-        return checked(replies[0], expected, terms)
+        return checked(replies[0], expected.get(client, {}), terms)
 
     return {client: only(client, replies) for client, replies in came.items()}
+
+
+def _most(expected: Tensors | None) -> int:
+    """Bytes of tensors that a reply may bring."""
+    return packed_size(expected) if expected else 0
 
 
 def sample(clients: Sequence[str], participation: float, seed: int, round: int) -> list[str]:
@@ -277,6 +293,10 @@ def _carried(way: str, *messages: Sent | Upload) -> dict[str, int]:
     """How much goes one way between the server and a client in a round."""
     carried = [message.tensors for message in messages]
     return {f"parameters_{way}": sum(map(count, carried)), f"bytes_{way}": sum(map(size, carried))}
+
+
+def _payloads(client: str, *ways: dict[str, Sent]) -> list[Sent]:
+    return [each[client] for each in ways if client in each]
 
 
 def _mean(found: Collection[dict[str, int]]) -> Row:

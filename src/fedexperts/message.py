@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .method import Facts
+from .declared import Facts
 from .tensors import Tensors, pack, packed_size, unpack
 
 Task = Literal["train", "absorb", "predict"]

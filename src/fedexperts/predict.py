@@ -12,6 +12,7 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from . import config as door
+from . import predictor
 from .config import Config
 from .data.folders import ImageFolders
 from .data.images import SUFFIXES, read, readable
 from .data.own import words
 from .data.table import Table
 from .learn import Examples, Local
-from .method import Chosen, Method, Model
+from .method import Chosen, Method
+from .model import MixtureModel, Model
 from .models.built import Built
 from .private import Private
 from .report.collect import runs
@@ -105,7 +108,7 @@ class Predictor:
             split = folder.path / "split.json"
             # all it has is what data taught the common start
             model = door.build(config, states.folder, split)[0].model
-        local = method.recall(model, shared, own)
+        local = method.restore(model, shared, own)
         return cls(
             folder, config, built, model, method, server, round, client, local, kept, about["side"]
         )
@@ -115,21 +118,27 @@ class Predictor:
         """The same for a client that never trained, with what does best on a few labelled examples
         of its own.
         """
-        shared = self.method.recall(self.model, self.method.publish(self.server), None)
+        shared = self.method.restore(self.model, self.method.publish(self.server), None)
         choices = [Chosen(shared), *self.method.offers(self.model, self.server, few)]
-        losses = [
-            cross_entropy(self.method.logits(self.model, c.local, few.x[:, 0]), few.y)
-            for c in choices
-        ]
+        predictors = [self.method.predictor(self.model, choice.local) for choice in choices]
+        losses = [cross_entropy(one.logits(few.x[:, 0]), few.y) for one in predictors]
         best = choices[int(torch.stack(losses).argmin())]
         return replace(self, local=best.local, chosen=best.shares)
+
+    @cached_property
+    def answering(self) -> predictor.Predictor:
+        """What answers: the server's own predictor, if it is asked and has one, or the client's."""
+        served = None
+        if not self.client and self.chosen is None:
+            served = self.method.served(self.model, self.server)
+        return served or self.method.predictor(self.model, self.local)
 
     @property
     def serves(self) -> bool:
         """Whether it is the server's own predictor."""
-        return (
-            not self.client and self.chosen is None and type(self.method).serve is not Method.serve
-        )
+        if self.client or self.chosen is not None:
+            return False
+        return self.method.served(self.model, self.server) is not None
 
     @property
     def who(self) -> str:
@@ -176,36 +185,29 @@ class Predictor:
 
     def logits(self, x: Tensor) -> Tensor:
         """[B, C] from a model's inputs [B, ...]."""
-        served = self.method.serve(self.model, self.server, x) if self.serves else None
-        return self.method.logits(self.model, self.local, x) if served is None else served
+        return self.answering.logits(x)
 
     def _shares(self, x: Tensor, label_B: Tensor) -> Tensor:
-        """[B, E]: each expert's share in the class that is answered; E is 0 where there is one
-        voice.
-        """
-        if self.serves:
-            shares_BE = self.method.routes(self.model, self.server, x)
-        else:
-            voices_BCE = self.method.voices(self.model, self.local, x)
-            shares_BE = None if voices_BCE is None else voices_BCE[torch.arange(len(x)), label_B]
-        return x.new_zeros(len(x), 0) if shares_BE is None else shares_BE
+        """[B, E]: each expert's share in the class that is answered; E is 0 without experts."""
+        shares_BCE = self.answering.shares(x)
+        if shares_BCE is None:
+            return x.new_zeros(len(x), 0)
+        return shares_BCE[torch.arange(len(x)), label_B]
 
     def experts(self, count: int) -> list[str]:
-        """Names of so many experts: the client's own, then those whose it received, as far as the
-        log knows.
+        """Names of so many experts: a mixture's; or the client's own, then those whose it received,
+        as far as the log knows.
         """
         if self.chosen:
             return list(self.chosen)[:count]
-        if self.serves:
-            mains = getattr(self.model, "mains", 0)
-            return [f"main {i}" for i in range(mains)] + [
-                f"expert {k}" for k in range(count - mains)
-            ]
+        model = self.answering.model
+        if isinstance(model, MixtureModel):
+            mains = [f"main {i}" for i in range(model.mains)]
+            return [*mains, *(f"expert {k}" for k in range(count - model.mains))]
         rows = {row["round"]: row["trained"] for row in self.folder.rows("rounds.jsonl")}
-        received = rows.get(self.kept, {}).get(self.client, {}).get("received", [])
-        others = (
-            received if len(received) == count - 1 else [f"expert {k}" for k in range(1, count)]
-        )
+        others = rows.get(self.kept, {}).get(self.client, {}).get("received", [])
+        if len(others) != count - 1:
+            others = [f"expert {k}" for k in range(1, count)]
         return [OWN, *others][:count]
 
 

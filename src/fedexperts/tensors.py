@@ -130,32 +130,6 @@ def on(device: torch.device, tensors: Mapping[str, Tensor]) -> Tensors:
     return {name: value.to(device) for name, value in tensors.items()}
 
 
-def mean(items: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Tensors:
-    """Weighted mean of equally named tensors, added in the order given, so that it repeats bit for
-    bit.
-
-    Weights need not sum to one; they must be positive in sum. Sums are taken in float64 and
-    returned in the tensors' own type. Of others than floating tensors, a batch norm's count of
-    steps, the item with the largest weight (the first of equals) gives its own, as in `combine`.
-    """
-    total = float(sum(weights))
-    if not items or total <= 0:
-        raise ValueError(
-            f"a mean of {len(items)} items with weights that sum to {total}: nothing to average"
-        )
-    shares = [weight / total for weight in weights]
-    heaviest = items[shares.index(max(shares))]
-
-    def one(name: str, kind: torch.dtype) -> Tensor:
-        if not kind.is_floating_point:
-            return heaviest[name]
-        return sum_in_order(
-            item[name].double() * share for item, share in zip(items, shares, strict=True)
-        ).to(kind)
-
-    return {name: one(name, first.dtype) for name, first in items[0].items()}
-
-
 def sum_in_order(values: Iterable[Tensor]) -> Tensor:
     """Sum of at least one tensor, left to right."""
     first, *rest = values

@@ -17,9 +17,11 @@ from ..client import Client, Job
 from ..data import kept, manifest
 from ..data.features import features
 from ..data.federation import Federation, Parts
+from ..declared import Facts
 from ..engine import Engine
 from ..learn import Examples, Learning
-from ..method import Facts, Method, Model, needs_reserve, taught
+from ..method import Method, needs_reserve
+from ..model import Model, taught
 from ..models.built import Built, computing_on
 from ..models.mixture import Mixture
 from ..private import Private
@@ -90,10 +92,7 @@ def _mixed(config: Config, model: Model) -> Model:
 
 def _check_start(model: Model, federation: Federation) -> None:
     needs_reserve(len(federation.reserve), "start.epochs")
-    if not hasattr(model, "starting"):
-        raise ValueError(
-            f"start.epochs: {type(model).__name__} has a start of its own; use start.epochs = 0"
-        )
+    model.starting(model.initial)
 
 
 def _check_gate(config: Config, built: Built, federation: Federation) -> None:
@@ -210,7 +209,17 @@ def assembled(config: Config, federation: Federation, private: Path) -> tuple[Jo
     reserve = examples(federation.reserve)
     model = _mixed(config, _started(config, built.model, reserve))
     return (
-        Job(method, model, learning, run.rounds, run.seed, reserve, exam, config.section("guard")),
+        Job(
+            method,
+            model,
+            learning,
+            run.rounds,
+            run.seed,
+            reserve,
+            exam,
+            config.section("guard"),
+            config.section("upload"),
+        ),
         sites,
     )
 
@@ -241,8 +250,7 @@ def _started(config: Config, model: Model, reserve: Examples) -> Model:
     seed: int = config.values["run"]["seed"]
     learning = Learning(settings.epochs, settings.batch, optimizer="adam", rate=settings.rate)
     trained = taught(model, model.initial, reserve, learning, rng(seed, "common start"))
-    begun: Model = model.starting(trained)  # type: ignore[attr-defined]  # `_check_start` saw to it
-    return begun
+    return model.starting(trained)
 
 
 def simulated(about: Mapping[str, str], client: str) -> tuple[Job, Client]:

@@ -17,7 +17,7 @@ import torch
 
 from .. import __version__
 from ..data.federation import Federation
-from ..method import Method
+from ..upload import UploadSettings
 from .checking import ConfigError
 from .reading import Config
 
@@ -85,8 +85,10 @@ def only_simulated(config: Config) -> str:
     """What of an experiment would protect clients if they were deployed, and is drawn from the seed
     as they are not.
     """
-    method: Method = config.section("method")
-    return "" if config.values["engine"]["name"] == "flower" else method.simulated
+    if config.values["engine"]["name"] == "flower":
+        return ""
+    uploads: UploadSettings = config.section("upload")
+    return uploads.simulated
 
 
 def _called(place: torch.device) -> str:

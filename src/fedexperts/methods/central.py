@@ -13,7 +13,8 @@ from pydantic import Field
 
 from ..declared import Declared
 from ..learn import Local
-from ..method import Finished, Given, Model, Normal, Sent, Upload, needs_reserve, taught
+from ..method import Finished, Given, Sent, Upload, needs_reserve
+from ..model import Model, taught
 from ..tensors import Tensors, named, rng, under
 from .fedavg import Alone, FedAvg
 
@@ -43,10 +44,10 @@ class Central(Alone):
     ) -> dict[str, Sent]:
         return dict.fromkeys(clients, Sent(self.publish(server)))
 
-    def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
+    def finish(self, model: Model, local: Local) -> Finished:
         return Finished(stays={}, leaves={})
 
-    def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
+    def restore(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
         return Local(under(sent, "global"))
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..declared import Declared
 from ..learn import Local
-from ..method import Finished, Given, Method, Model, Normal, Sent, Upload, held, proximal
-from ..tensors import Tensors, mean, named, under
+from ..method import Finished, Given, Method, Sent, Upload
+from ..model import Model, held, proximal
+from ..tensors import Tensors, named, under
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class FedAvg(Method):
     def merge(
         self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int
     ) -> Tensors:
-        return named("global", mean([u.tensors for u in uploads], [u.examples for u in uploads]))
+        averaged = given.average([u.tensors for u in uploads], [u.examples for u in uploads])
+        return named("global", averaged)
 
     def start(
         self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator
@@ -52,10 +54,10 @@ class FedAvg(Method):
     def penalty(self, local: Local) -> Tensor | float:
         return proximal(self.mu, local)
 
-    def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
+    def finish(self, model: Model, local: Local) -> Finished:
         return Finished(stays={}, leaves=local.trained)
 
-    def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
+    def restore(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
         return Local(under(sent, "global"))
 
 
@@ -85,10 +87,10 @@ class Alone(Method):
     def start(
         self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator
     ) -> Local:
-        return self.recall(model, sent, own)
+        return self.restore(model, sent, own)
 
-    def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
+    def finish(self, model: Model, local: Local) -> Finished:
         return Finished(stays=local.kept(), leaves={})
 
-    def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
+    def restore(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
         return Local.of(own) if own else Local(model.initial)

@@ -24,19 +24,10 @@ from pydantic import Field
 from torch import Tensor
 
 from ..learn import Local
-from ..method import (
-    Finished,
-    Given,
-    Method,
-    MixtureModel,
-    Model,
-    Normal,
-    Sent,
-    Upload,
-    as_mixture,
-    moving,
-)
-from ..tensors import Tensors, mean, named, rng, under
+from ..method import Finished, Given, Method, Sent, Upload
+from ..model import MixtureModel, Model, as_mixture
+from ..predictor import Predictor
+from ..tensors import Tensors, named, rng, under
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,7 @@ class FedJETs(Method):
 
     def fits(self, model: Model, reserve: int) -> None:
         mixture = as_mixture(model)
-        if moving(mixture.expert) | moving(mixture.gate):
+        if mixture.expert.buffers | mixture.gate.buffers:
             raise ValueError('fedjets has no batch norm at its clients; use model.norm = "group"')
         if self.experts > (count := mixture.experts):
             raise ValueError(
@@ -63,7 +54,7 @@ class FedJETs(Method):
 
     # ---- server
 
-    def expects(self, server: Tensors, model: Model) -> Tensors:
+    def expects(self, server: Tensors, model: Model, client: str) -> Tensors:
         return _part(under(server, "global"), range(self.experts)) | {
             "use": torch.zeros(_count(server))
         }
@@ -95,8 +86,10 @@ class FedJETs(Method):
             ]
             if holders:
                 trained = [under(u.tensors, f"expert.{place}") for u, place in holders]
-                shared |= named(f"expert.{k}", mean(trained, [u.examples for u, _ in holders]))
-        shared |= mean([_part(u.tensors, ()) for u in uploads], [u.examples for u in uploads])
+                expert = given.average(trained, [u.examples for u, _ in holders])
+                shared |= named(f"expert.{k}", expert)
+        common = [_part(u.tensors, ()) for u in uploads]
+        shared |= given.average(common, [u.examples for u in uploads])
         new = [u.client for u in uploads if u.client not in anchors][: K - len(anchors)]
         anchors |= {client: torch.tensor(k) for k, client in enumerate(new, len(anchors))}
         use = {u.client: u.tensors["use"] for u in uploads}
@@ -120,32 +113,42 @@ class FedJETs(Method):
     ) -> Local:
         return Local(under(sent, "global"), {"chosen": sent["chosen"]})
 
-    def logits(self, model: Model, local: Local, x: Tensor) -> Tensor:
-        """log y(x) of the experts that are here, the gate's weights renormalised over them."""
-        mixture, tensors = as_mixture(model), local.trained
-        if "chosen" not in local.fixed:
-            return mixture.logits(tensors, x)
+    def predictor(self, model: Model, local: Local) -> Predictor:
+        if "chosen" in local.fixed:
+            return FewExperts(as_mixture(model), local)
+        return super().predictor(model, local)
+
+    def observe(self, model: Model, local: Local, x: Tensor) -> Tensors:
+        """use [K]: how the gate weighs all experts, on average over what the client trained on."""
+        return {"use": _gate(as_mixture(model), local.trained, x).softmax(-1).mean(0)}
+
+    def finish(self, model: Model, local: Local) -> Finished:
+        return Finished(stays={}, leaves=local.trained)
+
+    def restore(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
+        return Local(under(sent, "global"))
+
+
+@dataclass(frozen=True)
+class FewExperts(Predictor):
+    """The experts that are here, numbered anew, the gate's weights renormalised over them."""
+
+    model: MixtureModel
+
+    def logits(self, x: Tensor) -> Tensor:
+        """log y(x)."""
+        mixture, tensors, chosen_n = self.model, self.local.trained, self.local.fixed["chosen"]
         routed = [
             mixture.expert.logits(under(tensors, f"expert.{place}"), x)
-            for place in range(self.experts)
+            for place in range(len(chosen_n))
         ]
-        weights_Bn = _gate(mixture, tensors, x)[:, local.fixed["chosen"]].softmax(-1)
+        weights_Bn = _gate(mixture, tensors, x)[:, chosen_n].softmax(-1)
         return mixture.mix(
             tensors,
             mixture.answers(tensors, "main", x),
             torch.stack(routed).softmax(-1),
             weights_Bn,
         )
-
-    def observe(self, model: Model, local: Local, x: Tensor) -> Tensors:
-        """use [K]: how the gate weighs all experts, on average over what the client trained on."""
-        return {"use": _gate(as_mixture(model), local.trained, x).softmax(-1).mean(0)}
-
-    def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
-        return Finished(stays={}, leaves=local.trained)
-
-    def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
-        return Local(under(sent, "global"))
 
 
 def _gate(mixture: MixtureModel, tensors: Tensors, x: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ any.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass, replace
-from functools import partial
 from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
@@ -22,32 +21,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import nll_loss
 
-from ..declared import Control, Declared
+from ..average import mean
+from ..declared import Control, Declared, Facts
 from ..learn import Examples, Learning, Local
-from ..method import (
-    Chosen,
-    Facts,
-    Finished,
-    Given,
-    Method,
-    MixtureModel,
-    Model,
-    Normal,
-    Portable,
-    Sent,
-    Upload,
-    as_mixture,
-    dissected,
-    entropy,
-    held,
-    moving,
-    needs_reserve,
-    portable,
-    proximal,
-    step,
-    taught,
-)
-from ..tensors import Tensors, combine, mean, named, rng, under
+from ..method import Chosen, Finished, Given, Method, Sent, Upload, needs_reserve
+from ..model import MixtureModel, Model, Portable, as_mixture, held, proximal, taught
+from ..predictor import MixturePredictor, dissected, entropy
+from ..tensors import Tensors, combine, named, rng, under
 
 NEVER = 1e-6  # a spread or a sum of weights below it is rounding
 _CONTROLS = (
@@ -182,7 +162,7 @@ class FedMoE(Method):
         symmetric).
         """
         mixture = as_mixture(given.model)
-        server = mixture.initial
+        server = dict(mixture.initial)
         if self.warmup:
             clusters = _clusters(given.reserve.x[:, 0], mixture.experts, given.seed)
             learning = replace(
@@ -203,7 +183,7 @@ class FedMoE(Method):
         experts = _experts(server, "main") or _experts(server, "expert")
         return named("global", mean(experts, [1] * len(experts)))
 
-    def expects(self, server: Tensors, model: Model) -> Tensors:
+    def expects(self, server: Tensors, model: Model, client: str) -> Tensors:
         return under(self.publish(server), "global")
 
     def send(
@@ -265,35 +245,8 @@ class FedMoE(Method):
             for u in uploads
         }
 
-    def serve(self, model: Model, server: Tensors, x: Tensor) -> Tensor:
-        """The main experts and the top-L routed ones, renormalised; all of them alike without
-        routing.
-        """
-        mixture = as_mixture(model)
-        if self.gate == "trained":
-            return mixture.predict(server, x)
-        mains_MBC, routed_KBC = (
-            mixture.answers(server, prefix, x) for prefix in ("main", "expert")
-        )
-        return mixture.mix(server, mains_MBC, routed_KBC, self._weigh(mixture, server, x))
-
-    def routes(self, model: Model, server: Tensors, x: Tensor) -> Tensor:
-        mixture = as_mixture(model)
-        weights_BK = (
-            mixture.routed(server, x) if self.gate == "trained" else self._weigh(mixture, server, x)
-        )
-        alpha = server.get("alpha", torch.tensor(1.0)).clamp(0, 1)
-        mains_BM = ((1 - alpha) / max(mixture.mains, 1)).expand(len(x), mixture.mains)
-        return torch.cat([mains_BM, alpha * weights_BK], dim=1)
-
-    def shows(self, model: Model, server: Tensors, x: Tensor, y: Tensor) -> Facts:
-        """Its mixture, whole and without its parts, and the clients' shares of the experts."""
-        mixture = as_mixture(model)
-        weights_BK = self._weigh(mixture, server, x)
-        facts = dissected(mixture, server, x, y, weights_BK, partial(self.serve, model))
-        return facts | {
-            f"shares.{c}": value.tolist() for c, value in under(server, "shares").items()
-        }
+    def served(self, model: Model, server: Tensors) -> "ServedMixture":
+        return ServedMixture(as_mixture(model), Local(server), self.gate == "trained")
 
     def _relevance(
         self, mixture: MixtureModel, server: Tensors, reserve: Examples, answers_mR: Tensor
@@ -380,7 +333,7 @@ class FedMoE(Method):
         free = [
             value.requires_grad_()
             for name, value in gate.items()
-            if name not in moving(mixture.gate)
+            if name not in mixture.gate.buffers
         ]
         optimizer = torch.optim.Adam(
             [
@@ -391,7 +344,7 @@ class FedMoE(Method):
         )
         for _ in range(self.gate_epochs):
             for rows in torch.randperm(len(y), generator=generator).split(given.learning.batch):
-                logits, moved = step(mixture.gate, gate, x[rows])
+                logits, moved = mixture.gate.step(gate, x[rows])
                 weights_BK = self._weights(logits)
                 answer_BC = mixture.mix(alpha, mains_MRC[:, rows], routed_KRC[:, rows], weights_BK)
                 loss = nll_loss(answer_BC, y[rows]) + self.beta * entropy(weights_BK)
@@ -410,9 +363,12 @@ class FedMoE(Method):
         return self._weights(mixture.gate.logits(under(server, "gate"), x))
 
     def _weights(self, logits: Tensor) -> Tensor:
-        return logits.softmax(-1) if self.gate == "trained" else _uniform(logits)
+        return _weighed(logits, self.gate == "trained")
 
     # ---- client
+
+    def trains(self, model: Model) -> Model:
+        return as_mixture(model).expert
 
     def start(
         self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator
@@ -429,38 +385,16 @@ class FedMoE(Method):
         begun = begun or expert.initial
         return Local(begun, held(expert, begun) if self.mu else {})
 
-    def logits(self, model: Model, local: Local, x: Tensor) -> Tensor:
-        return as_mixture(model).expert.logits(local.trained, x)
-
-    def moves(self, model: Model) -> frozenset[str]:
-        return moving(as_mixture(model).expert)
-
-    def step(self, model: Model, local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
-        return step(as_mixture(model).expert, local.trained, x)
-
     def penalty(self, local: Local) -> Tensor | float:
         return proximal(self.mu, local)
 
-    def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
+    def finish(self, model: Model, local: Local) -> Finished:
         return Finished(stays=Local(local.trained).kept(), leaves=local.trained)
 
     def absorb(self, sent: Tensors, own: Tensors | None) -> Tensors:
         return Local(under(sent, "blend")).kept()
 
-    def portable(self, model: Model, local: Local) -> Portable:
-        return portable(as_mixture(model).expert, local.trained)
-
-    def portable_server(self, model: Model, server: Tensors) -> Portable:
-        """Without routing it is the mixture of all experts, behind a gate of zeros, which weighs
-        them alike.
-        """
-        mixture = as_mixture(model)
-        if self.gate == "trained":
-            return mixture.portable(server, sparse=True)
-        alike = {name: torch.zeros_like(value) for name, value in under(server, "gate").items()}
-        return mixture.portable(server | named("gate", alike))
-
-    def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
+    def restore(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
         """The client's one model; the published one if it never trained."""
         return Local.of(own) if own else Local(under(sent, "global"))
 
@@ -480,6 +414,49 @@ class FedMoE(Method):
             *(f"expert {k}" for k in range(len(right_K))),
         ]
         return [Chosen(Local(blend), dict(zip(names, shares_E.tolist(), strict=True)))]
+
+
+@dataclass(frozen=True)
+class ServedMixture(MixturePredictor):
+    """The main experts and the top-L routed ones, renormalised; without routing all of them
+    alike.
+    """
+
+    trained: bool  # whether the gate routes
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self._answer(self.local.trained, x)
+
+    def weights(self, x: Tensor) -> Tensor:
+        if self.trained:
+            return self.model.routed(self.local.trained, x)
+        return self._weigh(self.local.trained, x)
+
+    def facts(self, x: Tensor, y: Tensor) -> Facts:
+        """Its mixture, whole and without its parts, and the clients' shares of the experts."""
+        server = self.local.trained
+        facts = dissected(self.model, server, x, y, self._weigh, self._answer)
+        shares = under(server, "shares")
+        return facts | {f"shares.{client}": value.tolist() for client, value in shares.items()}
+
+    def portable(self) -> Portable:
+        """Without routing it is the mixture of all experts, behind a gate of zeros, which weighs
+        them alike.
+        """
+        server = self.local.trained
+        if self.trained:
+            return self.model.portable(server, sparse=True)
+        alike = {name: torch.zeros_like(value) for name, value in under(server, "gate").items()}
+        return self.model.portable(server | named("gate", alike))
+
+    def _answer(self, server: Tensors, x: Tensor) -> Tensor:
+        if self.trained:
+            return self.model.predict(server, x)
+        mains_MBC, routed_KBC = (self.model.answers(server, kind, x) for kind in ("main", "expert"))
+        return self.model.mix(server, mains_MBC, routed_KBC, self._weigh(server, x))
+
+    def _weigh(self, server: Tensors, x: Tensor) -> Tensor:
+        return _weighed(self.model.gate.logits(under(server, "gate"), x), self.trained)
 
 
 STRONG: dict[str, Any] = {
@@ -543,7 +520,10 @@ def _right(expert: Model, clients: Sequence[Tensors], reserve: Examples) -> Tens
         )
 
 
-def _uniform(logits: Tensor) -> Tensor:
+def _weighed(logits: Tensor, routes: bool) -> Tensor:
+    """The experts' weights behind a gate's logits, or the same for all."""
+    if routes:
+        return logits.softmax(-1)
     return torch.full_like(logits, 1 / logits.shape[-1])
 
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -22,23 +22,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from ..declared import Control, Declared, Metric
+from ..declared import Control, Declared, Facts, Figure, Metric
 from ..learn import Examples, Local
-from ..method import (
-    Chosen,
-    Facts,
-    Figure,
-    Finished,
-    Given,
-    Method,
-    Model,
-    Normal,
-    Portable,
-    PromptModel,
-    Sent,
-    Upload,
-)
-from ..tensors import Tensors, mean, named, rng, under
+from ..method import Chosen, Finished, Given, Method, Sent, Upload
+from ..model import Model, Portable, PromptModel
+from ..predictor import Predictor
+from ..tensors import Tensors, named, rng, under
 
 _CONTROLS = (
     Control(
@@ -138,40 +127,11 @@ class PFedMoAP(Method):
         bool, Field(description="cosine with the mixed feature instead of a plain dot product")
     ] = False
     bias: Annotated[bool, Field(description="the gate's linear maps have biases")] = True
-    upload_clip: Annotated[
-        float,
-        Field(
-            ge=0,
-            description=(
-                "largest l2 distance of an uploaded prompt from the global one; 0: no limit"
-            ),
-        ),
-    ] = 0.0
-    upload_noise: Annotated[
-        float,
-        Field(
-            ge=0,
-            description=(
-                "Gaussian noise on the upload, in units of upload_clip; where sites are simulated"
-                " it follows from the seed and protects nobody"
-            ),
-        ),
-    ] = 0.0
 
     def __post_init__(self) -> None:
         if self.gate == "attention" and self.width % self.heads:
             raise ValueError(
                 f"heads = {self.heads} does not divide width = {self.width}; use a divisor"
-            )
-        if self.upload_noise and not self.upload_clip:
-            raise ValueError(
-                f"upload_noise = {self.upload_noise} counts in units of upload_clip: set"
-                " upload_clip > 0"
-            )
-        if self.upload_clip and self.gates == "averaged":
-            raise ValueError(
-                "upload_clip protects the prompt alone, and averaged gates are sent: set gates ="
-                ' "local"'
             )
 
     def declares(self) -> Declared:
@@ -187,7 +147,7 @@ class PFedMoAP(Method):
 
     def fits(self, model: Model, reserve: int) -> None:
         with torch.no_grad():
-            self._pooled(_prompted(model).texts(model.initial["context"]))
+            self.pooled(_prompted(model).texts(model.initial["context"]))
 
     def open(self, given: Given) -> Tensors:
         shared = {"context": given.model.initial["context"]}
@@ -226,7 +186,7 @@ class PFedMoAP(Method):
         """Overwrite the pool and average what is shared, by examples (arXiv:2410.10114, algorithm
         1).
         """
-        shared = mean([u.tensors for u in uploads], [u.examples for u in uploads])
+        shared = given.average([u.tensors for u in uploads], [u.examples for u in uploads])
         return (
             server
             | named("global", shared)
@@ -255,46 +215,33 @@ class PFedMoAP(Method):
         before = Local.of(own) if own else Local({})
         kept = under(before.trained, "gate")
         gate = under(sent, "global.gate") if self.gates == "averaged" else kept
-        context = (
-            before.trained.get("context", sent["global.context"])
-            if not self.reset
-            else sent["global.context"]
-        )
-        fixed = {"reference": sent["global.context"]} if self.upload_clip else {}
+        context = sent["global.context"]
+        if not self.reset:
+            context = before.trained.get("context", context)
         # a first-timer tunes its prompt alone; a gate that is shared waits
         if "experts" not in sent:
-            return Local({"context": context}, fixed | named("gate", gate))
+            return Local({"context": context}, named("gate", gate))
         with torch.no_grad():  # behind a context of its own, as K may be 0
-            fixed["experts"] = _prompted(model).texts(
-                torch.cat([sent["global.context"][None], sent["experts"]])
-            )[1:]
-        return Local({"context": context} | named("gate", gate or self._new_gate(rng)), fixed)
+            contexts = torch.cat([sent["global.context"][None], sent["experts"]])
+            experts = _prompted(model).texts(contexts)[1:]
+        trained = {"context": context} | named("gate", gate or self._new_gate(rng))
+        return Local(trained, {"experts": experts})
 
     def rates(self) -> Mapping[str, float]:
         return {"gate": self.gate_rate}
 
-    def logits(self, model: Model, local: Local, x: Tensor) -> Tensor:
-        """sim(Pool(I), T_MoE) + lambda sim(I, T_L), times CLIP's scale (arXiv:2410.10114 eq. 10);
-        first: plain CLIP.
-        """
-        own_CD = _prompted(model).texts(local.trained["context"])
-        plain_BC = x @ own_CD.T
-        if "experts" not in local.fixed:
-            return _prompted(model).scale * plain_BC
-        mixed_BC, _ = self._mix(local, own_CD, x)
-        return _prompted(model).scale * (mixed_BC + self.lam * plain_BC)
+    def predictor(self, model: Model, local: Local) -> Predictor:
+        if "experts" in local.fixed:
+            return Mixed(_prompted(model), local, self)
+        return super().predictor(model, local)
 
-    def finish(self, model: Model, local: Local, normal: Normal) -> Finished:
+    def finish(self, model: Model, local: Local) -> Finished:
         leaves = {"context": local.trained["context"]}
-        if self.upload_clip:
-            leaves["context"] = self._privatised(
-                leaves["context"], local.fixed["reference"], normal
-            )
         if self.gates == "averaged":
             leaves |= named("gate", under(local.trained, "gate") or under(local.fixed, "gate"))
         return Finished(local.kept(), leaves)
 
-    def recall(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
+    def restore(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
         """The client's own prompt, gate and experts; the global prompt alone if it never
         trained.
         """
@@ -304,85 +251,27 @@ class PFedMoAP(Method):
         """The prompt of the pool that finds the examples' labels likeliest; with averaged gates, K
         such prompts.
         """
-        prompted, x = _prompted(model), few.x[:, 0]
-        texts = {
-            client: prompted.texts(context) for client, context in under(server, "pool").items()
-        }
-        losses = {
-            client: float(cross_entropy(prompted.scale * x @ own_CD.T, few.y))
-            for client, own_CD in texts.items()
-        }
-        useful = sorted(texts, key=losses.__getitem__)
+        prompted, x, pool = _prompted(model), few.x[:, 0], under(server, "pool")
+        texts = {client: prompted.texts(context) for client, context in pool.items()}
+
+        def loss(client: str) -> float:
+            return float(cross_entropy(prompted.scale * x @ texts[client].T, few.y))
+
+        useful = sorted(texts, key=loss)
         if not (gate := under(server, "global.gate")):
-            return [
-                Chosen(Local({"context": server[f"pool.{client}"]}), {client: 1.0})
-                for client in useful[:1]
-            ]
-        shared_CD = prompted.texts(server["global.context"])
-        experts = torch.stack([shared_CD, *(texts[client] for client in useful[: self.experts])])[
-            1:
-        ]
-        local = Local(
-            {"context": server["global.context"]} | named("gate", gate), {"experts": experts}
-        )
-        _, weights_BCE = self._mix(local, shared_CD, x)
-        names = ("global prompt", *useful[: self.experts])
-        return [Chosen(local, dict(zip(names, weights_BCE.mean((0, 1)).tolist(), strict=True)))]
+            return [Chosen(Local({"context": pool[name]}), {name: 1.0}) for name in useful[:1]]
+        useful = useful[: self.experts]
+        shared = server["global.context"]
+        experts = torch.stack([prompted.texts(shared), *(texts[name] for name in useful)])[1:]
+        local = Local({"context": shared} | named("gate", gate), {"experts": experts})
+        shares_E = Mixed(prompted, local, self).shares(x).mean((0, 1)).tolist()
+        return [Chosen(local, dict(zip(("global prompt", *useful), shares_E, strict=True)))]
 
-    def portable(self, model: Model, local: Local) -> Portable:
-        """Text features, gate, and pooling as a matrix: it is a linear map, whichever it is."""
-        if "experts" not in local.fixed:
-            return super().portable(model, local)
-        own_CD = _prompted(model).texts(local.trained["context"])
-        tensors = {
-            "own": own_CD,
-            "experts": local.fixed["experts"],
-            "pool": self._pooled(torch.eye(own_CD.shape[1])),
-        }
-        numbers = {
-            "scale": _prompted(model).scale,
-            "lambda": self.lam,
-            "heads": self.heads,
-            "attention_scale": self.attention_scale or (self.width / self.heads) ** -0.5,
-        }
-        code = _CODE.format(mix=_MIX[self.gate], cosine=_COSINE if self.normalised else "")
-        return Portable(
-            tensors | named("gate", under(local.trained, "gate")), numbers, _FORMULA, code
-        )
-
-    def voices(self, model: Model, local: Local, x: Tensor) -> Tensor | None:
-        """The gate's weights, the mean of its heads."""
-        if "experts" not in local.fixed:
-            return None
-        return self._mix(local, _prompted(model).texts(local.trained["context"]), x)[1]
-
-    def facts(self, model: Model, local: Local, x: Tensor) -> Facts:
-        """Mean weight of each expert (own first) and how far apart the experts' text features are
-        (1 - cosine).
-        """
-        if "experts" not in local.fixed:
-            return {}
-        own_CD = _prompted(model).texts(local.trained["context"])
-        _, weights_BCE = self._mix(local, own_CD, x)
-        apart = 1 - (local.fixed["experts"] * own_CD).sum(-1)
-        facts: Facts = {"weights": weights_BCE.mean((0, 1)).tolist()}
-        return facts | {"experts_apart": float(apart.mean())} if apart.numel() else facts
-
-    def says(self, model: Model) -> Mapping[str, Figure]:
+    def says(self) -> Mapping[str, Figure]:
         return {
             "weights": Figure(float, -_ROUNDING, 1 + _ROUNDING, longest=self.experts + 1),
             "experts_apart": Figure(float, -_ROUNDING, 2 + _ROUNDING),
         }
-
-    @property
-    def simulated(self) -> str:
-        return "the noise on uploads" if self.upload_noise else ""
-
-    def _privatised(self, context: Tensor, reference: Tensor, normal: Normal) -> Tensor:
-        """Gaussian mechanism on the change of the prompt: clipped in l2, then noised."""
-        change = context - reference
-        change = change * min(1.0, self.upload_clip / max(float(change.norm()), 1e-12))
-        return reference + change + self.upload_noise * self.upload_clip * normal(change.shape)
 
     # ---- the gate
 
@@ -406,13 +295,13 @@ class PFedMoAP(Method):
                 gate[f"{name}.bias"] = torch.zeros(rows)
         return gate
 
-    def _mix(self, local: Local, own_CD: Tensor, x_BD: Tensor) -> tuple[Tensor, Tensor]:
+    def mix(self, local: Local, own_CD: Tensor, x_BD: Tensor) -> tuple[Tensor, Tensor]:
         """Similarity [B, C] of the pooled images to the mixed text features, and the experts'
         weights [B, C, E].
         """
-        texts_ECG = self._pooled(torch.cat([own_CD[None], local.fixed["experts"]]))
+        texts_ECG = self.pooled(torch.cat([own_CD[None], local.fixed["experts"]]))
         mix = self._attend if self.gate == "attention" else self._weigh
-        return mix(under(local.trained, "gate"), self._pooled(x_BD), texts_ECG)
+        return mix(under(local.trained, "gate"), self.pooled(x_BD), texts_ECG)
 
     def _attend(self, gate: Tensors, image_BG: Tensor, texts_ECG: Tensor) -> tuple[Tensor, Tensor]:
         """Multi-head attention of the image over each class's experts (arXiv:2410.10114 eq. 8 and
@@ -451,7 +340,7 @@ class PFedMoAP(Method):
             similarity = torch.einsum("be,ecg,bg->bc", weights_BE, texts_ECG, image_BG)
         return similarity, weights_BE[:, None].expand(-1, C, -1)
 
-    def _pooled(self, x: Tensor) -> Tensor:
+    def pooled(self, x: Tensor) -> Tensor:
         """[..., D] to [..., G]."""
         D, G = x.shape[-1], self.width
         if D < G:
@@ -466,6 +355,60 @@ class PFedMoAP(Method):
         return pools[self.pooling]()
 
 
+@dataclass(frozen=True)
+class Mixed(Predictor):
+    """A client's own prompt and the prompts that it received, mixed by its gate image by image."""
+
+    model: PromptModel
+    method: PFedMoAP
+
+    def _own(self) -> Tensor:
+        """[C, D]: the classes' texts behind the client's own prompt."""
+        return self.model.texts(self.local.trained["context"])
+
+    def logits(self, x: Tensor) -> Tensor:
+        """sim(Pool(I), T_MoE) + lambda sim(I, T_L), times CLIP's scale (arXiv:2410.10114 eq.
+        10).
+        """
+        own_CD = self._own()
+        mixed_BC, _ = self.method.mix(self.local, own_CD, x)
+        return self.model.scale * (mixed_BC + self.method.lam * (x @ own_CD.T))
+
+    def shares(self, x: Tensor) -> Tensor:
+        """The gate's weights, the mean of its heads; the client's own prompt first."""
+        return self.method.mix(self.local, self._own(), x)[1]
+
+    def facts(self, x: Tensor, y: Tensor) -> Facts:
+        """Mean weight of each expert (own first) and how far apart the experts' text features are
+        (1 - cosine).
+        """
+        own_CD = self._own()
+        _, weights_BCE = self.method.mix(self.local, own_CD, x)
+        apart = 1 - (self.local.fixed["experts"] * own_CD).sum(-1)
+        facts: Facts = {"weights": weights_BCE.mean((0, 1)).tolist()}
+        if apart.numel():
+            facts["experts_apart"] = float(apart.mean())
+        return facts
+
+    def portable(self) -> Portable:
+        """Text features, gate, and pooling as a matrix: it is a linear map, whichever it is."""
+        own_CD, method = self._own(), self.method
+        tensors = {
+            "own": own_CD,
+            "experts": self.local.fixed["experts"],
+            "pool": method.pooled(torch.eye(own_CD.shape[1])),
+        }
+        numbers = {
+            "scale": self.model.scale,
+            "lambda": method.lam,
+            "heads": method.heads,
+            "attention_scale": method.attention_scale or (method.width / method.heads) ** -0.5,
+        }
+        code = _CODE.format(mix=_MIX[method.gate], cosine=_COSINE if method.normalised else "")
+        gate = named("gate", under(self.local.trained, "gate"))
+        return Portable(tensors | gate, numbers, _FORMULA, code)
+
+
 @cache
 def _projection(D: int, G: int) -> Tensor:
     """A Gaussian map [D, G], the same in every run; NumPy's, as torch draws nothing inside a
@@ -476,12 +419,12 @@ def _projection(D: int, G: int) -> Tensor:
 
 
 def _prompted(model: Model) -> PromptModel:
-    if not hasattr(model, "texts"):
+    if not isinstance(model, PromptModel):
         raise ValueError(
             f"pFedMoAP needs a model with prompts, not {type(model).__name__}; set model.name ="
             ' "prompted-clip"'
         )
-    return cast(PromptModel, model)
+    return model
 
 
 def _distances(entries_NlW: Tensor, rows: list[int]) -> Tensor:

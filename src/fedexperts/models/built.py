@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..method import Model
+from ..model import Model
 from ..tensors import CPU
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
-from ..method import Portable
+from ..model import Model, Portable, PromptModel
 from ..tensors import Tensors
 
 Name = tuple[int, ...]  # the token ids behind the context: class name, full stop, [EOS]
@@ -100,7 +100,7 @@ def words(clip: Clip, text: str) -> Tensor:
     return _embed(clip, clip.tokenize(text)).float().cpu()
 
 
-class PromptedClip:
+class PromptedClip(PromptModel):
     """The model of CoOp (arXiv:2109.01134) and pFedMoAP (arXiv:2410.10114): a frozen CLIP and a
     learned context.
 
@@ -113,16 +113,12 @@ class PromptedClip:
     def __init__(self, clip: Clip, classes: tuple[str, ...], context: Tensor) -> None:
         self.clip, self.classes, self.scale, self.width = clip, classes, clip.scale, clip.width
         self.device = clip.positions.device
-        self._context = context.detach().to("cpu", torch.float32)
+        self.initial = {"context": context.detach().to("cpu", torch.float32)}
         self._names = [(*clip.tokenize(f"{name.replace('_', ' ')}."), clip.end) for name in classes]
         self._start = _embed(clip, [] if clip.start is None else [clip.start])  # [0 or 1, W]
         self._trunk = len(self._start) + len(context)
         self._check()
         self._tree = _tree(clip, self._names, self._trunk) if clip.pad is None else None
-
-    @property
-    def initial(self) -> Tensors:
-        return {"context": self._context}
 
     @property
     def longest(self) -> int:
@@ -201,7 +197,7 @@ class PromptedClip:
         return normalize(self.clip.project(self.clip.norm(hidden)).float(), dim=-1)
 
     def _check(self) -> None:
-        (L, W), shape = self.clip.positions.shape, list(self._context.shape)
+        (L, W), shape = self.clip.positions.shape, list(self.initial["context"].shape)
         if not self.classes:
             raise ValueError("there are no classes: give at least one class name")
         if len(shape) != 2 or shape[1] != W:
@@ -217,7 +213,7 @@ class PromptedClip:
             )
 
 
-class LinearProbe:
+class LinearProbe(Model):
     """A linear classifier on normalised image features: scale * (x @ weight^T) + bias, from zero.
 
     CLIP's own scale makes it the function of the features that a prompted CLIP is, with free
@@ -225,12 +221,9 @@ class LinearProbe:
     """
 
     def __init__(self, classes: tuple[str, ...], width: int, scale: float) -> None:
-        self.classes, self.width, self.scale = classes, width, scale
-
-    @property
-    def initial(self) -> Tensors:
-        C = len(self.classes)
-        return {"weight": torch.zeros(C, self.width), "bias": torch.zeros(C)}
+        self.classes, self.scale = classes, scale
+        C = len(classes)
+        self.initial = {"weight": torch.zeros(C, width), "bias": torch.zeros(C)}
 
     def logits(self, tensors: Tensors, x_BD: Tensor) -> Tensor:
         """[B, C] from normalised image features [B, D]."""

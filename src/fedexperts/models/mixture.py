@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ..method import Model, Portable, device, moving, portable, step
+from ..model import MixtureModel, Model, Portable
 from ..tensors import Tensors, named, stack, under
 
 LEAST = 1e-9  # probability whose logarithm is still taken
 
 
-class Mixture:
+class Mixture(MixtureModel):
     """Tensors `main.i.*` and `expert.k.*`, each a whole expert, `gate.*`, and `alpha` where there
     is a main expert.
 
@@ -34,27 +34,25 @@ class Mixture:
     def __init__(self, expert: Model, gate: Model, mains: int, top: int) -> None:
         self.expert, self.gate, self.mains, self.top = expert, gate, mains, top
         self.classes, self.experts = expert.classes, len(gate.classes)
-        self.device = device(expert)
-        self.together = getattr(expert, "together", True) and getattr(gate, "together", True)
+        self.device = expert.device
+        self.together = expert.together and gate.together
         if not 1 <= top <= self.experts:
             raise ValueError(
                 f"mixture.top = {top} of {self.experts} experts; expected 1 to {self.experts}"
             )
 
-    @property
-    def initial(self) -> Tensors:
+        self.initial = self._start()
+        parts = [("gate", gate), *((name, expert) for name in self._names())]
+        self.buffers = frozenset(f"{name}.{key}" for name, part in parts for key in part.buffers)
+
+    def _start(self) -> Tensors:
         tensors = named("gate", self.gate.initial)
         for name in self._names():
-            tensors |= named(
-                name, {key: value.clone() for key, value in self.expert.initial.items()}
-            )
-        return tensors | ({"alpha": torch.tensor(0.5)} if self.mains else {})
-
-    @property
-    def moving(self) -> frozenset[str]:
-        """What moves by itself in the experts and in the gate."""
-        parts = [("gate", self.gate), *((name, self.expert) for name in self._names())]
-        return frozenset(f"{name}.{key}" for name, part in parts for key in moving(part))
+            own = {key: value.clone() for key, value in self.expert.initial.items()}
+            tensors |= named(name, own)
+        if self.mains:
+            tensors["alpha"] = torch.tensor(0.5)
+        return tensors
 
     def step(self, tensors: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
         """[B, C]: log y(x) with every expert and the gate in training, and what moved in them."""
@@ -109,8 +107,8 @@ class Mixture:
         """The same as `predict` if sparse, else as `logits`, for which the best are all. Every
         expert is computed.
         """
-        gate = portable(self.gate, under(tensors, "gate"))
-        experts = {name: portable(self.expert, under(tensors, name)) for name in self._names()}
+        gate = self.gate.portable(under(tensors, "gate"))
+        experts = {name: self.expert.portable(under(tensors, name)) for name in self._names()}
         expert = next(iter(experts.values()))
         counts = {
             "mains": self.mains,
@@ -191,5 +189,5 @@ def logits(x):
 
 def _step(model: Model, tensors: Tensors, prefix: str, x: Tensor) -> tuple[Tensor, Tensors]:
     """Probabilities of a part in training, and what moved in it."""
-    logits, moved = step(model, under(tensors, prefix), x)
+    logits, moved = model.step(under(tensors, prefix), x)
     return logits.softmax(-1), named(prefix, moved)

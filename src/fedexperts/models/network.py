@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..method import Portable
+from ..model import Model, Portable
 from ..tensors import Tensors, on, rng
 from .built import place
 
 M = TypeVar("M", bound=nn.Module)
 
 
-class Network:
+class Network(Model):
     """A module [B, ...] -> [B, C] with its weights outside; `initial` are those it came with.
 
     It computes on the device of `computing_on`, in which it is made, wherever its tensors lie; see
@@ -43,7 +43,7 @@ class Network:
         self.initial: Tensors = {
             name: value.detach().clone().cpu() for name, value in weights.items()
         }
-        self.moving = frozenset(buffers)
+        self.buffers = frozenset(buffers)
         # stacked clients are padded: that would enter a batch's statistics
         self.together = together and not buffers
         self._hollow = _Hollow(_emptied(module, weights.values(), self.device))
@@ -78,17 +78,17 @@ class Network:
         return Portable(dict(tensors), {}, "The output of the network below.", code)
 
     def step(self, tensors: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
-        """[B, C] in training mode, and the new values of the `moving` tensors; those given stay as
+        """[B, C] in training mode, and the new values of the buffers; those given stay as
         they are.
         """
         there = on(self.device, tensors)
         # these the module writes into
-        moved = {name: there[name].detach().clone() for name in self.moving}
+        moved = {name: there[name].detach().clone() for name in self.buffers}
         try:
             answer = functional_call(self._hollow.training, there | moved, (x.to(self.device),))
             return answer.to(x.device), on(x.device, moved)
         except ValueError as error:
-            if not (self.moving and len(x) == 1):
+            if not (self.buffers and len(x) == 1):
                 raise
             raise ValueError(
                 f"batch norm cannot train on a batch of one ({error}); use another"

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..method import Model
+from ..model import Model
 from ..tensors import rng
 from .built import Built
 from .clip import Clip, LinearProbe, PromptedClip, encode, words

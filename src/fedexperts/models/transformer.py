@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, GPT2Config
 
-from ..method import Portable
+from ..model import Portable
 from ..tensors import Tensors, under
 from .huggingface import find, pickled, quiet
 from .network import seeded
