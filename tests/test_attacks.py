@@ -351,11 +351,11 @@ LIES: dict[str, list[tuple[Lie, str]]] = {
         (silent_on("test_examples"), "it does not say its test_examples"),
         (saying(client="a"), "it says 'client', for which nobody asked"),
         (
-            saying(weights=[0.25] * 4),
-            "its weights is a list; expected is at most 3 times a number from -0.01 to 1.01",
+            saying(shares=[0.25] * 4),
+            "its shares is a list; expected is at most 3 times a number from -0.01 to 1.01",
         ),
-        (saying(weights=[1.0, math.nan]), "its weights is a list; expected"),
-        (saying(weights=0.5), "its weights is 0.5; expected"),
+        (saying(shares=[1.0, math.nan]), "its shares is a list; expected"),
+        (saying(shares=0.5), "its shares is 0.5; expected"),
         (
             saying(experts_apart="far"),
             "its experts_apart is 'far'; expected is a number from -0.01 to 2.01",

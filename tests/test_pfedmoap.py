@@ -393,12 +393,12 @@ def test_facts_are_the_weights_that_the_mixture_used(model: TinyPrompted) -> Non
         .softmax(-1)
         .mean(0)
     )
-    assert facts["weights"] == pytest.approx(weights.tolist())
+    shares = method.predictor(model, local).shares(x).mean((0, 1))
+    assert shares.tolist() == pytest.approx(weights.tolist())
     apart = 1 - (local.fixed["experts"] * model.texts(context(1, 1))).sum(-1).mean()
     assert facts["experts_apart"] == pytest.approx(float(apart), abs=1e-6)
-    attention = SMALL.predictor(model, mixture(SMALL, model, 2)).facts(x, x)["weights"]
-    assert isinstance(attention, list)
-    assert sum(map(float, attention)) == pytest.approx(1)
+    attention = SMALL.predictor(model, mixture(SMALL, model, 2)).shares(x).mean((0, 1))
+    assert float(attention.sum()) == pytest.approx(1)
 
 
 def test_a_model_without_prompts_is_refused() -> None:

@@ -18,6 +18,7 @@ from conftest import CASES, COUNTS, GATE, Case, Spoilt, carry_out, rewrite, tiny
 from rich.console import Console
 from typer.testing import CliRunner
 
+import fedexperts as fx
 from fedexperts import report
 from fedexperts.cli import app
 from fedexperts.config import about, load, resolve
@@ -547,6 +548,9 @@ class Lonely(Alone):
     """And so with clients that share nothing."""
 
 
+DEEP = Figure("number", 0, 10)
+
+
 @dataclass(frozen=True)
 class Told(FedAvg):
     """A method of one's own that logs a number and names its control."""
@@ -555,18 +559,25 @@ class Told(FedAvg):
 
     def declares(self):
         controls = (Control("no depth", {"method.depth": (0,)}),) if self.depth else ()
-        metrics = (Metric("deep", "How deep it went", "metres", "At 0 it stayed where it was."),)
+        deep = Metric(
+            "deep", "How deep it went", "metres", "At 0 it stayed where it was.", "clients", DEEP
+        )
         below = Metric("below", "How deep the server went", "fathoms", "The same.", of="server")
-        return Declared(controls=controls, metrics=(*metrics, below))
+        return Declared(controls=controls, metrics=(deep, below))
 
-    def says(self, model):
-        return {"deep": Figure(float, 0, 10)}
+    def predictor(self, model, local):
+        return Deep(model, local, {"deep": float(self.depth)})
 
-    def facts(self, model, local, x):
-        return {"deep": float(self.depth)}
+    def served(self, model, server):
+        return Deep(model, fx.Local(model.initial), {"below": self.depth / 1.8288})
 
-    def shows(self, model, server, x, y):
-        return {"below": self.depth / 1.8288}
+
+@dataclass(frozen=True)
+class Deep(fx.Predictor):
+    told: dict[str, float]
+
+    def facts(self, x, y):
+        return self.told
 
 
 @pytest.fixture(scope="module")
@@ -938,7 +949,7 @@ def test_writing_over_a_folder_says_what_would_be_right(experiments, tmp_path):
 def test_many_experiments_and_clients_still_make_a_page(experiments, tmp_path):
     right = [[i % 10 for i in range(20)]] * 2
     found = {0: [row for d in range(3) for row in rows(right, client=f"domain{d}")]}
-    mixed = {0: [row | {"weights": [0.3, 0.1, 0.6], "experts_apart": 0.1} for row in found[0]]}
+    mixed = {0: [row | {"shares": [0.3, 0.1, 0.6], "experts_apart": 0.1} for row in found[0]]}
     many = [with_rows(experiments[1], f"experiment-with-a-long-name-{i}", found) for i in range(11)]
     report.write_html(
         [*many, with_rows(experiments[0], "mixture", mixed)], tmp_path / "report.html"

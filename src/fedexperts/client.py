@@ -3,7 +3,7 @@ happen.
 
 An engine decides where `answer` runs; nothing in here knows. What a client keeps goes to `Private`;
 what leaves goes through one door (`upload.py`): a tensor that the method does not name in `uploads`
-cannot be sent, nor one of its facts that it does not name in `says`.
+cannot be sent, nor one of its facts that it does not declare.
 """
 
 from collections import defaultdict
@@ -63,7 +63,7 @@ class Job:
 
     @property
     def terms(self) -> Terms:
-        return Terms(self.guard, self.method.says(), self.trained.buffers)
+        return Terms(self.guard, self.method.declares().says(), self.trained.buffers)
 
     @property
     def trained(self) -> Model:
@@ -246,9 +246,14 @@ def _predict(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
 
 @torch.no_grad()
 def _said(job: Job, local: Local, client: Client) -> Facts:
-    """What the method lets a client say of its predictor on its test examples."""
-    found = job.method.predictor(job.model, local).facts(client.test.x[:, 0], client.test.y)
-    return seal(found, job.method.says(), client.name)
+    """What a client says of its predictor on its test examples: facts, and its experts' shares."""
+    x, y = client.test.x[:, 0], client.test.y
+    predictor, declared = job.method.predictor(job.model, local), job.method.declares()
+    found = predictor.facts(x, y)
+    shares_BCE = predictor.shares(x)
+    if declared.experts and shares_BCE is not None:
+        found = found | {"shares": shares_BCE.mean((0, 1)).tolist()}
+    return seal(found, declared.says(), client.name)
 
 
 class Right(NamedTuple):

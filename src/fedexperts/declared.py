@@ -13,6 +13,7 @@ Whose = Literal["clients", "server"]
 Fact = float | int | str | list[float] | list[str]
 Facts = dict[str, Fact]  # plain values beside the tensors: what a round's log says
 
+ROUNDING = 0.01  # of a cosine or a share, in the precision of any device
 _LARGEST = sys.float_info.max
 
 
@@ -22,7 +23,7 @@ class Figure:
     of such.
     """
 
-    kind: type = float  # int: whole numbers alone; str: words
+    kind: Literal["number", "count", "words"] = "number"  # count: whole numbers alone
     least: float = -_LARGEST
     most: float = _LARGEST
     longest: int = 0  # values of a list; 0: one value, and no list
@@ -34,26 +35,26 @@ class Figure:
         return isinstance(value, list) and len(value) <= self.longest and all(map(self._one, value))
 
     def _one(self, value: object) -> bool:
-        if self.kind is str or isinstance(value, str):
-            return self.kind is str and isinstance(value, str)
-        kinds = (int,) if self.kind is int else (int, float)
-        return type(value) in kinds and self.least <= value <= self.most  # type: ignore[operator]
+        if isinstance(value, str):
+            return self.kind == "words"
+        if self.kind == "words" or isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        if self.kind == "count" and not isinstance(value, int):
+            return False
+        return self.least <= value <= self.most
 
     def __str__(self) -> str:
-        one = {int: "a whole number", float: "a number", str: "words"}[self.kind]
-        low, high = (
-            f"{word} {bound:.16g}" for word, bound in (("from", self.least), ("to", self.most))
-        )
-        bounds = [
-            *([low] if self.least > -_LARGEST else []),
-            *([high] if self.most < _LARGEST else []),
-        ]
-        return " ".join(
-            [f"at most {self.longest} times" if self.longest else "", one, *bounds]
-        ).strip()
+        said = {"count": "a whole number", "number": "a number", "words": "words"}[self.kind]
+        if self.longest:
+            said = f"at most {self.longest} times {said}"
+        if self.least > -_LARGEST:
+            said += f" from {self.least:.16g}"
+        if self.most < _LARGEST:
+            said += f" to {self.most:.16g}"
+        return said
 
 
-COUNT = Figure(int, 0, 2**53 - 1)  # whole numbers up to this are the same as floats
+COUNT = Figure("count", 0, 2**53 - 1)  # whole numbers up to this are the same as floats
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,10 @@ class Metric:
     title: str  # of its picture
     unit: str
     says: str  # how it is computed, and what its ends mean
-    # who logs it, in `facts` (as `says` allows) or in `shows`; the mean over clients is drawn
+    # whose predictor says it, among its `facts`; the mean over clients is drawn
     of: Whose = "clients"
+    # what a client may say; all else is refused, at the client and at the server
+    allowed: Figure = Figure()
 
 
 @dataclass(frozen=True)
@@ -94,5 +97,13 @@ class Declared:
     metrics: Sequence[Metric] = ()
     # whether routing is switched off on purpose: then nothing is said of its gate
     ablation: bool = False
-    # how a client's experts are listed in its `weights`, after its own: "by nearness"
-    listed: str = ""
+    # how many experts a client mixes at most, its own first; its log says each one's mean share
+    experts: int = 0
+    listed: str = ""  # in which order they come, after its own: "by nearness"
+
+    def says(self) -> dict[str, Figure]:
+        """What each of a client's facts may be."""
+        found = {one.name: one.allowed for one in self.metrics if one.of == "clients"}
+        if self.experts:
+            found["shares"] = Figure(least=-ROUNDING, most=1 + ROUNDING, longest=self.experts)
+        return found

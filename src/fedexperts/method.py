@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .average import Average, mean
-from .declared import Declared, Facts, Figure
+from .declared import Declared, Facts
 from .learn import Examples, Learning, Local
 from .model import MixtureModel, Model
 from .predictor import Dissected, Predictor, plain
@@ -181,12 +181,6 @@ class Method(ABC):
         """What a client predicts with, from `publish`'s payload and its own state; without `own`,
         the global model.
         """
-
-    def says(self) -> Mapping[str, Figure]:
-        """What each of the facts of a client's predictor may be: no other leaves a client, and the
-        server believes no other.
-        """
-        return {}
 
     def offers(self, model: Model, server: Tensors, few: Examples) -> list[Chosen]:
         """What a client that never trained may predict with instead of the global model, from a few

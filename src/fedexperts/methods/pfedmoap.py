@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from ..declared import Control, Declared, Facts, Figure, Metric
+from ..declared import ROUNDING, Control, Declared, Facts, Figure, Metric
 from ..learn import Examples, Local
 from ..method import Chosen, Finished, Given, Method, Sent, Upload
 from ..model import Model, Portable, PromptModel
@@ -48,9 +48,9 @@ _APART = Metric(
     "1 - cosine of text features",
     "Text features of the experts against the client's own, mean over classes, experts and clients:"
     " at 0 all experts say the same.",
+    allowed=Figure(least=-ROUNDING, most=2 + ROUNDING),
 )
 _LISTED = {"nearest": "by nearness", "farthest": "farthest first", "random": "in the order drawn"}
-_ROUNDING = 0.01  # of a cosine or a weight, in the precision of any device
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,13 @@ class PFedMoAP(Method):
 
     def declares(self) -> Declared:
         if not self.experts:
-            return Declared()
-        return Declared(controls=_CONTROLS, metrics=(_APART,), listed=_LISTED[self.select])
+            return Declared(experts=1)
+        return Declared(
+            controls=_CONTROLS,
+            metrics=(_APART,),
+            experts=self.experts + 1,
+            listed=_LISTED[self.select],
+        )
 
     # ---- server
 
@@ -267,12 +272,6 @@ class PFedMoAP(Method):
         shares_E = Mixed(prompted, local, self).shares(x).mean((0, 1)).tolist()
         return [Chosen(local, dict(zip(("global prompt", *useful), shares_E, strict=True)))]
 
-    def says(self) -> Mapping[str, Figure]:
-        return {
-            "weights": Figure(float, -_ROUNDING, 1 + _ROUNDING, longest=self.experts + 1),
-            "experts_apart": Figure(float, -_ROUNDING, 2 + _ROUNDING),
-        }
-
     # ---- the gate
 
     def _new_gate(self, generator: torch.Generator) -> Tensors:
@@ -379,16 +378,11 @@ class Mixed(Predictor):
         return self.method.mix(self.local, self._own(), x)[1]
 
     def facts(self, x: Tensor, y: Tensor) -> Facts:
-        """Mean weight of each expert (own first) and how far apart the experts' text features are
-        (1 - cosine).
-        """
-        own_CD = self._own()
-        _, weights_BCE = self.method.mix(self.local, own_CD, x)
-        apart = 1 - (self.local.fixed["experts"] * own_CD).sum(-1)
-        facts: Facts = {"weights": weights_BCE.mean((0, 1)).tolist()}
-        if apart.numel():
-            facts["experts_apart"] = float(apart.mean())
-        return facts
+        """How far apart the experts' text features are (1 - cosine)."""
+        apart = 1 - (self.local.fixed["experts"] * self._own()).sum(-1)
+        if not apart.numel():
+            return {}
+        return {"experts_apart": float(apart.mean())}
 
     def portable(self) -> Portable:
         """Text features, gate, and pooling as a matrix: it is a linear map, whichever it is."""

@@ -104,7 +104,7 @@ def weights(client_rows: Sequence[Row]) -> dict[str, list[float]]:
     a mixture.
     """
     rounds = by_round(client_rows)
-    return {row["client"]: list(row["weights"]) for row in rounds[max(rounds)] if "weights" in row}
+    return {row["client"]: list(row["shares"]) for row in rounds[max(rounds)] if "shares" in row}
 
 
 def received(round_rows: Sequence[Row]) -> Counter[tuple[str, str]]:
