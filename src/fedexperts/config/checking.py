@@ -8,7 +8,7 @@ import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from dataclasses import Field as Option
+from dataclasses import Field as DataclassField
 from functools import cache
 from typing import Any, get_type_hints
 
@@ -157,7 +157,7 @@ def _model(kind: type) -> type[BaseModel]:
     )
 
 
-def _check(key: Option[Any]) -> Any:
+def _check(key: DataclassField[Any]) -> Any:
     """A field of a settings class, an `option` or any other, as pydantic has it."""
     said: dict[str, Any] = dict(key.metadata.get("bounds", {}))
     if "says" in key.metadata:
