@@ -14,6 +14,8 @@ from .building import Sites, simulated
 from .checking import ConfigError
 from .machine import flower_room
 
+LATE = "seconds for an answer; who is later failed this round"
+
 
 @dataclass(frozen=True)
 class InProcessSettings:
@@ -27,9 +29,6 @@ class InProcessSettings:
     @contextmanager
     def open(self, job: Job, sites: Sites, about: Mapping[str, str]) -> Iterator[Engine]:
         yield InProcess(job, sites, self.together, self.workers)
-
-
-LATE = "seconds for an answer; who is later failed this round"
 
 
 @dataclass(frozen=True)
