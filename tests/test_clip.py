@@ -9,22 +9,21 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import characters
-from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.func import grad, vmap
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from fedexperts.config.checking import checked
 from fedexperts.model import Model, PromptModel
-from fedexperts.models import MODELS
 from fedexperts.models import clip as clip_room
 from fedexperts.models.clip import Clip, LinearProbe, PromptedClip, encode, pack, words
 from fedexperts.models.huggingface import load_clip
@@ -321,15 +320,11 @@ def test_bf16_weights_stay_close_and_prompt_and_outputs_are_fp32(folder: Path) -
 # Settings
 
 
-def test_settings_have_meanings_and_their_mistakes_are_found() -> None:
-    for settings in MODELS.values():
-        fields = TypeAdapter(settings).json_schema()["properties"]
-        assert all(field["description"] for field in fields.values())
-    validate = TypeAdapter(PromptedClipSettings).validate_python
-    assert validate({}) == PromptedClipSettings("tinyclip", "fp32", 16, "random", TEMPLATE)
+def test_wrong_settings_are_refused_at_the_door() -> None:
+    values, _ = checked(PromptedClipSettings, "model", {})
+    assert values == asdict(PromptedClipSettings("tinyclip", "fp32", 16, "random", TEMPLATE))
     for wrong in ({"context": 0}, {"init": "False"}, {"precision": "fp16"}):
-        with pytest.raises(ValidationError):
-            validate(wrong)
+        assert checked(PromptedClipSettings, "model", wrong)[1]
 
 
 def test_a_random_start_follows_the_seed_and_a_start_of_words_does_not(folder: Path) -> None:

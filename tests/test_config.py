@@ -3,12 +3,16 @@ config is whole.
 """
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from fedexperts import config as door
 from fedexperts.config import ConfigError, load
+from fedexperts.config.checking import checked, meanings
+from fedexperts.config.names import NAMED, PLAIN
+from fedexperts.options import REQUIRED, option
 
 DEMO = Path("configs/demo/pfedmoap.toml")
 
@@ -65,9 +69,39 @@ def test_a_file_lies_on_its_base_and_below_the_settings_and_every_key_says_so():
     assert described["method.lam"][1] == "default"
 
 
-def test_every_key_has_a_meaning():
-    for file in door.find(Path("configs/demo")):
-        assert all(meaning for _, _, meaning, _ in load(file).described())
+def test_every_option_of_every_class_that_a_config_can_name_says_what_it_means():
+    tables = [*NAMED.values(), PLAIN]
+    classes = {table[name] for table in tables for name in table}
+    assert len(classes) > 20
+    for kind in classes:
+        assert all(meanings(kind).values()), kind
+
+
+@dataclass(frozen=True)
+class Own:
+    """Settings as a user may write them."""
+
+    path: str = option(REQUIRED, says="a file")
+    rate: float = option(0.1, says="learning rate", gt=0, le=1)
+    kinds: list[str] = option([], says="of what")
+    sides: tuple[int, ...] = option((), says="in pixels")
+    plain: int = 3
+
+
+def test_an_option_is_a_field_with_its_default_its_meaning_and_its_bounds():
+    assert Own("a") == Own("a", 0.1, [], (), 3)
+    assert Own("a").kinds is not Own("b").kinds
+    with pytest.raises(TypeError, match="path"):
+        Own()
+    values, wrong = checked(Own, "own", {"path": "a", "rate": 1, "sides": [2]})
+    assert (Own(**values), wrong) == (Own("a", 1.0, [], (2,)), [])
+    assert checked(Own, "own", {"rate": 1.5, "kinds": 3, "plain": "x", "side": 1})[1] == [
+        "own.path is missing (a file)",
+        "own.rate = 1.5: input should be less than or equal to 1 (learning rate)",
+        "own.kinds = 3: input should be a valid list (of what)",
+        "own.plain = 'x': input should be a valid integer",
+        "own.side: no such key; did you mean own.sides?",
+    ]
 
 
 def test_a_layer_that_names_another_class_begins_the_section_anew():

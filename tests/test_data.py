@@ -5,7 +5,7 @@ labels.
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from itertools import pairwise
 
@@ -15,10 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from fedexperts.config.checking import checked
 from fedexperts.data import DATA
 from fedexperts.data.digits import (
     CLASSES,
@@ -757,10 +757,8 @@ def test_shots_change_what_is_trained_on_and_nothing_else() -> None:
     ],
 )
 def test_wrong_options_are_refused_at_the_door(name: str, wrong: dict[str, object]) -> None:
-    adapter = TypeAdapter(DATA[name])
-    assert adapter.validate_python({}) == DATA[name]()
-    with pytest.raises(ValidationError):
-        adapter.validate_python(wrong)
+    assert checked(DATA[name], "data", {}) == (asdict(DATA[name]()), [])
+    assert checked(DATA[name], "data", wrong)[1]
 
 
 @pytest.mark.parametrize(
@@ -768,8 +766,7 @@ def test_wrong_options_are_refused_at_the_door(name: str, wrong: dict[str, objec
     [{"scanners": 5}, {"scanners": 0}, {"alpha": 0}, {"alpha": float("inf")}, {"shots": -1}],
 )
 def test_wrong_scanner_options_are_refused_at_the_door(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
-        TypeAdapter(DigitsScanners).validate_python(wrong)
+    assert checked(DigitsScanners, "data", wrong)[1]
 
 
 def test_too_many_clients_for_the_digits_are_refused_by_name() -> None:

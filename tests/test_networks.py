@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -237,9 +236,3 @@ def test_images_become_small_and_grey_or_stay_in_colour() -> None:
     )
     assert colour(images).shape == (1, 3, 4, 4)
     assert (colour(images).min(), colour(images).max()) == (-2, 2)
-
-
-def test_settings_have_meanings() -> None:
-    for settings in (CompactCnnSettings, LeafCnnSettings, ResNet18Settings):
-        fields = TypeAdapter(settings).json_schema()["properties"]
-        assert all(field["description"] for field in fields.values())

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TinyProbe
-from pydantic import TypeAdapter, ValidationError
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from fedexperts.config import build, resolve
+from fedexperts.config.checking import checked
 from fedexperts.data.federation import Federation
 from fedexperts.data.reviews import CLASSES, THINGS, WORDS, Reviews
 from fedexperts.models.built import Built
@@ -172,8 +172,7 @@ def test_words_tell_the_stars_but_not_all_and_less_where_reviews_are_unclear() -
     [{"reviews": 0}, {"dominant": 0.1}, {"dominant": 1.1}, {"unclear": -0.1}, {"unclear": 1.1}],
 )
 def test_wrong_review_options_are_refused_at_the_door(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
-        TypeAdapter(Reviews).validate_python(wrong)
+    assert checked(Reviews, "data", wrong)[1]
 
 
 def test_too_few_reviews_for_all_clients_are_refused() -> None:

@@ -14,7 +14,7 @@ import fedexperts
 
 ROOT = Path(fedexperts.__file__).parent
 FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do not know each other
-    ("tensors", "declared", "named"),
+    ("tensors", "declared", "named", "options"),
     ("disk",),
     ("learn", "average"),
     ("model",),
@@ -40,9 +40,19 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
 DOOR = ("names", "settings", "checking", "reading", "machine", "building", "engines", "deployed")
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CLOSED = {
-    "methods": {"tensors", "average", "declared", "named", "learn", "model", "predictor", "method"},
-    "models": {"tensors", "named", "model"},
-    "data": {"tensors", "named"},
+    "methods": {
+        "tensors",
+        "average",
+        "declared",
+        "named",
+        "options",
+        "learn",
+        "model",
+        "predictor",
+        "method",
+    },
+    "models": {"tensors", "named", "options", "model"},
+    "data": {"tensors", "named", "options"},
 }
 # outside packages, and the rooms or files that may know them
 ONLY_IN: dict[str, tuple[str, ...]] = {
@@ -56,6 +66,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "tensorboard": ("track/tensorboard.py",),
     "mlflow": ("track/mlflow.py",),
     "wandb": ("track/wandb.py",),
+    # elsewhere options say what they may be; and a split is a file that anybody may have written
+    "pydantic": ("config/checking.py", "data/manifest.py"),
     "PIL": ("data/images.py",),
     "pyarrow": ("data/table.py",),
     "datasets": ("data/sets.py",),

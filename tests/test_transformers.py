@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -276,8 +275,3 @@ def test_weights_that_are_missing_and_other_kinds_are_refused(tmp_path: Path) ->
         ValueError, match="does not hold a whole text model: Unrecognized configuration"
     ):
         built(tmp_path)
-
-
-def test_settings_have_meanings() -> None:
-    fields = TypeAdapter(TransformerSettings).json_schema()["properties"]
-    assert all(field["description"] for field in fields.values())

@@ -11,10 +11,9 @@ import statistics
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.linalg import vector_norm
 
@@ -22,6 +21,7 @@ from .declared import COUNT, Fact, Facts, Figure
 from .message import Reply, Task
 from .method import Upload
 from .metrics import Row
+from .options import option
 from .tensors import Tensors, count, shapes
 
 WORDS = 1000  # characters that are kept of what a client says in words
@@ -57,37 +57,24 @@ Known = dict[str, Row]  # by client: the newest of `OF_ITSELF`, and how far its 
 class Guard:
     """What the server takes of an upload, and what it refuses."""
 
-    largest: Annotated[
-        float,
-        Field(
-            gt=0,
-            description="size of a number beyond which an upload, or a merged state, is refused",
-        ),
-    ] = 1e4
-    far: Annotated[
-        float,
-        Field(
-            ge=1,
-            description=(
-                "distance from the global tensors beyond which an upload is refused, in medians"
-                " over clients"
-            ),
-        ),
-    ] = 100.0
-    few: Annotated[
-        float,
-        Field(
-            gt=0,
-            description=(
-                "the same while fewer than 3 clients are known, in sizes of the global tensors:"
-                " their norm, and 1 for each number"
-            ),
-        ),
-    ] = 2.0
-    weight: Annotated[
-        float,
-        Field(ge=1, description="examples of a client that count at most, in medians over clients"),
-    ] = 10.0
+    largest: float = option(
+        1e4, says="size of a number beyond which an upload, or a merged state, is refused", gt=0
+    )
+    far: float = option(
+        100.0,
+        says="distance from the global tensors beyond which an upload is refused, in medians"
+        " over clients",
+        ge=1,
+    )
+    few: float = option(
+        2.0,
+        says="the same while fewer than 3 clients are known, in sizes of the global tensors:"
+        " their norm, and 1 for each number",
+        gt=0,
+    )
+    weight: float = option(
+        10.0, says="examples of a client that count at most, in medians over clients", ge=1
+    )
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.func import vmap
 from torch.optim import Optimizer
 
+from .options import option
 from .tensors import CPU, Tensors, named, on, stack, unbind, under
 
 
@@ -52,33 +52,22 @@ Penalty = Callable[[Local], Tensor | float]
 class Learning:
     """How a client trains in one round."""
 
-    epochs: Annotated[
-        int, Field(ge=1, description="passes over a client's training examples in a round")
-    ] = 5
-    batch: Annotated[int, Field(ge=1, description="examples in a step")] = 16
-    views: Annotated[
-        int,
-        Field(
-            ge=1, description="V, views of an image to draw from: itself and V - 1 augmented ones"
-        ),
-    ] = 1
-    optimizer: Annotated[
-        Literal["sgd", "adam", "adamw"],
-        Field(description="torch.optim's; its state begins afresh each round"),
-    ] = "sgd"
-    rate: Annotated[
-        float,
-        Field(
-            gt=0,
-            description="learning rate (of the prompt, where a method has other rates beside it)",
-        ),
-    ] = 0.002
-    momentum: Annotated[float, Field(ge=0, lt=1, description="of sgd")] = 0.0
-    weight_decay: Annotated[float, Field(ge=0, description="of the optimiser")] = 0.0
-    schedule: Annotated[
-        Literal["constant", "cosine"],
-        Field(description="of the rates over the rounds: a pure function of the round"),
-    ] = "constant"
+    epochs: int = option(5, says="passes over a client's training examples in a round", ge=1)
+    batch: int = option(16, says="examples in a step", ge=1)
+    views: int = option(
+        1, says="V, views of an image to draw from: itself and V - 1 augmented ones", ge=1
+    )
+    optimizer: Literal["sgd", "adam", "adamw"] = option(
+        "sgd", says="torch.optim's; its state begins afresh each round"
+    )
+    rate: float = option(
+        0.002, says="learning rate (of the prompt, where a method has other rates beside it)", gt=0
+    )
+    momentum: float = option(0.0, says="of sgd", ge=0, lt=1)
+    weight_decay: float = option(0.0, says="of the optimiser", ge=0)
+    schedule: Literal["constant", "cosine"] = option(
+        "constant", says="of the rates over the rounds: a pure function of the round"
+    )
 
     def factor(self, round: int, rounds: int) -> float:
         """What the rates are multiplied by in `round` (1 to rounds)."""

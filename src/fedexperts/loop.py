@@ -6,10 +6,8 @@ It knows the method's functions and the engine's two, and neither what is learne
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
 
 import torch
-from pydantic import Field
 
 from .admission import Known, admit, checked, known_from, note, unsound
 from .client import Job
@@ -18,6 +16,7 @@ from .engine import Engine
 from .message import Order, Reply, Task
 from .method import Sent, Upload
 from .metrics import Row
+from .options import option
 from .rundir import SECONDS, RunDir
 from .tensors import Tensors, count, packed_size, rng, size
 
@@ -26,21 +25,13 @@ from .tensors import Tensors, count, packed_size, rng, size
 class Schedule:
     """Who takes part when."""
 
-    rounds: Annotated[int, Field(ge=0, description="rounds of training; 0 evaluates the start")] = (
-        20
+    rounds: int = option(20, says="rounds of training; 0 evaluates the start", ge=0)
+    participation: float = option(1.0, says="share of the clients sampled each round", gt=0, le=1)
+    evaluate_every: int = option(
+        1,
+        says="rounds between evaluations of all clients; the start and the last round always",
+        ge=1,
     )
-    participation: Annotated[
-        float, Field(gt=0, le=1, description="share of the clients sampled each round")
-    ] = 1.0
-    evaluate_every: Annotated[
-        int,
-        Field(
-            ge=1,
-            description=(
-                "rounds between evaluations of all clients; the start and the last round always"
-            ),
-        ),
-    ] = 1
 
 
 class NobodyLeftError(RuntimeError):

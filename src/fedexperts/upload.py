@@ -6,12 +6,12 @@ This room does not know what the tensors mean, nor where they go.
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from .options import option
 from .tensors import Tensors, under
 
 T = TypeVar("T")
@@ -22,23 +22,15 @@ Normal = Callable[[torch.Size], Tensor]  # standard normal numbers of a shape
 class UploadSettings:
     """What is done to an upload before it leaves its client."""
 
-    clip: Annotated[
-        float,
-        Field(
-            ge=0,
-            description="largest l2 distance of an upload from the global tensors; 0: no limit",
-        ),
-    ] = 0.0
-    noise: Annotated[
-        float,
-        Field(
-            ge=0,
-            description=(
-                "Gaussian noise on an upload, in units of clip; where clients are simulated it"
-                " follows from the seed and protects nobody"
-            ),
-        ),
-    ] = 0.0
+    clip: float = option(
+        0.0, says="largest l2 distance of an upload from the global tensors; 0: no limit", ge=0
+    )
+    noise: float = option(
+        0.0,
+        says="Gaussian noise on an upload, in units of clip; where clients are simulated it"
+        " follows from the seed and protects nobody",
+        ge=0,
+    )
 
     def __post_init__(self) -> None:
         if self.noise and not self.clip:

@@ -8,15 +8,13 @@ import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import Field as DataclassField
 from functools import cache
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
-from pydantic.fields import FieldInfo
 
 from .names import DEFAULT_NAMES, NAMED, PLAIN
-
-Schema = Mapping[str, FieldInfo]
 
 
 class ConfigError(ValueError):
@@ -67,31 +65,33 @@ def resolve_tune(
 
 
 def _validate(section: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    known = schema(section, given)
-    plain = without_name(section, given)
+    kind = section_class(section, given)
+    values, wrong = checked(kind, section, without_name(section, given))
+    name = {"name": given["name"]} if section in NAMED and not wrong else {}
+    return name | values, wrong
+
+
+def checked(kind: type, section: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Every option of a settings class with its value, or all that is wrong with what is given."""
     try:
-        checked = _model(section_class(section, given))(**plain).model_dump()
-        section_class(section, given)(**checked)
+        values = _model(kind)(**given).model_dump()
+        kind(**values)
     except ValidationError as error:
-        return {}, [
-            _explain(section, e["loc"], e["type"], e["msg"], e["input"], known)
-            for e in error.errors()
-        ]
+        return {}, [_explain(kind, section, wrong) for wrong in error.errors()]
     except ValueError as error:  # what a dataclass itself says of its fields together
         return {}, [f"[{section}] {error}"]
-    return ({"name": given["name"]} if section in NAMED else {}) | checked, []
+    return values, []
 
 
-def _explain(
-    section: str, where: tuple[int | str, ...], kind: str, message: str, given: Any, schema: Schema
-) -> str:
-    key = str(where[0]) if where else ""
-    if kind == "extra_forbidden":
-        return unknown("key", f"{section}.{key}", [f"{section}.{name}" for name in schema])
-    meaning = f" ({schema[key].description})" if key in schema and schema[key].description else ""
-    if kind == "missing":
+def _explain(kind: type, section: str, wrong: Mapping[str, Any]) -> str:
+    key, message = str(wrong["loc"][0]), wrong["msg"]
+    known = meanings(kind)
+    if wrong["type"] == "extra_forbidden":
+        return unknown("key", f"{section}.{key}", [f"{section}.{name}" for name in known])
+    meaning = f" ({known[key]})" if known.get(key) else ""
+    if wrong["type"] == "missing":
         return f"{section}.{key} is missing{meaning}"
-    return f"{section}.{key} = {given!r}: {message[0].lower()}{message[1:]}{meaning}"
+    return f"{section}.{key} = {wrong['input']!r}: {message[0].lower()}{message[1:]}{meaning}"
 
 
 def unknown(what: str, name: str, names: Sequence[str]) -> str:
@@ -140,16 +140,16 @@ def without_name(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if section not in NAMED or key != "name"}
 
 
-def schema(section: str, values: Mapping[str, Any]) -> Schema:
-    """What the class of a section says of each of its fields."""
-    return _model(section_class(section, values)).model_fields
+def meanings(kind: type) -> dict[str, str]:
+    """What a settings class says of each of its options."""
+    return {name: info.description or "" for name, info in _model(kind).model_fields.items()}
 
 
 @cache
 def _model(kind: type) -> type[BaseModel]:
-    """A pydantic model of a dataclass's fields: strict, and nothing beside them."""
+    """A pydantic model of a settings class: strict, and nothing beside its options."""
     hints = get_type_hints(kind, include_extras=True)
-    keys: dict[str, Any] = {f.name: (hints[f.name], _default(f)) for f in fields(kind)}
+    keys: dict[str, Any] = {key.name: (hints[key.name], _check(key)) for key in fields(kind)}
     return create_model(
         kind.__name__,
         __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False),
@@ -157,8 +157,15 @@ def _model(kind: type) -> type[BaseModel]:
     )
 
 
-def _default(key: Any) -> Any:
-    """A dataclass field's default as pydantic has it."""
+def _check(key: DataclassField[Any]) -> Any:
+    """A field of a settings class, an `option` or any other, as pydantic has it."""
+    said: dict[str, Any] = dict(key.metadata.get("bounds", {}))
+    if "says" in key.metadata:
+        said["description"] = key.metadata["says"]
+    if isinstance(key.default, tuple):  # TOML knows lists alone
+        said["strict"] = False
+    if key.default is not MISSING:
+        said["default"] = key.default
     if key.default_factory is not MISSING:
-        return Field(default_factory=key.default_factory)
-    return ... if key.default is MISSING else key.default
+        said["default_factory"] = key.default_factory
+    return Field(**said)

@@ -4,59 +4,45 @@ answered.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Annotated, Any
-
-from pydantic import Field
+from dataclasses import dataclass
+from typing import Any
 
 from ..client import Job
 from ..engine import Engine, InProcess
+from ..options import option
 from .building import Sites, simulated
 from .checking import ConfigError
 from .machine import flower_room
+
+LATE = "seconds for an answer; who is later failed this round"
 
 
 @dataclass(frozen=True)
 class InProcessSettings:
     """Every client in this process."""
 
-    together: Annotated[
-        int,
-        Field(
-            ge=1, description="clients of equal shapes trained in one computation; 1: one at a time"
-        ),
-    ] = 1
-    workers: Annotated[int, Field(ge=1, description="computations at a time, each in a thread")] = 1
+    together: int = option(
+        1, says="clients of equal shapes trained in one computation; 1: one at a time", ge=1
+    )
+    workers: int = option(1, says="computations at a time, each in a thread", ge=1)
 
     @contextmanager
     def open(self, job: Job, sites: Sites, about: Mapping[str, str]) -> Iterator[Engine]:
         yield InProcess(job, sites, self.together, self.workers)
 
 
-Deadline = Annotated[
-    float, Field(gt=0, description="seconds for an answer; who is later failed this round")
-]
-
-
 @dataclass(frozen=True)
 class FlowerSimulationSettings:
     """Every client a node of Flower's simulation (Ray), on this machine or a cluster."""
 
-    workers: Annotated[
-        int, Field(ge=1, description="processes that answer at a time; of a cluster, all it has")
-    ] = 2
-    cpus: Annotated[int, Field(ge=1, description="CPUs that each of them takes")] = 1
-    gpus: Annotated[float, Field(ge=0, description="share of a GPU that each of them takes")] = 0.0
-    cluster: Annotated[
-        str,
-        Field(
-            description=(
-                "HOST:PORT of a Ray cluster whose machines see this run's folder; empty: this"
-                " machine"
-            )
-        ),
-    ] = ""
-    deadline: Deadline = 3600.0
+    workers: int = option(2, says="processes that answer at a time; of a cluster, all it has", ge=1)
+    cpus: int = option(1, says="CPUs that each of them takes", ge=1)
+    gpus: float = option(0.0, says="share of a GPU that each of them takes", ge=0)
+    cluster: str = option(
+        "",
+        says="HOST:PORT of a Ray cluster whose machines see this run's folder; empty: this machine",
+    )
+    deadline: float = option(3600.0, says=LATE, gt=0)
 
     @contextmanager
     def open(self, job: Job, sites: Sites, about: Mapping[str, str]) -> Iterator[Engine]:
@@ -70,17 +56,14 @@ class FlowerSimulationSettings:
 class FlowerSettings:
     """Clients that are sites on machines of their own, connected by Flower: `fedexperts deploy`."""
 
-    sites: Annotated[
-        list[str],
-        Field(description="names of the sites that take part; none: all that are registered"),
-    ] = field(default_factory=list)
-    minimum: Annotated[
-        int, Field(ge=1, description="sites without which the run does not begin")
-    ] = 1
-    wait: Annotated[
-        float, Field(ge=0, description="seconds that the server waits for all sites at the start")
-    ] = 120.0
-    deadline: Deadline = 600.0
+    sites: list[str] = option(
+        [], says="names of the sites that take part; none: all that are registered"
+    )
+    minimum: int = option(1, says="sites without which the run does not begin", ge=1)
+    wait: float = option(
+        120.0, says="seconds that the server waits for all sites at the start", ge=0
+    )
+    deadline: float = option(600.0, says=LATE, gt=0)
 
     def open(self, job: Job, sites: Sites, about: Mapping[str, str]) -> Any:
         raise ConfigError(

@@ -15,9 +15,9 @@ import tomlkit
 
 from .checking import (
     ConfigError,
+    meanings,
     resolve_section,
     resolve_tune,
-    schema,
     section_class,
     unknown,
     without_name,
@@ -66,13 +66,11 @@ class Config:
     def described(self) -> Iterator[tuple[str, str, str, str]]:
         """Every dotted key with its value as TOML, its meaning and its origin."""
         for section, values in self.values.items():
-            meanings = {
-                name: info.description or "" for name, info in schema(section, values).items()
-            }
+            said = meanings(section_class(section, values))
             for key, value in values.items():
                 dotted = f"{section}.{key}"
                 named = ", ".join(NAMED[section]) if section in NAMED else ""
-                meaning = meanings.get(key) or f"one of {named}, or module:Class"
+                meaning = said.get(key) or f"one of {named}, or module:Class"
                 yield (
                     dotted,
                     tomlkit.item(value).as_string(),

@@ -4,58 +4,40 @@ This room holds plain values; it reads no file and builds nothing.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from ..loop import Schedule
+from ..options import option
 
 
 @dataclass(frozen=True)
 class RunSettings(Schedule):
     """Who takes part when, from which seed."""
 
-    seed: Annotated[
-        int,
-        Field(ge=0, description="of splits, few-shot draws, sampling, starts and batches alike"),
-    ] = 0
-    device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"],
-        Field(
-            description=(
-                'where models compute; "auto": a GPU of CUDA or of Apple\'s, where torch finds one'
-            )
-        ),
-    ] = "auto"
-    threads: Annotated[
-        int, Field(ge=1, description="of one computation; sums may round differently for others")
-    ] = 1
-    judged_by: Annotated[
-        Literal["clients", "server"],
-        Field(
-            description=(
-                "whose validation accuracy chooses rates and rounds: each client's own, or the"
-                " server's"
-            )
-        ),
-    ] = "clients"
+    seed: int = option(
+        0, says="of splits, few-shot draws, sampling, starts and batches alike", ge=0
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = option(
+        "auto",
+        says='where models compute; "auto": a GPU of CUDA or of Apple\'s, where torch finds one',
+    )
+    threads: int = option(1, says="of one computation; sums may round differently for others", ge=1)
+    judged_by: Literal["clients", "server"] = option(
+        "clients",
+        says="whose validation accuracy chooses rates and rounds: each client's own, or the"
+        " server's",
+    )
 
 
 @dataclass(frozen=True)
 class StartSettings:
     """What everybody, the server and every client, starts from."""
 
-    epochs: Annotated[
-        int,
-        Field(
-            ge=0,
-            description=(
-                "passes over the reserve set that train the common start; 0: the model's own"
-            ),
-        ),
-    ] = 0
-    rate: Annotated[float, Field(gt=0, description="learning rate (Adam) of these passes")] = 0.003
-    batch: Annotated[int, Field(ge=1, description="examples in a step of these passes")] = 16
+    epochs: int = option(
+        0, says="passes over the reserve set that train the common start; 0: the model's own", ge=0
+    )
+    rate: float = option(0.003, says="learning rate (Adam) of these passes", gt=0)
+    batch: int = option(16, says="examples in a step of these passes", ge=1)
 
 
 @dataclass(frozen=True)
@@ -64,16 +46,11 @@ class MixtureSettings:
     another.
     """
 
-    experts: Annotated[int, Field(ge=1, description="K, routed experts")] = 4
-    mains: Annotated[
-        int,
-        Field(
-            ge=0, le=3, description="main experts, always on; only tune_epochs tells several apart"
-        ),
-    ] = 1
-    top: Annotated[
-        int, Field(ge=1, description="L, routed experts that the server's predictions use")
-    ] = 1
+    experts: int = option(4, says="K, routed experts", ge=1)
+    mains: int = option(
+        1, says="main experts, always on; only tune_epochs tells several apart", ge=0, le=3
+    )
+    top: int = option(1, says="L, routed experts that the server's predictions use", ge=1)
 
     def __post_init__(self) -> None:
         if self.top > self.experts:

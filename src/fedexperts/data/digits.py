@@ -8,17 +8,16 @@ methods.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Generator, Tensor
 from torch.nn.functional import interpolate, pad
 
+from ..options import option
 from ..tensors import rng
 from . import split
+from .drawn import SHOTS, Drawn
 from .federation import Federation, Parts
-from .options import Drawn, Shots
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIDE = 32  # pixels
@@ -79,25 +78,6 @@ SCANNERS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "slanted": slanted,
 }
 
-Clients = Annotated[
-    int, Field(description="number of clients; client i has scanner i mod scanners", ge=1)
-]
-Scanners = Annotated[
-    int, Field(description="number of scanners; 1: plain digits", ge=1, le=len(SCANNERS))
-]
-Alpha = Annotated[
-    float,
-    Field(
-        description="Dirichlet over labels inside a scanner; small: skewed",
-        gt=0,
-        allow_inf_nan=False,
-    ),
-]
-Groups = Annotated[
-    int,
-    Field(description="number of clients, who divide the ten classes", ge=1, le=len(CLASSES) // 2),
-]
-
 
 @dataclass(frozen=True)
 class DigitsScanners(Drawn):
@@ -108,10 +88,10 @@ class DigitsScanners(Drawn):
     it.
     """
 
-    clients: Clients = 20
-    scanners: Scanners = 4
-    alpha: Alpha = 0.3
-    shots: Shots = 0
+    clients: int = option(20, says="number of clients; client i has scanner i mod scanners", ge=1)
+    scanners: int = option(4, says="number of scanners; 1: plain digits", ge=1, le=len(SCANNERS))
+    alpha: float = option(0.3, says="Dirichlet over labels inside a scanner; small: skewed", gt=0)
+    shots: int = option(0, says=SHOTS, ge=0)
 
     def load(self, seed: int) -> Federation:
         """ValueError if a client would get too few images to fill its parts."""
@@ -153,8 +133,10 @@ class DigitsPathological(Drawn):
     few-shot.
     """
 
-    clients: Groups = 5
-    shots: Shots = 16
+    clients: int = option(
+        5, says="number of clients, who divide the ten classes", ge=1, le=len(CLASSES) // 2
+    )
+    shots: int = option(16, says=SHOTS, ge=0)
 
     def load(self, seed: int) -> Federation:
         """ValueError if a client would get fewer than two classes."""

@@ -9,11 +9,9 @@ name. This room reads names, not images.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 from unicodedata import category
 
-from pydantic import Field
-
+from ..options import option
 from .images import SUFFIXES, Folder, several
 from .own import PART, Example, Found, Own, below, composed, words
 
@@ -30,10 +28,9 @@ class ImageFolders(Own):
     class/image.jpg.
     """
 
-    path: Annotated[
-        str,
-        Field(description="the folder of sites or, if data.site names the one client, of classes"),
-    ] = ""
+    path: str = option(
+        "", says="the folder of sites or, if data.site names the one client, of classes"
+    )
 
     def found(self) -> Found:
         root = Path(self.path).expanduser()

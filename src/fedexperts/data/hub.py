@@ -6,12 +6,12 @@ This room does not know how a set is kept or read.
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from ..options import REQUIRED, option
 from ..tensors import rng
 from . import split
 from .federation import Federation
@@ -19,58 +19,7 @@ from .images import several
 from .own import Example, Found, Listed
 from .sets import SETS, Rows, folder
 
-Dataset = Annotated[str, Field(description=f"one of {', '.join(SETS)}")]
-Copy = Annotated[
-    str,
-    Field(
-        description="a copy of the set: a folder of parquet files, or of save_to_disk; empty: hub's"
-    ),
-]
-Classes = Annotated[
-    tuple[str, ...],
-    Field(
-        description="classes to keep, in their order; [] takes those of the papers, mostly all",
-        strict=False,
-    ),
-]
 Partition = Literal["pathological", "dirichlet", "dirichlet-in-domains", "dominant", "natural"]
-Kind = Annotated[
-    Partition,
-    Field(
-        description=(
-            "what makes a client: classes of its own; shares of classes; the same inside its"
-            " domain; one class above all others; whom its examples are of"
-        )
-    ),
-]
-Clients = Annotated[
-    int,
-    Field(
-        description=(
-            "number of clients; 0, where they are natural: each domain, writer or user is one"
-        ),
-        ge=0,
-    ),
-]
-Alpha = Annotated[
-    float, Field(description="Dirichlet over labels; small: skewed", gt=0, allow_inf_nan=False)
-]
-Share = Annotated[
-    float,
-    Field(
-        description="what one class has of a client's examples, where it is dominant", gt=0, le=1
-    ),
-]
-PerClass = Annotated[
-    int, Field(description="at most so many examples a class, drawn before all else; 0: all", ge=0)
-]
-Least = Annotated[int, Field(description="writers or users with fewer examples are left out", ge=1)]
-Given = Annotated[
-    bool,
-    Field(
-        description="keep the set's own parts; false: pool them, and draw parts for every client"
-    ),
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +28,34 @@ class Hub(Listed):
     papers do.
     """
 
-    dataset: Dataset
-    path: Copy = ""
-    classes: Classes = ()
-    partition: Kind = "pathological"
-    clients: Clients = 10
-    alpha: Alpha = 0.5
-    share: Share = 0.8
-    per_class: PerClass = 0
-    least: Least = 10
-    given: Given = True
+    dataset: str = option(REQUIRED, says=f"one of {', '.join(SETS)}")
+    path: str = option(
+        "", says="a copy of the set: a folder of parquet files, or of save_to_disk; empty: hub's"
+    )
+    classes: tuple[str, ...] = option(
+        (), says="classes to keep, in their order; [] takes those of the papers, mostly all"
+    )
+    partition: Partition = option(
+        "pathological",
+        says="what makes a client: classes of its own; shares of classes; the same inside its"
+        " domain; one class above all others; whom its examples are of",
+    )
+    clients: int = option(
+        10,
+        says="number of clients; 0, where they are natural: each domain, writer or user is one",
+        ge=0,
+    )
+    alpha: float = option(0.5, says="Dirichlet over labels; small: skewed", gt=0)
+    share: float = option(
+        0.8, says="what one class has of a client's examples, where it is dominant", gt=0, le=1
+    )
+    per_class: int = option(
+        0, says="at most so many examples a class, drawn before all else; 0: all", ge=0
+    )
+    least: int = option(10, says="writers or users with fewer examples are left out", ge=1)
+    given: bool = option(
+        True, says="keep the set's own parts; false: pool them, and draw parts for every client"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,39 +18,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from ..options import option
 from ..tensors import rng
 from . import images, kept, manifest, split
+from .drawn import SHOTS, Drawn
 from .federation import PARTS, Federation, Parts, check_name
-from .options import Drawn, Shots
 
 # as it is written
 PART = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
-
-Classes = Annotated[
-    tuple[str, ...],
-    Field(
-        description="all classes, in their order; [] takes those that are there, sorted",
-        strict=False,
-    ),
-]
-Site = Annotated[
-    str,
-    Field(
-        description="the name of the one client whose own data these are; empty: several clients"
-    ),
-]
-Side = Annotated[
-    int, Field(description="pixels of a side to which images are brought", ge=8, le=1024)
-]
-Split = Annotated[
-    str, Field(description="a run's split.json, whose parts are taken; empty: parts given or drawn")
-]
 
 
 @dataclass(frozen=True)
@@ -83,9 +62,11 @@ class Found:
 class Listed(Drawn):
     """What is asked of every source that lists its examples one by one."""
 
-    side: Side = 224
-    shots: Shots = 0
-    split: Split = ""
+    side: int = option(224, says="pixels of a side to which images are brought", ge=8, le=1024)
+    shots: int = option(0, says=SHOTS, ge=0)
+    split: str = option(
+        "", says="a run's split.json, whose parts are taken; empty: parts given or drawn"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -201,8 +182,12 @@ class Own(Listed, ABC):
     """What is asked of every source of your own data."""
 
     path: str = ""
-    site: Site = ""
-    classes: Classes = ()
+    site: str = option(
+        "", says="the name of the one client whose own data these are; empty: several clients"
+    )
+    classes: tuple[str, ...] = option(
+        (), says="all classes, in their order; [] takes those that are there, sorted"
+    )
 
     @abstractmethod
     def found(self) -> Found:

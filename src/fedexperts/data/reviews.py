@@ -9,16 +9,15 @@ stars. This room does not know models or methods.
 
 from dataclasses import dataclass
 from random import Random
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from ..options import option
 from ..tensors import rng
 from . import split
+from .drawn import Drawn
 from .federation import Federation, Parts
-from .options import Drawn
 
 CLASSES = ("one star", "two stars", "three stars", "four stars", "five stars")
 STARS = len(CLASSES)
@@ -82,25 +81,6 @@ ASIDES = (  # these tell nothing
     " pictures"
 )
 
-Clients = Annotated[
-    int,
-    Field(description="number of clients, each a shop; kinds and dominant stars go round", ge=1),
-]
-Count = Annotated[
-    int, Field(description="number of reviews of all clients, beside the reserve", ge=1)
-]
-Dominant = Annotated[
-    float,
-    Field(
-        description="share of a client's reviews that have its dominant number of stars",
-        ge=1 / STARS,
-        le=1,
-    ),
-]
-Unclear = Annotated[
-    float, Field(description="share of reviews whose words hardly tell the stars", ge=0, le=1)
-]
-
 
 @dataclass(frozen=True)
 class Reviews(Drawn):
@@ -110,10 +90,19 @@ class Reviews(Drawn):
     As in the text experiments of Fed-MoE (IJCAI 2025), a client has one dominant class.
     """
 
-    clients: Clients = 10
-    reviews: Count = 2000
-    dominant: Dominant = 0.7
-    unclear: Unclear = 0.3
+    clients: int = option(
+        10, says="number of clients, each a shop; kinds and dominant stars go round", ge=1
+    )
+    reviews: int = option(2000, says="number of reviews of all clients, beside the reserve", ge=1)
+    dominant: float = option(
+        0.7,
+        says="share of a client's reviews that have its dominant number of stars",
+        ge=1 / STARS,
+        le=1,
+    )
+    unclear: float = option(
+        0.3, says="share of reviews whose words hardly tell the stars", ge=0, le=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,10 +8,9 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-
+from ..options import option
 from .images import Folder, several
 from .own import PART, Example, Found, Own, below, words
 
@@ -27,19 +26,17 @@ class Table(Own):
     site and split.
     """
 
-    path: Annotated[str, Field(description="a .csv, .tsv or .parquet file")] = ""
-    root: Annotated[
-        str, Field(description="the folder that paths are seen from; empty: that of the table")
-    ] = ""
-    path_column: Annotated[str, Field(description="column of image files")] = "path"
-    text_column: Annotated[str, Field(description="column of texts")] = "text"
-    label_column: Annotated[str, Field(description="column of classes, in words")] = "label"
-    site_column: Annotated[
-        str, Field(description="column of clients; without it, data.site names the one client")
-    ] = "site"
-    part_column: Annotated[
-        str, Field(description="column of train, valid or test; without it, parts are drawn")
-    ] = "split"
+    path: str = option("", says="a .csv, .tsv or .parquet file")
+    root: str = option("", says="the folder that paths are seen from; empty: that of the table")
+    path_column: str = option("path", says="column of image files")
+    text_column: str = option("text", says="column of texts")
+    label_column: str = option("label", says="column of classes, in words")
+    site_column: str = option(
+        "site", says="column of clients; without it, data.site names the one client"
+    )
+    part_column: str = option(
+        "split", says="column of train, valid or test; without it, parts are drawn"
+    )
 
     def nothing(self) -> tuple[str, ...]:
         """As texts: a table that is not here does not say."""
@@ -75,12 +72,10 @@ class Table(Own):
         asked = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_column")}
         defaults = {f.name: f.default for f in fields(self)}
         there = f"{file} has the columns {', '.join(columns)}"
-        for option, column in asked.items():
-            needed = option == "label_column" or column not in ("", defaults[option])
+        for name, column in asked.items():
+            needed = name == "label_column" or column not in ("", defaults[name])
             if needed and column not in columns:
-                raise ValueError(
-                    f"{there}, and none is {column!r}; use data.{option} = one of them"
-                )
+                raise ValueError(f"{there}, and none is {column!r}; use data.{name} = one of them")
         whats = [column for column in (self.path_column, self.text_column) if column in columns]
         if twice := [column for column in {*asked.values()} if columns.count(column) > 1]:
             raise ValueError(

@@ -260,7 +260,7 @@ class Deployment:
         write(certificate, _pem(built))
 
     def _asked(self) -> dict[str, Any]:
-        return dict(self._document())
+        return self._document().unwrap()
 
     def _document(self) -> tomlkit.TOMLDocument:
         file = self.path / "deploy.toml"

@@ -2,64 +2,45 @@
 itself.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from ..config.checking import checked
+from ..options import option
 
 
 @dataclass(frozen=True)
 class Limits:
     """Bounds that no honest site meets; docs/deploy.md shows by how much."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    connections: Annotated[
-        int,
-        Field(
-            ge=4,
-            le=16384,
-            description="connections at a time; the oldest that has shown no key gives way",
-        ),
-    ] = 512
-    patience: Annotated[
-        float, Field(gt=0, description="seconds that a connection has to show a site's key")
-    ] = 10.0
-    arrival: Annotated[
-        float, Field(gt=0, description="seconds in which a site's request must have arrived")
-    ] = 120.0
-    at_once: Annotated[int, Field(ge=2, description="requests of one site at a time")] = 16
-    request: Annotated[
-        int,
-        Field(
-            ge=2**20, description="bytes of one request; Flower cuts uploads into pieces of 5 MiB"
-        ),
-    ] = 2**23
-    memory: Annotated[
-        int,
-        Field(
-            ge=2**23, description="bytes of requests that are held at a time, of all sites together"
-        ),
-    ] = 2**29
-    upload: Annotated[
-        int,
-        Field(ge=2**20, description="bytes of one reply, which the server stores and reads whole"),
-    ] = 2**30
+    connections: int = option(
+        512,
+        says="connections at a time; the oldest that has shown no key gives way",
+        ge=4,
+        le=16384,
+    )
+    patience: float = option(10.0, says="seconds that a connection has to show a site's key", gt=0)
+    arrival: float = option(120.0, says="seconds in which a site's request must have arrived", gt=0)
+    at_once: int = option(16, says="requests of one site at a time", ge=2)
+    request: int = option(
+        2**23, says="bytes of one request; Flower cuts uploads into pieces of 5 MiB", ge=2**20
+    )
+    memory: int = option(
+        2**29, says="bytes of requests that are held at a time, of all sites together", ge=2**23
+    )
+    upload: int = option(
+        2**30, says="bytes of one reply, which the server stores and reads whole", ge=2**20
+    )
 
 
-def limits(given: Mapping[str, Any], where: str) -> Limits:
+def limits(given: Any, where: str) -> Limits:
     """The limits that an operator wrote down; ValueError, with all that is wrong, for what cannot
     be one.
     """
-    try:
-        # as JSON: a strict dataclass takes no mapping
-        return TypeAdapter(Limits).validate_json(json.dumps(given))
-    except ValidationError as error:
-        said = [
-            f"limits.{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}"
-            for e in error.errors()
-        ]
+    if not isinstance(given, dict):
+        raise ValueError(f"{where}: limits = {given!r}: expected a table, [limits]")
+    values, wrong = checked(Limits, "limits", given)
+    if wrong:
         known = ", ".join(f"{name} = {value:g}" for name, value in vars(Limits()).items())
-        raise ValueError(f"{where}: {'; '.join(said)}. The defaults are {known}") from None
+        raise ValueError(f"{where}: {'; '.join(wrong)}. The defaults are {known}")
+    return Limits(**values)

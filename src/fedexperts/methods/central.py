@@ -7,18 +7,14 @@ the table lacks: Fed-MoE's server trains on that set, so FedAvg's should, too.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
-
-from pydantic import Field
 
 from ..declared import Declared
 from ..learn import Local
 from ..method import Finished, Given, Sent, Upload, needs_reserve
 from ..model import Model, taught
+from ..options import option
 from ..tensors import Tensors, named, rng, under
 from .fedavg import Alone, FedAvg
-
-Epochs = Annotated[int, Field(ge=1, description="passes over the reserve set")]
 
 
 @dataclass(frozen=True)
@@ -27,8 +23,8 @@ class Central(Alone):
     change nothing.
     """
 
-    epochs: Epochs = 20
-    rate: Annotated[float, Field(gt=0, description="learning rate of these passes")] = 0.003
+    epochs: int = option(20, says="passes over the reserve set", ge=1)
+    rate: float = option(0.003, says="learning rate of these passes", gt=0)
 
     def declares(self) -> Declared:
         return Declared()
@@ -55,12 +51,11 @@ class Central(Alone):
 class FineTuned(FedAvg):
     """FedAvg whose average is tuned on the reserve set after every merge, and published as that."""
 
-    epochs: Epochs = 1
-    tune_rate: Annotated[float, Field(gt=0, description="learning rate of these passes")] = 0.001
-    keep: Annotated[
-        bool,
-        Field(description="the next round starts at the tuned model, or else at the plain average"),
-    ] = True
+    epochs: int = option(1, says="passes over the reserve set", ge=1)
+    tune_rate: float = option(0.001, says="learning rate of these passes", gt=0)
+    keep: bool = option(
+        True, says="the next round starts at the tuned model, or else at the plain average"
+    )
 
     def fits(self, model: Model, reserve: int) -> None:
         needs_reserve(reserve)

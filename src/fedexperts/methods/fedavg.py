@@ -7,16 +7,15 @@ context made of words, is zero-shot.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ..declared import Declared
 from ..learn import Local
 from ..method import Finished, Given, Method, Sent, Upload
 from ..model import Model, held, proximal
+from ..options import option
 from ..tensors import Tensors, named, under
 
 
@@ -26,10 +25,9 @@ class FedAvg(Method):
     eq. 2).
     """
 
-    mu: Annotated[
-        float,
-        Field(ge=0, description="FedProx: weight of half the squared distance to the global model"),
-    ] = 0.0
+    mu: float = option(
+        0.0, says="FedProx: weight of half the squared distance to the global model", ge=0
+    )
 
     def uploads(self, model: Model) -> frozenset[str]:
         return frozenset(model.initial)

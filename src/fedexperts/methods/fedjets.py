@@ -17,15 +17,14 @@ Shapes: B inputs, C classes, K routed experts, n of them at a client.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ..learn import Local
 from ..method import Finished, Given, Method, Sent, Upload
 from ..model import MixtureModel, Model, as_mixture
+from ..options import option
 from ..predictor import Predictor
 from ..tensors import Tensors, named, rng, under
 
@@ -36,9 +35,7 @@ class FedJETs(Method):
     are.
     """
 
-    experts: Annotated[
-        int, Field(ge=1, description="n, routed experts that a client is sent and trains")
-    ] = 2
+    experts: int = option(2, says="n, routed experts that a client is sent and trains", ge=1)
 
     def fits(self, model: Model, reserve: int) -> None:
         mixture = as_mixture(model)

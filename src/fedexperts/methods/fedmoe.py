@@ -13,11 +13,10 @@ any.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, make_dataclass, replace
-from typing import Annotated, Any, Literal, get_type_hints
+from dataclasses import dataclass, field, fields, make_dataclass, replace
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import nll_loss
 
@@ -26,6 +25,7 @@ from ..declared import Control, Declared, Facts
 from ..learn import Examples, Learning, Local
 from ..method import Chosen, Finished, Given, Method, Sent, Upload, needs_reserve
 from ..model import MixtureModel, Model, Portable, as_mixture, held, proximal, taught
+from ..options import option
 from ..predictor import MixturePredictor, dissected, entropy
 from ..tensors import Tensors, combine, named, rng, under
 
@@ -56,90 +56,52 @@ class FedMoE(Method):
     defaults.
     """
 
-    lam: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=1,
-            description="lambda of the experts: share of the clients' models in a fused expert",
-        ),
-    ] = 0.1
-    lam_client: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=1,
-            description=(
-                "lambda of the clients: share of its own model in what a client goes on with"
-            ),
-        ),
-    ] = 0.1
-    inner: Annotated[
-        int, Field(ge=1, description="T, times a round's models are fused and the gate is trained")
-    ] = 1
-    relevance: Annotated[
-        Literal["mean", "relative", "uniform"],
-        Field(
-            description=(
-                "of clients to experts: the mean outer product (paper); against the other clients;"
-                " none"
-            )
-        ),
-    ] = "mean"
-    temperature: Annotated[
-        float, Field(gt=0, description="of the softmax over clients, a row an expert")
-    ] = 1.0
-    blend_temperature: Annotated[
-        float, Field(gt=0, description="of the softmax over experts, a column a client")
-    ] = 1.0
-    weights: Annotated[
-        Literal["equal", "examples"],
-        Field(description="every client counts the same (paper), or by its examples"),
-    ] = "equal"
-    mu: Annotated[
-        float,
-        Field(
-            ge=0,
-            description="FedProx: weight of half the squared distance to what a client starts from",
-        ),
-    ] = 0.0
-    blend: Annotated[
-        Literal["same-round", "next-order", "none"],
-        Field(
-            description=(
-                "when a client gets its blend: at once (paper), fresh with its next order, or never"
-            )
-        ),
-    ] = "same-round"
-    gate: Annotated[
-        Literal["trained", "uniform"],
-        Field(description="trained on the reserve set, or the control: no routing"),
-    ] = "trained"
-    gate_epochs: Annotated[
-        int, Field(ge=1, description="passes over the reserve set that train gate and alpha")
-    ] = 1
-    gate_rate: Annotated[float, Field(gt=0, description="learning rate of the gate (Adam)")] = 0.001
-    alpha_rate: Annotated[
-        float, Field(ge=0, description="learning rate of alpha (Adam); 0: it stays at 1/2")
-    ] = 0.01
-    beta: Annotated[float, Field(ge=0, description="weight of the gate's entropy in its loss")] = (
-        0.001
+    lam: float = option(
+        0.1,
+        says="lambda of the experts: share of the clients' models in a fused expert",
+        ge=0,
+        le=1,
     )
-    warmup: Annotated[
-        int,
-        Field(
-            ge=0,
-            description=(
-                "passes that teach the new gate k-means clusters of the reserve set; 0: random"
-            ),
-        ),
-    ] = 0
-    tune_epochs: Annotated[
-        int, Field(ge=0, description="passes over the reserve set that tune fused experts")
-    ] = 0
-    tune_rate: Annotated[float, Field(gt=0, description="learning rate (Adam) of these passes")] = (
-        0.001
+    lam_client: float = option(
+        0.1,
+        says="lambda of the clients: share of its own model in what a client goes on with",
+        ge=0,
+        le=1,
     )
+    inner: int = option(1, says="T, times a round's models are fused and the gate is trained", ge=1)
+    relevance: Literal["mean", "relative", "uniform"] = option(
+        "mean",
+        says="of clients to experts: the mean outer product (paper); against the other clients;"
+        " none",
+    )
+    temperature: float = option(1.0, says="of the softmax over clients, a row an expert", gt=0)
+    blend_temperature: float = option(
+        1.0, says="of the softmax over experts, a column a client", gt=0
+    )
+    weights: Literal["equal", "examples"] = option(
+        "equal", says="every client counts the same (paper), or by its examples"
+    )
+    mu: float = option(
+        0.0, says="FedProx: weight of half the squared distance to what a client starts from", ge=0
+    )
+    blend: Literal["same-round", "next-order", "none"] = option(
+        "same-round",
+        says="when a client gets its blend: at once (paper), fresh with its next order, or never",
+    )
+    gate: Literal["trained", "uniform"] = option(
+        "trained", says="trained on the reserve set, or the control: no routing"
+    )
+    gate_epochs: int = option(1, says="passes over the reserve set that train gate and alpha", ge=1)
+    gate_rate: float = option(0.001, says="learning rate of the gate (Adam)", gt=0)
+    alpha_rate: float = option(0.01, says="learning rate of alpha (Adam); 0: it stays at 1/2", ge=0)
+    beta: float = option(0.001, says="weight of the gate's entropy in its loss", ge=0)
+    warmup: int = option(
+        0,
+        says="passes that teach the new gate k-means clusters of the reserve set; 0: random",
+        ge=0,
+    )
+    tune_epochs: int = option(0, says="passes over the reserve set that tune fused experts", ge=0)
+    tune_rate: float = option(0.001, says="learning rate (Adam) of these passes", gt=0)
 
     def declares(self) -> Declared:
         """Where gate or relevance is switched off on purpose it is a control itself, and needs
@@ -472,10 +434,13 @@ STRONG: dict[str, Any] = {
     "gate_rate": 0.003,
     "warmup": 60,
 }
-_HINTS = get_type_hints(FedMoE, include_extras=True)  # what a field means and may be stays as it is
+_FIELDS = {f.name: f for f in fields(FedMoE)}  # what a field means and may be stays as it is
 _Strong: Any = make_dataclass(
     "_Strong",
-    [(name, _HINTS[name], value) for name, value in STRONG.items()],
+    [
+        (name, _FIELDS[name].type, field(default=value, metadata=_FIELDS[name].metadata))
+        for name, value in STRONG.items()
+    ],
     bases=(FedMoE,),
     frozen=True,
 )

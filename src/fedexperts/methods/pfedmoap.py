@@ -14,11 +14,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
 
@@ -26,6 +25,7 @@ from ..declared import ROUNDING, Control, Declared, Facts, Figure, Metric
 from ..learn import Examples, Local
 from ..method import Chosen, Finished, Given, Method, Sent, Upload
 from ..model import Model, Portable, PromptModel
+from ..options import option
 from ..predictor import Predictor
 from ..tensors import Tensors, named, rng, under
 
@@ -57,76 +57,44 @@ _LISTED = {"nearest": "by nearness", "farthest": "farthest first", "random": "in
 class PFedMoAP(Method):
     """Personalised federated mixture of adaptive prompts (arXiv:2410.10114, section 4)."""
 
-    experts: Annotated[
-        int, Field(ge=0, description="K, non-local experts a client receives; 0 is the gate alone")
-    ] = 9
-    select: Annotated[
-        Literal["nearest", "random", "farthest"],
-        Field(
-            description=(
-                "which prompts of the pool: by l2 distance to the client's own entry, or by chance"
-            )
-        ),
-    ] = "nearest"
-    lam: Annotated[
-        float, Field(ge=0, description="lambda, weight of the client's own plain CLIP logit")
-    ] = 0.5
-    reset: Annotated[
-        bool, Field(description="start every round at the global prompt (paper), or at one's own")
-    ] = True
-    gate: Annotated[
-        Literal["attention", "linear"],
-        Field(
-            description=(
-                "attention over the experts' text features, or a softmax of a linear map of the"
-                " image"
-            )
-        ),
-    ] = "attention"
-    gates: Annotated[
-        Literal["local", "averaged"],
-        Field(
-            description=(
-                "a gate never leaves its client (paper), or is averaged from one start whatever the"
-                " seed"
-            )
-        ),
-    ] = "local"
-    gate_rate: Annotated[float, Field(gt=0, description="learning rate of the gate")] = 0.01
-    gate_init: Annotated[
-        Literal["random", "identity"],
-        Field(
-            description=(
-                "random linear maps (paper), or values and output that start as the identity"
-            )
-        ),
-    ] = "random"
-    width: Annotated[
-        int, Field(ge=1, description="G, width to which features are pooled for the gate")
-    ] = 128
-    heads: Annotated[
-        int, Field(ge=1, description="H, heads of the attention gate; divides the width")
-    ] = 8
-    pooling: Annotated[
-        Literal["stride", "mean", "random"],
-        Field(
-            description=(
-                "how features become G wide: every (D/G)-th, means of D/G neighbours, a fixed"
-                " projection"
-            )
-        ),
-    ] = "stride"
-    attention_scale: Annotated[
-        float,
-        Field(
-            ge=0,
-            description="factor of the attention scores; 0 is 1 / sqrt(G / H); published code: 10",
-        ),
-    ] = 10.0
-    normalised: Annotated[
-        bool, Field(description="cosine with the mixed feature instead of a plain dot product")
-    ] = False
-    bias: Annotated[bool, Field(description="the gate's linear maps have biases")] = True
+    experts: int = option(
+        9, says="K, non-local experts a client receives; 0 is the gate alone", ge=0
+    )
+    select: Literal["nearest", "random", "farthest"] = option(
+        "nearest",
+        says="which prompts of the pool: by l2 distance to the client's own entry, or by chance",
+    )
+    lam: float = option(0.5, says="lambda, weight of the client's own plain CLIP logit", ge=0)
+    reset: bool = option(
+        True, says="start every round at the global prompt (paper), or at one's own"
+    )
+    gate: Literal["attention", "linear"] = option(
+        "attention",
+        says="attention over the experts' text features, or a softmax of a linear map of the image",
+    )
+    gates: Literal["local", "averaged"] = option(
+        "local",
+        says="a gate never leaves its client (paper), or is averaged from one start whatever the"
+        " seed",
+    )
+    gate_rate: float = option(0.01, says="learning rate of the gate", gt=0)
+    gate_init: Literal["random", "identity"] = option(
+        "random", says="random linear maps (paper), or values and output that start as the identity"
+    )
+    width: int = option(128, says="G, width to which features are pooled for the gate", ge=1)
+    heads: int = option(8, says="H, heads of the attention gate; divides the width", ge=1)
+    pooling: Literal["stride", "mean", "random"] = option(
+        "stride",
+        says="how features become G wide: every (D/G)-th, means of D/G neighbours, a fixed"
+        " projection",
+    )
+    attention_scale: float = option(
+        10.0, says="factor of the attention scores; 0 is 1 / sqrt(G / H); published code: 10", ge=0
+    )
+    normalised: bool = option(
+        False, says="cosine with the mixed feature instead of a plain dot product"
+    )
+    bias: bool = option(True, says="the gate's linear maps have biases")
 
     def __post_init__(self) -> None:
         if self.gate == "attention" and self.width % self.heads:

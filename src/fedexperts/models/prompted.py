@@ -7,57 +7,52 @@ format.
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ..model import Model
+from ..options import option
 from ..tensors import rng
 from .built import Built
 from .clip import Clip, LinearProbe, PromptedClip, encode, words
 
 SPREAD = 0.02  # standard deviation of a random context, about that of a CLIP's word embeddings
 
-Name = Annotated[
-    str,
-    Field(
-        description=(
-            'CLIP, RN50 or SigLIP: "tinyclip" (ours), a local folder, a hub name downloaded before,'
-            " or RN50.pt"
-        )
-    ),
-]
-Precision = Annotated[
-    Literal["fp32", "bf16"],
-    Field(description="type of the frozen weights; what is trained and what comes out is fp32"),
-]
-
 
 @dataclass(frozen=True)
-class PromptedClipSettings:
-    """A frozen CLIP whose class names stand behind a learned context (CoOp, PromptFL, pFedMoAP)."""
+class _OnClip:
+    """What both ask of the CLIP."""
 
-    clip: Name = "tinyclip"
-    precision: Precision = "fp32"
-    context: Annotated[int, Field(ge=1, description="learned context vectors, in tokens")] = 16
-    init: Annotated[
-        Literal["random", "words"],
-        Field(description=f"the context starts as normal(0, {SPREAD}) or as `words`"),
-    ] = "random"
-    words: Annotated[
-        str,
-        Field(
-            description=(
-                'text of exactly `context` tokens, with which the context starts if init is "words"'
-            )
-        ),
-    ] = "a photo of a"
+    clip: str = option(
+        "tinyclip",
+        says='CLIP, RN50 or SigLIP: "tinyclip" (ours), a local folder, a hub name downloaded'
+        " before, or RN50.pt",
+    )
+    precision: Literal["fp32", "bf16"] = option(
+        "fp32", says="type of the frozen weights; what is trained and what comes out is fp32"
+    )
 
     def at_hand(self) -> None:
         """ValueError, with what to type, if the CLIP is not on this machine."""
-        _find(self.clip)
+        from .huggingface import find_clip  # as below
+
+        find_clip(self.clip)
+
+
+@dataclass(frozen=True)
+class PromptedClipSettings(_OnClip):
+    """A frozen CLIP whose class names stand behind a learned context (CoOp, PromptFL, pFedMoAP)."""
+
+    context: int = option(16, says="learned context vectors, in tokens", ge=1)
+    init: Literal["random", "words"] = option(
+        "random", says=f"the context starts as normal(0, {SPREAD}) or as `words`"
+    )
+    words: str = option(
+        "a photo of a",
+        says='text of exactly `context` tokens, with which the context starts if init is "words"',
+    )
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         """ValueError if the CLIP cannot be loaded, a prompt is too long, or `words` are not
@@ -82,26 +77,13 @@ class PromptedClipSettings:
 
 
 @dataclass(frozen=True)
-class LinearProbeSettings:
+class LinearProbeSettings(_OnClip):
     """A linear classifier on a frozen CLIP's image features."""
-
-    clip: Name = "tinyclip"
-    precision: Precision = "fp32"
-
-    def at_hand(self) -> None:
-        """ValueError, with what to type, if the CLIP is not on this machine."""
-        _find(self.clip)
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         """ValueError if the CLIP cannot be loaded. It starts at zero, whatever the seed."""
         clip = _load(self.clip, self.precision)
         return _built(LinearProbe(classes, clip.width, clip.scale), clip, self.clip)
-
-
-def _find(name: str) -> None:
-    from .huggingface import find_clip  # as below
-
-    find_clip(name)
 
 
 def _load(name: str, precision: str) -> Clip:

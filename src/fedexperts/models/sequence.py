@@ -3,10 +3,9 @@ model does.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
+from ..options import option
 from .built import Built
 from .network import Network
 
@@ -17,27 +16,19 @@ class TransformerSettings:
     [B, 2, tokens].
     """
 
-    model: Annotated[
-        str,
-        Field(
-            description=(
-                '"tiny-bert" or "tiny-gpt2" (small, fresh from the seed), a local folder, or a hub'
-                " name downloaded before"
-            )
-        ),
-    ] = "tiny-bert"
-    tokens: Annotated[
-        int, Field(ge=3, description="length of a text: a longer one is cut, a shorter one padded")
-    ] = 64
-    pooling: Annotated[
-        Literal["own", "mean"],
-        Field(
-            description=(
-                '"own": as the classifier in Hugging Face has it; "mean": over all tokens, and a'
-                " linear layer"
-            )
-        ),
-    ] = "own"
+    model: str = option(
+        "tiny-bert",
+        says='"tiny-bert" or "tiny-gpt2" (small, fresh from the seed), a local folder, or a hub'
+        " name downloaded before",
+    )
+    tokens: int = option(
+        64, says="length of a text: a longer one is cut, a shorter one padded", ge=3
+    )
+    pooling: Literal["own", "mean"] = option(
+        "own",
+        says='"own": as the classifier in Hugging Face has it; "mean": over all tokens, and a'
+        " linear layer",
+    )
 
     def at_hand(self) -> None:
         """ValueError, with what to type, if the model is not on this machine."""

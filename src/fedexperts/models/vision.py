@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, unfold
 
+from ..options import option
 from .built import Built
 from .network import Network, seeded
 
@@ -155,13 +155,10 @@ class CompactCnnSettings:
     at 16.
     """
 
-    width: Annotated[
-        int,
-        Field(ge=1, description="channels of the first convolution; the second has twice as many"),
-    ] = 2
-    side: Annotated[
-        int, Field(ge=1, description="pixels of a side, to which images are made grey and small")
-    ] = 16
+    width: int = option(
+        2, says="channels of the first convolution; the second has twice as many", ge=1
+    )
+    side: int = option(16, says="pixels of a side, to which images are made grey and small", ge=1)
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         module = seeded(lambda: compact_cnn(self.width, self.side, len(classes)), seed)
@@ -185,15 +182,10 @@ class LeafCnnSettings:
 class ResNet18Settings:
     """ResNet-18 for CIFAR's 32 x 32 pixels."""
 
-    norm: Annotated[
-        Literal["batch", "group"],
-        Field(
-            description=(
-                '"group" has no running statistics, which clients with different data disagree'
-                " about"
-            )
-        ),
-    ] = "batch"
+    norm: Literal["batch", "group"] = option(
+        "batch",
+        says='"group" has no running statistics, which clients with different data disagree about',
+    )
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         module = seeded(lambda: resnet18(len(classes), NORMS[self.norm]), seed)

@@ -1,0 +1,28 @@
+"""An option: a field of a settings dataclass that says what it means and what it may be.
+
+This room checks nothing; `config` does, when a section of a config becomes such a dataclass.
+"""
+
+from dataclasses import MISSING, field
+from typing import Any, TypeVar, cast
+
+Value = TypeVar("Value")
+REQUIRED: Any = MISSING  # in place of a default, where there can be none
+
+
+def option(
+    default: Value,
+    *,
+    says: str,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+) -> Value:
+    """A field with its default, its meaning, and its bounds; choices are a `Literal` type."""
+    given = {"ge": ge, "gt": gt, "le": le, "lt": lt}
+    bounds = {name: bound for name, bound in given.items() if bound is not None}
+    metadata = {"says": says, "bounds": bounds}
+    if isinstance(default, list):  # every object has one of its own
+        return cast("Value", field(default_factory=default.copy, metadata=metadata))
+    return field(default=default, metadata=metadata)
