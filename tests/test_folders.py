@@ -232,7 +232,7 @@ def test_a_folder_that_is_not_there_or_empty_is_said_with_the_layout(tmp_path: P
         ValueError, match="no such folder, seen from .*; expected FOLDER/site/class/image.jpg"
     ):
         load(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="holds no folder; use"):
+    with pytest.raises(ValueError, match="holds no folder; expected"):
         load(tmp_path)
 
 
@@ -322,7 +322,7 @@ def test_a_site_of_several_must_list_the_classes_and_is_told_those_that_it_has(s
 def test_a_site_whose_name_cannot_name_a_folder_is_told_a_better_one(sites: Path) -> None:
     fill(sites / "St. Gallen", {"cat": 5}, 3000)
     with pytest.raises(
-        ValueError, match="client name 'St. Gallen' cannot .* rename it, for example to 'St-Gallen'"
+        ValueError, match="client name 'St. Gallen' cannot .* Rename it, for example to 'St-Gallen'"
     ):
         load(sites)
 

@@ -248,14 +248,14 @@ def test_office_caltech_is_made_as_the_documents_say(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("dataset = 'flowers'", "dataset = 'flowers': no such set; expected flowers102"),
+        ("dataset = 'flowers'", "dataset = 'flowers': no such set; use flowers102"),
         (
             "dataset = 'dtd'\nclients = 0",
             "clients = 0 with partition = 'pathological'; expected at least 1",
         ),
         (
             "dataset = 'dtd'\npartition = 'natural'",
-            "dtd does not say whose an example is; use",
+            "dtd does not say whose an example is; expected",
         ),
         (
             "dataset = 'dtd'\npartition = 'iid'",

@@ -141,7 +141,7 @@ def test_all_files_that_cannot_be_read_are_named_at_once_with_their_reasons(tmp_
 
 
 def test_of_many_broken_files_ten_are_named_and_the_others_counted(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="13 of 13 .* 9.png .*; and 3 more. Mend them") as caught:
+    with pytest.raises(ValueError, match="13 of 13 .* 9.png .*; and 3 more. Repair them") as caught:
         read(Folder(tmp_path), [f"{i}.png" for i in range(13)], 8)
     assert "10.png" not in str(caught.value)
 

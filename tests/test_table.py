@@ -196,7 +196,7 @@ def test_a_file_that_is_no_table_is_explained(tmp_path: Path, text: str, says: s
 
 def test_another_encoding_is_said(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes("text,label,site\nschön,gut,a\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="not in UTF-8 .*; use"):
+    with pytest.raises(ValueError, match="not in UTF-8 .*; save"):
         load(tmp_path / "x.csv")
 
 
