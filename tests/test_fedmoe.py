@@ -32,7 +32,8 @@ from fedexperts.learn import Examples, Learning, Local
 from fedexperts.message import Order, Reply, encode
 from fedexperts.method import Given, Upload
 from fedexperts.methods.fedavg import FedAvg
-from fedexperts.methods.fedmoe import FedMoE, _clusters
+from fedexperts.methods.fedmoe import FedMoE
+from fedexperts.methods.served import clusters_of
 from fedexperts.model import Model
 from fedexperts.models.mixture import Mixture
 from fedexperts.tensors import Tensors, count, rng, shapes, size, under
@@ -402,7 +403,7 @@ def test_a_warm_gate_knows_the_clusters_of_the_reserve_set(tmp_path: Path) -> No
     """So that it does not start symmetric; a random one agrees with them by chance."""
     job, _ = job_and_engine(tiny(MOE["fedmoe"]), tmp_path)
     x = job.reserve.x[:, 0]
-    clusters = _clusters(x, K, job.seed)
+    clusters = clusters_of(x, K, job.seed)
 
     def agreeing(warmup: int) -> float:
         server = FedMoE(warmup=warmup, gate_rate=0.03).open(job.given)
@@ -413,7 +414,7 @@ def test_a_warm_gate_knows_the_clusters_of_the_reserve_set(tmp_path: Path) -> No
 
 def test_texts_are_clustered_by_the_words_in_them() -> None:
     texts = torch.tensor([[1, 1, 2], [9, 8, 8], [2, 1, 1], [8, 9, 8], [2, 2, 1]])
-    found = _clusters(texts, 2, 0).tolist()
+    found = clusters_of(texts, 2, 0).tolist()
     assert found in ([0, 1, 0, 1, 0], [1, 0, 1, 0, 1])
 
 

@@ -379,7 +379,7 @@ def test_the_linear_gate_has_a_gradient_as_soon_as_there_is_a_choice(model: Tiny
 
 
 def test_the_paper_s_gate_has_66_thousand_numbers() -> None:
-    gate = PFedMoAP()._new_gate(rng(0, "gate"))
+    gate = PFedMoAP().new_gate(10, rng(0, "gate"))
     assert sum(value.numel() for value in gate.values()) == 4 * 128 * 128 + 4 * 128
     assert all(float(v.abs().max()) <= 1 / math.sqrt(128) for v in gate.values())
 

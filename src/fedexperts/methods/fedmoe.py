@@ -21,13 +21,22 @@ from torch import Tensor
 from torch.nn.functional import nll_loss
 
 from ..average import mean
-from ..declared import Control, Declared, Facts
-from ..learn import Examples, Learning, Local
+from ..declared import Control, Declared
+from ..learn import Examples, Local
 from ..method import Chosen, Finished, Given, Method, Sent, Upload, needs_reserve
-from ..model import MixtureModel, Model, Portable, as_mixture, held, proximal, taught
+from ..model import MixtureModel, Model, as_mixture, held, proximal, taught
 from ..options import option
-from ..predictor import MixturePredictor, dissected, entropy
+from ..predictor import entropy
 from ..tensors import Tensors, combine, named, rng, under
+from .served import (
+    ServedMixture,
+    blends_of,
+    certainty,
+    clusters_of,
+    expert_names,
+    experts_of,
+    weighed,
+)
 
 NEVER = 1e-6  # a spread or a sum of weights below it is rounding
 _CONTROLS = (
@@ -126,23 +135,20 @@ class FedMoE(Method):
         mixture = as_mixture(given.model)
         server = dict(mixture.initial)
         if self.warmup:
-            clusters = _clusters(given.reserve.x[:, 0], mixture.experts, given.seed)
+            clusters = clusters_of(given.reserve.x[:, 0], mixture.experts, given.seed)
             learning = replace(
                 given.learning, epochs=self.warmup, optimizer="adam", rate=self.gate_rate
             )
-            server |= named(
-                "gate",
-                _fitted(
-                    mixture.gate, under(server, "gate"), given, clusters, learning, "warm-up", 0
-                ),
-            )
+            examples = Examples(given.reserve.x, clusters)
+            start, draw = under(server, "gate"), rng(given.seed, "warm-up", 0)
+            server |= named("gate", taught(mixture.gate, start, examples, learning, draw))
         return server
 
     def publish(self, server: Tensors) -> Tensors:
         """One model, for clients that have none yet: the mean of the main experts or, without any,
         of the routed.
         """
-        experts = _experts(server, "main") or _experts(server, "expert")
+        experts = experts_of(server, "main") or experts_of(server, "expert")
         return named("global", mean(experts, [1] * len(experts)))
 
     def expects(self, server: Tensors, model: Model, client: str) -> Tensors:
@@ -154,14 +160,12 @@ class FedMoE(Method):
         """One model at most a round: nothing to those who hold one or are given theirs after the
         round; a fresh blend, if it travels now; the published model to newcomers.
         """
-        sent, known = (
-            dict.fromkeys(clients, Sent({})),
-            [c for c in clients if f"shares.{c}" in server],
-        )
+        sent = dict.fromkeys(clients, Sent({}))
+        known = [client for client in clients if f"shares.{client}" in server]
         if self.blend == "next-order":
             sent |= {
                 client: Sent(named("blend", blend))
-                for client, blend in _blends(server, known).items()
+                for client, blend in blends_of(server, known).items()
             }
         if self.blend != "same-round" and (newcomers := set(clients) - set(known)):
             sent |= dict.fromkeys(newcomers, Sent(self.publish(server)))
@@ -175,7 +179,7 @@ class FedMoE(Method):
         """
         mixture, clients = as_mixture(given.model), [upload.tensors for upload in uploads]
         examples_m = torch.tensor([float(upload.examples) for upload in uploads])
-        answers_mR = _right(mixture.expert, clients, given.reserve)
+        answers_mR = certainty(mixture.expert, clients, given.reserve)
         for inner in range(self.inner):
             relevance_Km = self._relevance(mixture, server, given.reserve, answers_mR)
             server = self._fuse(server, clients, relevance_Km, examples_m)
@@ -196,26 +200,21 @@ class FedMoE(Method):
         """Step C: M_j <- lambda M_j + (1 - lambda) sum_k W^c[k, j] E_k, each to its own client."""
         if self.blend != "same-round":
             return {}
-        blends = _blends(server, [u.client for u in uploads])
-        return {
-            u.client: Sent(
-                named(
-                    "blend",
-                    mean([u.tensors, blends[u.client]], [self.lam_client, 1 - self.lam_client]),
-                )
-            )
-            for u in uploads
-        }
+        blends = blends_of(server, [u.client for u in uploads])
+        back = {}
+        for upload in uploads:
+            own, blend = upload.tensors, blends[upload.client]
+            kept = mean([own, blend], [self.lam_client, 1 - self.lam_client])
+            back[upload.client] = Sent(named("blend", kept))
+        return back
 
-    def served(self, model: Model, server: Tensors) -> "ServedMixture":
+    def served(self, model: Model, server: Tensors) -> ServedMixture:
         return ServedMixture(as_mixture(model), Local(server), self.gate == "trained")
 
     def _relevance(
         self, mixture: MixtureModel, server: Tensors, reserve: Examples, answers_mR: Tensor
     ) -> Tensor:
-        """W [K, m]: how much a client's model is worth on the reserve examples that the gate gives
-        to an expert.
-        """
+        """W [K, m]: a client's model's worth on the reserve examples that an expert is given."""
         with torch.no_grad():
             gate_RK = self._weigh(mixture, server, reserve.x[:, 0])
         if self.relevance == "mean":
@@ -228,12 +227,12 @@ class FedMoE(Method):
     def _fuse(
         self, server: Tensors, clients: Sequence[Tensors], relevance_Km: Tensor, examples_m: Tensor
     ) -> Tensors:
-        """E <- (1 - lambda) E + lambda sum_j w_j M_j: relevance decides w for routed experts,
-        nothing for main ones.
-        """
-        counts_m = examples_m.log() if self.weights == "examples" else torch.zeros_like(examples_m)
+        """E <- (1 - lambda) E + lambda sum_j w_j M_j: relevance decides w for routed experts only."""
+        counts_m = torch.zeros_like(examples_m)
+        if self.weights == "examples":
+            counts_m = examples_m.log()
         routed_Km = (self._scaled(relevance_Km, 1) / self.temperature + counts_m).softmax(1)
-        names = [*_names(server, "main"), *_names(server, "expert")]
+        names = [*expert_names(server, "main"), *expert_names(server, "expert")]
         mains = len(names) - len(routed_Km)
         fused = torch.cat([counts_m.softmax(0).expand(mains, -1), routed_Km])
         weights = torch.cat([(1 - self.lam) * torch.eye(len(names)), self.lam * fused], dim=1)
@@ -251,9 +250,7 @@ class FedMoE(Method):
         return (torch.cat(rows) / self.blend_temperature).softmax(0)
 
     def _scaled(self, relevance_Km: Tensor, axis: int) -> Tensor:
-        """Relative relevance in units of its spread along an axis: a temperature then means the
-        same in any round.
-        """
+        """Relative relevance in units of its spread, so that a temperature means the same always."""
         if self.relevance != "relative":
             return relevance_Km
         centred = relevance_Km - relevance_Km.mean(axis, keepdim=True)
@@ -264,16 +261,10 @@ class FedMoE(Method):
         learning = replace(
             given.learning, epochs=self.tune_epochs, optimizer="adam", rate=self.tune_rate
         )
-        for name in (*_names(server, "main"), *_names(server, "expert")):
-            tuned = _fitted(
-                mixture.expert,
-                under(server, name),
-                given,
-                given.reserve.y,
-                learning,
-                f"tune {name}",
-                turn,
-            )
+        for name in (*expert_names(server, "main"), *expert_names(server, "expert")):
+            draw = rng(given.seed, f"tune {name}", turn)
+            start = under(server, name)
+            tuned = taught(mixture.expert, start, given.reserve, learning, draw)
             server = server | named(name, tuned)
         return server
 
@@ -325,7 +316,7 @@ class FedMoE(Method):
         return self._weights(mixture.gate.logits(under(server, "gate"), x))
 
     def _weights(self, logits: Tensor) -> Tensor:
-        return _weighed(logits, self.gate == "trained")
+        return weighed(logits, self.gate == "trained")
 
     # ---- client
 
@@ -368,57 +359,14 @@ class FedMoE(Method):
         newcomer has no model yet, and its examples count for every expert alike: weighed by the
         gate, the blend does worse (docs/predict.md).
         """
-        right_K = _right(as_mixture(model).expert, _experts(server, "expert"), few).mean(1)
+        right_K = certainty(as_mixture(model).expert, experts_of(server, "expert"), few).mean(1)
         shares_E = self._shares(server, right_K[:, None])[:, 0]
-        blend = _blends(server | {"shares.": shares_E}, [""])[""]
+        blend = blends_of(server | {"shares.": shares_E}, [""])[""]
         names = [
             *(["main"] if "alpha" in server else []),
             *(f"expert {k}" for k in range(len(right_K))),
         ]
         return [Chosen(Local(blend), dict(zip(names, shares_E.tolist(), strict=True)))]
-
-
-@dataclass(frozen=True)
-class ServedMixture(MixturePredictor):
-    """The main experts and the top-L routed ones, renormalised; without routing all of them
-    alike.
-    """
-
-    trained: bool  # whether the gate routes
-
-    def logits(self, x: Tensor) -> Tensor:
-        return self._answer(self.local.trained, x)
-
-    def weights(self, x: Tensor) -> Tensor:
-        if self.trained:
-            return self.model.routed(self.local.trained, x)
-        return self._weigh(self.local.trained, x)
-
-    def facts(self, x: Tensor, y: Tensor) -> Facts:
-        """Its mixture, whole and without its parts, and the clients' shares of the experts."""
-        server = self.local.trained
-        facts = dissected(self.model, server, x, y, self._weigh, self._answer)
-        shares = under(server, "shares")
-        return facts | {f"shares.{client}": value.tolist() for client, value in shares.items()}
-
-    def portable(self) -> Portable:
-        """Without routing it is the mixture of all experts, behind a gate of zeros, which weighs
-        them alike.
-        """
-        server = self.local.trained
-        if self.trained:
-            return self.model.portable(server, sparse=True)
-        alike = {name: torch.zeros_like(value) for name, value in under(server, "gate").items()}
-        return self.model.portable(server | named("gate", alike))
-
-    def _answer(self, server: Tensors, x: Tensor) -> Tensor:
-        if self.trained:
-            return self.model.predict(server, x)
-        mains_MBC, routed_KBC = (self.model.answers(server, kind, x) for kind in ("main", "expert"))
-        return self.model.mix(server, mains_MBC, routed_KBC, self._weigh(server, x))
-
-    def _weigh(self, server: Tensors, x: Tensor) -> Tensor:
-        return _weighed(self.model.gate.logits(under(server, "gate"), x), self.trained)
 
 
 STRONG: dict[str, Any] = {
@@ -448,72 +396,3 @@ _Strong: Any = make_dataclass(
 
 class FedMoEStrong(_Strong):  # type: ignore[misc]  # a class of fields known only when they are made
     """Fed-MoE in strength: the same method, with the levers that gained (docs/deviations.md)."""
-
-
-def _names(server: Tensors, prefix: str) -> list[str]:
-    """ "expert.0", "expert.1" .. as far as there are any."""
-    numbers = {int(name.split(".")[1]) for name in server if name.startswith(prefix + ".")}
-    return [f"{prefix}.{number}" for number in sorted(numbers)]
-
-
-def _experts(server: Tensors, prefix: str) -> list[Tensors]:
-    return [under(server, name) for name in _names(server, prefix)]
-
-
-def _blends(server: Tensors, clients: Sequence[str]) -> dict[str, Tensors]:
-    """sum_k W^c[k, j] E_k of every client, from the experts as they are now, which are read once
-    for all.
-    """
-    if not clients:
-        return {}
-    mains, routed = _experts(server, "main"), _experts(server, "expert")
-    experts = [*([mean(mains, [1] * len(mains))] if mains else []), *routed]
-    shares_mE = torch.stack([server[f"shares.{client}"] for client in clients])
-    return dict(zip(clients, combine(shares_mE, experts), strict=True))
-
-
-def _right(expert: Model, clients: Sequence[Tensors], reserve: Examples) -> Tensor:
-    """P_y [m, R]: the probability that each client's model gives to the true label."""
-    with torch.no_grad():
-        return torch.stack(
-            [
-                expert.logits(client, reserve.x[:, 0])
-                .softmax(-1)
-                .gather(1, reserve.y[:, None])[:, 0]
-                for client in clients
-            ]
-        )
-
-
-def _weighed(logits: Tensor, routes: bool) -> Tensor:
-    """The experts' weights behind a gate's logits, or the same for all."""
-    if routes:
-        return logits.softmax(-1)
-    return torch.full_like(logits, 1 / logits.shape[-1])
-
-
-def _fitted(
-    model: Model,
-    tensors: Tensors,
-    given: Given,
-    labels: Tensor,
-    learning: Learning,
-    use: str,
-    turn: int,
-) -> Tensors:
-    """A model of the server's, trained on the reserve set with these labels."""
-    return taught(
-        model, tensors, Examples(given.reserve.x, labels), learning, rng(given.seed, use, turn)
-    )
-
-
-def _clusters(x: Tensor, count: int, seed: int) -> Tensor:
-    """k-means clusters [R] of inputs: of their values, or of their tokens' counts."""
-    from sklearn.cluster import KMeans  # takes a second to import
-
-    if not x.is_floating_point():
-        x = torch.zeros(len(x), int(x.max()) + 1).scatter_add_(
-            1, x.flatten(1), torch.ones(x.flatten(1).shape)
-        )
-    found = KMeans(count, n_init=10, random_state=seed).fit(x.flatten(1).double().numpy())
-    return torch.from_numpy(found.labels_).long()
