@@ -227,7 +227,7 @@ class FedMoE(Method):
     def _fuse(
         self, server: Tensors, clients: Sequence[Tensors], relevance_Km: Tensor, examples_m: Tensor
     ) -> Tensors:
-        """E <- (1 - lambda) E + lambda sum_j w_j M_j: relevance decides w for routed experts only."""
+        """E <- (1 - lambda) E + lambda sum_j w_j M_j: relevance decides w for routed experts."""
         counts_m = torch.zeros_like(examples_m)
         if self.weights == "examples":
             counts_m = examples_m.log()
@@ -250,7 +250,7 @@ class FedMoE(Method):
         return (torch.cat(rows) / self.blend_temperature).softmax(0)
 
     def _scaled(self, relevance_Km: Tensor, axis: int) -> Tensor:
-        """Relative relevance in units of its spread, so that a temperature means the same always."""
+        """Relative relevance in units of its spread: a temperature means the same always."""
         if self.relevance != "relative":
             return relevance_Km
         centred = relevance_Km - relevance_Km.mean(axis, keepdim=True)
