@@ -140,23 +140,34 @@ class TextGate:
 
 
 @dataclass(frozen=True)
-class Mixed(Predictor):
-    """A client's own prompt and the prompts that it received, mixed by its gate image by image."""
+class OwnPrompt(Predictor):
+    """A client's own prompt, as long as it has received no others."""
 
     model: PromptModel
-    gate: TextGate
 
     def _own(self) -> Tensor:
         """[C, D]: the classes' texts behind the client's own prompt."""
         return self.model.texts(self.local.trained["context"])
 
     def logits(self, x: Tensor) -> Tensor:
+        """Plain CLIP."""
+        return self.model.scale * (x @ self._own().T)
+
+
+@dataclass(frozen=True)
+class Mixed(OwnPrompt):
+    """A client's own prompt and the prompts that it received, mixed by its gate image by image."""
+
+    gate: TextGate
+
+    def logits(self, x: Tensor) -> Tensor:
         """sim(Pool(I), T_MoE) + lambda sim(I, T_L), times CLIP's scale (arXiv:2410.10114 eq.
         10).
         """
         own_CD = self._own()
+        plain_BC = x @ own_CD.T
         mixed_BC, _ = self.gate.mix(self.local, own_CD, x)
-        return self.model.scale * (mixed_BC + self.gate.lam * (x @ own_CD.T))
+        return self.model.scale * (mixed_BC + self.gate.lam * plain_BC)
 
     def shares(self, x: Tensor) -> Tensor:
         """The gate's weights, the mean of its heads; the client's own prompt first."""

@@ -24,7 +24,7 @@ from ..model import Model, PromptModel
 from ..options import option
 from ..predictor import Predictor
 from ..tensors import Tensors, named, rng, under
-from .gate import Mixed, TextGate
+from .gate import Mixed, OwnPrompt, TextGate
 
 _CONTROLS = (
     Control(
@@ -178,7 +178,7 @@ class PFedMoAP(TextGate, Method):
     def predictor(self, model: Model, local: Local) -> Predictor:
         if "experts" in local.fixed:
             return Mixed(_prompted(model), local, self)
-        return super().predictor(model, local)
+        return OwnPrompt(_prompted(model), local)
 
     def finish(self, model: Model, local: Local) -> Finished:
         leaves = {"context": local.trained["context"]}
