@@ -88,7 +88,7 @@ class Predictor:
         """Of the run in `path`, private states in the folder `private` (the run's own); ValueError,
         with what to do.
         """
-        folder = _chosen(path)
+        folder = only_run(path)
         config, about = _asked(folder)
         found = folder.look()
         if found is None:
@@ -268,7 +268,7 @@ def labelled(predictor: Predictor, path: Path) -> Examples:
     return Examples(predictor.built.encode(given)[:, None], y)
 
 
-def _chosen(path: Path) -> RunDir:
+def only_run(path: Path) -> RunDir:
     """The one run in `path`."""
     found = runs(path)
     if len(found) > 1:
