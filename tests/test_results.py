@@ -83,6 +83,8 @@ def test_tensors_are_found_by_name(results: fx.Results) -> None:
     assert server["global.context"].shape == (2, 4)
     for client in Private(results.folder.path / "private").clients():
         assert results.tensors(client)["trained.context"].shape == (2, 4)
+    with pytest.raises(ValueError, match="no client 'z'"):
+        results.tensors("z")
 
 
 def test_predictions_on_pixels_and_on_files(results: fx.Results, tmp_path: Path) -> None:
@@ -104,6 +106,28 @@ def test_predictions_on_pixels_and_on_files(results: fx.Results, tmp_path: Path)
     files[0].write_text("no image")
     with pytest.raises(ValueError, match=r"cannot be read: .*0.png"):
         results.predict(tmp_path)
+
+
+def test_predictions_on_texts_and_on_files_of_them(tmp_path: Path) -> None:
+    words: dict[str, Any] = {
+        "data": {"name": "reviews", "clients": 2, "reviews": 40},
+        "model": {"name": "transformer", "tokens": 12},
+    }
+    results = fx.run(tiny(CASES["fedavg"], **words, run={"rounds": 1}), tmp_path / "run")
+    file = tmp_path / "new.txt"
+    file.write_text("the soup was cold\nnever again\n")
+    told = results.predict(["the soup was cold", "never again"])
+    assert [one.input for one in told] == ["the soup was cold", "never again"]
+    assert results.predict(file) == told
+    assert results.predict("never again")[0].input == "never again"
+    with pytest.raises(ValueError, match="learned from texts; expected texts, or files of them"):
+        results.predict(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+
+
+def test_where_nothing_is_shared_the_server_has_no_score(tmp_path: Path) -> None:
+    results = fx.run(tiny(CASES["alone"], run={"rounds": 1}), tmp_path / "run")
+    assert "server" not in results.scores
+    assert results.tensors() == {}
 
 
 def test_predictions_of_who_never_trained(results: fx.Results, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ class Predictor:
         round, server = found
         states = Private(private or folder.path / "private")
         if client:
-            _check_client(folder, states, client)
+            check_client(folder, states, client)
         kept = states.newest(client, round + 1) if client else None
         own = _own(states, client, round + 1, folder.kept().get(client, 0)) if client else None
         built, model = door.modelled(config, tuple(about["classes"]))
@@ -299,7 +299,7 @@ def _own(states: Private, client: str, before: int, kept: int) -> Tensors | None
         raise
 
 
-def _check_client(folder: RunDir, states: Private, client: str) -> None:
+def check_client(folder: RunDir, states: Private, client: str) -> None:
     """ValueError if a run knows no such client."""
     rows = folder.rows("clients.jsonl")
     known = sorted({str(row["client"]) for row in rows} | {*states.clients()})

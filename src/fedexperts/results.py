@@ -16,7 +16,15 @@ from . import config as door
 from .config import Config
 from .data.images import said
 from .metrics import Row, Score, accuracy, figures, last
-from .predict import Prediction, Predictor, inputs, labelled, only_run, predictions
+from .predict import (
+    Prediction,
+    Predictor,
+    check_client,
+    inputs,
+    labelled,
+    only_run,
+    predictions,
+)
 from .private import Private
 from .report import collect, write_html
 from .rundir import RunDir
@@ -58,10 +66,12 @@ class Results:
 
         `local`: each client with its own model on its own test part, mean over clients;
         `local-valid`: the same on validation parts; `worst-client`: the lowest; `server`: the
-        server's model on the test parts of all clients.
+        server's model, if clients share one, on the test parts of all clients.
         """
         every = self._figures()
         shown = every[[name for name in every if name.startswith("accuracy/")]]
+        if not self.config.section("method").declares().shared:
+            shown = shown.drop(columns="accuracy/server")
         return shown.rename(columns=lambda name: name.removeprefix("accuracy/")).dropna(how="all")
 
     @property
@@ -100,6 +110,7 @@ class Results:
         if not client:
             return server
         states = Private(folder.path / "private")
+        check_client(folder, states, client)
         return states.load(client, round + 1, folder.kept().get(client, 0)) or {}
 
     def predict(
