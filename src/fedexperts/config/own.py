@@ -1,9 +1,9 @@
 """What a class of one's own must be: each wrong part is named here, with what is expected, before
-data are read or anything is trained.
+anything is trained.
 
-A class is looked at when a config names it, a model when it is built, and once more on two
-examples. This room does not know what a method learns or a model computes; classes that ship with
-the package do not come by.
+A class is looked at when a config names it, before data are read; a model when it is built, and on
+two examples; a method once more step by step. This room does not know what a method learns or a
+model computes; classes that ship with the package do not come by.
 """
 
 import inspect
