@@ -35,7 +35,7 @@ $(VENV)/python:
 	@touch $@
 
 $(VENV)/installed: $(VENV)/python pyproject.toml constraints.txt supply/hashes.txt
-	$(INSTALL)
+	$(INSTALL) pandas
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/python pyproject.toml constraints.txt supply/hashes.txt

@@ -8,8 +8,6 @@ import tempfile
 from pathlib import Path
 
 import fedexperts as fx
-from fedexperts.client import answer
-from fedexperts.message import Order
 
 config = fx.load("configs/demo/pfedmoap.toml", ["learning.rate=0.3", "method.experts=3"])
 job, sites = fx.build(config, private=Path(tempfile.mkdtemp()))
@@ -20,11 +18,11 @@ for round in (1, 2):
     # the server writes an order to every client: the global prompt and, from the second round on,
     # three experts
     sent = job.method.send(server, [c.name for c in clients], round, job.seed)
-    orders = [Order(name, round, "train", payload.tensors) for name, payload in sent.items()]
+    orders = [fx.Order(name, round, "train", payload.tensors) for name, payload in sent.items()]
 
     # every client trains; what it keeps lies on its own disk, what it replies is its prompt and
     # nothing else
-    replies = answer(job, clients, orders)
+    replies = fx.answer(job, clients, orders)
     uploads = [fx.Upload(r.client, r.tensors, r.examples) for r in replies]
 
     # the server overwrites the pool and averages the prompts
@@ -38,6 +36,6 @@ for round in (1, 2):
         )
 
 payload = job.method.publish(server)
-for reply in answer(job, clients, [Order(c.name, 2, "predict", payload) for c in clients]):
+for reply in fx.answer(job, clients, [fx.Order(c.name, 2, "predict", payload) for c in clients]):
     facts = reply.facts
     print(f"{reply.client}: {facts['test_correct']} of {facts['test_examples']} right")

@@ -10,12 +10,11 @@ import tempfile
 from dataclasses import dataclass
 
 import fedexperts as fx
-from fedexperts.tensors import named, under
 
 
 @dataclass(frozen=True)
 class Between(fx.Method):
-    share: float = 0.5  # of the client's own prompt in the start; 0 trains as FedAvg does
+    share: float = fx.option(0.5, says="of the own prompt in the start; 0: FedAvg", ge=0, le=1)
 
     def uploads(self, model):
         return frozenset(model.initial)
@@ -24,19 +23,18 @@ class Between(fx.Method):
         return dict.fromkeys(clients, fx.Sent(self.publish(server)))
 
     def merge(self, given, server, uploads, round):
-        return named(
-            "global", given.average([u.tensors for u in uploads], [u.examples for u in uploads])
-        )
+        average = given.average([u.tensors for u in uploads], [u.examples for u in uploads])
+        return fx.named("global", average)
 
     def start(self, model, sent, own, rng):
-        shared = under(sent, "global")
+        shared = fx.under(sent, "global")
         return fx.Local(fx.mean([own or shared, shared], [self.share, 1 - self.share]))
 
     def finish(self, model, local):
         return fx.Finished(stays=local.trained, leaves=local.trained)
 
     def restore(self, model, sent, own):
-        return fx.Local(own or under(sent, "global"))
+        return fx.Local(own or fx.under(sent, "global"))
 
 
 if __name__ == "__main__":
@@ -48,7 +46,7 @@ if __name__ == "__main__":
             "run.rounds=5",
         ]
         config = fx.load("configs/demo/promptfl.toml", [*settings, *sys.argv[1:]])
-        score = fx.once(config, tempfile.mkdtemp() + "/run")
+        score = fx.run(config, tempfile.mkdtemp() + "/run").score
         print(
             f"share {share}: {score.mean:.1f} % on average, {score.worst:.1f} % at the worst client"
         )

@@ -38,7 +38,7 @@ if __name__ == "__main__":
     for method in ("fedavg", "fedmoe-letter"):
         settings = ["model.name=__main__:Perceptron", "run.rounds=5", *sys.argv[1:]]
         config = fx.load(f"configs/demo/fedmoe-digits/{method}.toml", settings)
-        score = fx.once(config, tempfile.mkdtemp() + "/run")
+        score = fx.run(config, tempfile.mkdtemp() + "/run").score
         print(
             f"{method}: the server {score.server:.1f} %, its clients {score.mean:.1f} % on average"
         )

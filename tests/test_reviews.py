@@ -196,7 +196,7 @@ class WordsModel:
                 [[float(text.count(mark)) for mark in "abcdefgh"] for text in texts]
             )
 
-        return Built(TinyProbe(), encode, "")
+        return Built(TinyProbe(classes), encode, "")
 
 
 def experiment(views: int) -> dict[str, object]:

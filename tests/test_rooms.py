@@ -14,7 +14,7 @@ import fedexperts
 
 ROOT = Path(fedexperts.__file__).parent
 FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do not know each other
-    ("tensors", "declared", "named", "options"),
+    ("tensors", "declared", "catalog", "options"),
     ("disk",),
     ("learn", "average"),
     ("model",),
@@ -31,28 +31,38 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("loop",),
     ("report", "config", "track"),
     ("study", "deploy", "predict"),
-    ("export", "serve", "reproduce"),
+    ("export", "serve", "reproduce", "results"),
     ("cli",),
     # the package's front page, which names what users need; who imports it gets the version alone
     ("", "__main__"),
 ]
 # of config, likewise
-DOOR = ("names", "settings", "checking", "reading", "machine", "building", "engines", "deployed")
+DOOR = (
+    "names",
+    "settings",
+    "own",
+    "checking",
+    "reading",
+    "machine",
+    "building",
+    "engines",
+    "deployed",
+)
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 CLOSED = {
     "methods": {
         "tensors",
         "average",
         "declared",
-        "named",
+        "catalog",
         "options",
         "learn",
         "model",
         "predictor",
         "method",
     },
-    "models": {"tensors", "named", "options", "model"},
-    "data": {"tensors", "named", "options"},
+    "models": {"tensors", "catalog", "options", "model"},
+    "data": {"tensors", "catalog", "options"},
 }
 # outside packages, and the rooms or files that may know them
 ONLY_IN: dict[str, tuple[str, ...]] = {
@@ -71,6 +81,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "PIL": ("data/images.py",),
     "pyarrow": ("data/table.py",),
     "datasets": ("data/sets.py",),
+    "pandas": ("results.py",),
     "pickle": (),
     "dill": (),
     "joblib": (),

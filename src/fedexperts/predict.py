@@ -88,7 +88,7 @@ class Predictor:
         """Of the run in `path`, private states in the folder `private` (the run's own); ValueError,
         with what to do.
         """
-        folder = _chosen(path)
+        folder = only_run(path)
         config, about = _asked(folder)
         found = folder.look()
         if found is None:
@@ -98,7 +98,7 @@ class Predictor:
         round, server = found
         states = Private(private or folder.path / "private")
         if client:
-            _check_client(folder, states, client)
+            check_client(folder, states, client)
         kept = states.newest(client, round + 1) if client else None
         own = _own(states, client, round + 1, folder.kept().get(client, 0)) if client else None
         built, model = door.modelled(config, tuple(about["classes"]))
@@ -268,7 +268,7 @@ def labelled(predictor: Predictor, path: Path) -> Examples:
     return Examples(predictor.built.encode(given)[:, None], y)
 
 
-def _chosen(path: Path) -> RunDir:
+def only_run(path: Path) -> RunDir:
     """The one run in `path`."""
     found = runs(path)
     if len(found) > 1:
@@ -299,7 +299,7 @@ def _own(states: Private, client: str, before: int, kept: int) -> Tensors | None
         raise
 
 
-def _check_client(folder: RunDir, states: Private, client: str) -> None:
+def check_client(folder: RunDir, states: Private, client: str) -> None:
     """ValueError if a run knows no such client."""
     rows = folder.rows("clients.jsonl")
     known = sorted({str(row["client"]) for row in rows} | {*states.clients()})

@@ -2,6 +2,7 @@
 
     names.py      which sections there are, and what each can name
     settings.py   sections that belong to no other room
+    own.py        whether a class of one's own is what it must be, part by part
     checking.py   whether a section fits its class; everything wrong is said at once
     reading.py    files and layers of values: `load`, `parse`, `resolve` give a `Config`
     machine.py    device, cores, folders, environment variables; rooms that need an optional package

@@ -26,7 +26,7 @@ from ..models.built import Built, computing_on
 from ..models.mixture import Mixture
 from ..private import Private
 from ..tensors import rng
-from . import machine
+from . import machine, own
 from .reading import Config, parse
 from .settings import MixtureSettings, RunSettings, StartSettings
 
@@ -44,12 +44,30 @@ def parts(config: Config) -> tuple[Federation, Built, Model, Method]:
 def _fitted(config: Config, federation: Federation) -> tuple[Built, Model, Method]:
     built, model = modelled(config, federation.classes)
     method: Method = config.section("method")
+    if len(federation.inputs):
+        _try_own(config, built, federation)
     if config.values["start"]["epochs"]:
         _check_start(built.model, federation)
     if "gate" in config.values and len(federation.inputs):
         _check_gate(config, built, federation)
     method.fits(model, len(federation.reserve))
+    if who := _own(config, "method"):
+        own.check_method(who, method, model)
     return built, model, method
+
+
+def _own(config: Config, section: str) -> str:
+    """What a config says of a section whose class is one's own; "" if the class is ours."""
+    name = config.values[section]["name"]
+    return f"{section}.name = {name!r}" if own.is_own(name) else ""
+
+
+def _try_own(config: Config, built: Built, federation: Federation) -> None:
+    """A model of one's own answers two examples, as many clients at once as will be."""
+    if who := _own(config, "model"):
+        together = config.values["engine"].get("together", 1) > 1
+        with computing_on(machine.device(config)):
+            own.try_out(who, built, federation.inputs[:2], together)
 
 
 def modelled(config: Config, classes: tuple[str, ...]) -> tuple[Built, Model]:
@@ -60,8 +78,18 @@ def modelled(config: Config, classes: tuple[str, ...]) -> tuple[Built, Model]:
     """
     with computing_on(place := machine.device(config)):
         machine.repeatable(place)
-        built: Built = config.section("model").build(classes, config.values["run"]["seed"])
+        built = _built(config, "model", classes)
     return built, _mixed(config, built.model)
+
+
+def _built(config: Config, section: str, classes: tuple[str, ...]) -> Built:
+    """What [model] or [gate] builds."""
+    seed: int = config.values["run"]["seed"]
+    settings = config.section(section)
+    if who := _own(config, section):
+        return own.built(who, settings, classes, seed)
+    built: Built = settings.build(classes, seed)
+    return built
 
 
 def lacking(config: Config) -> list[str]:
@@ -83,11 +111,11 @@ def _mixed(config: Config, model: Model) -> Model:
     if "mixture" not in config.values:
         return model
     settings: MixtureSettings = config.section("mixture")
-    gate = config.section("gate" if "gate" in config.values else "model")
+    section = "gate" if "gate" in config.values else "model"
     names = tuple(f"expert-{k}" for k in range(settings.experts))
     with computing_on(machine.device(config)):
-        gate_model: Model = gate.build(names, config.values["run"]["seed"]).model
-    return Mixture(model, gate_model, settings.mains, settings.top)
+        gate = _built(config, section, names).model
+    return Mixture(model, gate, settings.mains, settings.top)
 
 
 def _check_start(model: Model, federation: Federation) -> None:
@@ -129,6 +157,8 @@ def opened(
     """
     federation = _unchanged(config, split, changed_data) if split else loaded(config)
     job, sites = assembled(config, federation, private)
+    if who := _own(config, "method"):
+        own.walk(who, job.method, job.given, sorted(sites))
     home = private.absolute()
     recipe = {
         "config": config.toml(),
@@ -142,6 +172,8 @@ def opened(
 def loaded(config: Config) -> Federation:
     """An experiment's data, as its source has them now."""
     found: Federation = config.section("data").load(config.values["run"]["seed"])
+    if who := _own(config, "data"):
+        own.check_data(who, found)
     return found
 
 

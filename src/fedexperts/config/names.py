@@ -2,10 +2,10 @@
 reads no config.
 """
 
+from ..catalog import Named
 from ..data import DATA
 from ..methods import METHODS
 from ..models import MODELS
-from ..named import Named
 
 ENGINES = Named(
     "fedexperts.config",

@@ -5,7 +5,7 @@ To add a source: a frozen dataclass whose fields are its options, with `load(see
 here. This room imports none of them.
 """
 
-from ..named import Named
+from ..catalog import Named
 
 DATA = Named(
     __name__,

@@ -222,12 +222,18 @@ def _check_inputs(inputs: Tensor | tuple[str, ...]) -> None:
 
 
 def _check_labels(labels: Tensor, classes: tuple[str, ...], count: int) -> None:
+    if not isinstance(labels, Tensor):
+        raise ValueError(
+            f"labels are a {type(labels).__name__}: they must be a tensor, int64 [{count}]"
+        )
     if labels.dtype != torch.int64 or labels.shape != (count,):
         raise ValueError(
             f"labels are {labels.dtype} {list(labels.shape)}: they must be int64 [{count}], one an"
             " example"
         )
     twice = [name for place, name in enumerate(classes) if name in classes[:place]]
+    if not isinstance(classes, tuple) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"classes are {classes!r:.200}: they must be a tuple of names")
     if not classes or not all(classes) or twice:
         raise ValueError(
             f"classes are {classes}: they must be at least one, not empty, and each only once"
@@ -245,8 +251,13 @@ def _check_names(federation: Federation) -> None:
     # else it is a server's
     if not federation.parts and len(federation.reserve) < len(federation.inputs):
         raise ValueError("a federation has 0 clients: it must have at least 1")
-    for client in federation.parts:
+    for client, parts in federation.parts.items():
         check_name(client)
+        if not isinstance(parts, Parts):
+            raise ValueError(
+                f"client {client!r} has a {type(parts).__name__}: it must be"
+                " Parts(train=..., valid=..., test=...)"
+            )
     check_apart(federation.parts)
     if federation.domains.keys() != federation.parts.keys():
         odd = sorted(federation.domains.keys() ^ federation.parts.keys())
@@ -338,6 +349,8 @@ def _check_reserve(federation: Federation) -> None:
 
 
 def _check_index(where: str, index: Tensor, count: int) -> None:
+    if not isinstance(index, Tensor):
+        raise ValueError(f"{where}: indices are a {type(index).__name__}, not a tensor, int64 [n]")
     if index.dtype != torch.int64 or index.ndim != 1:
         raise ValueError(f"{where}: indices are {index.dtype} {list(index.shape)}, not int64 [n]")
     for example in index[(index < 0) | (index >= count)].tolist():

@@ -1,6 +1,6 @@
 """The methods, by the name that a config gives them. This room imports none of them."""
 
-from ..named import Named
+from ..catalog import Named
 
 METHODS = Named(
     __name__,

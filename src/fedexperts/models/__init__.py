@@ -4,7 +4,7 @@ the model.
 This room imports none of them.
 """
 
-from ..named import Named
+from ..catalog import Named
 
 MODELS = Named(
     __name__,

@@ -46,6 +46,6 @@ def computing_on(device: torch.device) -> Iterator[None]:
         _place.reset(before)
 
 
-def place() -> torch.device:
+def device() -> torch.device:
     """Where a model that is made now computes."""
     return _place.get()

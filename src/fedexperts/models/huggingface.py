@@ -32,7 +32,7 @@ from transformers import (
 from transformers.utils import logging
 
 from . import openai
-from .built import place
+from .built import device
 from .clip import Clip, Layer
 
 KINDS: dict[str, tuple[Any, Any, Any]] = {  # of config.json: model, tokenizer, image processor
@@ -67,7 +67,7 @@ def load_clip(name: str, dtype: torch.dtype = torch.float32) -> Clip:
     ValueError, with what to type, if there is no such CLIP, if it is none that a learned context
     fits, or if a part of it is missing.
     """
-    return _load(find_clip(name), dtype, place())
+    return _load(find_clip(name), dtype, device())
 
 
 def find_clip(name: str) -> Path:

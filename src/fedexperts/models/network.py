@@ -18,7 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ..model import Model, Portable
 from ..tensors import Tensors, on, rng
-from .built import place
+from .built import device
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -39,7 +39,7 @@ class Network(Model):
         buffers = {name: value for name, value in module.named_buffers() if name in kept}
         weights = dict(module.named_parameters()) | buffers
         self.classes = classes
-        self.device = place()
+        self.device = device()
         self.initial: Tensors = {
             name: value.detach().clone().cpu() for name, value in weights.items()
         }
