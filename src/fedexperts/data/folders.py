@@ -12,8 +12,9 @@ from pathlib import Path
 from unicodedata import category
 
 from ..options import option
+from .examples import PART, Example, Found, below, composed, words
 from .images import SUFFIXES, Folder, several
-from .own import PART, Example, Found, Own, below, composed, words
+from .own import Own
 
 JUNK = ("thumbs.db", "desktop.ini")  # what Windows leaves behind; other systems' begins with a dot
 LAYOUT = (

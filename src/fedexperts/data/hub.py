@@ -14,9 +14,10 @@ from torch import Tensor
 from ..options import REQUIRED, option
 from ..tensors import rng
 from . import split
+from .examples import Example, Found
 from .federation import Federation
 from .images import several
-from .own import Example, Found, Listed
+from .own import Listed
 from .sets import SETS, Rows, folder
 
 Partition = Literal["pathological", "dirichlet", "dirichlet-in-domains", "dominant", "natural"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .own import PART
+from .examples import PART
 
 HUB = "https://huggingface.co/datasets/"
 # the ten of FedBN

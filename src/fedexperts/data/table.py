@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..options import option
+from .examples import PART, Example, Found, below, words
 from .images import Folder, several
-from .own import PART, Example, Found, Own, below, words
+from .own import Own
 
 Row = Mapping[str, Any]
 BYTES = 2**30  # of a table, unpacked: some ten million sentences
