@@ -23,8 +23,9 @@ from fedexperts.data.folders import ImageFolders
 from fedexperts.data.manifest import Manifest, sealed
 from fedexperts.data.manifest import load as manifest
 from fedexperts.data.table import Table
-from fedexperts.deploy.folder import Deployment, SiteFolder
+from fedexperts.deploy.folder import Deployment
 from fedexperts.deploy.site import _here
+from fedexperts.deploy.sitefolder import SiteFolder
 from fedexperts.metrics import changes
 from fedexperts.rundir import RunDir
 

@@ -31,9 +31,10 @@ from fedexperts import config as door
 from fedexperts.cli import app as cli
 from fedexperts.config import Allowed, deployed, names
 from fedexperts.deploy import processes
-from fedexperts.deploy.folder import Deployment, SiteFolder, signing_key_of
+from fedexperts.deploy.folder import Deployment, signing_key_of
 from fedexperts.deploy.hub import hub
 from fedexperts.deploy.signing import NAME, SIGNER, Signed, built, public_half, read_key, trusting
+from fedexperts.deploy.sitefolder import SiteFolder
 
 # ---- the app and its signature, in the eyes of Flower at a site
 

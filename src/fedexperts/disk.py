@@ -18,9 +18,10 @@ from typing import Any
 
 from .tensors import aside, write
 
-_PART = re.compile(
-    r"\..+?(?:\.([0-9]+))?\.part"
-)  # what `aside` names; without a number, whoever holds the lock owns it
+Values = dict[str, Any]  # plain values, as JSON and TOML have them
+
+# what `aside` names; without a number, whoever holds the lock owns it
+_PART = re.compile(r"\..+?(?:\.([0-9]+))?\.part")
 _THERE = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
 
 
@@ -29,13 +30,13 @@ def write_checked(path: Path, values: Mapping[str, Any]) -> None:
     write(path, _checked(values))
 
 
-def read_checked(path: Path, remedy: str) -> dict[str, Any]:
+def read_checked(path: Path, remedy: str) -> Values:
     """What `write_checked` wrote; ValueError, with the file and the `remedy`, if it is gone or
     damaged.
     """
     try:
         data = path.read_bytes()
-        values: dict[str, Any] = json.loads(data)
+        values: Values = json.loads(data)
         del values["check"]
     except FileNotFoundError:
         raise ValueError(f"{path} is gone: {remedy}") from None

@@ -25,7 +25,7 @@ import uvicorn
 from .. import config as door
 from ..tensors import write
 from .entrance import Entrance
-from .folder import Deployment, SiteFolder
+from .folder import Deployment
 from .gateway import Gateway
 from .hub import hub
 from .members import Roster
@@ -33,6 +33,7 @@ from .owner import owners_alone
 from .runs import Run
 from .signing import NAME, trusting
 from .site import answering
+from .sitefolder import SiteFolder
 
 Tell = Callable[[str], None]
 _INSIDE = 60.0  # seconds for an answer of Flower's server

@@ -22,7 +22,7 @@ from ..data.federation import check_folder
 from ..flower import answered
 from ..message import Order, Reply, decode_order, encode
 from ..post import About, put, take
-from .folder import SiteFolder
+from .sitefolder import SiteFolder
 
 Tell = Callable[[str], None]
 
