@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..metrics import changes
+from .control import FlowerError, carried_out
 from .folder import Deployment
-from .processes import FlowerError, carried_out
 from .runs import Run, Status
 
 _LOOK = 0.5  # seconds between looks at the folder
