@@ -30,6 +30,7 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("rundir",),
     ("loop",),
     ("report", "config", "track"),
+    ("units",),
     ("study", "deploy", "predict"),
     ("export", "serve", "reproduce"),
     ("cli",),
