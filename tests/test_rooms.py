@@ -27,6 +27,7 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("client",),
     ("engine",),
     ("flower",),
+    ("checkpoints",),
     ("rundir",),
     ("loop",),
     ("report", "config", "track"),
