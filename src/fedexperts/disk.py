@@ -31,9 +31,7 @@ def write_checked(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_checked(path: Path, remedy: str) -> Values:
-    """What `write_checked` wrote; ValueError, with the file and the `remedy`, if it is gone or
-    damaged.
-    """
+    """What `write_checked` wrote; ValueError, with the `remedy`, if it is gone or damaged."""
     try:
         data = path.read_bytes()
         values: Values = json.loads(data)
@@ -63,9 +61,7 @@ def _checked(values: Mapping[str, Any]) -> bytes:
 
 @contextmanager
 def making(path: Path) -> Iterator[Path]:
-    """A folder that has its name once it is whole. Of all who make it, one does; ValueError for the
-    others.
-    """
+    """A folder that has its name once it is whole. Of all who make it, one does; others fail."""
     if path.exists():
         raise taken(path)
     sweep(path.parent.glob(f".{glob.escape(path.name)}.*.part"))
@@ -90,9 +86,7 @@ def taken(path: Path) -> ValueError:
 
 
 def remove(folder: Path) -> None:
-    """A whole folder at once: whoever is killed in the midst of it leaves nothing that looks like
-    one.
-    """
+    """A whole folder at once: whoever is killed meanwhile leaves nothing that looks like one."""
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     os.replace(folder, part)
@@ -100,17 +94,14 @@ def remove(folder: Path) -> None:
 
 
 def sweep(places: Iterable[Path]) -> None:
-    """Remove those of the files and folders that a process left half written which lives no
-    more.
-    """
+    """Remove those files and folders that a process left half written and that lives no more."""
     for path in places:
         part = _PART.fullmatch(path.name)
         if part and not (part[1] and _lives(int(part[1]))):
-            (
+            if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
-                if path.is_dir()
-                else path.unlink(missing_ok=True)
-            )
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _lives(process: int) -> bool:

@@ -117,9 +117,7 @@ def sum_in_order(values: Iterable[Tensor]) -> Tensor:
 
 
 def apart(items: Sequence[Mapping[str, Tensor]]) -> float:
-    """Root mean square distance of items from their mean, as a share of the mean's norm; 0 if all
-    are 0.
-    """
+    """Root mean square distance from the mean of items, as a share of its norm; 0 for zeros."""
     flat = torch.stack(
         [
             torch.cat([value.flatten().double() for _, value in sorted(item.items())])

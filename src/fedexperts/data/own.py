@@ -39,7 +39,7 @@ class Listed(Drawn):
         super().__post_init__()
         if not self.split:
             return
-        defaults = {option.name: option.default for option in fields(Listed)}
+        defaults = {asked.name: asked.default for asked in fields(Listed)}
         drawing = ("valid", "test", "reserve", "shots")
         odd = [name for name in drawing if getattr(self, name) != defaults[name]]
         if odd:

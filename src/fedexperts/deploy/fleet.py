@@ -97,9 +97,7 @@ class Fleet:
         return request
 
     def answered(self, call: str, member: Member, request: Any, content: bytes) -> bytes:
-        """What the member gets of Flower's answer, which is remembered as far as later requests
-        follow from it.
-        """
+        """What the member gets of Flower's answer; what later requests refer to is remembered."""
         reading = {
             "pull-messages": self._pulled,
             "push-messages": self._pushed,

@@ -34,9 +34,7 @@ class Limits:
 
 
 def limits(given: Any, where: str) -> Limits:
-    """The limits that an operator wrote down; ValueError, with all that is wrong, for what cannot
-    be one.
-    """
+    """The limits that an operator wrote down; ValueError with all that is wrong."""
     if not isinstance(given, dict):
         raise ValueError(f"{where}: limits = {given!r}: expected a table, [limits]")
     values, wrong = checked(Limits, "limits", given)

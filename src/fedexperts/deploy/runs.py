@@ -53,9 +53,7 @@ class Run:
 
     @classmethod
     def create(cls, deployment: Deployment, config: Config, name: str) -> "Run":
-        """A new run, checked as far as it can be without its sites. ValueError if something is
-        unfit.
-        """
+        """A new run, checked as far as it can be without its sites; ValueError if it is unfit."""
         # of no other run, at a site that takes part in several federations
         known_as = f"{name}-{secrets.token_hex(4)}"
         check_folder(f"the run's name {name!r:.200}", known_as)
@@ -138,9 +136,7 @@ class Run:
 
 
 def fitted(config: Config, deployment: Deployment) -> Config:
-    """The experiment as it is run here: by sites that are named, with nothing to search for. Raises
-    ConfigError.
-    """
+    """The experiment as named sites run it, nothing searched for; ConfigError if they cannot."""
     engine = config.values["engine"]
     given = {key: value for key, value in engine.items() if engine["name"] == "flower"} | {
         "name": "flower"
@@ -195,9 +191,7 @@ def _beat(run: Run, over: threading.Event) -> None:
 
 
 def _wait(settings: FlowerSettings, nodes: Nodes, stands: Callable[[str], None]) -> None:
-    """Until all sites are there, or the time is up and enough of them are; RuntimeError
-    otherwise.
-    """
+    """Until all sites are there, or time is up and enough are; RuntimeError otherwise."""
     until = time.monotonic() + settings.wait
     while True:
         missing = sorted(set(settings.sites) - nodes().keys())

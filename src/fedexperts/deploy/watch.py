@@ -15,9 +15,7 @@ _QUIET = 15.0
 
 
 def lines(deployment: Deployment, run: Run) -> Iterator[str]:
-    """A line for every change of who is there and for every finished round, until the run is
-    over.
-    """
+    """A line for every change of who is there and every finished round, until the run is over."""
     said, rows, asked = Status(), len(run.rows()), time.monotonic()
     while True:
         status = run.status
@@ -45,10 +43,12 @@ def lines(deployment: Deployment, run: Run) -> Iterator[str]:
 def _look_after(deployment: Deployment, run: Run) -> None:
     """Write down that a run has failed if nobody carries it out any more."""
     try:
-        gone = "" if carried_out(deployment, run) else "it was stopped, or Flower's process ended"
+        if carried_out(deployment, run):
+            return
+        gone = "it was stopped, or Flower's process ended"
     except FlowerError as error:
         gone = f"the server is gone: {error}"
-    if gone and not run.status.over:
+    if not run.status.over:
         run.stands(Status("failed", run.status.rounds, why=gone))
 
 
@@ -63,8 +63,9 @@ def _changed(rows: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
 
 def _standing(status: Status) -> str:
     there = f"{', '.join(status.online) or 'nobody'} connected"
-    missing = f"; missing: {', '.join(status.missing)}" if status.missing else ""
-    return f"{status.state}: {there}{missing}"
+    if not status.missing:
+        return f"{status.state}: {there}"
+    return f"{status.state}: {there}; missing: {', '.join(status.missing)}"
 
 
 def _round(row: dict[str, Any], rounds: int) -> str:
