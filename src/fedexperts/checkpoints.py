@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from .disk import Values, read_checked, remove, write_checked
+from .disk import read_checked, remove, write_checked
+from .options import Values
 from .tensors import Tensors, parts, unpack, writing
 
 T = TypeVar("T")

@@ -14,18 +14,16 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from .options import Values
 from .tensors import aside, write
-
-Values = dict[str, Any]  # plain values, as JSON and TOML have them
 
 # what `aside` names; without a number, whoever holds the lock owns it
 _PART = re.compile(r"\..+?(?:\.([0-9]+))?\.part")
 _THERE = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
 
 
-def write_checked(path: Path, values: Mapping[str, Any]) -> None:
+def write_checked(path: Path, values: Mapping[str, object]) -> None:
     """Plain values as JSON, with a hash of them: no bit of the file can change unseen."""
     write(path, _checked(values))
 
@@ -54,7 +52,7 @@ def damaged(path: Path, why: str, remedy: str) -> ValueError:
     return ValueError(f"{path} is damaged ({why}): {remedy}")
 
 
-def _checked(values: Mapping[str, Any]) -> bytes:
+def _checked(values: Mapping[str, object]) -> bytes:
     check = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**values, "check": check}, indent=1) + "\n").encode()
 

@@ -27,8 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .checkpoints import BACKUP, VERSION, Checkpoints, Length
-from .disk import Values, damaged, making, read_checked, sweep, write_checked
+from .disk import damaged, making, read_checked, sweep, write_checked
 from .metrics import Row
+from .options import Values
 from .private import Private
 from .tensors import Tensors, naming, write
 

@@ -20,9 +20,10 @@ from pathlib import Path
 from . import config as door
 from . import track
 from .config import Config, ConfigError
-from .disk import Values, making, read_checked, sweep, write_checked
+from .disk import making, read_checked, sweep, write_checked
 from .loop import NobodyLeftError
 from .metrics import Score, last, last_valid
+from .options import Values
 from .rundir import RunDir, is_run
 from .units import Progress, Unit, run_all, work
 

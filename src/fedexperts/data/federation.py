@@ -11,11 +11,12 @@ import statistics
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..options import Values
 from .kept import Change
 from .manifest import sha256
 
@@ -108,10 +109,10 @@ class Federation:
         """Number of examples of each class in the reserve, in the order of `classes`."""
         return self._count(self.reserve)
 
-    def manifest(self) -> dict[str, Any]:
+    def manifest(self) -> Values:
         """Plain values, equal for two runs that had the same examples in the same parts."""
         counts = self.by_class()
-        found: dict[str, Any] = {
+        found: Values = {
             "classes": list(self.classes),
             "inputs": sha256(self.inputs),
             "labels": sha256(self.labels),
@@ -119,7 +120,7 @@ class Federation:
             "clients": {},
         }
         for client, parts in self.parts.items():
-            own: dict[str, Any] = {"domain": self.domains[client]}
+            own: Values = {"domain": self.domains[client]}
             for part, index in parts.named().items():
                 own[part] = index.tolist()
             if client in self.spare:

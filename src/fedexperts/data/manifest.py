@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
+
+from ..options import Values
 
 # what a file must be, if it is to be read as one of these
 _CLOSED = ConfigDict(strict=True, extra="forbid")
@@ -59,7 +60,7 @@ def sha256(values: Tensor | Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def sealed(plain: dict[str, Any]) -> dict[str, Any]:
+def sealed(plain: Values) -> Values:
     """A manifest's values with the hash of them."""
     return plain | {"check": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()}
 

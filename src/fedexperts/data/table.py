@@ -8,14 +8,13 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from ..options import option
 from .examples import PART, Example, Found, below, words
 from .images import Folder, several
 from .own import Own
 
-Row = Mapping[str, Any]
+Row = Mapping[str, object]
 BYTES = 2**30  # of a table, unpacked: some ten million sentences
 ROWS = 256  # of a parquet file, unpacked at once
 LONGEST = 2**17  # characters of a cell, as in CSV: far more than models read
@@ -138,7 +137,7 @@ class Table(Own):
         )
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     """What stands in a cell; "" for what is missing, of which NaN is one spelling."""
     if value is None or value != value:
         return ""

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from .. import config as door
-from ..disk import Values
+from ..options import Values
 from ..tensors import write
 from .folder import Deployment
 from .runs import Run

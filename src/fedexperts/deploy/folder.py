@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import PrivateFormat
 
 from ..data.federation import check_apart, check_name
-from ..disk import Values
+from ..options import Values
 from ..tensors import write
 from . import certificates
 from .certificates import keep_key, new_key

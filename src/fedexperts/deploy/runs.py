@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from .. import config as door
 from ..config import Config, FlowerSettings
@@ -22,6 +21,8 @@ from ..data.federation import check_folder
 from ..disk import read_checked, write_checked
 from ..engine import Engine
 from ..loop import run
+from ..metrics import Row
+from ..options import Values
 from ..rundir import RunDir
 from .folder import Deployment
 
@@ -96,7 +97,7 @@ class Run:
         return int(self._flower["run"])
 
     @property
-    def _flower(self) -> dict[str, Any]:
+    def _flower(self) -> Values:
         remedy = (
             "put a backup in its place: without the run's name, its sites do not find what they"
             " kept for it"
@@ -130,7 +131,7 @@ class Run:
         sign = self.path / "alive"
         return time.time() - sign.stat().st_mtime if sign.exists() else float("inf")
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """The rows of finished rounds, the newest perhaps not checkpointed yet."""
         return self.folder.latest()
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import tomlkit
 
 from ..data.federation import check_name
-from ..disk import Values
+from ..options import Values
 from ..private import Private
 from ..tensors import write
 from .owner import unseen

@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
-from ..metrics import changes
+from ..metrics import Row, changes
 from .control import FlowerError, carried_out
 from .folder import Deployment
 from .runs import Run, Status
@@ -52,7 +51,7 @@ def _look_after(deployment: Deployment, run: Run) -> None:
         run.stands(Status("failed", run.status.rounds, why=gone))
 
 
-def _changed(rows: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
+def _changed(rows: list[Row]) -> list[tuple[int, str, str]]:
     trained = [
         facts | {"round": row["round"], "client": client}
         for row in rows
@@ -68,7 +67,7 @@ def _standing(status: Status) -> str:
     return f"{status.state}: {there}; missing: {', '.join(status.missing)}"
 
 
-def _round(row: dict[str, Any], rounds: int) -> str:
+def _round(row: Row, rounds: int) -> str:
     trained, refused = row["trained"], row["refused"]
     late = "".join(f"; {client}: {why}" for client, why in refused.items())
     return (
