@@ -3,12 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from .terminal import Forget, OneConfig, Settings, err, errors, out, say, stopped
+
+if TYPE_CHECKING:
+    from ..deploy.folder import Deployment
+    from ..deploy.runs import Run
 
 app = typer.Typer(
     help="A real federation: a server, and sites on machines of their own.", no_args_is_help=True
@@ -227,7 +232,7 @@ def renew(folder: Folder) -> None:
 
 
 @contextmanager
-def _flower() -> Iterator[tuple[Any, Any]]:
+def _flower() -> Iterator[tuple[ModuleType, ModuleType]]:
     """The rooms that know Flower's programs and a deployment's folder, or a clear word on what to
     install.
     """
@@ -242,7 +247,7 @@ def _flower() -> Iterator[tuple[Any, Any]]:
 
 
 @contextmanager
-def _run_of(folder: Path, name: str) -> Iterator[tuple[Any, Any, Any]]:
+def _run_of(folder: Path, name: str) -> Iterator[tuple[ModuleType, "Deployment", "Run"]]:
     """The room that asks Flower's server, the deployment, and its run of this name."""
     with _flower() as (_, place):
         from ..deploy import control, runs
@@ -251,7 +256,7 @@ def _run_of(folder: Path, name: str) -> Iterator[tuple[Any, Any, Any]]:
         yield control, deployment, runs.Run.at(deployment, name)
 
 
-def _watch(folder: Path, deployment: Any, run: Any) -> None:
+def _watch(folder: Path, deployment: "Deployment", run: "Run") -> None:
     """Say what happens in a run until it is over; the exit code tells whether it finished."""
     from .. import report as pictures
     from ..deploy import watch

@@ -22,7 +22,7 @@ class ConfigError(ValueError):
     """Everything that is wrong with a config, a line each."""
 
 
-def resolve_section(section: str, given: Any, errors: list[str]) -> Values:
+def resolve_section(section: str, given: object, errors: list[str]) -> Values:
     """Every key of a section with its value; what is wrong is added to `errors`."""
     if not isinstance(given, dict):
         errors.append(f"{section} = {given!r}: expected a table, [{section}]")
@@ -39,7 +39,9 @@ def resolve_section(section: str, given: Any, errors: list[str]) -> Values:
     return values
 
 
-def resolve_tune(tune: Any, resolved: dict[str, Values], errors: list[str]) -> dict[str, list[Any]]:
+def resolve_tune(
+    tune: object, resolved: dict[str, Values], errors: list[str]
+) -> dict[str, list[Any]]:
     """Dotted keys with a list of values each, every value checked in its place."""
     if not isinstance(tune, dict):
         errors.append(

@@ -205,7 +205,7 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
     return [*_layers(path.parent / base, (*above, path.resolve())), (values, str(path))]
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def _setting(text: str) -> tuple[str, object]:
     """A key and a value from "section.key=value"; the value as TOML, or else as a plain word."""
     key, equals, value = text.partition("=")
     if not equals or "." not in key:
@@ -216,7 +216,7 @@ def _setting(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
-def _nest(items: Iterable[tuple[str, Any]]) -> Values:
+def _nest(items: Iterable[tuple[str, object]]) -> Values:
     nested: Values = {}
     for dotted, value in items:
         section, _, key = dotted.partition(".")

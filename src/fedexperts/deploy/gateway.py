@@ -21,9 +21,9 @@ from .fleet import CALLS, Fleet, NotAllowedError
 from .limits import Limits
 from .members import SHOWN, Member, Roster
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Scope = MutableMapping[str, Any]  # of ASGI, as are its messages
+Receive = Callable[[], Awaitable[Scope]]
+Send = Callable[[Scope], Awaitable[None]]
 
 _PATHS = {f"/v1/fleet/{call}".encode(): call for call in CALLS}
 _KIND = "application/protobuf"
