@@ -1,9 +1,9 @@
 """A paper's published figures beside ours: which of them can be had on this machine, their runs,
 and what came of them.
 
-    configs/PAPER/_published.toml    the figures, what they are figures of, and what is known to
-    differ configs/PAPER/GROUP/NAME.toml    how each is obtained OUT/GROUP/                       a
-    study of each group, as `fedexperts run` makes it
+    configs/PAPER/_published.toml    the figures, what they are of, and what is known to differ
+    configs/PAPER/GROUP/NAME.toml    how each is obtained
+    OUT/GROUP/                       a study of each group, as `fedexperts run` makes it
 
 A figure that cannot be had is a result, too, with its reason. This room trains nothing itself, and
 prints nothing.

@@ -2,8 +2,8 @@
 spoke.
 
     application(predictor)     what answers: the page, and POST /say
-    listen(host, port)         the door, opened before anything is promised; door.py says who may
-    stand at it server(application)        to be run at the door until it is stopped
+    listen(host, port)         the door, opened before anything is promised (door.py)
+    server(application)        to be run at the door until it is stopped
 
 What is sent is predicted and forgotten. The page is page.html, page.css and page.js, and loads
 nothing from elsewhere. This room does not know how an image is read, nor what a method learns.
