@@ -1,8 +1,8 @@
 """What the paper leaves open: each choice against the default, on validation data of
 digits-scanners.
 
-    python benchmarks/defaults.py            about 15 minutes on two cores; goes on where it was
-    stopped python benchmarks/defaults.py --print    the table alone
+    python benchmarks/defaults.py            15 minutes on two cores; goes on where it was stopped
+    python benchmarks/defaults.py --print    the table alone
 
 12 rounds, K = 4, rates 0.1 (prompt) and 0.15 (gate); mean over clients of local accuracy after the
 last round, mean over seeds, and its difference to the defaults on validation data, paired by seed,

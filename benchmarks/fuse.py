@@ -1,31 +1,26 @@
 """How fast are client models fused into experts, and with how much memory: GPT-2 medium, random
 weights.
 
-    python benchmarks/fuse.py               6 of its 24 layers: 7 GB of disk, 6 GB of memory, about
-    two minutes python benchmarks/fuse.py --layers 24   all of it, 0.36 B parameters: 20 GB of disk,
-    16 GB of memory
+    python benchmarks/fuse.py               6 of its 24 layers: 6 GB of memory, about a minute
+    python benchmarks/fuse.py --layers 24   all of it, 0.36 B parameters: 16 GB of memory
 
 A round's two sums: 3 client models and the 4 experts before into 4 experts, then all seven back
 into 3 client models. Rates are bytes read and written in a second, the better of two, and each is a
-share of what a plain copy reaches in the same run, from files to files (flushed to the disk) and
-from memory to new memory. What is held is memory beside the mapped files, the items and the sums,
-in units of the largest tensor, the embedding.
+share of what a plain copy reaches in the same run. What is held is memory beside the items and the
+sums, in units of the largest tensor, the embedding.
 """
 
 import argparse
 import multiprocessing
-import os
-import tempfile
 import threading
 import time
-from pathlib import Path
 
 import torch
 
-from fedexperts.tensors import Mapped, combine, combine_files, pack, write
+from fedexperts.tensors import combine
 
 CLIENTS, EXPERTS, LAMBDA = 3, 4, 0.5
-WIDTH, WORDS, BLOCK = 1024, 50257, 2**20
+WIDTH, WORDS = 1024, 50257
 FORK = multiprocessing.get_context("fork")
 
 
@@ -107,23 +102,6 @@ def watched(found, act, arguments):
     found.put((seconds, max(held)))
 
 
-def copy_files(sources, folder):
-    """Plain reads and writes."""
-    block = bytearray(BLOCK)
-    for place, source in enumerate(sources):
-        with (
-            open(source, "rb", buffering=0) as read,
-            open(folder / f"copy-{place}", "wb", buffering=0) as written,
-        ):
-            while count := read.readinto(block):
-                written.write(memoryview(block)[:count])
-            os.fsync(written.fileno())
-
-
-def fuse_files(weights, sources, paths):
-    combine_files(weights, [Mapped(path) for path in sources], paths)
-
-
 def copies(items):
     return [{name: value.clone() for name, value in item.items()} for item in items]
 
@@ -132,33 +110,18 @@ def tell(what, rate, copied, held):
     print(f"{what:32}{rate / 1e9:8.2f}{rate / copied:16.2f}{held:12.2f}", flush=True)
 
 
-def measure(layers, kind, folder):
-    files = [folder / str(place) for place in range(CLIENTS + EXPERTS)]
-    for seed, path in enumerate(files):
-        write(path, pack(drawn(layers, kind, seed)))
-    model, largest = files[0].stat().st_size, WORDS * WIDTH * kind.itemsize
-    sums = {
-        "clients to experts": (into_experts(), files[CLIENTS:]),
-        "and back": (into_clients(), files[:CLIENTS]),
-    }
-
-    seconds, held = measured(copy_files, files[:EXPERTS], folder)
-    copied = 2 * EXPERTS * model / seconds
-    tell("files: plain copy", copied, copied, held / largest)
-    for path in folder.glob("copy-*"):
-        path.unlink()
-    for what, (weights, paths) in sums.items():
-        seconds, held = measured(fuse_files, weights, files, paths)
-        tell(f"files: {what}", (len(files) + len(paths)) * model / seconds, copied, held / largest)
-
-    items = copies([Mapped(path) for path in files])
+def measure(layers, kind):
+    items = [drawn(layers, kind, seed) for seed in range(CLIENTS + EXPERTS)]
+    model = sum(value.nbytes for value in items[0].values())
+    largest = WORDS * WIDTH * kind.itemsize
+    sums = {"clients to experts": into_experts(), "and back": into_clients()}
     seconds, held = measured(copies, items[:EXPERTS])
     copied = 2 * EXPERTS * model / seconds
-    tell("memory: plain copy", copied, copied, (held - EXPERTS * model) / largest)
-    for what, (weights, paths) in sums.items():
+    tell("plain copy", copied, copied, (held - EXPERTS * model) / largest)
+    for what, weights in sums.items():
         seconds, held = measured(combine, weights, items)
-        rate = (len(files) + len(paths)) * model / seconds
-        tell(f"memory: {what}", rate, copied, (held - len(paths) * model) / largest)
+        rate = (len(items) + len(weights)) * model / seconds
+        tell(what, rate, copied, (held - len(weights) * model) / largest)
 
 
 if __name__ == "__main__":
@@ -173,5 +136,4 @@ if __name__ == "__main__":
     )
     for kind in (torch.float32, torch.bfloat16):
         print(f"{kind!s:32}{'GB/s':>8}{'share of copy':>16}{'held':>12}")
-        with tempfile.TemporaryDirectory() as place:
-            measure(layers, kind, Path(place))
+        measure(layers, kind)

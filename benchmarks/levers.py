@@ -1,8 +1,8 @@
 """What each lever of Fed-MoE in strength gains, and the paper's ablations: the server's accuracy on
 digits-scanners.
 
-    python benchmarks/levers.py            about 10 minutes on two cores; goes on where it was
-    stopped python benchmarks/levers.py --print    the table alone
+    python benchmarks/levers.py            10 minutes on two cores; goes on where it was stopped
+    python benchmarks/levers.py --print    the table alone
 
 configs/demo/fedmoe-digits/fedmoe.toml, untuned, with one thing changed at a time; accuracy after
 the last round in percent, mean over seeds, and its difference to the preset on validation data,

@@ -1,8 +1,8 @@
 """Where does a mixture pay? The server's accuracy on plain digits and on scanners, for small and
 smaller clients.
 
-    python benchmarks/mixtures.py            about 30 minutes on two cores; goes on where it was
-    stopped python benchmarks/mixtures.py --print    the tables alone
+    python benchmarks/mixtures.py            30 minutes on two cores; goes on where it was stopped
+    python benchmarks/mixtures.py --print    the tables alone
 
 Every experiment of configs/demo/fedmoe-digits at the rates that its file names (chosen there, not
 anew in each row; fedavg-random at fedavg's); test accuracy after the last round in percent, mean

@@ -1,8 +1,8 @@
 """What do a few labelled images give a client that never trained? Choices among experts against
 what all share.
 
-    python benchmarks/newcomer.py            about 10 minutes on two cores; goes on where it was
-    stopped python benchmarks/newcomer.py --print    the tables alone
+    python benchmarks/newcomer.py            10 minutes on two cores; goes on where it was stopped
+    python benchmarks/newcomer.py --print    the tables alone
 
 Digits with four scanners and 20 clients, of whom four, one of each scanner, stay away from a run;
 five runs, so that everybody is a newcomer once. Each newcomer draws 8 labelled images from its own

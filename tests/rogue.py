@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fedexperts.deploy import processes, site
-from fedexperts.deploy.folder import SiteFolder
+from fedexperts.deploy.sitefolder import SiteFolder
 from fedexperts.flower import answered
 from fedexperts.message import decode_order, decode_reply, encode
 

@@ -19,8 +19,9 @@ from fedexperts import config as door
 from fedexperts.client import Client, Job
 from fedexperts.config import Config, ConfigError
 from fedexperts.deploy import runs
-from fedexperts.deploy.folder import Deployment, SiteFolder
-from fedexperts.deploy.processes import FlowerError, connected
+from fedexperts.deploy.control import FlowerError, connected
+from fedexperts.deploy.folder import Deployment
+from fedexperts.deploy.sitefolder import SiteFolder
 from fedexperts.message import Order, Reply
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import unpack

@@ -5,20 +5,30 @@ Killed and interrupted processes, and two at once in one run, are in test_crash.
 real ones.
 
 Where each known defect of this field (the pitfalls) has its test:
-  1 images under other images' labels          test_data.py      13 a gate without a gradient
-  test_fedmoe.py 2 training on the server's images            test_data.py      14 experts that are
-  one expert    test_tensors.py 3 parts swapped by position                  test_data.py      15
-  frozen weights that travel     test_pfedmoap.py 4 another model's preprocessing
-  test_clip.py      16 random starts, then averaged   test_pfedmoap.py 5 a client with one class
-  test_data.py      17 whole numbers averaged         test_tensors.py 6 a seed that reaches nothing
-  test_laws.py      18 pooling over padding           test_clip.py 7 neighbours that are not
-  test_pfedmoap.py  19 the best test round            test_report.py 8 one client's state in the
-  next             test_laws.py      20 the best kept by reference     test_faults.py 9 a pool that
-  changes within a round         test_pfedmoap.py  21 only sampled clients evaluated test_faults.py
- 10 one schedule stepped by all                test_learn.py     22 unequal test sets
- test_faults.py 11 options that are words                     test_faults.py    23 code in what a
- peer sends      test_tensors.py 12 a proximal term without a gradient         test_learn.py     24
- machines inside the library    test_rooms.py
+   1 images under other images' labels            test_data.py
+   2 training on the server's images              test_data.py
+   3 parts swapped by position                    test_data.py
+   4 another model's preprocessing                test_clip.py
+   5 a client with one class                      test_data.py
+   6 a seed that reaches nothing                  test_laws.py
+   7 neighbours that are not                      test_pfedmoap.py
+   8 one client's state in the next               test_laws.py
+   9 a pool that changes within a round           test_pfedmoap.py
+  10 one schedule stepped by all                  test_learn.py
+  11 options that are words                       test_faults.py
+  12 a proximal term without a gradient           test_learn.py
+  13 a gate without a gradient                    test_fedmoe.py
+  14 experts that are one expert                  test_tensors.py
+  15 frozen weights that travel                   test_pfedmoap.py
+  16 random starts, then averaged                 test_pfedmoap.py
+  17 whole numbers averaged                       test_tensors.py
+  18 pooling over padding                         test_clip.py
+  19 the best test round                          test_report.py
+  20 the best kept by reference                   test_faults.py
+  21 only sampled clients evaluated               test_faults.py
+  22 unequal test sets                            test_faults.py
+  23 code in what a peer sends                    test_tensors.py
+  24 machines inside the library                  test_rooms.py
 """
 
 import re

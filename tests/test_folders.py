@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from fedexperts.data.examples import words
 from fedexperts.data.federation import Federation
 from fedexperts.data.folders import ImageFolders
 from fedexperts.data.manifest import load as manifest
-from fedexperts.data.own import words
 
 SITES = {"north": {"cat": 10, "guide_dog": 10}, "south": {"cat": 6, "guide_dog": 14}}
 

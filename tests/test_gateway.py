@@ -41,12 +41,13 @@ from hostile import Hostile, signed
 from fedexperts.deploy import courier, processes
 from fedexperts.deploy.entrance import Entrance
 from fedexperts.deploy.fleet import CALLS, Fleet, NotAllowedError
-from fedexperts.deploy.folder import Deployment, SiteFolder
+from fedexperts.deploy.folder import Deployment
 from fedexperts.deploy.gateway import Gateway
 from fedexperts.deploy.limits import Limits
 from fedexperts.deploy.members import Member, Roster
 from fedexperts.deploy.owner import owners_alone
 from fedexperts.deploy.site import answering
+from fedexperts.deploy.sitefolder import SiteFolder
 from fedexperts.message import Order, Reply, decode_reply, encode
 from fedexperts.post import ask, bytes_in, reply
 

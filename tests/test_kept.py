@@ -15,7 +15,7 @@ from test_table import csv as table
 from typer.testing import CliRunner
 
 from fedexperts import config as door
-from fedexperts import report, study
+from fedexperts import report, study, units
 from fedexperts.cli import app
 from fedexperts.client import Client
 from fedexperts.data.federation import Federation
@@ -23,8 +23,9 @@ from fedexperts.data.folders import ImageFolders
 from fedexperts.data.manifest import Manifest, sealed
 from fedexperts.data.manifest import load as manifest
 from fedexperts.data.table import Table
-from fedexperts.deploy.folder import Deployment, SiteFolder
+from fedexperts.deploy.folder import Deployment
 from fedexperts.deploy.site import _here
+from fedexperts.deploy.sitefolder import SiteFolder
 from fedexperts.metrics import changes
 from fedexperts.rundir import RunDir
 
@@ -346,7 +347,7 @@ def asked(images: Path, *settings: str) -> list[door.Config]:
 def begun(images: Path, tmp_path: Path) -> Path:
     """A study of two experiments, which was stopped after the first run's start."""
 
-    def power_cut(_: study.Beat) -> None:
+    def power_cut(_: units.Beat) -> None:
         raise KeyboardInterrupt
 
     place = tmp_path / "runs"
@@ -418,4 +419,4 @@ def test_another_source_is_compared_as_a_whole(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="the data are not those of .*split.json. its labels have another hash"
     ):
-        study.work(study.Unit(config, tmp_path / "run"))
+        units.work(units.Unit(config, tmp_path / "run"))

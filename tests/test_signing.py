@@ -30,10 +30,11 @@ from test_deploy import SITES, Federation, experiment
 from fedexperts import config as door
 from fedexperts.cli import app as cli
 from fedexperts.config import Allowed, deployed, names
-from fedexperts.deploy import processes
-from fedexperts.deploy.folder import Deployment, SiteFolder, signing_key_of
+from fedexperts.deploy import control, processes
+from fedexperts.deploy.folder import Deployment, signing_key_of
 from fedexperts.deploy.hub import hub
 from fedexperts.deploy.signing import NAME, SIGNER, Signed, built, public_half, read_key, trusting
+from fedexperts.deploy.sitefolder import SiteFolder
 
 # ---- the app and its signature, in the eyes of Flower at a site
 
@@ -491,7 +492,7 @@ def test_an_unsigned_app_runs_on_a_captured_server_and_not_at_the_site(
     mark += "from flwr.clientapp import ClientApp\napp = ClientApp()\n"
     (tmp_path / "evil" / "evil_site.py").write_text(mark)
     deployment = Deployment.at(captured.folder)
-    processes._flwr(deployment, "run", str(tmp_path / "evil"), "here", "-c", f'marker="{tmp_path}"')
+    control._flwr(deployment, "run", str(tmp_path / "evil"), "here", "-c", f'marker="{tmp_path}"')
     captured.until((tmp_path / "server").exists, "the server's part of the app", 90)
     assert "could not be verified" in (tmp_path / "server").read_text()
     assert not (tmp_path / "site").exists()

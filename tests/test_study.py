@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fedexperts import study
+from fedexperts import study, units
 from fedexperts.config import ConfigError, load
 from fedexperts.metrics import by_round, valid
 from fedexperts.rundir import RunDir
@@ -74,12 +74,12 @@ def mixture(tmp_path_factory):
         [*SMALL[:2], "start.epochs=1", "learning.rate=0.01"],
     )
     study.once(config, path)
-    return study.Unit(config, path)
+    return units.Unit(config, path)
 
 
 @pytest.mark.parametrize("judged_by", ["clients", "server"])
 def test_a_trial_is_scored_on_the_validation_data_of_whom_the_experiment_says(mixture, judged_by):
-    unit = study.Unit(mixture.config.having({"run.judged_by": judged_by}, "test"), mixture.folder)
+    unit = units.Unit(mixture.config.having({"run.judged_by": judged_by}, "test"), mixture.folder)
     (server,) = (row for row in RunDir(mixture.folder).rows("server.jsonl") if row["round"] == 2)
     servers = 100 * server["valid_correct"] / server["valid_examples"]
     assert servers != validation(mixture.folder)

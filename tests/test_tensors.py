@@ -14,10 +14,8 @@ from safetensors.torch import save
 from fedexperts.average import mean
 from fedexperts.message import Order, Reply, decode_order, decode_reply, encode
 from fedexperts.tensors import (
-    Mapped,
     Tensors,
     combine,
-    combine_files,
     named,
     pack,
     packed_size,
@@ -212,19 +210,6 @@ def test_a_sum_stands_for_itself() -> None:
     assert (second["p"][0], second["steps"], items[0]["p"][0], items[0]["steps"]) == (1, 3, 1, 3)
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_sums_in_files_equal_those_in_memory_bit_for_bit(kind: torch.dtype, tmp_path: Path) -> None:
-    """Read from files, too; and in the place of the old ones."""
-    items, old = models(5, kind), [tmp_path / f"{place}" for place in range(5)]
-    for path, item in zip(old, items, strict=True):
-        write(path, pack(item))
-    combine_files(WEIGHTS, [Mapped(path) for path in old], [old[0], old[1], tmp_path / "new"])
-    for path, wanted in zip(
-        [old[0], old[1], tmp_path / "new"], combine(WEIGHTS, items), strict=True
-    ):
-        assert path.read_bytes() == pack(wanted)
-
-
 @pytest.mark.parametrize(
     ("odd", "why"),
     [
@@ -233,51 +218,15 @@ def test_sums_in_files_equal_those_in_memory_bit_for_bit(kind: torch.dtype, tmp_
         ({"p": ONE, "q": ONE}, "expected is none"),
     ],
 )
-def test_an_item_unlike_the_others_is_named(odd: Tensors, why: str, tmp_path: Path) -> None:
-    write(tmp_path / "odd", pack(odd))
-    with pytest.raises(ValueError, match=f"{tmp_path / 'odd'} is not like the first item: .*{why}"):
-        combine_files(torch.ones(1, 2), [{"p": ONE}, Mapped(tmp_path / "odd")], [tmp_path / "sum"])
+def test_an_item_unlike_the_others_is_named(odd: Tensors, why: str) -> None:
     with pytest.raises(ValueError, match=f"item 1 is not like the first item: .*{why}"):
         combine(torch.ones(1, 2), [{"p": ONE}, odd])
-    assert not (tmp_path / "sum").exists()
-
-
-def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
-    for path, data in ((tmp_path / "absent", None), (tmp_path / "noise", b"noise")):
-        if data:
-            write(path, data)
-        with pytest.raises(ValueError, match=f"{path} is no safetensors file"):
-            Mapped(path)
 
 
 @pytest.mark.parametrize("weights", [torch.ones(2), torch.ones(1, 3), torch.ones(0, 2)])
 def test_weights_that_are_not_the_items_are_refused(weights: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"for 2 items; expected \[sums, items\]"):
         combine(weights, [{"p": ONE}] * 2)
-
-
-def test_each_sum_needs_a_file_of_its_own(tmp_path: Path) -> None:
-    for names in ("a", "aa", "abc"):
-        with pytest.raises(ValueError, match="2 sums need as many different paths"):
-            combine_files(torch.eye(2), [{"p": ONE}] * 2, [tmp_path / name for name in names])
-
-
-def test_an_interrupted_sum_leaves_no_file(tmp_path: Path) -> None:
-    class Torn(dict[str, torch.Tensor]):
-        """Its second tensor cannot be read once the sum has begun."""
-
-        def __getitem__(self, name: str) -> torch.Tensor:
-            if name == "q" and list(tmp_path.iterdir()):
-                raise OSError("the disk is gone")
-            return super().__getitem__(name)
-
-    with pytest.raises(OSError, match="the disk is gone"):
-        combine_files(
-            torch.eye(2),
-            [{"p": ONE, "q": ONE}, Torn(p=ONE, q=ONE)],
-            [tmp_path / "one", tmp_path / "two"],
-        )
-    assert not list(tmp_path.iterdir())
 
 
 # Seeds

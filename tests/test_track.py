@@ -15,7 +15,7 @@ import pytest
 from conftest import CASES, left_behind, tiny
 from typer.testing import CliRunner
 
-from fedexperts import study, track
+from fedexperts import study, track, units
 from fedexperts.cli import app
 from fedexperts.config import Config
 from fedexperts.disk import read_checked, write_checked
@@ -148,7 +148,7 @@ def test_every_round_is_told_once_as_it_was_logged_and_the_run_is_the_same(
 def test_what_goes_on_after_a_stop_or_a_crash_is_told_once(kind: str, tmp_path: Path) -> None:
     study.create(tmp_path / "runs", [CONFIG], [0], where(kind, tmp_path))
 
-    def stop(beat: study.Beat) -> None:
+    def stop(beat: units.Beat) -> None:
         if beat.done == 2:
             raise KeyboardInterrupt
 

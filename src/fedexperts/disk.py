@@ -14,28 +14,25 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from .options import Values
 from .tensors import aside, write
 
-_PART = re.compile(
-    r"\..+?(?:\.([0-9]+))?\.part"
-)  # what `aside` names; without a number, whoever holds the lock owns it
+# what `aside` names; without a number, whoever holds the lock owns it
+_PART = re.compile(r"\..+?(?:\.([0-9]+))?\.part")
 _THERE = {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}
 
 
-def write_checked(path: Path, values: Mapping[str, Any]) -> None:
+def write_checked(path: Path, values: Mapping[str, object]) -> None:
     """Plain values as JSON, with a hash of them: no bit of the file can change unseen."""
     write(path, _checked(values))
 
 
-def read_checked(path: Path, remedy: str) -> dict[str, Any]:
-    """What `write_checked` wrote; ValueError, with the file and the `remedy`, if it is gone or
-    damaged.
-    """
+def read_checked(path: Path, remedy: str) -> Values:
+    """What `write_checked` wrote; ValueError, with the `remedy`, if it is gone or damaged."""
     try:
         data = path.read_bytes()
-        values: dict[str, Any] = json.loads(data)
+        values: Values = json.loads(data)
         del values["check"]
     except FileNotFoundError:
         raise ValueError(f"{path} is gone: {remedy}") from None
@@ -55,16 +52,14 @@ def damaged(path: Path, why: str, remedy: str) -> ValueError:
     return ValueError(f"{path} is damaged ({why}): {remedy}")
 
 
-def _checked(values: Mapping[str, Any]) -> bytes:
+def _checked(values: Mapping[str, object]) -> bytes:
     check = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**values, "check": check}, indent=1) + "\n").encode()
 
 
 @contextmanager
 def making(path: Path) -> Iterator[Path]:
-    """A folder that has its name once it is whole. Of all who make it, one does; ValueError for the
-    others.
-    """
+    """A folder that has its name once it is whole. Of all who make it, one does; others fail."""
     if path.exists():
         raise taken(path)
     sweep(path.parent.glob(f".{glob.escape(path.name)}.*.part"))
@@ -89,9 +84,7 @@ def taken(path: Path) -> ValueError:
 
 
 def remove(folder: Path) -> None:
-    """A whole folder at once: whoever is killed in the midst of it leaves nothing that looks like
-    one.
-    """
+    """A whole folder at once: whoever is killed meanwhile leaves nothing that looks like one."""
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     os.replace(folder, part)
@@ -99,17 +92,14 @@ def remove(folder: Path) -> None:
 
 
 def sweep(places: Iterable[Path]) -> None:
-    """Remove those of the files and folders that a process left half written which lives no
-    more.
-    """
+    """Remove those files and folders that a process left half written and that lives no more."""
     for path in places:
         part = _PART.fullmatch(path.name)
         if part and not (part[1] and _lives(int(part[1]))):
-            (
+            if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
-                if path.is_dir()
-                else path.unlink(missing_ok=True)
-            )
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _lives(process: int) -> bool:

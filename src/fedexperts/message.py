@@ -7,9 +7,10 @@ what of a message can be believed.
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from .declared import Facts
+from .options import Values
 from .tensors import Tensors, pack, packed_size, unpack
 
 Task = Literal["train", "absorb", "predict"]
@@ -80,7 +81,7 @@ def decode_reply(data: bytes, most: int) -> Reply:
     return Reply(**_decode(data, kinds))
 
 
-def _decode(data: bytes, kinds: dict[str, type]) -> dict[str, Any]:
+def _decode(data: bytes, kinds: dict[str, type]) -> Values:
     end = data.find(b"\n", 0, PLAIN)
     try:
         plain = json.loads(data[: max(end, 0)])

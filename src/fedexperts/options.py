@@ -7,6 +7,7 @@ from dataclasses import MISSING, field
 from typing import Any, TypeVar, cast
 
 Value = TypeVar("Value")
+Values = dict[str, Any]  # plain values by name, as TOML and JSON have them
 REQUIRED: Any = MISSING  # in place of a default, where there can be none
 
 

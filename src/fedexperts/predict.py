@@ -23,9 +23,9 @@ from torch.nn.functional import cross_entropy
 from . import config as door
 from . import predictor
 from .config import Config
+from .data.examples import words
 from .data.folders import ImageFolders
 from .data.images import SUFFIXES, read, readable
-from .data.own import words
 from .data.table import Table
 from .learn import Examples, Local
 from .method import Chosen, Method

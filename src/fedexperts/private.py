@@ -31,9 +31,7 @@ class Private:
     folder: Path
 
     def save(self, client: str, round: int, tensors: Tensors) -> None:
-        """Keep `tensors` as the client's state after `round`, and forget what no repeated round can
-        need.
-        """
+        """Keep `tensors` as the client's state after `round`; forget what nobody can need."""
         data = pack(tensors)
         write(self._path(client, round), hashlib.sha256(data).digest() + data)
         rounds = sorted({*self._rounds(client), round})
@@ -64,9 +62,7 @@ class Private:
         return sorted(name for name in names if name[0] != ".")
 
     def check(self, kept: Mapping[str, int] | None = None) -> None:
-        """ValueError, naming the file, if one is damaged or gone: a list's newest, or what a client
-        has `kept`.
-        """
+        """ValueError, naming the file, if a newest state, or one that was `kept`, is not whole."""
         for client, round in (kept or {}).items():
             self._expect(client, max(self._rounds(client), default=None), round)
         for client in self.clients():
@@ -84,9 +80,7 @@ class Private:
             remove(self.folder / client)
 
     def _expect(self, client: str, newest: int | None, kept: int) -> None:
-        """ValueError if a client's newest state is older than the one that it is known to have
-        `kept`.
-        """
+        """ValueError if a client's newest state is older than what it is known to have `kept`."""
         if (newest or 0) < kept:
             here = f"the newest there is of round {newest}" if newest else "there is none"
             raise self._lost(
@@ -114,9 +108,7 @@ class Private:
         return self.folder / client / _LIST
 
     def _rounds(self, client: str) -> list[int]:
-        """What the list says, sorted; a file that is not on it was written by a round that a crash
-        has ended.
-        """
+        """What the list says, sorted; a file that is not on it was left by a crash."""
         if not self._list(client).exists():
             return []
         return [int(r) for r in read_checked(self._list(client), _remedy(client))["rounds"]]

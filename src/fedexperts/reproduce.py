@@ -1,9 +1,9 @@
 """A paper's published figures beside ours: which of them can be had on this machine, their runs,
 and what came of them.
 
-    configs/PAPER/_published.toml    the figures, what they are figures of, and what is known to
-    differ configs/PAPER/GROUP/NAME.toml    how each is obtained OUT/GROUP/                       a
-    study of each group, as `fedexperts run` makes it
+    configs/PAPER/_published.toml    the figures, what they are of, and what is known to differ
+    configs/PAPER/GROUP/NAME.toml    how each is obtained
+    OUT/GROUP/                       a study of each group, as `fedexperts run` makes it
 
 A figure that cannot be had is a result, too, with its reason. This room trains nothing itself, and
 prints nothing.
@@ -21,6 +21,7 @@ from . import study
 from .config import Config, ConfigError
 from .loop import NobodyLeftError
 from .report import Experiment, collect
+from .units import Progress
 
 PUBLISHED = "_published.toml"
 
@@ -86,7 +87,7 @@ def read(paper: str, only: Sequence[str] = (), settings: Sequence[str] = ()) -> 
 
 
 def run(
-    paper: Paper, folder: Path, seeds: int, jobs: int = 1, tell: study.Progress = lambda _: None
+    paper: Paper, folder: Path, seeds: int, jobs: int = 1, tell: Progress = lambda _: None
 ) -> dict[str, str]:
     """Do what is left of every figure that can be had; by group, why not all could be done.
 
@@ -103,7 +104,7 @@ def run(
     return {group: why for group, why in failed.items() if why}
 
 
-def _advance(group: str, folder: Path, jobs: int, tell: study.Progress) -> str:
+def _advance(group: str, folder: Path, jobs: int, tell: Progress) -> str:
     """Do what is left of a group, and say why not all could be done, or ""; the other groups go
     on.
     """

@@ -8,14 +8,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as _load
-from safetensors.torch import load_file as _load_file
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
@@ -38,16 +37,12 @@ _CHUNK = 2**18  # numbers that `combine` holds at once: in fp32 1 MB, which a co
 
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
-    """Safetensors bytes, equal for equal tensors: in a fixed order, values detached, dense and on
-    the CPU.
-    """
+    """Safetensors bytes, equal for equal tensors, whatever their order, device and layout."""
     return b"".join(parts(tensors))
 
 
 def parts(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """The bytes of `pack`, piece by piece: a head, then each tensor's own memory, uncopied where it
-    is dense.
-    """
+    """The bytes of `pack`, piece by piece: dense tensors are not copied for it."""
     tensors = _ordered(tensors)
     yield _head(tensors)
     yield from map(_raw, tensors.values())
@@ -61,16 +56,12 @@ def _ordered(tensors: Mapping[str, Tensor]) -> Tensors:
             raise ValueError(
                 f"{name} is {value.dtype}; what is sent, saved or kept is one of {[*_KINDS]}"
             )
-    return {
-        name: tensors[name]
-        for name in sorted(tensors, key=lambda name: (places[tensors[name].dtype], name))
-    }
+    names = sorted(tensors, key=lambda name: (places[tensors[name].dtype], name))
+    return {name: tensors[name] for name in names}
 
 
 def _head(tensors: Tensors) -> bytes:
-    """What a safetensors file begins with: its ordered tensors' kinds, shapes and places, known
-    before their values.
-    """
+    """What a safetensors file begins with: its ordered tensors' kinds, shapes and places."""
     entries, begin = {}, 0
     for name, value in tensors.items():
         end = begin + value.nbytes
@@ -96,19 +87,6 @@ def unpack(data: bytes) -> Tensors:
         return _load(data)
     except (SafetensorError, KeyError, ValueError, OverflowError) as error:
         raise ValueError(f"not safetensors: {error} ({len(data)} bytes)") from None
-
-
-class Mapped(Tensors):
-    """A safetensors file's tensors, mapped into memory: the disk is read where they are looked at,
-    and only then.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            super().__init__(_load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from None
-        self.path = path
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> Tensors:
@@ -139,9 +117,7 @@ def sum_in_order(values: Iterable[Tensor]) -> Tensor:
 
 
 def apart(items: Sequence[Mapping[str, Tensor]]) -> float:
-    """Root mean square distance of items from their mean, as a share of the mean's norm; 0 if all
-    are 0.
-    """
+    """Root mean square distance from the mean of items, as a share of its norm; 0 for zeros."""
     flat = torch.stack(
         [
             torch.cat([value.flatten().double() for _, value in sorted(item.items())])
@@ -154,8 +130,7 @@ def apart(items: Sequence[Mapping[str, Tensor]]) -> float:
 
 @torch.no_grad()
 def combine(weights: Tensor, items: Sequence[Mapping[str, Tensor]]) -> list[Tensors]:
-    """n weighted sums of m equally named items, by weights [n, m]: client models into experts, and
-    experts back.
+    """n weighted sums of m equally named items, by weights [n, m]: clients into experts, or back.
 
     Floating tensors are summed in their own type, at least float32; of others, a batch norm's count
     of steps, the item with the row's largest weight gives its own. What was before is one more
@@ -174,35 +149,8 @@ def combine(weights: Tensor, items: Sequence[Mapping[str, Tensor]]) -> list[Tens
     return sums
 
 
-@torch.no_grad()
-def combine_files(
-    weights: Tensor, items: Sequence[Mapping[str, Tensor]], paths: Sequence[Path]
-) -> None:
-    """The same sums, to the last bit, each in a safetensors file of its own, whole or not there.
-
-    Nothing but a chunk is in memory if the items are `Mapped`; a path may be that of an item, which
-    it replaces.
-    """
-    _combinable(weights, items)
-    if len(weights) != len(paths) or len(set(paths)) < len(paths):
-        raise ValueError(
-            f"{len(weights)} sums need as many different paths, not {[str(path) for path in paths]}"
-        )
-    with ExitStack() as all_of_them:
-        files = [all_of_them.enter_context(writing(path)) for path in paths]
-        tensors = _ordered(items[0])
-        for file in files:
-            file.write(_head(tensors))
-        for name in tensors:
-            for rows in _sums(weights, [item[name] for item in items]):
-                for file, row in zip(files, rows, strict=True):
-                    file.write(_raw(row))
-
-
 def _sums(weights: Tensor, values: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """The n weighted sums of one tensor of m items, flat, chunk by chunk: a small matrix product
-    each.
-    """
+    """The n weighted sums of one tensor of m items, flat, chunk by chunk."""
     kind, flat = values[0].dtype, [value.reshape(-1) for value in values]
     if not kind.is_floating_point:
         yield [flat[place] for place in weights.argmax(1).tolist()]
@@ -224,10 +172,9 @@ def _combinable(weights: Tensor, items: Sequence[Mapping[str, Tensor]]) -> None:
         have = shapes(item)
         for name in sorted(want.keys() | have.keys()):
             if have.get(name) != want.get(name):
-                which = item.path if isinstance(item, Mapped) else f"item {place}"
                 has, expected = have.get(name, "missing"), want.get(name, "none")
                 raise ValueError(
-                    f"{which} is not like the first item: its {name} is {has}; expected is"
+                    f"item {place} is not like the first item: its {name} is {has}; expected is"
                     f" {expected}"
                 )
 
@@ -263,23 +210,19 @@ def packed_size(tensors: Mapping[str, Tensor]) -> int:
 
 
 def rng(seed: int, use: str, round: int = 0, client: str = "") -> torch.Generator:
-    """A generator for one use: a pure function of its four arguments, so no generator state is ever
-    saved.
-    """
+    """A generator for one use, by its four arguments alone: no generator's state is ever saved."""
     digest = hashlib.sha256(f"{seed}/{use}/{round}/{client}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def normal_of_this_machine(shape: torch.Size) -> Tensor:
-    """Standard normal numbers out of the operating system's randomness, each from 53 bits of its
-    own.
+    """Standard normal numbers from the operating system's randomness, 53 bits for each.
 
     A generator would not do: torch's has a seed of 32 bits, and whoever guesses it can take the
     noise off.
     """
-    bits = torch.frombuffer(bytearray(os.urandom(8 * shape.numel())), dtype=torch.int64) & (
-        2**53 - 1
-    )
+    drawn = torch.frombuffer(bytearray(os.urandom(8 * shape.numel())), dtype=torch.int64)
+    bits = drawn & (2**53 - 1)
     found: Tensor = torch.special.ndtri((bits.double() + 0.5) / 2**53)
     return found.float().reshape(shape)
 
@@ -292,9 +235,7 @@ def write(path: Path, data: bytes) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """A file that has its name once it is whole: written aside, flushed to the disk, then renamed
-    into place.
-    """
+    """A file that has its name once it is whole: written aside, flushed, renamed into place."""
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = aside(path)
@@ -316,9 +257,7 @@ def aside(path: Path) -> Path:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """What the disk says against writing a file has the file's name: a write does not say where no
-    space is left.
-    """
+    """An error of the disk gets the file's name: a write does not say where no space is left."""
     try:
         yield
     except OSError as error:

@@ -3,12 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from .terminal import Forget, OneConfig, Settings, err, errors, out, say, stopped
+
+if TYPE_CHECKING:
+    from ..deploy.folder import Deployment
+    from ..deploy.runs import Run
 
 app = typer.Typer(
     help="A real federation: a server, and sites on machines of their own.", no_args_is_help=True
@@ -100,10 +105,12 @@ def site(
 ) -> None:
     """Run a site until it is stopped."""
     with (
-        _flower() as (processes, place),
+        _flower() as (processes, _),
         stopped("The site is stopped; what it keeps lies in its folder."),
     ):
-        site = place.SiteFolder.at(folder, name)
+        from ..deploy.sitefolder import SiteFolder
+
+        site = SiteFolder.at(folder, name)
         if data:
             site.point_at(data)
         if forget:
@@ -116,8 +123,8 @@ def run(folder: Folder, config: OneConfig, settings: Settings = None) -> None:
     """Run an experiment on the sites, and watch it; it goes on when this terminal goes away."""
     from .. import config as door
 
-    with _flower() as (processes, place):
-        from ..deploy import runs
+    with _flower() as (_, place):
+        from ..deploy import control, runs
         from ..study import free
 
         deployment = place.Deployment.at(folder)
@@ -128,22 +135,22 @@ def run(folder: Folder, config: OneConfig, settings: Settings = None) -> None:
                 f"{asked.name}: the values in [tune] are not tried here; those in the file are"
                 " taken."
             )
-        processes.connected(deployment)  # before anything is written: is the server there?
+        control.connected(deployment)  # before anything is written: is the server there?
         deployment.signed()  # and an app that sites run?
         run = runs.Run.create(deployment, fitted, free(folder / "runs" / asked.name).name)
-        processes.submit(deployment, run)
+        control.submit(deployment, run)
         _watch(folder, deployment, run)
 
 
 @app.command()
 def resume(folder: Folder, name: RunName, forget: Forget = None) -> None:
     """Go on with a run from its last finished round, and watch it."""
-    with _run_of(folder, name) as (processes, deployment, run):
+    with _run_of(folder, name) as (control, deployment, run):
         for site in forget or []:
             run.folder.forget(site)
             say(f"{site} begins afresh; the run's log and its report say so.")
         run.begins_anew()
-        processes.submit(deployment, run)
+        control.submit(deployment, run)
         _watch(folder, deployment, run)
 
 
@@ -157,17 +164,19 @@ def watch(folder: Folder, name: RunName) -> None:
 @app.command()
 def stop(folder: Folder, name: RunName) -> None:
     """Stop a run; its finished rounds are kept, and `resume` goes on."""
-    with _run_of(folder, name) as (processes, deployment, run):
-        processes.stop(deployment, run)
+    with _run_of(folder, name) as (control, deployment, run):
+        control.stop(deployment, run)
         out.print(f"Stopped. Go on with: fedexperts deploy resume {folder} {name}", soft_wrap=True)
 
 
 @app.command()
 def sites(folder: Folder) -> None:
     """List the sites, and which of them are connected."""
-    with _flower() as (processes, place):
+    with _flower() as (_, place):
+        from ..deploy import control
+
         deployment = place.Deployment.at(folder)
-        there = processes.connected(deployment)
+        there = control.connected(deployment)
         for name in deployment.sites:
             out.print(
                 f"{escape(name)}  [dim]{there.get(name, 'not known to the server yet')}[/]",
@@ -223,7 +232,7 @@ def renew(folder: Folder) -> None:
 
 
 @contextmanager
-def _flower() -> Iterator[tuple[Any, Any]]:
+def _flower() -> Iterator[tuple[ModuleType, ModuleType]]:
     """The rooms that know Flower's programs and a deployment's folder, or a clear word on what to
     install.
     """
@@ -238,16 +247,16 @@ def _flower() -> Iterator[tuple[Any, Any]]:
 
 
 @contextmanager
-def _run_of(folder: Path, name: str) -> Iterator[tuple[Any, Any, Any]]:
-    """The room of Flower's programs, the deployment, and its run of this name."""
-    with _flower() as (processes, place):
-        from ..deploy import runs
+def _run_of(folder: Path, name: str) -> Iterator[tuple[ModuleType, "Deployment", "Run"]]:
+    """The room that asks Flower's server, the deployment, and its run of this name."""
+    with _flower() as (_, place):
+        from ..deploy import control, runs
 
         deployment = place.Deployment.at(folder)
-        yield processes, deployment, runs.Run.at(deployment, name)
+        yield control, deployment, runs.Run.at(deployment, name)
 
 
-def _watch(folder: Path, deployment: Any, run: Any) -> None:
+def _watch(folder: Path, deployment: "Deployment", run: "Run") -> None:
     """Say what happens in a run until it is over; the exit code tells whether it finished."""
     from .. import report as pictures
     from ..deploy import watch

@@ -34,7 +34,7 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    from .. import study
+    from .. import units
     from ..config import Config
     from ..reproduce import Result
 
@@ -285,7 +285,7 @@ def _announce(folder: Path) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator["study.Progress"]:
+def _progress() -> Iterator["units.Progress"]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -299,7 +299,7 @@ def _progress() -> Iterator["study.Progress"]:
     with Progress(*columns, console=err) as bar:
         tasks: dict[str, TaskID] = {}
 
-        def tell(beat: "study.Beat") -> None:
+        def tell(beat: "units.Beat") -> None:
             if beat.what not in tasks:
                 tasks[beat.what] = bar.add_task(beat.what, clients=0)
             bar.update(

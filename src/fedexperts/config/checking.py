@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from ..options import Values
 from .names import DEFAULT_NAMES, NAMED, PLAIN
 
 
@@ -21,7 +22,7 @@ class ConfigError(ValueError):
     """Everything that is wrong with a config, a line each."""
 
 
-def resolve_section(section: str, given: Any, errors: list[str]) -> dict[str, Any]:
+def resolve_section(section: str, given: object, errors: list[str]) -> Values:
     """Every key of a section with its value; what is wrong is added to `errors`."""
     if not isinstance(given, dict):
         errors.append(f"{section} = {given!r}: expected a table, [{section}]")
@@ -39,7 +40,7 @@ def resolve_section(section: str, given: Any, errors: list[str]) -> dict[str, An
 
 
 def resolve_tune(
-    tune: Any, resolved: dict[str, dict[str, Any]], errors: list[str]
+    tune: object, resolved: dict[str, Values], errors: list[str]
 ) -> dict[str, list[Any]]:
     """Dotted keys with a list of values each, every value checked in its place."""
     if not isinstance(tune, dict):
@@ -64,14 +65,14 @@ def resolve_tune(
     return tune
 
 
-def _validate(section: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _validate(section: str, given: Values) -> tuple[Values, list[str]]:
     kind = section_class(section, given)
     values, wrong = checked(kind, section, without_name(section, given))
     name = {"name": given["name"]} if section in NAMED and not wrong else {}
     return name | values, wrong
 
 
-def checked(kind: type, section: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def checked(kind: type, section: str, given: Mapping[str, object]) -> tuple[Values, list[str]]:
     """Every option of a settings class with its value, or all that is wrong with what is given."""
     try:
         values = _model(kind)(**given).model_dump()
@@ -102,7 +103,7 @@ def unknown(what: str, name: str, names: Sequence[str]) -> str:
     )
 
 
-def section_class(section: str, values: Mapping[str, Any]) -> type:
+def section_class(section: str, values: Mapping[str, object]) -> type:
     """The class that a section's values fit; ConfigError if it names none."""
     if section in PLAIN:
         return PLAIN[section]
@@ -135,7 +136,7 @@ def _imported(section: str, name: str) -> type:
     return kind
 
 
-def without_name(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def without_name(section: str, values: Mapping[str, object]) -> Values:
     """A section's values that are fields of its class."""
     return {key: value for key, value in values.items() if section not in NAMED or key != "name"}
 
@@ -149,7 +150,7 @@ def meanings(kind: type) -> dict[str, str]:
 def _model(kind: type) -> type[BaseModel]:
     """A pydantic model of a settings class: strict, and nothing beside its options."""
     hints = get_type_hints(kind, include_extras=True)
-    keys: dict[str, Any] = {key.name: (hints[key.name], _check(key)) for key in fields(kind)}
+    keys: Values = {key.name: (hints[key.name], _check(key)) for key in fields(kind)}
     return create_model(
         kind.__name__,
         __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False),
@@ -159,7 +160,7 @@ def _model(kind: type) -> type[BaseModel]:
 
 def _check(key: DataclassField[Any]) -> Any:
     """A field of a settings class, an `option` or any other, as pydantic has it."""
-    said: dict[str, Any] = dict(key.metadata.get("bounds", {}))
+    said: Values = dict(key.metadata.get("bounds", {}))
     if "says" in key.metadata:
         said["description"] = key.metadata["says"]
     if isinstance(key.default, tuple):  # TOML knows lists alone

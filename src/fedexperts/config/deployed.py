@@ -22,7 +22,7 @@ from .names import PLACES
 from .reading import Config, parse, resolve
 
 
-def served(config: Config, data: Mapping[str, Any]) -> tuple[Job, Federation]:
+def served(config: Config, data: Mapping[str, object]) -> tuple[Job, Federation]:
     """A federation's server: its job and its data, the classes and its own reserve set, which
     `data` leads to.
     """
@@ -72,7 +72,7 @@ class Allowed:
 def site(
     text: str,
     name: str,
-    data: Mapping[str, Any],
+    data: Mapping[str, object],
     private: Path,
     splits: Path,
     allowed: Allowed = Allowed(),
@@ -99,7 +99,7 @@ def site(
     return replace(job, deployed=True), sites[name], what
 
 
-def _with_data(config: Config, data: Mapping[str, Any]) -> Config:
+def _with_data(config: Config, data: Mapping[str, object]) -> Config:
     return (
         resolve([(config.nested(), "the run"), ({"data": dict(data)}, "here")]) if data else config
     )
@@ -140,7 +140,7 @@ def _check_code(text: str, allowed: Allowed) -> None:
             )
 
 
-def _check_places(config: Config, own: Mapping[str, Any], allowed: Allowed) -> None:
+def _check_places(config: Config, own: Mapping[str, object], allowed: Allowed) -> None:
     """ValueError if an experiment names a place of a site's machine that neither the site's data
     nor [allow] name.
     """

@@ -11,12 +11,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 
 from .. import __version__
 from ..data.federation import Federation
+from ..options import Values
 from ..upload import UploadSettings
 from .checking import ConfigError
 from .reading import Config
@@ -61,7 +61,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FEDEXPERTS_CACHE") or default)
 
 
-def about(config: Config, federation: Federation) -> dict[str, Any]:
+def about(config: Config, federation: Federation) -> Values:
     """What a run writes down of its data, of its method for reports, and of the machine: all beside
     its config.
     """

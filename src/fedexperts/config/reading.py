@@ -13,6 +13,7 @@ from typing import Any
 
 import tomlkit
 
+from ..options import Values
 from .checking import (
     ConfigError,
     meanings,
@@ -24,7 +25,7 @@ from .checking import (
 )
 from .names import NAMED, OPTIONAL, SECTIONS
 
-Layer = tuple[dict[str, Any], str]  # nested values, and where they came from
+Layer = tuple[Values, str]  # nested values, and where they came from
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Config:
     """
 
     name: str
-    values: dict[str, dict[str, Any]]
+    values: dict[str, Values]
     tune: dict[str, list[Any]]
     origins: dict[str, str]
 
@@ -42,11 +43,11 @@ class Config:
         """A section as the dataclass that it describes."""
         return section_class(name, self.values[name])(**without_name(name, self.values[name]))
 
-    def having(self, changes: Mapping[str, Any], origin: str) -> "Config":
+    def having(self, changes: Mapping[str, object], origin: str) -> "Config":
         """The same experiment with other values of some dotted keys. Raises ConfigError."""
         return resolve([(self.nested(), "file"), (_nest(changes.items()), origin)])
 
-    def nested(self) -> dict[str, Any]:
+    def nested(self) -> Values:
         """As the tables of a config file."""
         return {"name": self.name, **self.values, "tune": self.tune}
 
@@ -54,7 +55,7 @@ class Config:
         """As a config file that runs the same experiment."""
         return tomlkit.dumps(self.nested())
 
-    def shareable(self) -> dict[str, Any]:
+    def shareable(self) -> Values:
         """Dotted keys and values that say nothing of data or of a machine's folders."""
         return {
             f"{section}.{key}": value
@@ -120,7 +121,7 @@ def parse(text: str, origin: str) -> Config:
 
 def resolve(layers: Iterable[Layer]) -> Config:
     """Merge layers, later ones winning; ConfigError with all that is wrong."""
-    merged: dict[str, Any] = {}
+    merged: Values = {}
     origins: dict[str, str] = {}
     for values, origin in layers:
         _merge(merged, values, origins, origin)
@@ -204,7 +205,7 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
     return [*_layers(path.parent / base, (*above, path.resolve())), (values, str(path))]
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def _setting(text: str) -> tuple[str, object]:
     """A key and a value from "section.key=value"; the value as TOML, or else as a plain word."""
     key, equals, value = text.partition("=")
     if not equals or "." not in key:
@@ -215,8 +216,8 @@ def _setting(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
-def _nest(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
+def _nest(items: Iterable[tuple[str, object]]) -> Values:
+    nested: Values = {}
     for dotted, value in items:
         section, _, key = dotted.partition(".")
         nested.setdefault(section, {})[key] = value
@@ -224,7 +225,7 @@ def _nest(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _merge(
-    into: dict[str, Any], values: Mapping[str, Any], origins: dict[str, str], origin: str
+    into: Values, values: Mapping[str, object], origins: dict[str, str], origin: str
 ) -> None:
     """Lay `values` over `into`; a section that names another class than before begins anew."""
     for section, given in values.items():

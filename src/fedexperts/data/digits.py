@@ -24,9 +24,7 @@ SIDE = 32  # pixels
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """All digits as uint8 [1797, 3, 32, 32], three equal channels, and their labels int64
-    [1797].
-    """
+    """All digits, uint8 [1797, 3, 32, 32] in three equal channels, and labels int64 [1797]."""
     from sklearn.datasets import load_digits  # here, because it takes a second to import
 
     raw = load_digits()
@@ -81,8 +79,7 @@ SCANNERS: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 @dataclass(frozen=True)
 class DigitsScanners(Drawn):
-    """Sites that read the same digits with different scanners, and see some digits more than
-    others.
+    """Sites that read the same digits with different scanners, and some digits more than others.
 
     The protocol of DomainNet in arXiv:2410.10114: several clients a domain, Dirichlet(0.3) inside
     it.
@@ -129,9 +126,7 @@ class DigitsScanners(Drawn):
 
 @dataclass(frozen=True)
 class DigitsPathological(Drawn):
-    """Sites that see different digits: the 'pathological' protocol of arXiv:2410.10114,
-    few-shot.
-    """
+    """Sites that see different digits, few of each: 'pathological' in arXiv:2410.10114."""
 
     clients: int = option(
         5, says="number of clients, who divide the ten classes", ge=1, le=len(CLASSES) // 2
@@ -184,9 +179,7 @@ def _federation(
 
 
 def _parts(spec: Spec, seed: int, site: str, own: Tensor, labels: Tensor) -> Parts:
-    """One site's examples `own` [n], with labels [n], cut into parts; the few-shot draw is from
-    train alone.
-    """
+    """One site's examples `own` [n], with labels [n], in parts; few of those to train on."""
     try:
         parts = split.cut(labels, spec.valid, spec.test, rng(seed, "parts", client=site))
     except ValueError as error:

@@ -30,8 +30,7 @@ def features(
     views: int = 1,
     seed: int = 0,
 ) -> Tensor:
-    """Features [N, V, ...] of images uint8 [N, 3, H, W], memory-mapped; `encode` runs only if
-    `cache` lacks them.
+    """Features [N, V, ...] of images uint8 [N, 3, H, W]; `encode` runs if `cache` lacks them.
 
     `encode` maps uint8 [B, 3, H, W] to [B, ...], each image by itself. View 0 is the image, each
     further view a seeded augmentation, the same one however many views are asked for. ValueError
@@ -65,9 +64,7 @@ def _compute(images: Tensor, encode: Callable[[Tensor], Tensor], views: int, see
 def _encoded(
     images: Tensor, encode: Callable[[Tensor], Tensor], view: int, seed: int
 ) -> Iterator[Tensor]:
-    """The features of one view, batch by batch: no more than a batch of augmented images is ever in
-    memory.
-    """
+    """The features of one view, batch by batch, so that few augmented images are in memory."""
     drawn_N4 = torch.rand(len(images), 4, generator=rng(seed, "view", view)) * 2 - 1  # -1..1
     for first in range(0, len(images), BATCH):
         batch = images[first : first + BATCH]
@@ -111,9 +108,7 @@ def _name(images: Tensor, key: str, views: int, seed: int) -> str:
 
 
 def _checksum(values: Tensor, name: str) -> str:
-    """Of the values, their type and shape, and the file's own name, so that a renamed file is found
-    out too.
-    """
+    """Of values, type, shape and the file's own name, so that a renamed file is found out too."""
     digest = hashlib.sha256(f"{name} {values.dtype} {list(values.shape)}".encode())
     digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -126,9 +121,7 @@ def _keep(path: Path, name: str, values: Tensor) -> None:
 
 
 def _load(path: Path, name: str) -> Tensor:
-    """The features in a file, memory-mapped; ValueError if a bit of them is not as it was
-    written.
-    """
+    """The features in a file, memory-mapped; ValueError if a bit of them is another."""
     try:
         with safe_open(path, framework="pt") as file:
             values: Tensor = file.get_tensor("features")

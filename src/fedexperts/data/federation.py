@@ -11,11 +11,12 @@ import statistics
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ..options import Values
 from .kept import Change
 from .manifest import sha256
 
@@ -34,9 +35,7 @@ _DEVICES = {
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """One client's examples: int64 positions [n] into the federation's inputs, for each of three
-    uses.
-    """
+    """One client's examples: int64 positions [n] into the federation's inputs, for three uses."""
 
     train: Tensor
     valid: Tensor
@@ -98,47 +97,41 @@ class Federation:
         }
 
     def by_class(self) -> dict[str, list[int]]:
-        """Client -> number of examples of each class, all parts together; the server's, if any, is
-        named "".
-        """
-        found = {
-            c: [sum(parts) for parts in zip(*own.values(), strict=True)]
-            for c, own in self.counts().items()
-        }
-        return found | ({"": self.reserve_counts()} if len(self.reserve) else {})
+        """Client -> number of examples of each class in all parts; the server's is named ""."""
+        found = {}
+        for client, counts in self.counts().items():
+            found[client] = [sum(of_class) for of_class in zip(*counts.values(), strict=True)]
+        if len(self.reserve):
+            found[""] = self.reserve_counts()
+        return found
 
     def reserve_counts(self) -> list[int]:
         """Number of examples of each class in the reserve, in the order of `classes`."""
         return self._count(self.reserve)
 
-    def manifest(self) -> dict[str, Any]:
-        """Plain values: two runs with equal manifests had the same examples in the same parts (see
-        manifest.py).
-        """
+    def manifest(self) -> Values:
+        """Plain values, equal for two runs that had the same examples in the same parts."""
         counts = self.by_class()
-        found: dict[str, Any] = {
+        found: Values = {
             "classes": list(self.classes),
             "inputs": sha256(self.inputs),
             "labels": sha256(self.labels),
             "reserve": self.reserve.tolist(),
-            "clients": {
-                client: (
-                    {"domain": self.domains[client]}
-                    | {part: index.tolist() for part, index in parts.named().items()}
-                    | ({"spare": self.spare[client]} if client in self.spare else {})
-                    | {"counts": counts[client]}
-                )
-                for client, parts in self.parts.items()
-            },
+            "clients": {},
         }
-        return found | (
-            {"files": self.files, "labelled": self.labels.tolist()} if self.files else {}
-        )
+        for client, parts in self.parts.items():
+            own: Values = {"domain": self.domains[client]}
+            for part, index in parts.named().items():
+                own[part] = index.tolist()
+            if client in self.spare:
+                own["spare"] = self.spare[client]
+            found["clients"][client] = own | {"counts": counts[client]}
+        if self.files:
+            found |= {"files": self.files, "labelled": self.labels.tolist()}
+        return found
 
     def holders(self) -> dict[int, tuple[str, str]]:
-        """Example -> the client that has it, and in which part; the server's few are ("",
-        "reserve").
-        """
+        """Example -> the client that has it, and in which part; the server's: ("", "reserve")."""
         found = dict.fromkeys(self.reserve.tolist(), ("", "reserve"))
         return found | {
             example: (client, part)
@@ -147,10 +140,10 @@ class Federation:
         }
 
     def twins(self) -> list[tuple[int, int]]:
-        """Pairs of equal examples at two clients or in two parts: what is tested on may have been
-        trained on.
-        """
-        holders, first, found = self.holders(), dict[str, int](), []
+        """Pairs of equal examples at two clients or in two parts, as one may be trained on."""
+        holders = self.holders()
+        first: dict[str, int] = {}
+        found = []
         for example, holder in sorted(holders.items()):
             other = first.setdefault(_key(self.inputs[example]), example)
             if holders[other] != holder:
@@ -158,21 +151,16 @@ class Federation:
         return found
 
     def commonest(self) -> dict[str, float]:
-        """Accuracy in percent of always saying the commonest class of training, on test parts as
-        accuracies are.
+        """Accuracy in percent, on test parts, of always saying the commonest class of training.
 
         "clients": each its own, mean over clients; "server": the one of all, on all. Empty without
         clients.
         """
-        trains, tests = (
-            [self.labels[getattr(own, part)] for own in self.parts.values()]
-            for part in ("train", "test")
-        )
+        trains = [self.labels[own.train] for own in self.parts.values()]
+        tests = [self.labels[own.test] for own in self.parts.values()]
         if not trains:
             return {}
-        alone = statistics.fmean(
-            _guessed(train, test) for train, test in zip(trains, tests, strict=True)
-        )
+        alone = statistics.fmean(map(_guessed, trains, tests))
         return {"clients": alone, "server": _guessed(torch.cat(trains), torch.cat(tests))}
 
     def _count(self, index: Tensor) -> list[int]:
@@ -195,11 +183,9 @@ def _guessed(train: Tensor, test: Tensor) -> float:
 
 def _key(example: Tensor | str) -> str:
     """Equal for equal examples."""
-    return (
-        example
-        if isinstance(example, str)
-        else hashlib.sha256(example.contiguous().numpy().data).hexdigest()
-    )
+    if isinstance(example, str):
+        return example
+    return hashlib.sha256(example.contiguous().numpy().data).hexdigest()
 
 
 def _check_inputs(inputs: Tensor | tuple[str, ...]) -> None:
@@ -267,9 +253,7 @@ def _check_names(federation: Federation) -> None:
 
 
 def check_name(client: str) -> None:
-    """ValueError for what cannot be a client's name: it becomes part of a tensor's name and the
-    name of a folder.
-    """
+    """ValueError for what cannot be a client's name: part of a tensor's name, and a folder's."""
     check_folder(f"client name {client!r:.200}", client)
     if "." in client or " " in client:
         raise ValueError(
@@ -279,9 +263,7 @@ def check_name(client: str) -> None:
 
 
 def check_folder(what: str, name: str) -> None:
-    """ValueError for what cannot name a folder on every system, or is not what it looks like in a
-    terminal.
-    """
+    """ValueError for what cannot name a folder on every system, or looks like something else."""
     marks = [
         mark
         for mark in name
@@ -298,9 +280,7 @@ def check_folder(what: str, name: str) -> None:
 
 
 def check_apart(names: Iterable[str]) -> None:
-    """ValueError for two names that some system takes for one: what differs is in upper and lower
-    case, or in form.
-    """
+    """ValueError for two names that some system takes for one, by capitals or by form."""
     seen = dict[str, str]()
     for name in names:
         bare = "".join(mark for mark in name if mark not in _JOINERS)

@@ -12,8 +12,9 @@ from pathlib import Path
 from unicodedata import category
 
 from ..options import option
+from .examples import PART, Example, Found, below, composed, words
 from .images import SUFFIXES, Folder, several
-from .own import PART, Example, Found, Own, below, composed, words
+from .own import Own
 
 JUNK = ("thumbs.db", "desktop.ini")  # what Windows leaves behind; other systems' begins with a dot
 LAYOUT = (
@@ -24,9 +25,7 @@ LAYOUT = (
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolders(Own):
-    """Your own images in folders: site/class/image.jpg, every site a client; or one site's own,
-    class/image.jpg.
-    """
+    """Your own images in folders: site/class/image.jpg, or one site's own, class/image.jpg."""
 
     path: str = option(
         "", says="the folder of sites or, if data.site names the one client, of classes"
@@ -39,11 +38,9 @@ class ImageFolders(Own):
                 f"data.path = {self.path!r}: no such folder, seen from {Path.cwd()}; {LAYOUT}"
             )
         walk = _Walk(root)
-        homes = (
-            {self.site: root}
-            if self.site
-            else {composed(home.name): home for home in walk.folders(root)}
-        )
+        homes = {self.site: root}
+        if not self.site:
+            homes = {composed(home.name): home for home in walk.folders(root)}
         examples = [example for site, home in homes.items() for example in walk.site(site, home)]
         if not self.site and homes and all(name.lower() in PART for name in homes):
             raise ValueError(
@@ -84,7 +81,9 @@ class _Walk:
         return folders
 
     def notes(self) -> tuple[str, ...]:
-        return (f"Passed over, as no images: {several(self.passed)}.",) if self.passed else ()
+        if not self.passed:
+            return ()
+        return (f"Passed over, as no images: {several(self.passed)}.",)
 
     def _images(self, place: Path) -> list[Path]:
         folders, images = self._entries(place)
@@ -93,9 +92,7 @@ class _Walk:
         return images
 
     def _parts(self, home: Path) -> list[tuple[str, Path]]:
-        """The parts that a site gives, if its folders are named so, or all of it as one to train
-        on.
-        """
+        """The parts that a site gives, if its folders are named so, or all of it to train on."""
         folders = self.folders(home)
         parts = [
             (PART[name], folder) for folder in folders if (name := folder.name.lower()) in PART
@@ -112,9 +109,7 @@ class _Walk:
         return [("train", home)]
 
     def _entries(self, place: Path) -> tuple[list[Path], list[Path]]:
-        """The folders and the images in `place`, by name; other files are noted, hidden ones
-        not.
-        """
+        """The folders and the images in `place`, by name; other files that show are noted."""
         folders, images = [], []
         for entry in sorted(place.iterdir(), key=lambda entry: composed(entry.name)):
             if entry.name.startswith(".") or entry.name.lower() in JUNK:

@@ -5,7 +5,7 @@ This room does not know how a set is kept or read.
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,9 +14,10 @@ from torch import Tensor
 from ..options import REQUIRED, option
 from ..tensors import rng
 from . import split
+from .examples import Example, Found
 from .federation import Federation
 from .images import several
-from .own import Example, Found, Listed
+from .own import Listed
 from .sets import SETS, Rows, folder
 
 Partition = Literal["pathological", "dirichlet", "dirichlet-in-domains", "dominant", "natural"]
@@ -24,9 +25,7 @@ Partition = Literal["pathological", "dirichlet", "dirichlet-in-domains", "domina
 
 @dataclass(frozen=True, kw_only=True)
 class Hub(Listed):
-    """A data set of the papers, from a local copy or the hub's download, split into clients as the
-    papers do.
-    """
+    """A data set of the papers, from a local copy or the hub's download, split as papers do."""
 
     dataset: str = option(REQUIRED, says=f"one of {', '.join(SETS)}")
     path: str = option(
@@ -91,36 +90,31 @@ class Hub(Listed):
         sites = {place: site for site, index in own.items() for place in index.tolist()}
         shown = rows.shown([whats[place] for place in places])
         named = list(words.values())
-        examples = [
-            Example(
-                what,
-                named[int(labels[place])],
-                sites[place],
-                known.parts[whats[place].partition("/")[0]] if self.given else "train",
-                groups[place] if self.partition == "dirichlet-in-domains" else "",
+        examples = []
+        for place, what in zip(places, shown, strict=True):
+            example = Example(what, named[int(labels[place])], sites[place])
+            if self.given:
+                split_name, _, _ = whats[place].partition("/")
+                example = replace(example, part=known.parts[split_name])
+            if self.partition == "dirichlet-in-domains":
+                example = replace(example, domain=groups[place])
+            examples.append(example)
+        left = rows.count - len(places)
+        notes = []
+        if left:
+            notes.append(
+                f"Left out, by classes, per_class or least: {left} of {rows.count} examples."
             )
-            for place, what in zip(places, shown, strict=True)
-        ]
-        note = (
-            f"Left out, by classes, per_class or least: {rows.count - len(places)} of {rows.count}"
-            " examples."
-        )
-        notes = (note,) if len(places) < rows.count else ()
         store = None if rows.texts else rows
-        return self.build(Found(examples, store=store, notes=notes), tuple(named), seed)
+        return self.build(Found(examples, store=store, notes=tuple(notes)), tuple(named), seed)
 
     def _words(self, names: Sequence[str]) -> dict[str, str]:
         """The classes to keep, as the set names them, with the words for each."""
         known = SETS[self.dataset]
         words = {name: known.words.get(name, name.replace("_", " ")) for name in names}
-        wanted = (
-            self.classes
-            or tuple(known.classes.split())
-            or tuple(name for name, word in words.items() if word)
-        )
-        found = {name: name for name in words} | {
-            word: name for name, word in words.items() if word
-        }
+        left = tuple(name for name, word in words.items() if word)
+        wanted = self.classes or tuple(known.classes.split()) or left
+        found = {name: name for name in words} | {words[name]: name for name in left}
         for name in wanted:
             if name not in found:
                 near = difflib.get_close_matches(name, found, 1)

@@ -56,9 +56,7 @@ _one_at_a_time = threading.Lock()
 
 
 class Store(Protocol):
-    """Where images lie, each by a name; `str` says where that is. Equal stores have the same
-    images.
-    """
+    """Where images lie, each by a name; `str` says where. Equal stores have the same images."""
 
     def __hash__(self) -> int: ...
 
@@ -99,8 +97,7 @@ class Folder:
 
 
 def read(store: Store, names: Sequence[str], side: int) -> tuple[Tensor, dict[str, str]]:
-    """Pixels uint8 [N, 3, side, side] of images in a store, and the sha256 of each file, by its
-    name.
+    """Pixels uint8 [N, 3, side, side] of images in a store, and each file's sha256 by its name.
 
     All are held in memory, 3 side² bytes each: 150 KB at 224. ValueError with all files that cannot
     be read, or if there is no such memory. The newest answer is kept, so that the runs of a study
@@ -117,9 +114,7 @@ def read(store: Store, names: Sequence[str], side: int) -> tuple[Tensor, dict[st
 
 
 def readable(files: Sequence[Path], side: int) -> tuple[Tensor, dict[str, str]]:
-    """Pixels uint8 [n, 3, side, side] of those files that can be read, in their order; of the
-    others, why not.
-    """
+    """Pixels uint8 [n, 3, side, side] of the files that can be read, and why others cannot."""
     here = Folder(Path())
     pixels, hashes, broken = _read(
         here, side, tuple((str(file), here.stamp(str(file))) for file in files)
@@ -128,9 +123,7 @@ def readable(files: Sequence[Path], side: int) -> tuple[Tensor, dict[str, str]]:
 
 
 def decoded(data: bytes, side: int) -> Tensor:
-    """Pixels uint8 [1, 3, side, side] of an image that came as bytes; ValueError, with why, if it
-    cannot be read.
-    """
+    """Pixels uint8 [1, 3, side, side] of an image's bytes; ValueError if it cannot be read."""
     pixels = _room(1, side)
     try:
         with _quiet():
@@ -148,8 +141,10 @@ def said(broken: Mapping[str, str]) -> list[str]:
 def several(names: Iterable[str], most: int = 10) -> str:
     """The first of many names, and how many more there are."""
     listed = list(names)
-    more = len(listed) - most
-    return "; ".join(listed[:most]) + (f"; and {more} more" if more > 0 else "")
+    shown = listed[:most]
+    if len(listed) > most:
+        shown.append(f"and {len(listed) - most} more")
+    return "; ".join(shown)
 
 
 @lru_cache(maxsize=1)
@@ -173,9 +168,7 @@ def _read(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """pillow's remarks on files that it reads all the same are not heard; what is too large is
-    refused in `_paint`.
-    """
+    """pillow's remarks are not heard; what is too large is refused in `_paint`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -230,8 +223,7 @@ def _square(image: Image.Image, side: int) -> Image.Image:
 
 
 def _middle(image: Image.Image, side: int) -> Image.Image:
-    """The middle square and some more, for the filter at its edges, in RGB; of a large image shrunk
-    by a whole factor.
+    """The middle square and some more, for the filter, in RGB; large images by a whole factor less.
 
     It is converted band by band, so that a large image is not held a second time.
     """
@@ -270,9 +262,12 @@ def _reason(error: BaseException) -> str:
         return f"it has far too many pixels, and {_at_most(PIXELS)}"
     if isinstance(error, MemoryError):
         return "this machine has no memory for it: save it smaller"
-    if "MAX_TEXT" in (said := str(error)):
+    said = str(error)
+    if "MAX_TEXT" in said:
         return (
             "its comments or its profile of colours unpack to more than is read: save it without"
             " them"
         )
-    return f"it is damaged: {said}" if "decoder error" in said else said or type(error).__name__
+    if "decoder error" in said:
+        return f"it is damaged: {said}"
+    return said or type(error).__name__

@@ -54,9 +54,8 @@ class Change:
         return {name: size for name, size in sizes.items() if size}
 
     def __str__(self) -> str:
-        to = ", ".join(
-            f"{count} to {part}" for part, count in sorted(Counter(self.new.values()).items())
-        )
+        counts = sorted(Counter(self.new.values()).items())
+        to = ", ".join(f"{count} to {part}" for part, count in counts)
         kinds = {
             f"new, {to}": self.new,
             "gone": self.gone,
@@ -79,10 +78,10 @@ def said(changed: Mapping[str, Change]) -> str:
 def seats(
     given: Manifest, now: Sequence[Entry], choose: Callable[[int], str], shots: int
 ) -> tuple[dict[int, Seat], dict[str, Change]]:
-    """Where each example of now belongs, by its place, and what changed since; `choose` says the
-    part of a new one.
+    """Where each example of now belongs, by its place, and what changed since.
 
-    Of new ones to train on, no more are taken than `shots` leaves room for in their class.
+    `choose` says the part of a new one. Of those to train on, no more are taken than `shots` leaves
+    room for in their class.
     """
     then = _entries(given)
     was = _matched([entry for entry, _ in then], now)
@@ -93,10 +92,8 @@ def seats(
         for place, seat in found.items()
         if seat.part == "train"
     )
-    for place in sorted(
-        (place for place in range(len(now)) if place not in was),
-        key=lambda place: now[place].sha256,
-    ):
+    new = [place for place in range(len(now)) if place not in was]
+    for place in sorted(new, key=lambda place: now[place].sha256):
         owner, _, sha256, label = now[place]
         seat = (
             known.get((SERVER, sha256)) or known.get((owner, sha256)) or Seat(owner, choose(place))
@@ -110,11 +107,13 @@ def seats(
 
 
 def drawn(key: str, valid: float, test: float) -> str:
-    """The part of an example with this key: a draw from shares that no other example has a say
-    in.
-    """
+    """The part of an example with this key, drawn so that no other example has a say in it."""
     luck = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
-    return "test" if luck < test else "valid" if luck < test + valid else "train"
+    if luck < test:
+        return "test"
+    if luck < test + valid:
+        return "valid"
+    return "train"
 
 
 def _entries(given: Manifest) -> list[tuple[Entry, Seat]]:
@@ -131,9 +130,7 @@ def _entries(given: Manifest) -> list[tuple[Entry, Seat]]:
 
 
 def _matched(then: Sequence[Entry], now: Sequence[Entry]) -> dict[int, int]:
-    """Place now -> place then, of all that was there: of equal ones each is that of its name, or
-    else of its class.
-    """
+    """Place now -> place then, of what was there: by owner and hash, then by name or by class."""
     keys: list[Callable[[Entry], Hashable]] = [
         lambda entry: (entry.owner, entry.sha256, entry.name),
         lambda entry: (entry.owner, entry.sha256, entry.label),

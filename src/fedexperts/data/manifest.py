@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
+
+from ..options import Values
 
 # what a file must be, if it is to be read as one of these
 _CLOSED = ConfigDict(strict=True, extra="forbid")
@@ -59,15 +60,13 @@ def sha256(values: Tensor | Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def sealed(plain: dict[str, Any]) -> dict[str, Any]:
+def sealed(plain: Values) -> Values:
     """A manifest's values with the hash of them."""
     return plain | {"check": hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()}
 
 
 def load(path: Path) -> Manifest:
-    """The manifest in a file; ValueError, with the file's name, if there is none, or it is
-    damaged.
-    """
+    """The manifest in a file; ValueError, with the file's name, if it is none or damaged."""
     try:
         found = TypeAdapter(Manifest).validate_json(data := path.read_bytes())
     except (FileNotFoundError, IsADirectoryError):
@@ -81,10 +80,8 @@ def load(path: Path) -> Manifest:
             f"{path} is not a split that a run wrote: {where}: {first['msg']}"
         ) from None
     plain = json.loads(data)
-    if (
-        found.check
-        and found.check != sealed({name: plain[name] for name in plain if name != "check"})["check"]
-    ):
+    unsealed = {name: value for name, value in plain.items() if name != "check"}
+    if found.check and found.check != sealed(unsealed)["check"]:
         raise ValueError(f"{path} is damaged, its hash is another: put a backup in its place")
     return found
 
@@ -96,9 +93,7 @@ def check_same(
     classes: Sequence[str],
     files: dict[str, str],
 ) -> None:
-    """ValueError with the first thing in which these examples are not those that the split is
-    of.
-    """
+    """ValueError with the first thing in which these are not the examples of the split."""
     if why := difference(split, inputs, labels, classes, files):
         raise ValueError(
             f"data.split is a split of other examples: {why}. Expected the data that it was"
@@ -128,4 +123,6 @@ def difference(
             return f"{now} has changed since"
     if not names and sha256(inputs) != split.inputs:
         return "its inputs have another hash"
-    return "its labels have another hash" if sha256(labels) != split.labels else ""
+    if sha256(labels) != split.labels:
+        return "its labels have another hash"
+    return ""

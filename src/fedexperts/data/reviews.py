@@ -84,8 +84,7 @@ ASIDES = (  # these tell nothing
 
 @dataclass(frozen=True)
 class Reviews(Drawn):
-    """Shops of four kinds with reviews of one to five stars, made by a grammar: none was written by
-    a customer.
+    """Shops of four kinds with reviews of one to five stars, made by a grammar, not by customers.
 
     As in the text experiments of Fed-MoE (IJCAI 2025), a client has one dominant class.
     """
@@ -136,9 +135,7 @@ class Reviews(Drawn):
         )
 
     def _stars(self, most: int, size: int) -> Tensor:
-        """`size` labels, of which the share `dominant` is the class `most` and the others have
-        equal shares.
-        """
+        """`size` labels: the class `most` has the share `dominant`, the others equal shares."""
         shares = [
             self.dominant if stars == most else (1 - self.dominant) / (STARS - 1)
             for stars in range(STARS)
@@ -146,9 +143,7 @@ class Reviews(Drawn):
         return torch.arange(STARS).repeat_interleave(torch.tensor(split.apportion(size, shares)))
 
     def _reserved(self, kinds: int, seed: int) -> list[Tensor]:
-        """The labels of the server's reviews of each kind: equal shares of what `split.reserve`
-        draws.
-        """
+        """Labels of the server's reviews of each kind, as `split.reserve` draws them."""
         # all of it could be of one class
         supply = torch.arange(STARS).repeat_interleave(STARS * self.reserve)
         drawn = supply[
@@ -160,9 +155,7 @@ class Reviews(Drawn):
         return [drawn[piece] for piece in pieces]
 
     def _written(self, stars: dict[str, Tensor], seed: int) -> tuple[tuple[str, ...], Tensor]:
-        """A text for every label of every shop, one shop after another, and the labels in the order
-        of the texts.
-        """
+        """A text for every label, one shop after another, and the labels in the texts' order."""
         texts: dict[str, None] = {}  # a set that keeps its order
         labels = []
         for shop, own in stars.items():
@@ -181,9 +174,7 @@ def _kind(shop: str) -> str:
 
 
 def _review(kind: str, stars: int, unclear: float, luck: Random) -> str:
-    """Two to five judgements and one or two asides; of an unclear review only one judgement goes by
-    the stars.
-    """
+    """Two to five judgements and an aside or two; if unclear, only one judgement fits the stars."""
     mixed = luck.random() < unclear
     others = [
         luck.randrange(STARS) if mixed else _near(stars, luck) for _ in range(luck.randint(1, 4))

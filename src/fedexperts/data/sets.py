@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .own import PART
+from .examples import PART
 
 HUB = "https://huggingface.co/datasets/"
 # the ten of FedBN
@@ -39,7 +39,9 @@ class Set:
     @property
     def hub(self) -> str:
         """The name on the hub; empty if it is not there."""
-        return self.page.removeprefix(HUB) if self.page.startswith(HUB) else ""
+        if not self.page.startswith(HUB):
+            return ""
+        return self.page.removeprefix(HUB)
 
 
 SETS = {
@@ -123,26 +125,22 @@ class Rows:
 
     def names(self) -> list[str]:
         """All classes, as the set names them, in its order."""
-        names: list[str] | None = getattr(
-            next(iter(self.splits.values())).features[self.known.label], "names", None
-        )
+        first = next(iter(self.splits.values()))
+        names: list[str] | None = getattr(first.features[self.known.label], "names", None)
         if names is None and not self.known.classes:
-            raise _other(
-                self.folder,
-                self.known,
-                f"{self.known.label} is a column of numbers without class names",
-            )
+            why = f"{self.known.label} is a column of numbers without class names"
+            raise _other(self.folder, self.known, why)
         return names or self.known.classes.split()
 
     def listed(self, names: Sequence[str]) -> tuple[list[str], Tensor, list[str]]:
-        """Every row of these classes: its name, its label as the place of its class in `names`, its
-        group.
-        """
+        """Every row of these classes: its name, its class as a place in `names`, its group."""
         place = {name: label for label, name in enumerate(names)}
         whats, labels, groups = [], [], []
         for split_name, rows in self.splits.items():
             found = self._column(rows, self.known.label)
-            owners = self._column(rows, self.known.group) if self.known.group else [""] * len(found)
+            owners = [""] * len(found)
+            if self.known.group:
+                owners = self._column(rows, self.known.group)
             for row, (name, owner) in enumerate(zip(found, owners, strict=True)):
                 if name in place:
                     whats.append(f"{split_name}/{row}")
@@ -152,7 +150,9 @@ class Rows:
 
     def shown(self, whats: Sequence[str]) -> list[str]:
         """What a model is to be shown of these rows: texts, or names of images in this store."""
-        return [self._cell(what) for what in whats] if self.texts else list(whats)
+        if self.texts:
+            return [self._cell(what) for what in whats]
+        return list(whats)
 
     def data(self, name: str) -> bytes:
         cell = self._cell(name)
@@ -221,15 +221,16 @@ def _load(datasets: Any, folder: Path) -> dict[str, Any]:
     """The splits in a folder, by name."""
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
-        found = (
-            datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder))
-        )
+        load = datasets.load_from_disk if saved else datasets.load_dataset
+        found = load(str(folder))
     except (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{folder} cannot be read as a data set ({str(error).splitlines()[0]}); expected"
             " a folder of parquet files or what save_to_disk wrote"
         ) from None
-    return dict(found) if isinstance(found, dict) else {"train": found}
+    if isinstance(found, dict):
+        return dict(found)
+    return {"train": found}
 
 
 def _other(folder: Path, known: Set, why: str) -> ValueError:

@@ -22,8 +22,7 @@ FITS = 100  # passes of the proportional fitting; what it leaves unfitted, the d
 
 
 def apportion(total: int, weights: Sequence[float], least: int = 0) -> list[int]:
-    """Whole numbers in proportion to `weights` that sum to `total`, by the method of largest
-    remainders.
+    """Whole numbers in proportion to `weights`, of sum `total`, by largest remainders.
 
     Each is less than one from exact, unless lifted to `least` at the cost of the largest; weight 0
     gets 0. ValueError if `total` is less than `least` for each.
@@ -65,8 +64,7 @@ def deal(labels: Tensor, sizes: Sequence[int], generator: Generator) -> list[Ten
 
 
 def dirichlet(labels: Tensor, clients: int, alpha: float, generator: Generator) -> list[Tensor]:
-    """Share labels [n] out to `clients`: totals equal to within one, class proportions by
-    Dirichlet(alpha).
+    """Share labels [n] out to `clients`: equal totals, class proportions by Dirichlet(alpha).
 
     Each client draws its class proportions from Dirichlet(alpha) (Hsu et al., arXiv:1909.06335). In
     turns of one example each, clients draw a class from their proportions and take an example of
@@ -90,8 +88,7 @@ def dirichlet(labels: Tensor, clients: int, alpha: float, generator: Generator) 
 
 
 def pathological(labels: Tensor, clients: int, generator: Generator) -> list[Tensor]:
-    """Whole classes to clients: disjoint, their numbers equal to within one (arXiv:2410.10114,
-    "pathological").
+    """Whole classes to clients, disjoint, equally many (arXiv:2410.10114, "pathological").
 
     ValueError if a client would get fewer than two classes: with one, it is right whatever it
     answers.
@@ -108,8 +105,7 @@ def pathological(labels: Tensor, clients: int, generator: Generator) -> list[Ten
 
 
 def dominant(labels: Tensor, clients: int, share: float, generator: Generator) -> list[Tensor]:
-    """Share labels [n] out to `clients`: totals equal to within one, and one class has `share` of
-    each client's.
+    """Share labels [n] out to `clients`: equal totals, and one class has `share` of each client's.
 
     The classes, in a random order, take turns at being a client's own, and all other classes have
     the rest alike. That is so to within two examples where classes are equally frequent and
@@ -148,9 +144,7 @@ def dominant(labels: Tensor, clients: int, share: float, generator: Generator) -
 
 
 def natural(groups: Sequence[str]) -> dict[str, Tensor]:
-    """Every group whole, by name: positions of the examples of each domain, writer or user; groups
-    in order.
-    """
+    """Every group whole, by name: positions of each domain, writer or user; groups in order."""
     own: dict[str, list[int]] = {name: [] for name in sorted(set(groups))}
     for place, name in enumerate(groups):
         own[name].append(place)
@@ -158,8 +152,7 @@ def natural(groups: Sequence[str]) -> dict[str, Tensor]:
 
 
 def reserve(labels: Tensor, size: int, alpha: float, generator: Generator) -> Tensor:
-    """Positions of the server's examples: `size` of each class in labels [n] or, with alpha above
-    0, on average.
+    """Positions of the server's examples, `size` of each class; with alpha above 0, on average.
 
     Class proportions are then drawn once from Dirichlet(alpha), and examples one by one in these
     proportions, among the classes that are not used up. ValueError if there are too few examples,
@@ -191,9 +184,7 @@ def reserve(labels: Tensor, size: int, alpha: float, generator: Generator) -> Te
 
 
 def shares(valid: float, test: float) -> tuple[float, float, float]:
-    """Shares of train, valid and test; ValueError if one is negative or nothing is left to train or
-    test on.
-    """
+    """Shares of train, valid and test; ValueError if one is negative or nothing is left over."""
     train = 1 - valid - test
     if valid < 0 or test <= 0 or train <= 0:
         raise ValueError(
@@ -204,8 +195,7 @@ def shares(valid: float, test: float) -> tuple[float, float, float]:
 
 
 def cut(labels: Tensor, valid: float, test: float, generator: Generator) -> Parts:
-    """One client's labels [n] into train, valid and test, each with the client's own class
-    distribution.
+    """One client's labels [n] into train, valid and test, each with the client's proportions.
 
     Each part whose share is not 0 has at least one example; ValueError if n is too small for that.
     """
@@ -215,8 +205,7 @@ def cut(labels: Tensor, valid: float, test: float, generator: Generator) -> Part
 
 
 def few(labels: Tensor, shots: int, generator: Generator) -> Tensor:
-    """Positions of at most `shots` random examples of each class in labels [n]; 0 means all of
-    them.
+    """Positions of at most `shots` random examples of each class in labels [n]; 0 means all.
 
     With the same generator, fewer shots are a subset of more.
     """
@@ -242,18 +231,14 @@ def _stock(labels: Tensor, generator: Generator) -> list[list[int]]:
 
 
 def _class_by_class(labels: Tensor, generator: Generator) -> list[int]:
-    """All positions: classes in a random order, examples of a class side by side in a random
-    order.
-    """
+    """All positions, class by class: classes and the examples of each in a random order."""
     piles = _stock(labels, generator)
     order = torch.randperm(len(piles), generator=generator).tolist()
     return [example for pile in order for example in piles[pile]]
 
 
 def _proportions(clients: int, classes: int, alpha: float, generator: Generator) -> Tensor:
-    """[clients, classes] float64, every row from Dirichlet(alpha); NumPy's, as torch's takes no
-    generator.
-    """
+    """[clients, classes] float64, rows from Dirichlet(alpha); NumPy's, which takes a generator."""
     seed = int(torch.randint(2**62, (), generator=generator))
     rows = np.random.Generator(np.random.PCG64(seed)).dirichlet(
         np.full(classes, alpha), size=clients
@@ -262,9 +247,7 @@ def _proportions(clients: int, classes: int, alpha: float, generator: Generator)
 
 
 def _fit(table: Tensor, sizes: Sequence[int], supply: Sequence[int]) -> Tensor:
-    """Scale rows and columns of a table [K, C] in turn until they sum to sizes [K] and supply
-    [C].
-    """
+    """Scale rows and columns of a table [K, C] in turn, until they sum to sizes and supply."""
     rows, columns = torch.tensor(sizes)[:, None], torch.tensor(supply)
     table = table.clamp(min=1e-12)  # a zero cannot be scaled
     for _ in range(FITS):
@@ -276,9 +259,7 @@ def _fit(table: Tensor, sizes: Sequence[int], supply: Sequence[int]) -> Tensor:
 def _take_turns(
     wishes: list[list[float]], sizes: Sequence[int], stock: list[list[int]], generator: Generator
 ) -> list[list[int]]:
-    """Each client's examples, taken out of `stock`: in a turn every client with room takes one, in
-    random order.
-    """
+    """Each client's examples out of `stock`: in a turn, every client with room takes one."""
     hands: list[list[int]] = [[] for _ in sizes]
     for turn in range(max(sizes)):
         luck = torch.rand(len(sizes), dtype=torch.float64, generator=generator).tolist()

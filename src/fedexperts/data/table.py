@@ -8,13 +8,13 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from ..options import option
+from .examples import PART, Example, Found, below, words
 from .images import Folder, several
-from .own import PART, Example, Found, Own, below, words
+from .own import Own
 
-Row = Mapping[str, Any]
+Row = Mapping[str, object]
 BYTES = 2**30  # of a table, unpacked: some ten million sentences
 ROWS = 256  # of a parquet file, unpacked at once
 LONGEST = 2**17  # characters of a cell, as in CSV: far more than models read
@@ -22,9 +22,7 @@ LONGEST = 2**17  # characters of a cell, as in CSV: far more than models read
 
 @dataclass(frozen=True, kw_only=True)
 class Table(Own):
-    """Your own images or texts in a table, CSV or parquet: columns path or text, label, and maybe
-    site and split.
-    """
+    """Your own images or texts in a table: path or text, label, and maybe site and split."""
 
     path: str = option("", says="a .csv, .tsv or .parquet file")
     root: str = option("", says="the folder that paths are seen from; empty: that of the table")
@@ -48,27 +46,25 @@ class Table(Own):
             raise ValueError(
                 f"data.path = {self.path!r}: no such file, seen from {Path.cwd()}; expected a table"
             )
-        columns, rows = _parquet(file) if file.suffix.lower() == ".parquet" else _csv(file)
+        read = _parquet if file.suffix.lower() == ".parquet" else _csv
+        columns, rows = read(file)
         if not rows:
             raise ValueError(f"{file} has no rows; expected one row for each example")
         what = self._checked(file, columns)
-        root = (
-            (Path(self.root).expanduser() if self.root else file.parent)
-            if what == self.path_column
-            else None
-        )
+        root = store = None
+        if what == self.path_column:
+            root = Path(self.root).expanduser() if self.root else file.parent
+            store = Folder(root)
         examples = self._examples(file, columns, rows, what, root)
         used = {what, self.label_column, self.site_column, self.part_column}
         others = [column for column in columns if column not in used]
-        notes = (
-            (f"Columns of {file.name} that are not used: {', '.join(others)}.",) if others else ()
-        )
-        return Found(examples, store=Folder(root) if root else None, notes=notes)
+        notes = []
+        if others:
+            notes.append(f"Columns of {file.name} that are not used: {', '.join(others)}.")
+        return Found(examples, store=store, notes=tuple(notes))
 
     def _checked(self, file: Path, columns: Sequence[str]) -> str:
-        """The column of what is shown to a model; ValueError if it, or a column that was asked for,
-        is not there.
-        """
+        """The column of what is shown to a model; ValueError if a column is not there."""
         asked = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_column")}
         defaults = {f.name: f.default for f in fields(self)}
         there = f"{file} has the columns {', '.join(columns)}"
@@ -130,7 +126,9 @@ class Table(Own):
             )
         if (part := cells.get(self.part_column, "train").lower()) not in PART:
             raise ValueError(f"{self.part_column} is {part!r}, expected train, valid or test")
-        shown = cells[what] if root is None else below(root, root / cells[what])
+        shown = cells[what]
+        if root:
+            shown = below(root, root / shown)
         return Example(
             shown,
             words(cells[self.label_column]),
@@ -139,9 +137,11 @@ class Table(Own):
         )
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     """What stands in a cell; "" for what is missing, of which NaN is one spelling."""
-    return "" if value is None or value != value else str(value).strip()
+    if value is None or value != value:
+        return ""
+    return str(value).strip()
 
 
 def _csv(file: Path) -> tuple[list[str], list[Row]]:

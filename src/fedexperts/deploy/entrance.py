@@ -24,9 +24,7 @@ class _Caller:
 
 
 class Entrance(socket.socket):
-    """Bound at once; it listens when the server that gets it begins. ValueError if the address
-    cannot be had.
-    """
+    """Bound at once; it listens when its server begins. ValueError for an address not to be had."""
 
     def __init__(self, address: str, port: int, connections: int, patience: float) -> None:
         super().__init__(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
@@ -43,9 +41,7 @@ class Entrance(socket.socket):
             ) from None
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next connection; if there is no place for it, somebody is shut out, perhaps
-        itself.
-        """
+        """The next connection; without room for it somebody is shut out, perhaps itself."""
         line, address = super().accept()
         self._callers[address[:2]] = _Caller(line, time.monotonic() + self._patience)
         self._forget_closed()

@@ -8,12 +8,15 @@ remembers what each site was sent. It knows no HTTP, and not what an order means
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.proto import fab_pb2, fleet_pb2, heartbeat_pb2, message_pb2, run_pb2
 from google.protobuf.message import DecodeError, Message
 
 from .members import Member
+
+T = TypeVar("T")
+Request = Any  # one of Flower's, which has a class for each call
 
 _KEPT = 1000  # orders of a site, the newest, to which it may reply
 
@@ -83,9 +86,9 @@ class Fleet:
         self._upload = upload
         self._sites: dict[str, _Sent] = {}
 
-    def asked(self, call: str, member: Member, body: bytes) -> Any:
+    def asked(self, call: str, member: Member, body: bytes) -> Request:
         """The request of a member; NotAllowedError if it is not the member's to ask."""
-        request: Any = CALLS[call][0]()
+        request: Request = CALLS[call][0]()
         try:
             request.ParseFromString(body)
         except DecodeError:
@@ -96,10 +99,8 @@ class Fleet:
             rule(self._sent(member), request)
         return request
 
-    def answered(self, call: str, member: Member, request: Any, content: bytes) -> bytes:
-        """What the member gets of Flower's answer, which is remembered as far as later requests
-        follow from it.
-        """
+    def answered(self, call: str, member: Member, request: Request, content: bytes) -> bytes:
+        """What the member gets of Flower's answer; what later requests refer to is remembered."""
         reading = {
             "pull-messages": self._pulled,
             "push-messages": self._pushed,
@@ -114,18 +115,22 @@ class Fleet:
     def _sent(self, member: Member) -> _Sent:
         return self._sites.setdefault(member.name, _Sent())
 
-    def _pulled(self, sent: _Sent, request: Any, answer: fleet_pb2.PullMessagesResponse) -> None:
+    def _pulled(
+        self, sent: _Sent, request: Request, answer: fleet_pb2.PullMessagesResponse
+    ) -> None:
         for order, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
             sent.remember(order, tree)
 
-    def _pushed(self, sent: _Sent, request: Any, answer: fleet_pb2.PushMessagesResponse) -> None:
+    def _pushed(
+        self, sent: _Sent, request: Request, answer: fleet_pb2.PushMessagesResponse
+    ) -> None:
         metadata = request.messages_list[0].metadata
         sent.orders[metadata.reply_to_message_id].reply = metadata.message_id
         sent.uploads[answer.session_id] = _Upload(set(answer.objects_to_push), self._upload)
         _forget(sent.uploads)
 
 
-def _own(request: Any, member: Member) -> bool:
+def _own(request: Request, member: Member) -> bool:
     if isinstance(request, fleet_pb2.ActivateNodeRequest):
         return request.public_key == member.shown
     node = request.node.node_id if hasattr(request, "node") else request.node_id
@@ -171,17 +176,17 @@ def _may_confirm(sent: _Sent, request: message_pb2.ConfirmMessageReceivedRequest
     sent.order(request.message_object_id, "a receipt for").objects.clear()
 
 
-def _in_run(sent: _Sent, request: Any) -> None:
+def _in_run(sent: _Sent, request: Request) -> None:
     if not any(order.metadata.run_id == request.run_id for order in sent.orders.values()):
         raise NotAllowedError("a run that it was sent no order of")
 
 
-def _without_paths(sent: _Sent, request: Any, answer: run_pb2.GetRunResponse) -> None:
+def _without_paths(sent: _Sent, request: Request, answer: run_pb2.GetRunResponse) -> None:
     """The run's config says where on the server its folder lies; a site needs nothing of it."""
     answer.run.override_config.clear()
 
 
-_RULES: Mapping[str, Callable[[_Sent, Any], None]] = {
+_RULES: Mapping[str, Callable[[_Sent, Request], None]] = {
     "push-messages": _may_reply,
     "push-object": _may_push,
     "pull-object": _may_pull,
@@ -195,7 +200,7 @@ def _objects(tree: message_pb2.ObjectTree) -> set[str]:
     return {tree.object_id}.union(*(_objects(child) for child in tree.children))
 
 
-def _forget(kept: dict[str, Any]) -> None:
+def _forget(kept: dict[str, T]) -> None:
     """Keep the newest alone."""
     while len(kept) > _KEPT:
         del kept[next(iter(kept))]

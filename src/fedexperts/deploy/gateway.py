@@ -21,9 +21,9 @@ from .fleet import CALLS, Fleet, NotAllowedError
 from .limits import Limits
 from .members import SHOWN, Member, Roster
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Scope = MutableMapping[str, Any]  # of ASGI, as are its messages
+Receive = Callable[[], Awaitable[Scope]]
+Send = Callable[[Scope], Awaitable[None]]
 
 _PATHS = {f"/v1/fleet/{call}".encode(): call for call in CALLS}
 _KIND = "application/protobuf"
@@ -43,9 +43,7 @@ class _RefusedError(Exception):
 
 
 class Gateway:
-    """The application: `inside` asks Flower's server, `knows` is told of connections on which a key
-    was shown.
-    """
+    """The application: `inside` asks Flower's server, `knows` is told of members' connections."""
 
     def __init__(
         self,
@@ -98,9 +96,7 @@ class Gateway:
             return await self._pass_on(call, member, headers, body)
 
     def _member(self, call: str, headers: Mapping[str, str]) -> Member:
-        """Who asks, seen before anything is read. A site that begins is told in Flower's words, and
-        tries on.
-        """
+        """Who asks, before anything is read. Flower's program tries on if a site is refused."""
         if member := self._roster.who(headers):
             return member
         if call == "activate-node":
@@ -153,9 +149,7 @@ class _Held:
 
     @contextmanager
     def for_site(self, name: str, length: int) -> Iterator[None]:
-        """Room for one request; _RefusedError, after which Flower's program tries again, if there
-        is none.
-        """
+        """Room for one request; if there is none, _RefusedError: Flower's program tries again."""
         requests = self._requests.get(name, 0)
         if requests >= self._limits.at_once or self._bytes + length > self._limits.memory:
             raise _RefusedError(503, "too much at once; again in a moment")

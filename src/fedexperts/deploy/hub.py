@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
-from typing import Any
 
 from .signing import Signed
 
@@ -41,7 +40,7 @@ def hub(signed: Callable[[], Signed]) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, *_: Any, **__: Any) -> None:
+        def log_message(self, *_: object, **__: object) -> None:
             """Nothing: Flower's log says what it asked."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:

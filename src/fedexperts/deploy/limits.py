@@ -3,7 +3,6 @@ itself.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..config.checking import checked
 from ..options import option
@@ -33,10 +32,8 @@ class Limits:
     )
 
 
-def limits(given: Any, where: str) -> Limits:
-    """The limits that an operator wrote down; ValueError, with all that is wrong, for what cannot
-    be one.
-    """
+def limits(given: object, where: str) -> Limits:
+    """The limits that an operator wrote down; ValueError with all that is wrong."""
     if not isinstance(given, dict):
         raise ValueError(f"{where}: limits = {given!r}: expected a table, [limits]")
     values, wrong = checked(Limits, "limits", given)

@@ -41,28 +41,22 @@ class Roster:
         self._known: Mapping[bytes, Member] = {}
 
     def are(self, sites: Mapping[str, str], nodes: Mapping[str, tuple[str, str]]) -> None:
-        """From now on those of `sites` may take part whose number is noted, under the same key, in
-        `nodes`.
-        """
-        numbered = [
-            (name, key, nodes[name][0])
-            for name, key in sites.items()
-            if nodes.get(name, ("", ""))[1] == key
-        ]
-        members = [Member(name, int(node), _public(name, key)) for name, key, node in numbered]
+        """From now on, those of `sites` may take part whose key `nodes` has a number for."""
+        members = []
+        for name, key in sites.items():
+            node, noted = nodes.get(name, ("", ""))
+            if noted == key:
+                members.append(Member(name, int(node), _public(name, key)))
         self._known = {member.shown: member for member in members}
 
     def who(self, headers: Mapping[str, str]) -> Member | None:
         """The member that signed these headers just now, if one did."""
         try:
-            shown, signature = (
-                b64decode(headers[SHOWN[0]], validate=True),
-                b64decode(headers[SHOWN[2]], validate=True),
-            )
-            member, time = self._known[shown], headers[SHOWN[1]]
-            age = (
-                datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(time)
-            ).total_seconds()
+            key, time, signed = (headers[name] for name in SHOWN)
+            shown, signature = b64decode(key, validate=True), b64decode(signed, validate=True)
+            member = self._known[shown]
+            now = datetime.datetime.now(datetime.UTC)
+            age = (now - datetime.datetime.fromisoformat(time)).total_seconds()
             member.key.verify(signature, time.encode("ascii"), ec.ECDSA(hashes.SHA256()))
         except (KeyError, ValueError, TypeError, OverflowError, InvalidSignature):
             return None

@@ -10,9 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def unseen() -> Iterator[None]:
-    """What is written meanwhile, here and by programs that are started, is its owner's alone,
-    whatever the umask.
-    """
+    """What is written meanwhile, also by programs started here, is its owner's alone."""
     before = os.umask(0o077)
     try:
         yield
@@ -21,9 +19,7 @@ def unseen() -> Iterator[None]:
 
 
 def owners_alone(folder: Path) -> None:
-    """Take from everybody but its owner what is there already: it may have been carried here, or be
-    older.
-    """
+    """Take from everybody but its owner what is there already, carried here or older."""
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
             path.chmod(path.stat().st_mode & 0o700)

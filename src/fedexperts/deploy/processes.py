@@ -1,11 +1,10 @@
-"""Flower's programs, started and asked: the server, a site, and a run.
+"""Flower's programs, started and watched until they end: the server, and a site.
 
-What they are told lies in folders; they are watched until they end. Flower's own files go into a
-folder of ours, its telemetry stays off, and it installs nothing.
+What they are told lies in folders. Flower's own files go into a folder of ours, its telemetry stays
+off, and it installs nothing. This room does not know runs.
 """
 
 import asyncio
-import json
 import re
 import signal
 import socket
@@ -17,22 +16,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import uvicorn
 
 from .. import config as door
 from ..tensors import write
+from . import control
+from .control import FlowerError
 from .entrance import Entrance
-from .folder import Deployment, SiteFolder
+from .folder import Deployment
 from .gateway import Gateway
 from .hub import hub
 from .members import Roster
 from .owner import owners_alone
-from .runs import Run
-from .signing import NAME, trusting
+from .signing import trusting
 from .site import answering
+from .sitefolder import SiteFolder
 
 Tell = Callable[[str], None]
 _INSIDE = 60.0  # seconds for an answer of Flower's server
@@ -50,13 +50,8 @@ _NOT_OURS = (
 )
 
 
-class FlowerError(ChildProcessError):
-    """What one of Flower's programs said when it failed."""
-
-
 def serve(deployment: Deployment, bind: str | None, tell: Tell) -> None:
-    """Run the server until it is stopped: Flower's on this machine alone, and the gateway before
-    it.
+    """Run Flower's server, on this machine alone, and the gateway before it, until it is stopped.
 
     Sites reach the address `bind`; if it is None, the one that the server's name demands.
     """
@@ -66,11 +61,11 @@ def serve(deployment: Deployment, bind: str | None, tell: Tell) -> None:
     inside, log = free_port(), deployment.path / "flower" / "superlink.log"
     deployment.signed()  # before anything is started: sites would refuse another
     with Entrance(address, port, limits.connections, limits.patience) as entrance:
-        _write_connection(deployment, inside)
+        control.point_at(deployment, inside)
         program = _superlink(deployment, inside, log)
         with hub(deployment.signed) as apps, _program(program, log, _asking(apps)) as server:
             _until_there(server, inside, log)
-            register(deployment)
+            control.register(deployment)
             roster = Roster()
             _call_up(deployment, roster)
             entrance.listen(_BACKLOG)  # who comes from now on is answered
@@ -83,21 +78,18 @@ def serve(deployment: Deployment, bind: str | None, tell: Tell) -> None:
 
 
 def listens_on(host: str) -> str:
-    """The address at which a server of this name is reached: this machine alone, if the name says
-    so.
-    """
-    if host in ("localhost", "127.0.0.1", "::1"):
-        return "::1" if host == "::1" else "127.0.0.1"
+    """The address at which a server of this name listens: this machine alone, or every network."""
+    if host in ("localhost", "127.0.0.1"):
+        return "127.0.0.1"
+    if host == "::1":
+        return "::1"
     return "::" if ":" in host else "0.0.0.0"
 
 
 def _listening(address: str, port: int) -> str:
-    everywhere = address in ("0.0.0.0", "::")
-    where = (
-        "every network of this machine; --bind ADDRESS narrows it"
-        if everywhere
-        else "this address alone"
-    )
+    where = "this address alone"
+    if address in ("0.0.0.0", "::"):
+        where = "every network of this machine; --bind ADDRESS narrows it"
     return f"It listens on {address}, port {port}: {where}."
 
 
@@ -157,9 +149,7 @@ async def _answer(
 
 
 def _asking(address: str) -> dict[str, str]:
-    """What Flower's server is told: our hub, where it would ask its maker's; it calls nobody else,
-    by no proxy.
-    """
+    """Flower's server asks our hub, not its maker's, and calls nobody else, by no proxy."""
     return {"FLWR_SUPERGRID_API_URL": address, "NO_PROXY": "*", "no_proxy": "*"}
 
 
@@ -170,16 +160,15 @@ def _keep_registered(
     outside: uvicorn.Server,
     tell: Tell,
 ) -> None:
-    """Follow the list of sites while the server runs; without Flower's server, there is nothing to
-    pass on to.
-    """
+    """Follow the list of sites while Flower's server runs, and end the gateway with it."""
     known = deployment.sites
     while server.poll() is None:
         time.sleep(1)
         try:
-            if (wanted := deployment.sites) != known:
+            wanted = deployment.sites
+            if wanted != known:
                 _call_up(deployment, roster)  # who was removed is out at once; Flower is slower
-                register(deployment)
+                control.register(deployment)
                 _call_up(deployment, roster)
                 known = wanted
                 tell(f"Known sites: {', '.join(known) or 'none'}.")
@@ -191,72 +180,11 @@ def _keep_registered(
 
 def _call_up(deployment: Deployment, roster: Roster) -> None:
     """Those may take part who are listed and have Flower's number."""
-    roster.are(deployment.sites, _noted(deployment))
-
-
-def register(deployment: Deployment) -> None:
-    """Tell Flower whose keys are whose, and whose are not welcome any more."""
-    there, wanted = _registered(deployment), deployment.sites
-    for name, (node, key) in list(there.items()):
-        if wanted.get(name) != key:
-            _flwr(deployment, "supernode", "unregister", node, "here")
-            _note(
-                deployment,
-                there := {other: known for other, known in there.items() if other != name},
-            )
-    for name, key in wanted.items():
-        if name not in there:
-            file = deployment.path / "flower" / f"{name}.pub"
-            file.write_text(key)
-            said = _flwr(deployment, "supernode", "register", str(file), "here", "--name", name)
-            _note(deployment, there := there | {name: (str(said["node-id"]), key)})
-
-
-def connected(deployment: Deployment) -> dict[str, str]:
-    """How each registered site stands: "registered", "online", "offline"."""
-    status = _status(deployment)
-    return {name: status[node] for name, (node, _) in _registered(deployment).items()}
-
-
-def _registered(deployment: Deployment) -> dict[str, tuple[str, str]]:
-    """Flower's number and the key of each site that the server knows by name: what we noted, if
-    Flower noted it too.
-    """
-    status = _status(deployment)
-    return {
-        name: (node, key)
-        for name, (node, key) in _noted(deployment).items()
-        if status.get(node, "unregistered") != "unregistered"
-    }
-
-
-def _noted(deployment: Deployment) -> dict[str, tuple[str, str]]:
-    file = _register_file(deployment)
-    noted: dict[str, tuple[str, str]] = json.loads(file.read_bytes()) if file.exists() else {}
-    return noted
-
-
-def _status(deployment: Deployment) -> dict[str, str]:
-    return {
-        node["node-id"]: node["status"]
-        for node in _flwr(deployment, "supernode", "list", "here")["nodes"]
-    }
-
-
-def _note(deployment: Deployment, there: dict[str, tuple[str, str]]) -> None:
-    """Flower does not tell names, so we write down which number is whose, at once: a key is
-    registered only once.
-    """
-    write(_register_file(deployment), json.dumps(there).encode())
-
-
-def _register_file(deployment: Deployment) -> Path:
-    return deployment.path / "flower" / "nodes.json"
+    roster.are(deployment.sites, control.numbered(deployment))
 
 
 def join(site: SiteFolder, patience: float, tell: Tell) -> None:
-    """Run a site until it is stopped; FlowerError if the server does not let it in for `patience`
-    seconds.
+    """Run a site until it is stopped, or the server has kept it out for `patience` seconds.
 
     After a crash the server holds the last session for a while, and lets nobody else in under the
     same key.
@@ -269,7 +197,8 @@ def join(site: SiteFolder, patience: float, tell: Tell) -> None:
         while True:
             with _program(_supernode(site, orders), log) as program:
                 _until_connected(program, log)
-                if inside := program.poll() is None:
+                inside = program.poll() is None
+                if inside:
                     tell(f"The site {site.name} is connected.")
                 _until_ended(program, log, lambda: tell(f"The site {site.name} {_NOT_OURS}"))
             words = _last(log)
@@ -310,7 +239,8 @@ def _until_ended(
 
 
 def _supernode(site: SiteFolder, orders: str) -> list[str]:
-    write(trusted := site.path / "flower" / "trusted.yaml", trusting(site.signer))
+    trusted = site.path / "flower" / "trusted.yaml"
+    write(trusted, trusting(site.signer))
     return [
         "flower-supernode",
         "--superlink",
@@ -336,49 +266,6 @@ def _supernode(site: SiteFolder, orders: str) -> list[str]:
     ]
 
 
-def submit(deployment: Deployment, run: Run) -> None:
-    """Give a run to Flower, which carries it out whether anybody watches or not."""
-    about = f'folder="{deployment.path}" run="{run.path.name}"'
-    deployment.signed()  # Flower's words, if it is not there, would be of a hub
-    said = _flwr(deployment, "run", NAME, "here", "-c", about)
-    run.numbered(int(said["run-id"]))
-
-
-def stop(deployment: Deployment, run: Run) -> None:
-    """End a run; its finished rounds are kept."""
-    _flwr(deployment, "stop", str(run.number), "here")
-
-
-def carried_out(deployment: Deployment, run: Run) -> bool:
-    """Whether Flower is still at it; FlowerError if the server is not there."""
-    found = _flwr(deployment, "list", "--run-id", str(run.number), "here")["runs"]
-    return bool(found) and not str(found[0]["status"]).startswith("finished")
-
-
-def _flwr(deployment: Deployment, *arguments: str) -> dict[str, Any]:
-    """What Flower's command line answers."""
-    down = FlowerError(
-        f"the server is not running: start it by `fedexperts deploy server {deployment.path}`"
-    )
-    # Flower would make one of its own, and find no server in it
-    if not _connection(deployment).exists():
-        raise down
-    command = ["flwr", *arguments, "--format", "json"]
-    environment = door.flower_environment(deployment.path / "flower")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    text = done.stdout[done.stdout.find("{") :]
-    try:
-        said: dict[str, Any] = json.loads(text)
-    except ValueError:
-        said = {"success": False, "error-message": (done.stderr or done.stdout).strip()[-500:]}
-    if done.returncode or not said.get("success"):
-        why = str(said.get("error-message", "it failed")).strip()
-        if "SuperLink is unavailable" in why:
-            raise down
-        raise FlowerError(f"flwr {arguments[0]}: {why}")
-    return said
-
-
 @contextmanager
 def _program(
     command: Sequence[str], log: Path, told: Mapping[str, str] = {}
@@ -402,9 +289,7 @@ def _program(
 
 
 def _end_with_parent() -> None:
-    """On Linux, a child of a killed parent ends too: its port is free when the parent is started
-    again.
-    """
+    """On Linux, a child of a killed parent ends too, so that its port is free for the next."""
     if sys.platform == "linux":
         import ctypes
 
@@ -422,19 +307,6 @@ def _until_there(program: "subprocess.Popen[bytes]", port: int, log: Path) -> No
     raise FlowerError(f"Flower's server did not answer within a minute; its log is {log}")
 
 
-def _write_connection(deployment: Deployment, port: int) -> None:
-    """Where Flower's command line finds the server."""
-    write(
-        _connection(deployment),
-        f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{port}"\n'
-        f'root-certificates = "{deployment.path / "ca.crt"}"\n'.encode(),
-    )
-
-
-def _connection(deployment: Deployment) -> Path:
-    return deployment.path / "flower" / "config.toml"
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -446,7 +318,7 @@ def _last(log: Path) -> str:
     text = re.sub("\x1b\\[[0-9;]*m", "", log.read_text(errors="replace"))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     wrong = [place for place, line in enumerate(lines) if line.startswith("ERROR")]
-    return (
-        " ".join(lines[wrong[-1] + 1 : wrong[-1] + 3] if wrong else lines[-1:])[:300]
-        or "it said nothing"
-    )
+    last = lines[-1:]
+    if wrong:
+        last = lines[wrong[-1] + 1 : wrong[-1] + 3]
+    return " ".join(last)[:300] or "it said nothing"

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from .. import config as door
 from ..config import Config, FlowerSettings
@@ -22,6 +21,8 @@ from ..data.federation import check_folder
 from ..disk import read_checked, write_checked
 from ..engine import Engine
 from ..loop import run
+from ..metrics import Row
+from ..options import Values
 from ..rundir import RunDir
 from .folder import Deployment
 
@@ -53,9 +54,7 @@ class Run:
 
     @classmethod
     def create(cls, deployment: Deployment, config: Config, name: str) -> "Run":
-        """A new run, checked as far as it can be without its sites. ValueError if something is
-        unfit.
-        """
+        """A new run, checked as far as it can be without its sites; ValueError if it is unfit."""
         # of no other run, at a site that takes part in several federations
         known_as = f"{name}-{secrets.token_hex(4)}"
         check_folder(f"the run's name {name!r:.200}", known_as)
@@ -98,7 +97,7 @@ class Run:
         return int(self._flower["run"])
 
     @property
-    def _flower(self) -> dict[str, Any]:
+    def _flower(self) -> Values:
         remedy = (
             "put a backup in its place: without the run's name, its sites do not find what they"
             " kept for it"
@@ -132,15 +131,13 @@ class Run:
         sign = self.path / "alive"
         return time.time() - sign.stat().st_mtime if sign.exists() else float("inf")
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """The rows of finished rounds, the newest perhaps not checkpointed yet."""
         return self.folder.latest()
 
 
 def fitted(config: Config, deployment: Deployment) -> Config:
-    """The experiment as it is run here: by sites that are named, with nothing to search for. Raises
-    ConfigError.
-    """
+    """The experiment as named sites run it, nothing searched for; ConfigError if they cannot."""
     engine = config.values["engine"]
     given = {key: value for key, value in engine.items() if engine["name"] == "flower"} | {
         "name": "flower"
@@ -195,9 +192,7 @@ def _beat(run: Run, over: threading.Event) -> None:
 
 
 def _wait(settings: FlowerSettings, nodes: Nodes, stands: Callable[[str], None]) -> None:
-    """Until all sites are there, or the time is up and enough of them are; RuntimeError
-    otherwise.
-    """
+    """Until all sites are there, or time is up and enough are; RuntimeError otherwise."""
     until = time.monotonic() + settings.wait
     while True:
         missing = sorted(set(settings.sites) - nodes().keys())

@@ -106,9 +106,7 @@ class Signed:
 
 
 def built() -> bytes:
-    """The app of this version of the library: the same bytes on every machine, as nothing in it is
-    compressed.
-    """
+    """This version's app: the same bytes on every machine, as nothing in it is compressed."""
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_STORED) as archive:
         for name, text in {**_FILES, ".info/CONTENT": "\n".join(map(_listed, _FILES))}.items():

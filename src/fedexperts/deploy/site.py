@@ -22,7 +22,7 @@ from ..data.federation import check_folder
 from ..flower import answered
 from ..message import Order, Reply, decode_order, encode
 from ..post import About, put, take
-from .folder import SiteFolder
+from .sitefolder import SiteFolder
 
 Tell = Callable[[str], None]
 
@@ -58,9 +58,7 @@ def answering(site: SiteFolder, tell: Tell) -> Iterator[str]:
 
 
 def _answer(site: SiteFolder, about: About, data: bytes, tell: Tell) -> tuple[bytes, str]:
-    """The reply to an order, and what to say of it. Whatever a server sends, its site lives on and
-    says why.
-    """
+    """The reply to an order, and what to say of it. A site outlives whatever a server sends."""
     try:
         return answered(lambda name: _here(site, about, name, tell), data)
     except Exception as error:
@@ -81,9 +79,7 @@ def _asked(site: SiteFolder, data: bytes) -> Order:
 
 
 def _here(site: SiteFolder, about: About, name: str, tell: Tell) -> tuple[Job, Client]:
-    """The job of an order, and this site with its own data; ValueError if the order is
-    another's.
-    """
+    """The job of an order, and this site with its own data; ValueError if it is another's."""
     if name != site.name:
         raise ValueError(f"this is the site {site.name}, not {name}")
     allowed = door.Allowed.read(site.allowed)

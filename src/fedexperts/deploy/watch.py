@@ -2,11 +2,10 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
-from ..metrics import changes
+from ..metrics import Row, changes
+from .control import FlowerError, carried_out
 from .folder import Deployment
-from .processes import FlowerError, carried_out
 from .runs import Run, Status
 
 _LOOK = 0.5  # seconds between looks at the folder
@@ -15,9 +14,7 @@ _QUIET = 15.0
 
 
 def lines(deployment: Deployment, run: Run) -> Iterator[str]:
-    """A line for every change of who is there and for every finished round, until the run is
-    over.
-    """
+    """A line for every change of who is there and every finished round, until the run is over."""
     said, rows, asked = Status(), len(run.rows()), time.monotonic()
     while True:
         status = run.status
@@ -45,14 +42,16 @@ def lines(deployment: Deployment, run: Run) -> Iterator[str]:
 def _look_after(deployment: Deployment, run: Run) -> None:
     """Write down that a run has failed if nobody carries it out any more."""
     try:
-        gone = "" if carried_out(deployment, run) else "it was stopped, or Flower's process ended"
+        if carried_out(deployment, run):
+            return
+        gone = "it was stopped, or Flower's process ended"
     except FlowerError as error:
         gone = f"the server is gone: {error}"
-    if gone and not run.status.over:
+    if not run.status.over:
         run.stands(Status("failed", run.status.rounds, why=gone))
 
 
-def _changed(rows: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
+def _changed(rows: list[Row]) -> list[tuple[int, str, str]]:
     trained = [
         facts | {"round": row["round"], "client": client}
         for row in rows
@@ -63,11 +62,12 @@ def _changed(rows: list[dict[str, Any]]) -> list[tuple[int, str, str]]:
 
 def _standing(status: Status) -> str:
     there = f"{', '.join(status.online) or 'nobody'} connected"
-    missing = f"; missing: {', '.join(status.missing)}" if status.missing else ""
-    return f"{status.state}: {there}{missing}"
+    if not status.missing:
+        return f"{status.state}: {there}"
+    return f"{status.state}: {there}; missing: {', '.join(status.missing)}"
 
 
-def _round(row: dict[str, Any], rounds: int) -> str:
+def _round(row: Row, rounds: int) -> str:
     trained, refused = row["trained"], row["refused"]
     late = "".join(f"; {client}: {why}" for client, why in refused.items())
     return (

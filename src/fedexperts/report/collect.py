@@ -17,10 +17,11 @@ from typing import Any
 
 from ..disk import read_checked
 from ..metrics import Row, Score, best_valid, by_round, last, sizes, validated
+from ..options import Values
 from ..rundir import EVENTS, LOGS, RunDir, is_run
 from .experts import Routing, routing
 
-Values = dict[str, dict[str, Any]]
+Sections = dict[str, Values]  # of a config
 
 _HARMLESS = {"run.seed", "run.threads"}  # beside the engine: where and how fast, not what
 
@@ -34,9 +35,9 @@ class Run:
     path: Path
     name: str
     text: str
-    values: Values
+    values: Sections
     tuned: frozenset[str]
-    environment: dict[str, Any]
+    environment: Values
     done: int | None
     rounds: list[Row]
     clients: list[Row]
@@ -53,7 +54,7 @@ class Run:
         return int(self.values["run"]["rounds"])
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Values:
         """Dotted keys that decide what comes out, but for the seed."""
         return {key: value for key, value in dotted(self.values).items() if key not in _HARMLESS}
 
@@ -79,7 +80,7 @@ class Experiment:
         return next(iter(self.runs.values()))
 
     @property
-    def values(self) -> Values:
+    def values(self) -> Sections:
         """Its config; the seed is the first run's."""
         return self.first.values
 
@@ -133,7 +134,7 @@ class Experiment:
         return sorted({row["client"] for rows in self.rows.values() for row in rows})
 
     @property
-    def declared(self) -> dict[str, Any]:
+    def declared(self) -> Values:
         """What its method declared, as `declared.Declared` names it; nothing where a run does not
         say.
         """
@@ -145,12 +146,12 @@ class Experiment:
         return bool(self.declared.get("shared", True))
 
     @property
-    def controls(self) -> list[dict[str, Any]]:
+    def controls(self) -> list[Values]:
         """What its method is compared with."""
         return list(self.declared.get("controls", ()))
 
     @property
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[Values]:
         """The numbers that its method logs beside accuracy."""
         return list(self.declared.get("metrics", ()))
 
@@ -192,7 +193,7 @@ def judged_by_server(experiments: Sequence[Experiment]) -> bool:
     return any(experiment.judged_by == "server" for experiment in experiments)
 
 
-def dotted(values: Values) -> dict[str, Any]:
+def dotted(values: Sections) -> Values:
     """A config's dotted keys, without its engine."""
     return {
         f"{s}.{key}": value

@@ -218,5 +218,5 @@ def _value(settings: dict[str, Any], key: str) -> str:
     return _said(settings[key]) if key in settings else "-"
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)

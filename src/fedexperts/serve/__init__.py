@@ -2,8 +2,8 @@
 spoke.
 
     application(predictor)     what answers: the page, and POST /say
-    listen(host, port)         the door, opened before anything is promised; door.py says who may
-    stand at it server(application)        to be run at the door until it is stopped
+    listen(host, port)         the door, opened before anything is promised (door.py)
+    server(application)        to be run at the door until it is stopped
 
 What is sent is predicted and forgotten. The page is page.html, page.css and page.js, and loads
 nothing from elsewhere. This room does not know how an image is read, nor what a method learns.
@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..data.images import SUFFIXES, decoded
+from ..options import Values
 from ..predict import Predictor
 from .door import PATIENCE, Hearing, listen, server
 
@@ -105,11 +106,11 @@ def _wrong(why: str, status: int) -> Response:
     return _answer({"error": why}, status)
 
 
-def _answer(content: dict[str, Any], status: int = 200) -> Response:
+def _answer(content: Values, status: int = 200) -> Response:
     return JSONResponse(content, status, HEADERS)
 
 
-def _said(predictor: Predictor, body: bytes) -> dict[str, Any]:
+def _said(predictor: Predictor, body: bytes) -> Values:
     """A prediction as the page shows it: classes and experts in order, the likeliest and the
     loudest first.
     """

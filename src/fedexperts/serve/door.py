@@ -33,9 +33,17 @@ def listen(host: str, port: int) -> socket.socket:
 
 def server(application: Any) -> uvicorn.Server:
     """What runs an application at an open door, and says nothing of those who ask."""
-    quiet: dict[str, Any] = {"log_level": "error", "access_log": False, "server_header": False}
-    ends: dict[str, Any] = {"http": Visitor, "timeout_graceful_shutdown": 3}
-    return uvicorn.Server(uvicorn.Config(application, lifespan="off", ws="none", **quiet, **ends))
+    settings = uvicorn.Config(
+        application,
+        lifespan="off",
+        ws="none",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        http=Visitor,
+        timeout_graceful_shutdown=3,
+    )
+    return uvicorn.Server(settings)
 
 
 class Visitor(H11Protocol):
@@ -82,7 +90,8 @@ class Visitor(H11Protocol):
 
     def _slowest(self) -> "Visitor":
         """Who stands here longest and has not asked."""
-        others: list[Visitor] = [visitor for visitor in self.connections if not visitor._waits]  # type: ignore[union-attr, misc]
+        visitors = (visitor for visitor in self.connections if isinstance(visitor, Visitor))
+        others = [visitor for visitor in visitors if not visitor._waits]
         return min(others, key=lambda visitor: visitor._number)
 
     def _drop(self) -> None:

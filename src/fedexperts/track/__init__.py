@@ -13,10 +13,11 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..disk import read_checked, write_checked
 from ..metrics import figures
+from ..options import Values
 from ..rundir import LOGS, RunDir
 
 PLACES = "track.json"
@@ -36,7 +37,7 @@ class Followed:
     name: str  # in the study, as "pfedmoap/seed-0"
     id: str  # of no other run
     folder: Path
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
 
 
 class Tracker(Protocol):
@@ -90,7 +91,7 @@ class Following:
     warn: Callable[[str], None]
     _begun: dict[tuple[str, Path], Tracker] = field(default_factory=dict)
 
-    def __call__(self, folder: Path, name: str, settings: Mapping[str, Any], last: int) -> None:
+    def __call__(self, folder: Path, name: str, settings: Mapping[str, object], last: int) -> None:
         """Tell every tracker of the rounds, up to the `last`, of the run in `folder` that it has
         not heard of.
         """
@@ -103,7 +104,7 @@ class Following:
             if kind in self.trackers:
                 self._try(kind, tracker.end, False)
 
-    def _try(self, kind: str, act: Callable[..., None], *given: Any) -> None:
+    def _try(self, kind: str, act: Callable[..., None], *given: object) -> None:
         try:
             act(*given)
         # whatever a server, a disk or a library has: it is not the run's
@@ -115,7 +116,7 @@ class Following:
             )
 
     def _tell(
-        self, kind: str, folder: Path, name: str, settings: Mapping[str, Any], last: int
+        self, kind: str, folder: Path, name: str, settings: Mapping[str, object], last: int
     ) -> None:
         run, told = RunDir(folder), _told(folder)
         newest, heard = run.done(), int(told["rounds"].get(kind, -1))
@@ -134,7 +135,7 @@ class Following:
             self._begun.pop((kind, folder)).end(True)
 
 
-def _told(folder: Path) -> dict[str, Any]:
+def _told(folder: Path) -> Values:
     file = folder / TOLD
     return (
         read_checked(file, _AGAIN) if file.exists() else {"id": secrets.token_hex(4), "rounds": {}}

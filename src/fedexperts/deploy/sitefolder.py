@@ -1,0 +1,131 @@
+"""A site's own part of a deployment's folder, on the site's machine.
+
+    PART/site.toml     its name, the server's address, where its data lie, what a run may name here
+    PART/node.key      with which it signs what it asks of the server
+    PART/tls.key       of the program that Flower runs here, and its certificate, tls.crt
+    PART/ca.crt        who signs the server's certificate
+    PART/app.pub       whose app may run here
+    PART/private/RUN/  what the site keeps of a run, and sends to nobody
+    PART/flower/       what Flower keeps
+
+This room knows no other site, and nothing of the server beside its address.
+"""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomlkit
+
+from ..data.federation import check_name
+from ..options import Values
+from ..private import Private
+from ..tensors import write
+from .owner import unseen
+from .signing import read_public
+
+_SITE = """\
+# The site {name}. Carry this folder to the site's machine, keep it there, and delete it here.
+name = "{name}"
+server = "{address}"
+
+# Where this site's data lie. What stands here is laid over [data] of a run's config, on this site alone:
+#   path = "/data/images"    folders named like the classes; or train/, valid/ and test/ with such folders in them
+#   valid = 0.2              otherwise these shares are validated on, and tested on; the rest is trained on
+#   test = 0.3
+# `fedexperts deploy site FOLDER --name {name} --data PATH` writes the path here.
+[data]
+
+# What a run's config may name on this machine beside these data; nothing, as long as nothing stands here.
+#   modules = ["our_methods"]      code that is installed here: method.name = "our_methods:Ours"
+#   paths = ["/models/clip"]       files, or folders with all that is in them: model.clip = "/models/clip"
+[allow]
+"""  # noqa: E501
+
+
+def unasked(name: str, address: str) -> str:
+    """The text of site.toml for a new site, with nothing filled in that is the site's to say."""
+    return _SITE.format(name=name, address=address)
+
+
+@dataclass(frozen=True)
+class SiteFolder:
+    """A site's own part of the folder, on the site's machine."""
+
+    path: Path
+
+    @classmethod
+    def at(cls, path: Path, name: str) -> "SiteFolder":
+        """The part of the site `name`: the folder itself, or sites/NAME in it."""
+        for place in (path / "sites" / name, path):
+            if (place / "site.toml").exists():
+                found = cls(place.absolute())
+                if found.name != name:
+                    raise ValueError(
+                        f"{place} is the site {found.name}, not {name}; use --name {found.name}"
+                    )
+                return found
+        raise ValueError(
+            f"{path} holds no site {name}: carry FOLDER/sites/{name} of the server's deployment"
+            " here"
+        )
+
+    @property
+    def name(self) -> str:
+        return str(self._asked()["name"])
+
+    @property
+    def server(self) -> str:
+        """HOST:PORT"""
+        return str(self._asked()["server"])
+
+    @property
+    def data(self) -> Values:
+        """What is laid over [data] of a run's config."""
+        return dict(self._asked().get("data", {}))
+
+    @property
+    def allowed(self) -> Values:
+        """What a run's config may name on this machine: modules and paths."""
+        return dict(self._asked().get("allow", {}))
+
+    @property
+    def signer(self) -> str:
+        """The public key of the one whose app may run here; ValueError if none is known."""
+        file = self.path / "app.pub"
+        if not file.exists():
+            raise ValueError(
+                f"{file} is missing, by which a site knows the app that it may run; it is in the"
+                " server's folder, as app/app.pub (if not, `fedexperts deploy app` makes it"
+                " there): carry it here, in a way that nobody can change it"
+            )
+        return read_public(file)
+
+    @unseen()
+    def point_at(self, data: Path) -> None:
+        """Write down where the site's data lie; ValueError if there is nothing."""
+        if not data.exists():
+            raise ValueError(f"--data {data}: nothing is there")
+        asked = tomlkit.parse((self.path / "site.toml").read_text())
+        asked.setdefault("data", tomlkit.table())["path"] = str(data.absolute())
+        write(self.path / "site.toml", tomlkit.dumps(asked).encode())
+
+    def forget(self, run: str) -> None:
+        """Let the site begin afresh in a run; ValueError if it has kept nothing for it."""
+        states = self.path / "private"
+        known = sorted(path.name for path in states.glob("*/"))
+        if run not in known:
+            raise ValueError(f"--forget {run}: {states} holds {', '.join(known) or 'nothing'}")
+        Private(states / run).forget(self.name)
+
+    def _asked(self) -> Values:
+        file = self.path / "site.toml"
+        try:
+            found = tomllib.loads(file.read_text())
+            check_name(str(found["name"]))
+            _ = found["server"]
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
+            raise ValueError(
+                f"{file} is damaged ({error}): expected name, server and [data]"
+            ) from None
+        return found
