@@ -1,5 +1,4 @@
-"""A paper's published figures beside ours: which of them can be had on this machine, their runs,
-and what came of them.
+"""A paper's published figures beside ours: which can be run here, and what came of them.
 
     configs/PAPER/_published.toml    the figures, what they are figures of, and what is known to
     differ configs/PAPER/GROUP/NAME.toml    how each is obtained OUT/GROUP/                       a
@@ -27,9 +26,7 @@ PUBLISHED = "_published.toml"
 
 @dataclass(frozen=True)
 class Figure:
-    """One published figure, in percent, with what its config differs in; without a config, nothing
-    here obtains it.
-    """
+    """One published figure, in percent; without a config, nothing here reproduces it."""
 
     group: str
     name: str
@@ -44,9 +41,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Paper:
-    """What a paper publishes: where, of whom ("local": the mean over clients, or "server"), and
-    each figure.
-    """
+    """What a paper publishes: where, of whom ("local" clients or "server"), each figure."""
 
     source: str
     column: str
@@ -68,9 +63,7 @@ def papers() -> list[str]:
 
 
 def read(paper: str, only: Sequence[str] = (), settings: Sequence[str] = ()) -> Paper:
-    """A paper's figures, or `only` those of some groups or experiments; ConfigError for a name that
-    is not there.
-    """
+    """A paper's figures, or `only` some of them; ConfigError for an unknown name."""
     if paper not in papers():
         raise ConfigError(f"{paper}: no such paper; expected one of {', '.join(papers())}")
     folder = door.shipped_folder() / paper
@@ -104,9 +97,7 @@ def run(
 
 
 def _advance(group: str, folder: Path, jobs: int, tell: study.Progress) -> str:
-    """Do what is left of a group, and say why not all could be done, or ""; the other groups go
-    on.
-    """
+    """Do what is left of a group; why not all could be done, or "". Other groups go on."""
     try:
         study.advance(folder / group, jobs, lambda beat: tell(replace(beat, what=group)))
     except (NobodyLeftError, ValueError) as error:

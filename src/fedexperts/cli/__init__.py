@@ -1,5 +1,4 @@
-"""The command line. It reads arguments, calls one function of another room, and prints; it computes
-nothing.
+"""The command line: read arguments, call one function of another room, print.
 
     studies.py      run, resume, reproduce, compare, report
     look.py         ls, show, check

@@ -190,9 +190,7 @@ def sign(
         Path, typer.Option(help="The signing key that `init` wrote, from where it is kept.")
     ],
 ) -> None:
-    """Build and sign the app that sites run, after an upgrade; a server that runs takes notice by
-    itself.
-    """
+    """After an upgrade: build and sign the app that sites run. A running server picks it up."""
     with _flower() as (_, place):
         deployment = place.Deployment.at(folder)
         lacking = deployment.sign(key)
@@ -224,9 +222,7 @@ def renew(folder: Folder) -> None:
 
 @contextmanager
 def _flower() -> Iterator[tuple[Any, Any]]:
-    """The rooms that know Flower's programs and a deployment's folder, or a clear word on what to
-    install.
-    """
+    """Flower's programs and a deployment's folder, or an error that says what to install."""
     from .. import config as door
 
     with errors():

@@ -98,9 +98,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _split(federation: "Federation") -> Table:
-    """Who holds how many examples of which class, the server's reserve set last; of many classes,
-    the extremes.
-    """
+    """Examples by client and class, or their extremes; the server's reserve set last."""
     few = len(federation.classes) <= FEW
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("client", no_wrap=True)

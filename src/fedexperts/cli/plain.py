@@ -35,9 +35,7 @@ class Plain(Console):
 
 
 def plain(text: str) -> str:
-    """A text in which every character that is more than a letter to a terminal is written as its
-    number.
-    """
+    """A text with every character that a terminal would act on written as its number."""
     return "".join(_number(mark) if _acts(mark) else mark for mark in text)
 
 

@@ -19,9 +19,7 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
 ) -> None:
-    """Show a page to drop images on, or to type texts into: classes, probabilities, and which
-    experts spoke.
-    """
+    """Serve a page for images or texts: classes, probabilities, each expert's share."""
     from ..predict import Predictor
 
     with errors():

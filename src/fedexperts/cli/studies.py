@@ -68,9 +68,7 @@ def run(
         str | None, typer.Option(metavar="PROJECT", help="Also tell Weights & Biases.")
     ] = None,
 ) -> None:
-    """Run experiments side by side: tune each on validation data, repeat over seeds, print tables,
-    write the report.
-    """
+    """Run experiments: tune each on validation data, repeat over seeds, write a report."""
     from .. import study
 
     with errors():
@@ -129,8 +127,7 @@ def reproduce(
     ] = None,
     jobs: Jobs = None,
 ) -> None:
-    """Run a paper's experiments, as far as data and models are on this machine, and print ours
-    beside the published.
+    """Run a paper's experiments and print our figures beside the published ones.
 
     Typed again, it goes on where it was stopped, and with what has come to this machine since.
     """
@@ -156,9 +153,7 @@ def reproduce(
 
 
 def _print_beside(results: list["Result"], column: str) -> None:
-    """Published and ours, a row a figure; below, by number, what differs and why some could not be
-    obtained.
-    """
+    """A row for each published figure; below, by number, what differs and what was not run."""
     from ..metrics import mean_sd
 
     notes: dict[str, str] = {}  # by text, with its number
@@ -223,9 +218,7 @@ def report(
 
 
 def _print_tables(tables: list[Table]) -> None:
-    """Each with an empty line below, so that what is said of one does not run into the title of the
-    next.
-    """
+    """Each with an empty line below, apart from the title of the next."""
     for table in tables:
         out.print(table)
         out.print()
@@ -246,9 +239,7 @@ def _load(paths: list[Path], settings: list[str]) -> list["Config"]:
 
 
 def _advance(folder: Path, jobs: int | None, changed_data: bool = False) -> None:
-    """Run what is left in a folder with a progress bar; then tables, report, and what to type
-    next.
-    """
+    """Run what is left in a folder with a progress bar; then print and write the results."""
     from .. import config as door
     from .. import report as pictures
     from .. import study

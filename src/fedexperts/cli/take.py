@@ -70,9 +70,7 @@ def predict(
     ] = None,
     form: Annotated[Form, typer.Option("--format", help="How to print it.")] = Form.table,
 ) -> None:
-    """Predict new images or texts with what a run learned: a client's own model, or what all
-    share.
-    """
+    """Predict new images or texts with a client's own model or the global model."""
     from .. import predict as room
 
     with errors():
@@ -115,9 +113,7 @@ def export(
         bool, typer.Option("--onnx", help="Also as model.onnx; needs the extra onnx.")
     ] = False,
 ) -> None:
-    """Write a client's model, or what the server has, as a folder that predicts without this
-    package.
-    """
+    """Write a client's or the server's model as a folder that predicts without this package."""
     from .. import export as room
     from ..predict import Predictor
 

@@ -1,6 +1,4 @@
-"""What the commands share: two consoles, arguments that several of them take, a clear line for what
-went wrong, and how the program ends when it is told to.
-"""
+"""What the commands share: consoles, common arguments, errors, signals."""
 
 import errno
 import signal
@@ -63,9 +61,7 @@ class TerminatedError(KeyboardInterrupt):
 
 
 def answer_signals() -> None:
-    """What a service manager or a closed terminal sends is answered like Ctrl-C; under nohup it is
-    not answered.
-    """
+    """Treat SIGTERM and SIGHUP like Ctrl-C; under nohup, ignore them."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise TerminatedError(number)
@@ -81,9 +77,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def stopped(word: str) -> Iterator[None]:
-    """Ctrl-C, or another signal, ends what goes on, with a word on what that means and what to
-    type.
-    """
+    """On Ctrl-C or another signal, say what that means and what to type, and exit."""
     try:
         yield
     except KeyboardInterrupt as interrupt:

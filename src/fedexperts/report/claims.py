@@ -77,9 +77,7 @@ def estimate(found: Difference) -> str:
 
 
 def _verdict(found: Difference, holds: bool, comparisons: int) -> str:
-    """The same, and in a word what it says; `holds` if zero is ruled out among so many
-    comparisons.
-    """
+    """The same with a verdict; `holds` if zero is ruled out among all comparisons."""
     says = estimate(found)
     if not found.judged:
         return says
@@ -107,18 +105,14 @@ def served(experiment: Experiment) -> dict[int, float]:
 
 
 def compared(one: Experiment, other: Experiment, of: str) -> Difference | None:
-    """The accuracy of one's clients, or of its server, minus the other's; None without a seed in
-    common.
-    """
+    """Accuracy of one's clients, or server, minus the other's; None without a common seed."""
     if of == "server":
         return paired.server(served(one), served(other))
     return paired.local(one.rows, other.rows)
 
 
 def claims(experiments: Sequence[Experiment]) -> list[Claim]:
-    """Every experiment against the controls that its method declared, as far as both have finished
-    runs.
-    """
+    """Every experiment against the controls that its method declared."""
     return [
         Claim(
             experiment,
@@ -137,9 +131,7 @@ def claims(experiments: Sequence[Experiment]) -> list[Claim]:
 
 
 def fits(experiment: Experiment, control: dict[str, Any], other: Experiment) -> bool:
-    """Whether another experiment is this one's control: it has the settings asked for, and differs
-    in nothing else.
-    """
+    """Whether another experiment is this one's control: alike in all but what is asked for."""
     first, second = experiment.first.settings, other.first.settings
     asked = control["having"]
     if any(second.get(key) not in values for key, values in asked.items()):

@@ -27,9 +27,7 @@ _HARMLESS = {"run.seed", "run.threads"}  # beside the engine: where and how fast
 
 @dataclass(frozen=True)
 class Run:
-    """One run as it lies in its folder: `rounds`, `clients`, `server`, `events` are its logs,
-    `done` its last round.
-    """
+    """One run as it lies in its folder, with its logs; `done` is its last round."""
 
     path: Path
     name: str
@@ -100,9 +98,7 @@ class Experiment:
 
     @cached_property
     def best(self) -> dict[int, Score]:
-        """After the round that is best on validation data, as `run.judged_by` says; none without
-        such data.
-        """
+        """After the round best on validation data (`run.judged_by`); none without such data."""
         if not all(validated(rows, self.judged_by) for rows in self.rows.values()):
             return {}
         return {
@@ -112,9 +108,7 @@ class Experiment:
 
     @cached_property
     def routing(self) -> dict[int, Routing]:
-        """What the server's mixture and its parts do after the last round, by seed; none without a
-        mixture.
-        """
+        """The server's mixture and its parts after the last round, by seed."""
         return {
             seed: found for seed, run in self.finished.items() if (found := routing(run.server))
         }
@@ -134,9 +128,7 @@ class Experiment:
 
     @property
     def declared(self) -> dict[str, Any]:
-        """What its method declared, as `declared.Declared` names it; nothing where a run does not
-        say.
-        """
+        """What its method declared (`declared.Declared`); nothing where a run does not say."""
         return dict(self.first.environment.get("declared") or {})
 
     @property
@@ -176,8 +168,7 @@ class Experiment:
         return [str(name) for name in (range(classes) if isinstance(classes, int) else classes)]
 
     def commonest(self, of: str) -> float | None:
-        """Accuracy in percent of always saying the commonest class, of "clients" each its own, or
-        of the "server".
+        """Accuracy in percent of always saying the commonest class: of "clients" or "server".
 
         None if its runs do not know what classes their clients have.
         """
@@ -292,9 +283,7 @@ def _read(path: Path) -> Run:
 
 
 def _grouped(runs: Sequence[Run]) -> list[Experiment]:
-    """Runs of one name and equal settings together; where a seed comes twice, by folder, so that
-    nothing is mixed.
-    """
+    """Runs of one name and equal settings; where a seed comes twice, those of one folder."""
     groups: list[list[Run]] = []
     for alike in _by(runs, lambda run: (run.name, json.dumps(run.settings, sort_keys=True))):
         for key in (lambda _: None, lambda run: run.path.parent, lambda run: run.path):

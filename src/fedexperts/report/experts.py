@@ -1,5 +1,4 @@
-"""What logs say of experts: how a server's mixture does without its parts, and whose experts
-clients hold and weigh.
+"""What logs say of experts: a server's mixture without its parts, clients' experts.
 
 Every method with experts logs the same words, so that this room, as the rest of a report, knows no
 method:
@@ -23,8 +22,7 @@ from ..metrics import Row, by_round
 
 @dataclass(frozen=True)
 class Routing:
-    """The server's mixture after its last round: what it gets right in percent, whole and without
-    its parts.
+    """The accuracy of the server's mixture after its last round, whole and without parts.
 
     `top` is what it predicts with: the server's own predictor, or all experts where all share the
     mixture as it is. `main` and `alpha` are NaN without main experts. `use` has a row an expert:
@@ -100,9 +98,7 @@ def largest_share(server_rows: Sequence[Row]) -> dict[int, float]:
 
 
 def weights(client_rows: Sequence[Row]) -> dict[str, list[float]]:
-    """How each client's images weigh the experts after the last round, own first; only clients with
-    a mixture.
-    """
+    """Mean weights of each client's experts after the last round, its own first."""
     rounds = by_round(client_rows)
     return {row["client"]: list(row["shares"]) for row in rounds[max(rounds)] if "shares" in row}
 

@@ -1,5 +1,4 @@
-"""The pictures, each an SVG with the words that say the same: which there are, and those of rounds
-and clients.
+"""Which pictures there are, and those of rounds and clients.
 
 How one is drawn is known by ink.py; the pictures of a server's mixture are in mixtures.py.
 """
@@ -195,9 +194,7 @@ def _clients(experiments: Sequence[Experiment]) -> Picture:
 
 
 def _weights(experiment: Experiment) -> Picture | None:
-    """How images weigh the experts, in shares of equal weight, so that clients with fewer experts
-    compare.
-    """
+    """How images weigh the experts, relative to equal weights."""
     seeds = [weights(rows) for rows in experiment.rows.values()]
     width = max((len(w) for s in seeds for w in s.values()), default=0)
     if width < 2:
@@ -271,9 +268,7 @@ def _received(experiment: Experiment) -> Picture | None:
 
 
 def _by_chance(names: Sequence[str], share: float) -> str:
-    """What part came from the own domain, and what chance would give; nothing where there is one
-    domain.
-    """
+    """What part came from the client's own domain, and what chance would give."""
     if len({domain(name) for name in names}) < 2:
         return ""
     pairs = [(a, b) for a in names for b in names if a != b]

@@ -57,9 +57,7 @@ def over_rounds(series: Series, title: str, unit: str, caption: str) -> Picture 
 
 
 def lines(axes: Axes, series: Series) -> None:
-    """Mean over seeds, and a band of one standard deviation. The place in `series` decides the
-    colour.
-    """
+    """Mean over seeds with a band of one standard deviation, coloured by place in `series`."""
     for i, (name, seeds) in enumerate(series):
         if not seeds:
             continue
@@ -88,9 +86,7 @@ def end(seeds: Sequence[dict[int, float]], which: Callable[[dict[int, float]], i
 
 
 def name_clients(axes: Axes, names: Sequence[str], side: str) -> None:
-    """Names along a side, those of domains where there are too many clients; lines between
-    domains.
-    """
+    """Names along a side (of domains, if there are many clients), and lines between domains."""
     axis, line = (axes.xaxis, axes.axvline) if side == "x" else (axes.yaxis, axes.axhline)
     turn: dict[str, Any] = {"rotation": 90} if side == "x" else {}
     if len(names) <= CROWD:
@@ -164,9 +160,7 @@ def inked(figure: Figure, kind: str) -> bytes:
 
 
 def plain(name: str) -> str:
-    """A name as matplotlib shows it unchanged: no formulas, and not left out for a leading
-    underscore.
-    """
+    """A name as matplotlib shows it unchanged: no formula, no hidden leading underscore."""
     text = shown(name).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 

@@ -23,8 +23,7 @@ ROUNDING = 1e-9  # points; an error below it is none
 
 @dataclass(frozen=True)
 class Difference:
-    """Differences of accuracy in points, one a seed: the mean over clients of a seed, or the
-    server's.
+    """Differences of accuracy in points, one a seed.
 
     `better`, `worse` and `same` count pairs of client and seed; all 0 where the server's accuracy
     is compared.
@@ -52,9 +51,7 @@ class Difference:
 
     @property
     def judged(self) -> bool:
-        """Whether seeds are enough for an interval, and tell how far they are apart: equal ones do
-        not.
-        """
+        """Whether there are enough seeds for an interval, and they differ."""
         return len(self.by_seed) >= SEEDS and self.error > ROUNDING
 
     @property
@@ -67,9 +64,7 @@ class Difference:
 
     @property
     def p(self) -> float:
-        """How often seeds alone would make so large a mean, if there were no difference; NaN if it
-        cannot be judged.
-        """
+        """The p-value of the mean, two-sided; NaN if it cannot be judged."""
         if not self.judged:
             return math.nan
         return 2 * float(stdtr(len(self.by_seed) - 1, -abs(self.mean) / self.error))
@@ -78,9 +73,7 @@ class Difference:
 def local(
     these: Mapping[int, Sequence[Row]], those: Mapping[int, Sequence[Row]]
 ) -> Difference | None:
-    """Local accuracy of the first minus that of the second, each client rows by seed; None without
-    a seed in common.
-    """
+    """Local accuracy of these minus that of those; None without a seed in common."""
     pairs = {seed: _pairs(these[seed], those[seed]) for seed in sorted(set(these) & set(those))}
     pairs = {seed: found for seed, found in pairs.items() if found}
     if not pairs:
@@ -92,17 +85,13 @@ def local(
 
 
 def server(these: Mapping[int, float], those: Mapping[int, float]) -> Difference | None:
-    """The server's accuracy of the first minus that of the second, each by seed; None without a
-    seed in common.
-    """
+    """The server's accuracy of these minus that of those; None without a seed in common."""
     found = {seed: these[seed] - those[seed] for seed in sorted(set(these) & set(those))}
     return Difference(found) if found else None
 
 
 def established(found: Sequence[Difference]) -> list[bool]:
-    """Which of a table's differences are not zero: by Holm, the chance of any mistake among them
-    all is at most 5 %.
-    """
+    """Which of a table's differences are not zero, by Holm."""
     told = sorted(
         (difference.p, place) for place, difference in enumerate(found) if difference.judged
     )
@@ -115,9 +104,7 @@ def established(found: Sequence[Difference]) -> list[bool]:
 
 
 def wilson(right: int, examples: int) -> tuple[float, float]:
-    """The 95 % interval, in percent, of a share seen as `right` of `examples` (Wilson, JASA 22,
-    1927).
-    """
+    """The 95 % interval, in percent, of `right` out of `examples` (Wilson, JASA 22, 1927)."""
     z = 1.959963984540054
     middle = (right + z * z / 2) / (examples + z * z)
     reach = z * math.sqrt(right * (examples - right) / examples + z * z / 4) / (examples + z * z)

@@ -1,6 +1,4 @@
-"""The picture of a split: who holds how many examples of which class. It knows counts, and no
-data.
-"""
+"""The picture of a split: who holds how many examples of which class."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +14,7 @@ ROOM = 12  # so many classes or fewer: a number fits into each square
 
 
 def write(counts: Mapping[str, Sequence[int]], classes: Sequence[str], path: Path) -> None:
-    """Write examples by client and class at `path`, as its suffix says; ValueError if that is no
-    kind of picture.
-    """
+    """Write examples by client and class at `path`; ValueError if its suffix is no picture's."""
     if path.suffix.lower() not in KINDS:
         raise ValueError(
             f"{path}: expected the name of a picture, one that ends in {' or '.join(KINDS)}"

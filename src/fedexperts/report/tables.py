@@ -40,9 +40,7 @@ class Column:
 
 
 def tables(experiments: Sequence[Experiment]) -> list[Table]:
-    """The comparison, how clients differ, at what size; and, where there are experts, what they and
-    routing add.
-    """
+    """All tables for which there is something to show."""
     return [
         comparison(experiments),
         differing(experiments),
@@ -53,9 +51,7 @@ def tables(experiments: Sequence[Experiment]) -> list[Table]:
 
 
 def comparison(experiments: Sequence[Experiment]) -> Table:
-    """One row an experiment, in the order given; the server's accuracy leads where it is what they
-    are judged by.
-    """
+    """One row an experiment; the server's accuracy leads where they are judged by it."""
     by_server = judged_by_server(experiments)
     about = (
         f"Accuracies are top-1, means over seeds. {_commonest(experiments, by_server)}Nothing here"
@@ -66,9 +62,7 @@ def comparison(experiments: Sequence[Experiment]) -> Table:
 
 
 def _commonest(experiments: Sequence[Experiment], by_server: bool) -> str:
-    """What is reached without looking at an input; "" where runs do not know their clients'
-    classes.
-    """
+    """What is reached without looking at an input; "" where runs do not know."""
     levels = {
         f"{level:.3g} %"
         for e in experiments
@@ -274,9 +268,7 @@ def _averaged(value: Value, shared: bool = False) -> Cell:
 
 
 def _over_seeds(value: Value, shared: bool = False) -> Cell:
-    """The standard deviation over seeds, with their number and, where some are not finished, how
-    many there are.
-    """
+    """The standard deviation over seeds, with how many finished."""
 
     def cell(experiment: Experiment) -> str:
         count, asked = len(experiment.finished), len(experiment.runs)
@@ -362,9 +354,7 @@ def _table(
 
 
 def _empty(title: str, heads: Sequence[str], caption: str, words: int = 1) -> Table:
-    """The first `words` columns hold words, which are cut at their end where there is no room; the
-    others, numbers.
-    """
+    """Its first `words` columns hold words, cut at the end if need be; the others, numbers."""
     table = Table(
         title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", padding=0
     )

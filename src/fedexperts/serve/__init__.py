@@ -1,5 +1,4 @@
-"""A local page: drop an image, or type a text, and see what a run says of it and which experts
-spoke.
+"""A local page: drop an image or type a text, and see the class and the experts' shares.
 
     application(predictor)     what answers: the page, and POST /say
     listen(host, port)         the door, opened before anything is promised; door.py says who may
@@ -49,9 +48,7 @@ HEADERS = {
 
 
 def application(predictor: Predictor, host: str = LOOPBACK[0]) -> Starlette:
-    """What answers at `host`; on loopback to loopback's names alone, lest a page elsewhere be let
-    in by a name that leads here.
-    """
+    """What answers at `host`; on loopback, only under loopback's own names."""
     most = LONGEST if predictor.side is None else LARGEST
     hearing, queue = Hearing(), asyncio.Semaphore(WAITING)
     turn = asyncio.Lock()  # one computation at a time, while the server goes on answering
@@ -93,9 +90,7 @@ def _file(name: str, kind: str) -> Response:
 
 
 def _foreign(request: Request) -> bool:
-    """Whether a browser says that another page asks. A program that is no browser says nothing of
-    it.
-    """
+    """Whether a browser says that another page asks. Other programs do not say."""
     host = request.headers["host"]
     origin = request.headers.get("origin", host).rpartition("://")[2]
     return origin != host or request.headers.get("sec-fetch-site", "same-origin") != "same-origin"
@@ -110,9 +105,7 @@ def _answer(content: dict[str, Any], status: int = 200) -> Response:
 
 
 def _said(predictor: Predictor, body: bytes) -> dict[str, Any]:
-    """A prediction as the page shows it: classes and experts in order, the likeliest and the
-    loudest first.
-    """
+    """A prediction as the page shows it: classes and experts, the largest first."""
     if not body.strip():
         raise ValueError("there is nothing in it")
     given: Any = decoded(body, predictor.side) if predictor.side else [_text(body)]

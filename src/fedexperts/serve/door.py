@@ -39,9 +39,7 @@ def server(application: Any) -> uvicorn.Server:
 
 
 class Visitor(H11Protocol):
-    """One connection. It is dropped if it does not ask or take its answer in time, or if others
-    need its place.
-    """
+    """One connection, dropped if it is slow to ask or to listen, or if others need its place."""
 
     _numbers = itertools.count()
 
@@ -64,9 +62,7 @@ class Visitor(H11Protocol):
 
     @property
     def _asks(self) -> bool:
-        """Whether a question has begun and its answer has not; how long it takes to be heard,
-        `Hearing` knows.
-        """
+        """Whether a question has begun and its answer has not; `Hearing` bounds its time."""
         return self.cycle is not None and not self.cycle.response_started
 
     @property
@@ -91,16 +87,13 @@ class Visitor(H11Protocol):
 
 
 class Hearing:
-    """What is held of questions that are not whole yet: at most `TOGETHER` bytes, and each for
-    `PATIENCE` seconds.
-    """
+    """What is held of unfinished questions: at most `TOGETHER` bytes, `PATIENCE` seconds each."""
 
     def __init__(self) -> None:
         self._held: dict[asyncio.Timeout, int] = {}  # the oldest first
 
     async def whole(self, pieces: AsyncIterator[bytes], most: int) -> bytes | None:
-        """A question; None if it is more than `most` bytes, which are then heard to their end, but
-        not kept.
+        """A question; None if it is more than `most` bytes, which are read but not kept.
 
         TimeoutError if it does not come to an end in time, or if it is the oldest where others need
         the room.

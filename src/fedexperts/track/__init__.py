@@ -40,9 +40,7 @@ class Followed:
 
 
 class Tracker(Protocol):
-    """One run at one tracker: `begin(place, run, told)` of each file in this room makes it, anew or
-    to go on.
-    """
+    """One run at one tracker, made by `begin(place, run, told)` of a file in this room."""
 
     def tell(self, round: int, figures: Mapping[str, float]) -> None: ...
 
@@ -53,9 +51,7 @@ Begin = Callable[[str, Followed, int], Tracker]
 
 
 def create(study: Path, name: str, places: Mapping[str, str]) -> None:
-    """Write down who follows a study called `name`; ValueError if TensorBoard's folder has one of
-    this name.
-    """
+    """Write down who follows a study; ValueError if TensorBoard's folder exists already."""
     fixed = {kind: _absolute(kind, place) for kind, place in places.items()}
     if "tensorboard" in fixed:
         fixed["tensorboard"] = str(Path(fixed["tensorboard"]) / name)
@@ -91,9 +87,7 @@ class Following:
     _begun: dict[tuple[str, Path], Tracker] = field(default_factory=dict)
 
     def __call__(self, folder: Path, name: str, settings: Mapping[str, Any], last: int) -> None:
-        """Tell every tracker of the rounds, up to the `last`, of the run in `folder` that it has
-        not heard of.
-        """
+        """Tell every tracker of the rounds of a run, up to the `last`, that it has not heard of."""
         for kind in list(self.trackers):
             self._try(kind, self._tell, kind, folder, name, settings, last)
 

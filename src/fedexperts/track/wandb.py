@@ -1,6 +1,4 @@
-"""Weights & Biases: a study is a group in a project, a run a run. Of this machine nothing is
-said.
-"""
+"""Weights & Biases: a study is a group in a project, a run a run; no machine details."""
 
 from collections.abc import Mapping
 
