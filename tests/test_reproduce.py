@@ -233,7 +233,7 @@ def test_typed_again_it_goes_on_and_with_what_has_come_since(hub, tmp_path, copi
 def test_if_nothing_can_be_run_the_exit_code_says_so(hub, tmp_path):
     done = call("reproduce", "fedmoe", "--only", "yelp/100", "--out", tmp_path / "runs")
     assert done.exit_code == 1
-    assert "0 of 5 figures can be had here" in done.output
+    assert "0 of 5 figures can be reproduced here" in done.output
     for download in (
         "--repo-type dataset Yelp/yelp_review_full",
         "openai-community/gpt2-medium",
@@ -257,7 +257,7 @@ def test_what_cannot_go_on_is_listed_with_its_own_reason(hub, tmp_path):
     }
     for name in ("dtd/coop-alone", "dtd/promptfl", "flowers102/coop-alone"):
         assert re.search(
-            rf"^ +{numbers[name]}  Not had: .*/{name}/seed-0: round 1: no client is left",
+            rf"^ +{numbers[name]}  Not run: .*/{name}/seed-0: round 1: no client is left",
             done.output,
             re.M,
         )

@@ -475,7 +475,7 @@ def test_the_command_warns_where_others_can_reach_it_and_ends_with_ctrl_c(run: P
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "anybody who reaches this address can use the page" in said
+    assert "anybody who can reach this address can use the page" in said
     assert "Traceback" not in said
 
 

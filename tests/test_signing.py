@@ -248,7 +248,7 @@ def test_init_says_where_the_signing_key_is_and_to_keep_it_elsewhere(tmp_path: P
         cli, ["deploy", "init", str(folder), "--server", "localhost", "--sites", "a"]
     )
     said = " ".join(done.output.split())
-    assert f"Keep {signing_key_of(folder)} elsewhere, off this machine, and delete it here" in said
+    assert f"Move {signing_key_of(folder)} to another machine and delete it here" in said
 
 
 # ---- what a run's config may name at a site

@@ -189,7 +189,7 @@ def test_a_tracker_that_fails_is_said_once_and_told_later(tmp_path: Path) -> Non
     study.advance(tmp_path / "runs", warn=said.append)
     assert [RunDir(tmp_path / "runs" / "tiny" / f"seed-{seed}").done() for seed in (0, 1)] == [3, 3]
     assert len(said) == 1
-    assert said[0].startswith("mlflow is told no more (")
+    assert said[0].startswith("Stopped logging to mlflow (")
     write_checked(tmp_path / "runs" / track.PLACES, where("mlflow", tmp_path))
     study.advance(tmp_path / "runs", warn=pytest.fail)
     for run in ("tiny/seed-0", "tiny/seed-1"):

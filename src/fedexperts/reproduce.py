@@ -1,11 +1,11 @@
 """A paper's published figures beside ours: which can be run here, and what came of them.
 
-    configs/PAPER/_published.toml    the figures, what they are figures of, and what is known to
-    differ configs/PAPER/GROUP/NAME.toml    how each is obtained OUT/GROUP/                       a
-    study of each group, as `fedexperts run` makes it
+    configs/PAPER/_published.toml    the figures, what they measure, what is known to differ
+    configs/PAPER/GROUP/NAME.toml    how each is reproduced
+    OUT/GROUP/                       a study of each group, as `fedexperts run` makes it
 
-A figure that cannot be had is a result, too, with its reason. This room trains nothing itself, and
-prints nothing.
+A figure that cannot be reproduced is a result, too, with its reason. This room trains nothing
+itself, and prints nothing.
 """
 
 import difflib
@@ -81,7 +81,7 @@ def read(paper: str, only: Sequence[str] = (), settings: Sequence[str] = ()) -> 
 def run(
     paper: Paper, folder: Path, seeds: int, jobs: int = 1, tell: study.Progress = lambda _: None
 ) -> dict[str, str]:
-    """Do what is left of every figure that can be had; by group, why not all could be done.
+    """Do what is left of every figure; by group, why not all could be done.
 
     ValueError, before anything is run, if the folder holds other experiments of these names.
     """
@@ -143,7 +143,7 @@ def _figure(
     notes = [text for key, text in differs.items() if key in known]
     notes += [" ".join(f"--set {text}" for text in settings)] if settings else []
     if not file.exists():
-        return Figure(group, name, percent, None, (f"{name} is no method of this package.",), ())
+        return Figure(group, name, percent, None, (f"{name} is not a method of this package.",), ())
     config = door.load(file, settings)
     return Figure(group, name, percent, config, tuple(door.lacking(config)), tuple(notes))
 
@@ -155,8 +155,10 @@ def _chosen(there: Sequence[tuple[str, str]], only: Sequence[str]) -> list[tuple
     for word in only:
         if word not in known:
             near = difflib.get_close_matches(word, sorted(known), 1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
-            raise ConfigError(f"--only {word}: the paper has no such set or method; {hint}")
+            hint = f"expected one of {', '.join(sorted(known))}"
+            if near:
+                hint = f"did you mean {near[0]}?"
+            raise ConfigError(f"--only {word}: the paper has no such data set or method; {hint}")
     return [pair for pair in there if not only or words[pair] & {*only}]
 
 

@@ -163,9 +163,9 @@ def _unchanged(config: Config, split: Path, changed_data: bool) -> Federation:
     federation, what = split_as(config, split)
     if what and not changed_data:
         raise ValueError(
-            f"the data are not those of {split}. {what}. Put them back, or start another run; or go"
-            " on by `fedexperts resume RUN --changed-data`: what is known stays in its part, and"
-            " the run's log and report say what changed"
+            f"the data are not those of {split}. {what}. Put them back, or start another run; or"
+            " use `fedexperts resume RUN --changed-data`: known examples keep their part, and the"
+            " run's log and report say what changed"
         )
     return federation
 

@@ -57,17 +57,20 @@ class Routing:
 
 def routing(server_rows: Sequence[Row]) -> Routing | None:
     """None if the server has no mixture."""
-    row = server_rows[-1] if server_rows else {}
-    if "dense_correct" not in row:
+    if not server_rows or "dense_correct" not in server_rows[-1]:
         return None
+    row = server_rows[-1]
     experts, use = row["experts_correct"], row["use"]
     classes, examples = len(use) // len(experts), sum(use)
 
     def percent(part: str) -> float:
         return 100 * float(row.get(f"{part}_correct", math.nan)) / examples
 
+    top = "dense"
+    if "test_correct" in row:
+        top = "test"
     return Routing(
-        top=percent("test" if "test_correct" in row else "dense"),
+        top=percent(top),
         dense=percent("dense"),
         uniform=percent("uniform"),
         routed=percent("routed"),
@@ -76,7 +79,7 @@ def routing(server_rows: Sequence[Row]) -> Routing | None:
         apart=row["apart"],
         entropy=row["entropy"],
         alpha=row.get("alpha", math.nan),
-        use=[use[k * classes : (k + 1) * classes] for k in range(len(experts))],
+        use=[use[first : first + classes] for first in range(0, len(use), classes)],
         shares=shares(row),
     )
 

@@ -42,7 +42,9 @@ class Difference:
     def error(self) -> float:
         """Standard error of the mean, over seeds; NaN for one seed."""
         count = len(self.by_seed)
-        return statistics.stdev(self.by_seed.values()) / math.sqrt(count) if count > 1 else math.nan
+        if count == 1:
+            return math.nan
+        return statistics.stdev(self.by_seed.values()) / math.sqrt(count)
 
     @property
     def nothing(self) -> bool:
@@ -79,7 +81,8 @@ def local(
     if not pairs:
         return None
     every = [difference for found in pairs.values() for difference in found]
-    better, worse = sum(d > 0 for d in every), sum(d < 0 for d in every)
+    better = sum(difference > 0 for difference in every)
+    worse = sum(difference < 0 for difference in every)
     by_seed = {seed: statistics.fmean(found) for seed, found in pairs.items()}
     return Difference(by_seed, better, worse, len(every) - better - worse)
 
@@ -87,7 +90,9 @@ def local(
 def server(these: Mapping[int, float], those: Mapping[int, float]) -> Difference | None:
     """The server's accuracy of these minus that of those; None without a seed in common."""
     found = {seed: these[seed] - those[seed] for seed in sorted(set(these) & set(those))}
-    return Difference(found) if found else None
+    if not found:
+        return None
+    return Difference(found)
 
 
 def established(found: Sequence[Difference]) -> list[bool]:

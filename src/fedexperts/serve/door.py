@@ -27,7 +27,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         why = f"{host}:{port}: {error.strerror}"
         raise ValueError(
-            f"{why}; use a free --port, and as --host an address of this machine"
+            f"{why}; use a free --port, and an address of this machine as --host"
         ) from None
 
 

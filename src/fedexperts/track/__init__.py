@@ -1,8 +1,7 @@
 """What follows a study's runs elsewhere: TensorBoard, MLflow, Weights & Biases.
 
     track.json      in a study's folder: which trackers, and where
-    tracked.json    in a run's folder: its name there, and the round up to which each tracker has
-    been told
+    tracked.json    in a run's folder: its name there, and the last round that each tracker knows
 
 A tracker is told the figures of rounds that a checkpoint holds, read from the run's logs: a run is
 the same with and without, and going on tells no round twice. This room does not know what a figure
@@ -21,9 +20,9 @@ from ..rundir import LOGS, RunDir
 
 PLACES = "track.json"
 TOLD = "tracked.json"
-_UNTOLD = "put a backup in its place, or delete it, and nobody is told of what is still to come"
+_UNTOLD = "put a backup in its place, or delete it to stop logging to trackers"
 _AGAIN = (
-    "put a backup in its place, or delete it, and the run is told from its beginning, under another"
+    "put a backup in its place, or delete it to log the run again from its beginning, under another"
     " name"
 )
 
@@ -57,7 +56,7 @@ def create(study: Path, name: str, places: Mapping[str, str]) -> None:
         fixed["tensorboard"] = str(Path(fixed["tensorboard"]) / name)
         if Path(fixed["tensorboard"]).exists():
             raise ValueError(
-                f"{fixed['tensorboard']} is there already; use another folder for TensorBoard"
+                f"{fixed['tensorboard']} already exists; use another folder for TensorBoard"
             )
     if fixed:
         write_checked(study / PLACES, fixed)
@@ -79,7 +78,7 @@ def places(study: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Following:
-    """The trackers of a study. One that fails is said once and told no more; the runs go on."""
+    """The trackers of a study. A failing one is reported once and dropped; the runs continue."""
 
     study: Path
     trackers: dict[str, tuple[Begin, str]]  # by kind, with the place
@@ -104,8 +103,8 @@ class Following:
         except Exception as error:
             del self.trackers[kind]
             self.warn(
-                f"{kind} is told no more ({error}); the runs go on, and `fedexperts resume` tells"
-                " it the rest."
+                f"Stopped logging to {kind} ({error}). The runs continue; `fedexperts resume` sends"
+                " the rest."
             )
 
     def _tell(

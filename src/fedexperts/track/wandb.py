@@ -32,7 +32,7 @@ class _Run:
 def begin(place: str, run: Followed, told: int) -> _Run:
     offline = wandb.setup().settings.mode in ("offline", "dryrun")
     if not offline and not wandb.login(prompt=False, verify=False):
-        raise ValueError("nobody is logged in; use `wandb login`, or WANDB_MODE=offline")
+        raise ValueError("you are not logged in; use `wandb login`, or WANDB_MODE=offline")
     return _Run(
         wandb.init(
             project=place,
