@@ -269,7 +269,7 @@ def test_what_to_install_is_said_before_anything_is_written(
 
 def test_a_place_of_tensorboard_that_is_taken_is_refused(tmp_path: Path) -> None:
     (tmp_path / "events" / "runs").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"events/runs is there already; use another folder"):
+    with pytest.raises(ValueError, match=r"events/runs already exists; use another folder"):
         study.create(tmp_path / "runs", [CONFIG], [0], where("tensorboard", tmp_path))
     assert not (tmp_path / "runs").exists()
 
