@@ -237,7 +237,7 @@ def test_show_prints_a_config_that_can_be_run(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["run", "configs/demo/pfedmaop.toml"], 2, "near it: pfedmoap.toml"),
+        (["run", "configs/demo/pfedmaop.toml"], 2, "did you mean pfedmoap.toml"),
         (
             ["run", PROBE, "--set", "learning.rate=fast"],
             2,

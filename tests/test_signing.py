@@ -294,7 +294,7 @@ def test_a_run_cannot_name_code_of_the_site(
 def test_a_run_cannot_name_code_among_values_to_try(
     trap: Callable[[], bool], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="nothing is tried at sites"):
+    with pytest.raises(ValueError, match="sites do not tune"):
         door.site(
             asked(tune={"method.name": ["trap_module:Trap"]}), "a", {}, tmp_path, tmp_path / "split"
         )
@@ -329,7 +329,7 @@ def test_a_run_cannot_name_a_place_of_the_site(what: str, tmp_path: Path) -> Non
     config = door.resolve([(experiment(), "test"), (PLACES[what], "the run")])
     with pytest.raises(
         ValueError,
-        match=r"is a place on the site's machine, which its site.toml does not name: leave",
+        match=r"is a place on the site's machine that its site.toml does not allow: leave",
     ):
         door.site(config.toml(), "a", {}, tmp_path, tmp_path / "split")
 
@@ -412,7 +412,7 @@ def test_a_run_goes_on_by_the_method_with_which_it_began(tmp_path: Path) -> None
     ask("alone", "one", model=model, learning={"rate": 0.5})
     with pytest.raises(
         ValueError,
-        match=r"the run one began at this site with another method.name, and what it kept",
+        match=r"the run one began at this site with another method.name, so tensors",
     ):
         ask("fedmoe", "one", model=model)
     with pytest.raises(ValueError, match=r"with another \[mixture\]"):

@@ -47,6 +47,6 @@ def _room() -> ModuleType:
         from .. import serve
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"the page needs a web server ({error}); use pip install 'fedexperts[serve]'"
+            f"the page needs a web server ({error}); type: pip install 'fedexperts[serve]'"
         ) from None
     return serve

@@ -234,8 +234,8 @@ def _inputs(given: Any, built: Built, views: int, seed: int) -> Tensor:
         return features(given, built.encode, built.key, machine.cache_folder(), views, seed)
     if views > 1:
         raise ValueError(
-            f"learning.views is {views}: it must be 1 for this model, which sees every example as"
-            " it is"
+            f"learning.views = {views}: this model does not augment its inputs; use"
+            " learning.views = 1"
         )
     return built.encode(given)[:, None]
 
