@@ -101,8 +101,8 @@ def _check_gate(config: Config, built: Built, federation: Federation) -> None:
     one, other = (b.encode(federation.inputs[:1]) for b in (built, gate))
     if one.shape != other.shape or not one.equal(other):
         raise ValueError(
-            f'gate.name = "{config.values["gate"]["name"]}" is shown inputs {list(other.shape)}'
-            f" that are not those of the experts, {list(one.shape)}; use"
+            f'gate.name = "{config.values["gate"]["name"]}" reads inputs {list(other.shape)},'
+            f" which differ from those of the experts, {list(one.shape)}; use"
             f' "{config.values["model"]["name"]}" with the same inputs'
         )
 

@@ -93,7 +93,8 @@ def load(path: Path | str, settings: Sequence[str] = ()) -> Config:
     file, *others = find(Path(path))
     if others:
         raise ConfigError(
-            f"{path} is a folder with {1 + len(others)} configs; expected one of them, such as {file}"
+            f"{path} is a folder with {1 + len(others)} configs; expected one of them, such as"
+            f" {file}"
         )
     layers, changes = _layers(file), [_setting(text) for text in settings]
     for values, _ in layers:  # a value that is set by hand is not searched for any more
