@@ -30,6 +30,7 @@ from fedexperts.methods.fedavg import Alone, FedAvg
 from fedexperts.methods.pfedmoap import PFedMoAP
 from fedexperts.metrics import valid
 from fedexperts.report import claims, figures, paired
+from fedexperts.report.tables import Column
 from fedexperts.rundir import RunDir
 from fedexperts.study import once
 
@@ -320,6 +321,32 @@ def test_a_long_name_is_cut_at_its_end_and_no_number_is(experiments):
         named = [line.split() for line in lines if "an-ex" in line]
         assert len(named) == len(table.rows)
         assert all(words[0].endswith("…") and "…" not in "".join(words[2:]) for words in named)
+
+
+def test_a_column_is_its_label_its_unit_and_how_it_is_computed():
+    timed = Column("time", "training time", str, unit="s")
+    assert (timed.head, timed.legend) == ("time\n(s)", "time (s): training time.")
+    assert Column("flat\ngate", "all alike", str).legend == "flat gate: all alike."
+    assert Column("experiment", "", str).legend == ""
+
+
+def test_every_column_has_a_line_of_its_own_below_the_table(experiments):
+    first, *_, added = report.tables(experiments)
+    for table, heads in (
+        (first, ("local", "sd seeds", "best valid", "at round", "server", "time (s)")),
+        (added, ("of", "points", "low", "high", "better", "worse", "same")),
+    ):
+        lines = str(table.caption).splitlines()
+        for head in heads:
+            assert sum(line.startswith(f"{head}: ") for line in lines) == 1, head
+
+
+def test_a_wide_terminal_shows_every_name_whole_and_on_one_line(experiments):
+    mixed = with_mixture(experiments[0], "a-name-of-twenty-seven-marks", (100, 50, 60))
+    text = printed(report.tables([mixed, *experiments]), 200)
+    assert "…" not in text
+    assert re.search(r"^ mixture +gate-alone \(gate alone\) +local", text, re.M)
+    assert len(re.findall(r"^ a-name-of-twenty-seven-marks ", text, re.M)) == 4
 
 
 def test_a_head_breaks_between_words_alone(experiments):

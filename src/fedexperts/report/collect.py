@@ -148,7 +148,7 @@ class Experiment:
 
     @property
     def listed(self) -> str:
-        """How a client's experts are listed in its `weights`, after its own."""
+        """How a client's experts are listed in its row, after its own."""
         return str(self.declared.get("listed", ""))
 
     @property

@@ -4,11 +4,10 @@ Every method with experts logs the same words, so that this room, as the rest of
 method:
 
     a round's row, for each client      received: whose experts it was sent
-    a client's row                      weights: what each of its experts weighs, its own first
+    a client's row                      weights: the share of each of its experts, its own first
     the server's row                    its mixture, whole and in parts: dense_, uniform_, routed_,
-    main_ and
-                                        experts_correct, use, entropy, apart, alpha; a client's
-                                        shares of the experts: shares.CLIENT
+                                        main_ and experts_correct, use, entropy, apart, alpha; a
+                                        client's shares of the experts: shares.CLIENT
 """
 
 import math
@@ -100,8 +99,8 @@ def largest_share(server_rows: Sequence[Row]) -> dict[int, float]:
     return {round: statistics.fmean(values) for round, values in found.items() if values}
 
 
-def weights(client_rows: Sequence[Row]) -> dict[str, list[float]]:
-    """Mean weights of each client's experts after the last round, its own first."""
+def own_shares(client_rows: Sequence[Row]) -> dict[str, list[float]]:
+    """Mean shares of each client's experts after the last round, its own first."""
     rounds = by_round(client_rows)
     return {row["client"]: list(row["shares"]) for row in rounds[max(rounds)] if "shares" in row}
 

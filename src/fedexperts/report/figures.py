@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from ..metrics import curve, logged, lowest, moved, server_curve
 from .claims import plural, shown
 from .collect import Experiment, judged_by
-from .experts import received, weights
+from .experts import own_shares, received
 from .ink import (
     COLOURS,
     MARKS,
@@ -47,7 +47,7 @@ def draw(experiments: Sequence[Experiment]) -> list[Picture]:
         accuracy.insert(0, _server([e for e in counted if e.has_global]))
     found: list[Picture | None] = [*accuracy, _clients(counted)]
     for experiment in counted:
-        found += [_weights(experiment), _received(experiment)]
+        found += [_own_shares(experiment), _received(experiment)]
     found += [*mixtures(counted), _moved(counted), *_declared(counted), _bytes(counted)]
     return [picture for picture in found if picture]
 
@@ -196,9 +196,9 @@ def _clients(experiments: Sequence[Experiment]) -> Picture:
     )
 
 
-def _weights(experiment: Experiment) -> Picture | None:
-    """How images weigh the experts, relative to equal weights."""
-    seeds = [weights(rows) for rows in experiment.rows.values()]
+def _own_shares(experiment: Experiment) -> Picture | None:
+    """Shares of the experts at each client, relative to equal ones."""
+    seeds = [own_shares(rows) for rows in experiment.rows.values()]
     width = max((len(found) for seed in seeds for found in seed.values()), default=0)
     if width < 2:
         return None
