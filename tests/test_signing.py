@@ -228,7 +228,7 @@ def test_a_deployment_of_an_older_version_says_what_to_type_and_that_mends_it(
         _ = SiteFolder.at(made.path, "a").signer
     done = CliRunner().invoke(cli, ["deploy", "app", str(made.path), "--key", str(key_of(made))])
     assert done.exit_code == 0
-    assert "into the folder of the site b" in " ".join(done.output.split())
+    assert "into the folder of site b" in " ".join(done.output.split())
     assert "site a" not in done.output
     assert made.signed().holds(SiteFolder.at(made.path, "a").signer)
 
@@ -285,7 +285,8 @@ def test_a_run_cannot_name_code_of_the_site(
 ) -> None:
     given = {section: {"name": "trap_module:Trap"}}
     with pytest.raises(
-        ValueError, match=rf'{section}.name .* names code, .* add modules = \["trap_module"\] to'
+        ValueError,
+        match=rf'{section}.name .* names code that .* add modules = \["trap_module"\] to',
     ):
         door.site(asked(**given), "a", {}, tmp_path, tmp_path / "split")
     assert not trap()

@@ -135,7 +135,7 @@ def _check_code(text: str, allowed: Allowed) -> None:
         if isinstance(name, str) and ":" in name and not allowed.code(name):
             raise ValueError(
                 f"{section}.name = {name!r} names code that this site does not allow: use"
-                f" a {section} of "
+                " one that comes with "
                 f'fedexperts, or add modules = ["{name.partition(":")[0]}"] to [allow] of the'
                 " site's site.toml"
             )
