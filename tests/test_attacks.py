@@ -439,7 +439,7 @@ def test_a_round_in_which_nobody_answers_an_evaluation_is_a_gap(tmp_path: Path) 
     )
     write_html(collect([last.path]), tmp_path / "report.html")
     assert (
-        "nobody answered the evaluation after its last round"
+        "no client answered the evaluation after its last round"
         in (tmp_path / "report.html").read_text()
     )
 

@@ -170,9 +170,9 @@ def test_a_client_that_is_forgotten_begins_afresh_alone_and_the_run_says_so(
     assert folder.rows("events.jsonl") == [{"round": 3, "forgot": "c"}]
     assert folder.kept() == dict.fromkeys("abcde", 4)
     write_html(collect([folder.path]), tmp_path / "page.html")
-    assert "Private states gone without" in (tmp_path / "page.html").read_text()
+    assert "Lost private states" in (tmp_path / "page.html").read_text()
     write_html(collect([remembered(MOAP).path]), tmp_path / "page.html")
-    assert "Private states gone without" not in (tmp_path / "page.html").read_text()
+    assert "Lost private states" not in (tmp_path / "page.html").read_text()
 
 
 def test_forget_is_said_on_the_command_line_and_of_one_run_alone(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_forget_is_said_on_the_command_line_and_of_one_run_alone(tmp_path: Path)
     done = call("resume", run)
     assert done.exit_code == 1
     assert "go on with --forget c" in done.output
-    assert f"go on with: fedexperts resume {run}" in done.output
+    assert f"continue with: fedexperts resume {run}" in done.output
     assert call("resume", run, "--forget", "c").exit_code == 0
     assert RunDir(run).rows("events.jsonl") == [{"round": 3, "forgot": "c"}]
     done = call("predict", run, tmp_path, "--client", "c")
@@ -320,7 +320,7 @@ def test_a_run_on_a_disk_that_fills_up_goes_on_once_there_is_room(
 
 @pytest.mark.parametrize(
     ("number", "what"),
-    [(errno.ENOSPC, "make room"), (errno.EROFS, "only be read"), (errno.EDQUOT, "quota")],
+    [(errno.ENOSPC, "free some space"), (errno.EROFS, "read-only"), (errno.EDQUOT, "quota")],
 )
 def test_the_command_line_says_file_first_and_what_to_do(
     number: int, what: str, finished: Path, monkeypatch: pytest.MonkeyPatch

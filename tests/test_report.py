@@ -30,6 +30,7 @@ from fedexperts.methods.fedavg import Alone, FedAvg
 from fedexperts.methods.pfedmoap import PFedMoAP
 from fedexperts.metrics import valid
 from fedexperts.report import claims, figures, paired
+from fedexperts.report.tables import Column
 from fedexperts.rundir import RunDir
 from fedexperts.study import once
 
@@ -295,11 +296,9 @@ def test_the_footer_says_what_the_commonest_class_gives_and_that_nothing_is_the_
             100 * test.count(common) / len(test)
         )
     text = " ".join(printed(report.tables(experiments)).split())
-    assert (
-        f"Always saying each client's commonest class gives {100 * statistics.fmean(right):.3g} %."
-        in text
-    )
-    assert "Nothing here is from the round that is best on test data" in text
+    level = f"{100 * statistics.fmean(right):.3g} %"
+    assert f"Always predicting each client's commonest class gives {level}." in text
+    assert "None of them is from the round that is best on test data" in text
 
 
 def test_every_column_fits_a_terminal_of_80_letters(experiments):
@@ -322,6 +321,32 @@ def test_a_long_name_is_cut_at_its_end_and_no_number_is(experiments):
         named = [line.split() for line in lines if "an-ex" in line]
         assert len(named) == len(table.rows)
         assert all(words[0].endswith("…") and "…" not in "".join(words[2:]) for words in named)
+
+
+def test_a_column_is_its_label_its_unit_and_how_it_is_computed():
+    timed = Column("time", "training time", str, unit="s")
+    assert (timed.head, timed.legend) == ("time\n(s)", "time (s): training time.")
+    assert Column("flat\ngate", "all alike", str).legend == "flat gate: all alike."
+    assert Column("experiment", "", str).legend == ""
+
+
+def test_every_column_has_a_line_of_its_own_below_the_table(experiments):
+    first, *_, added = report.tables(experiments)
+    for table, heads in (
+        (first, ("local", "sd seeds", "best valid", "at round", "server", "time (s)")),
+        (added, ("of", "points", "low", "high", "better", "worse", "same")),
+    ):
+        lines = str(table.caption).splitlines()
+        for head in heads:
+            assert sum(line.startswith(f"{head}: ") for line in lines) == 1, head
+
+
+def test_a_wide_terminal_shows_every_name_whole_and_on_one_line(experiments):
+    mixed = with_mixture(experiments[0], "a-name-of-twenty-seven-marks", (100, 50, 60))
+    text = printed(report.tables([mixed, *experiments]), 200)
+    assert "…" not in text
+    assert re.search(r"^ mixture +gate-alone \(gate alone\) +local", text, re.M)
+    assert len(re.findall(r"^ a-name-of-twenty-seven-marks ", text, re.M)) == 4
 
 
 def test_a_head_breaks_between_words_alone(experiments):
@@ -350,7 +375,7 @@ def test_the_worst_client_is_the_lowest_of_all_seeds_with_its_counts(experiments
     """
     worst = [rows([[9, 6]]), rows([[9, 7]]), rows([[9, 0]])]
     line = cells(report.tables([with_rows(experiments[0], "x", dict(enumerate(worst)))])[1], 0)
-    assert (line["clients"], line["lowest"], line["right"], line["95 %"], line["seed"]) == (
+    assert (line["clients"], line["lowest"], line["correct"], line["95 %"], line["seed"]) == (
         "2",
         "0.0",
         "0/10",
@@ -657,7 +682,7 @@ def test_experiments_over_different_seeds_are_not_ranked_in_words(experiments):
     first = with_rows(experiments[0], "first", {0: rows([[4]]), 1: rows([[9]]), 2: rows([[9]])})
     other = with_rows(experiments[1], "other", {0: rows([[5]])})
     lines = claims.headline([first, other])
-    assert lines[0] == "These experiments have different seeds, so they are listed and not ranked."
+    assert lines[0] == "These experiments have different seeds, so they are listed but not ranked."
     assert not any("Highest" in line or "Next" in line for line in lines)
     assert lines[1].endswith("(gate alone): -10.0 (seed 0) points; an interval needs 3 seeds.")
     assert "do not have the same seeds" in printed(report.tables([first, other]))
@@ -747,21 +772,21 @@ def test_a_client_who_did_not_answer_is_named(experiments):
         row for row in rows([[5, 5, 5], [5, 5, 5]]) if (row["round"], row["client"]) != (1, "c-2")
     ]
     text = said(with_rows(experiments[0], "x", {0: found}))
-    assert "x, seed 0: the last evaluation lacks c-2, who did not answer." in text
+    assert "x, seed 0: missing from the last evaluation: c-2, which did not answer." in text
 
 
 def test_a_run_whose_last_evaluation_nobody_answered_does_not_count(experiments):
     whole = with_rows(experiments[0], "x", {0: rows([[5, 5], [5, 5]])})
     run = replace(whole.first, clients=rows([[5, 5]]))
     assert report.Experiment("x", {0: run}).finished == {}
-    assert "nobody answered" in run.unfinished
+    assert "no client answered" in run.unfinished
 
 
 @pytest.mark.parametrize(
     ("make_it", "says"),
     [
         (lambda path: None, "no such folder"),
-        (lambda path: path.write_text("x"), "a file"),
+        (lambda path: path.write_text("x"), "this is a file"),
         (lambda path: (path / "empty").mkdir(parents=True), "holds no run"),
         (
             lambda path: make(path / "x" / "tune" / "001", CASES["alone"], name="x"),
@@ -773,7 +798,7 @@ def test_a_folder_without_runs_says_what_would_be_right(tmp_path, make_it, says)
     path = tmp_path / "given"
     make_it(path)
     with pytest.raises(
-        ValueError, match=f"{re.escape(str(path))}.* {says}.*expected a folder that"
+        ValueError, match=f"{re.escape(str(path))}.* {says}.*expected a folder made by"
     ):
         report.collect([path])
 
@@ -837,7 +862,7 @@ def test_the_page_has_every_picture_for_which_there_is_something_to_show(page):
     for title in (
         "Accuracy over rounds",
         "Every client",
-        "How images weigh the experts: mixture",
+        "Shares of the experts: mixture",
         "Who received whose expert: mixture",
         "How far clients move what they share",
         "How different the experts are",
@@ -845,7 +870,7 @@ def test_the_page_has_every_picture_for_which_there_is_something_to_show(page):
     ):
         assert title in text
     assert len(Reader(page).images()) == 7
-    assert "weigh the experts: gate-alone" not in text
+    assert "Shares of the experts: gate-alone" not in text
 
 
 def test_the_page_has_both_tables_every_client_the_settings_and_the_environment(page, experiments):
@@ -936,13 +961,14 @@ def test_a_client_that_is_refused_in_every_round_is_said_loudly(tmp_path):
     (found,) = report.collect([tmp_path])
     lines = [line for line in claims.notes([found]) if line.startswith("WARNING")]
     assert lines == [
-        "WARNING: x, seed 0: every upload of b was refused, so nothing of it is in this result."
+        "WARNING: x, seed 0: every upload from b was refused, so it contributed nothing to this"
+        " result."
     ]
     assert lines[0] in said(found)
 
 
 def test_writing_over_a_folder_says_what_would_be_right(experiments, tmp_path):
-    with pytest.raises(ValueError, match=r"is a folder; expected the name of a file in it"):
+    with pytest.raises(ValueError, match=r"is a folder; expected the name of a file"):
         report.write_html(experiments, tmp_path)
 
 
@@ -1180,10 +1206,12 @@ def test_the_pictures_of_a_mixture_say_their_figures_in_words(experiments):
     alts = {picture.title: picture.alt for picture in figures.draw([moe])}
     assert alts["Accuracy of the server over rounds"].endswith("moe from 65.0 to 65.0 %.")
     assert "first choice for 60 %" in alts["Which expert serves which class: moe"]
-    assert "is 0.70 on average, of 3 experts" in alts["Clients' shares of the experts: moe"]
+    assert (
+        "is 0.70 on average, of 3 experts" in alts["Shares of the experts in clients' blends: moe"]
+    )
     assert alts["Clients before and after their blend: moe"].endswith("before it 30, after it 90.")
-    assert alts["How much a client has of one expert"].endswith("moe 0.7.")
-    assert alts["What the routed experts weigh"].endswith("moe 0.75.")
+    assert alts["Largest share of one expert in a client's blend"].endswith("moe 0.7.")
+    assert alts["Share of the routed experts"].endswith("moe 0.75.")
 
 
 AVERAGED = ("fedmix", "fedjets", "cent-moe")  # their servers hold a mixture that all share
@@ -1212,13 +1240,13 @@ def test_the_page_shows_a_mixture_beside_runs_without_one(fedmoe, study, tmp_pat
     for title in (
         "Accuracy of the server over rounds",
         "Which expert serves which class: fedmoe-letter",
-        "Clients' shares of the experts: fedmoe-letter",
+        "Shares of the experts in clients' blends: fedmoe-letter",
         "Clients before and after their blend: fedmoe-letter",
-        "How much a client has of one expert",
-        "What the routed experts weigh",
+        "Largest share of one expert in a client's blend",
+        "Share of the routed experts",
         "How undecided the gate is",
         "How far apart the routed experts are",
-        "How images weigh the experts: mixture",
+        "Shares of the experts: mixture",
     ):
         assert title in text
     assert "serves which class: fedavg" not in text

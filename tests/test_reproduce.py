@@ -200,8 +200,8 @@ def test_what_is_here_is_run_and_what_is_not_is_listed(hub, tmp_path):
     assert [name for name in notes if differs["200"] in notes[name]] == ["food101/pfedmoap"]
     assert "Differs: --set model.clip=tinyclip --set model.context=4" in done.output
     assert "Type: hf download --repo-type dataset ethz/food101" in done.output
-    assert "fedotp is no method of this package" in done.output
-    assert "6 of 13 figures obtained" in done.output
+    assert "fedotp is not a method of this package" in done.output
+    assert "6 of 13 figures reproduced" in done.output
 
 
 def test_typed_again_it_goes_on_and_with_what_has_come_since(hub, tmp_path, copies):
@@ -218,11 +218,11 @@ def test_typed_again_it_goes_on_and_with_what_has_come_since(hub, tmp_path, copi
     )
     (hub / "datasets--tanganke--dtd").rename(hub / "aside")
     first = call(*command, "--seeds", 1, settings=settings)
-    assert "1 of 8 figures obtained" in first.output
+    assert "1 of 8 figures reproduced" in first.output
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*.jsonl")}
     (hub / "aside").rename(hub / "datasets--tanganke--dtd")
     second = call(*command, "--only=flowers102/promptfl", "--seeds", 2, settings=settings)
-    assert "4 of 9 figures obtained" in second.output
+    assert "4 of 9 figures reproduced" in second.output
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert len(list(place.glob("*/*/seed-*"))) == 8
     other = call(*command, settings=[*settings, "learning.batch=3"])
@@ -233,7 +233,7 @@ def test_typed_again_it_goes_on_and_with_what_has_come_since(hub, tmp_path, copi
 def test_if_nothing_can_be_run_the_exit_code_says_so(hub, tmp_path):
     done = call("reproduce", "fedmoe", "--only", "yelp/100", "--out", tmp_path / "runs")
     assert done.exit_code == 1
-    assert "0 of 5 figures can be had here" in done.output
+    assert "0 of 5 figures can be reproduced here" in done.output
     for download in (
         "--repo-type dataset Yelp/yelp_review_full",
         "openai-community/gpt2-medium",
@@ -249,7 +249,7 @@ def test_what_cannot_go_on_is_listed_with_its_own_reason(hub, tmp_path):
         "reproduce", "pfedmoap", *words, settings=[*SMALL, "run.rounds=1", "learning.rate=1e38"]
     )
     assert done.exit_code == 1
-    assert "0 of 8 figures obtained" in done.output
+    assert "0 of 8 figures reproduced" in done.output
     numbers = {
         line.split()[0]: line.split()[-1]
         for line in done.output.splitlines()
@@ -257,7 +257,7 @@ def test_what_cannot_go_on_is_listed_with_its_own_reason(hub, tmp_path):
     }
     for name in ("dtd/coop-alone", "dtd/promptfl", "flowers102/coop-alone"):
         assert re.search(
-            rf"^ +{numbers[name]}  Not had: .*/{name}/seed-0: round 1: no client is left",
+            rf"^ +{numbers[name]}  Not run: .*/{name}/seed-0: round 1: no client is left",
             done.output,
             re.M,
         )
@@ -273,7 +273,7 @@ def test_a_set_that_cannot_be_read_does_not_stop_the_others(hub, copies, tmp_pat
     )
     done = call("reproduce", "pfedmoap", *words, settings=[*SMALL, "run.rounds=0"])
     assert done.exit_code == 0
-    assert "1 of 2 figures obtained" in done.output
+    assert "1 of 2 figures reproduced" in done.output
     assert "tanganke/dtd documents: train has the columns img, label, not image" in done.output
 
 
@@ -306,7 +306,7 @@ def test_the_servers_accuracy_is_taken_where_the_paper_gives_the_servers(copies,
         (["pfedmaop"], "pfedmaop: no such paper; expected one of fedmoe, pfedmoap"),
         (
             ["pfedmoap", "--only", "flower102"],
-            "the paper has no such set or method; did you mean flowers102?",
+            "the paper has no such data set or method; did you mean flowers102?",
         ),
         (["fedmoe", "--only", "cifar10/5"], "did you mean cifar10/50?"),
         (["fedmoe", "--set", "learning.rate=0"], "learning.rate = 0"),
@@ -330,5 +330,5 @@ def test_figures_are_asked_for_by_set_by_method_and_by_themselves():
     assert len(asked("cifar10")) == 16
     assert asked("cent-moe", "yelp/100/fedmoe")[-1] == "yelp/100/fedmoe"
     assert len(asked("cent-moe")) == 4
-    with pytest.raises(ConfigError, match="no such set or method"):
+    with pytest.raises(ConfigError, match="no such data set or method"):
         asked("50")

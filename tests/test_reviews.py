@@ -220,5 +220,5 @@ def test_texts_reach_a_model_whose_encoder_has_no_key(tmp_path: Path) -> None:
 
 
 def test_texts_have_no_augmented_views(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="learning.views is 2: it must be 1 for this model"):
+    with pytest.raises(ValueError, match="learning.views = 2: this model does not augment"):
         build(resolve([(experiment(2), "test")]), tmp_path)

@@ -168,11 +168,11 @@ def test_a_text_is_answered(texts: Site) -> None:
     [
         ("images", lambda good: b"no image", 400, "not an image of a kind that is read here"),
         ("images", lambda good: good[:60], 400, "truncated"),
-        ("images", lambda good: b"", 400, "nothing in it"),
+        ("images", lambda good: b"", 400, "it is empty"),
         ("images", lambda good: b"P5 10000 10000 255\n", 400, "it has 10,000 x 10,000 pixels"),
         ("images", lambda good: bytes(serve.LARGEST + 1), 413, "larger than 33,554,432 bytes"),
-        ("texts", lambda good: b"\xff\xfe", 400, "not a text in UTF-8"),
-        ("texts", lambda good: b" \n", 400, "nothing in it"),
+        ("texts", lambda good: b"\xff\xfe", 400, "not text in UTF-8"),
+        ("texts", lambda good: b" \n", 400, "it is empty"),
         ("texts", lambda good: b"a" * (serve.LONGEST + 1), 413, "larger than 65,536 bytes"),
     ],
 )
@@ -475,7 +475,7 @@ def test_the_command_warns_where_others_can_reach_it_and_ends_with_ctrl_c(run: P
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "anybody who reaches this address can use the page" in said
+    assert "anybody who can reach this address can use the page" in said
     assert "Traceback" not in said
 
 

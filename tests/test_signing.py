@@ -229,7 +229,7 @@ def test_a_deployment_of_an_older_version_says_what_to_type_and_that_mends_it(
         _ = SiteFolder.at(made.path, "a").signer
     done = CliRunner().invoke(cli, ["deploy", "app", str(made.path), "--key", str(key_of(made))])
     assert done.exit_code == 0
-    assert "into the folder of the site b" in " ".join(done.output.split())
+    assert "into the folder of site b" in " ".join(done.output.split())
     assert "site a" not in done.output
     assert made.signed().holds(SiteFolder.at(made.path, "a").signer)
 
@@ -249,7 +249,7 @@ def test_init_says_where_the_signing_key_is_and_to_keep_it_elsewhere(tmp_path: P
         cli, ["deploy", "init", str(folder), "--server", "localhost", "--sites", "a"]
     )
     said = " ".join(done.output.split())
-    assert f"Keep {signing_key_of(folder)} elsewhere, off this machine, and delete it here" in said
+    assert f"Move {signing_key_of(folder)} to another machine and delete it here" in said
 
 
 # ---- what a run's config may name at a site
@@ -286,7 +286,8 @@ def test_a_run_cannot_name_code_of_the_site(
 ) -> None:
     given = {section: {"name": "trap_module:Trap"}}
     with pytest.raises(
-        ValueError, match=rf'{section}.name .* names code, .* add modules = \["trap_module"\] to'
+        ValueError,
+        match=rf'{section}.name .* names code that .* add modules = \["trap_module"\] to',
     ):
         door.site(asked(**given), "a", {}, tmp_path, tmp_path / "split")
     assert not trap()
@@ -295,7 +296,7 @@ def test_a_run_cannot_name_code_of_the_site(
 def test_a_run_cannot_name_code_among_values_to_try(
     trap: Callable[[], bool], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="nothing is tried at sites"):
+    with pytest.raises(ValueError, match="sites do not tune"):
         door.site(
             asked(tune={"method.name": ["trap_module:Trap"]}), "a", {}, tmp_path, tmp_path / "split"
         )
@@ -330,7 +331,7 @@ def test_a_run_cannot_name_a_place_of_the_site(what: str, tmp_path: Path) -> Non
     config = door.resolve([(experiment(), "test"), (PLACES[what], "the run")])
     with pytest.raises(
         ValueError,
-        match=r"is a place on the site's machine, which its site.toml does not name: leave",
+        match=r"is a place on the site's machine that its site.toml does not allow: leave",
     ):
         door.site(config.toml(), "a", {}, tmp_path, tmp_path / "split")
 
@@ -413,7 +414,7 @@ def test_a_run_goes_on_by_the_method_with_which_it_began(tmp_path: Path) -> None
     ask("alone", "one", model=model, learning={"rate": 0.5})
     with pytest.raises(
         ValueError,
-        match=r"the run one began at this site with another method.name, and what it kept",
+        match=r"the run one began at this site with another method.name, so tensors",
     ):
         ask("fedmoe", "one", model=model)
     with pytest.raises(ValueError, match=r"with another \[mixture\]"):

@@ -189,7 +189,7 @@ def test_a_tracker_that_fails_is_said_once_and_told_later(tmp_path: Path) -> Non
     study.advance(tmp_path / "runs", warn=said.append)
     assert [RunDir(tmp_path / "runs" / "tiny" / f"seed-{seed}").done() for seed in (0, 1)] == [3, 3]
     assert len(said) == 1
-    assert said[0].startswith("mlflow is told no more (")
+    assert said[0].startswith("Stopped logging to mlflow (")
     write_checked(tmp_path / "runs" / track.PLACES, where("mlflow", tmp_path))
     study.advance(tmp_path / "runs", warn=pytest.fail)
     for run in ("tiny/seed-0", "tiny/seed-1"):
@@ -269,7 +269,7 @@ def test_what_to_install_is_said_before_anything_is_written(
 
 def test_a_place_of_tensorboard_that_is_taken_is_refused(tmp_path: Path) -> None:
     (tmp_path / "events" / "runs").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"events/runs is there already; use another folder"):
+    with pytest.raises(ValueError, match=r"events/runs already exists; use another folder"):
         study.create(tmp_path / "runs", [CONFIG], [0], where("tensorboard", tmp_path))
     assert not (tmp_path / "runs").exists()
 

@@ -46,7 +46,7 @@ RECIPE = """```python
 {lines}
 ```
 
-`logits(inputs({shown}))` is it all."""
+`logits(inputs({shown}))` is all you need."""
 
 NO_RECIPE = "As the model of the run does it: see its settings below."
 

@@ -294,7 +294,7 @@ def _own(states: Private, client: str, before: int, kept: int) -> Tensors | None
         return states.load(client, before, kept)
     except ValueError as error:
         error.add_note(
-            "If it lies elsewhere, say --private FOLDER; without --client, what all share predicts."
+            "If it is elsewhere, use --private FOLDER. Without --client the global model is used."
         )
         raise
 
@@ -307,8 +307,8 @@ def check_client(folder: RunDir, states: Private, client: str) -> None:
         near = difflib.get_close_matches(client, known, 1)
         there = f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}."
         raise ValueError(
-            f"no client {client!r} in {folder.path}; {there} Without --client, what all share"
-            " predicts"
+            f"no client {client!r} in {folder.path}; {there} Without --client the global model is"
+            " used."
         )
 
 

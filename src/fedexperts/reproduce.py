@@ -1,12 +1,11 @@
-"""A paper's published figures beside ours: which of them can be had on this machine, their runs,
-and what came of them.
+"""A paper's published figures beside ours: which can be run here, and what came of them.
 
-    configs/PAPER/_published.toml    the figures, what they are of, and what is known to differ
-    configs/PAPER/GROUP/NAME.toml    how each is obtained
+    configs/PAPER/_published.toml    the figures, what they measure, what is known to differ
+    configs/PAPER/GROUP/NAME.toml    how each is reproduced
     OUT/GROUP/                       a study of each group, as `fedexperts run` makes it
 
-A figure that cannot be had is a result, too, with its reason. This room trains nothing itself, and
-prints nothing.
+A figure that cannot be reproduced is a result, too, with its reason. This room trains nothing
+itself, and prints nothing.
 """
 
 import difflib
@@ -28,9 +27,7 @@ PUBLISHED = "_published.toml"
 
 @dataclass(frozen=True)
 class Figure:
-    """One published figure, in percent, with what its config differs in; without a config, nothing
-    here obtains it.
-    """
+    """One published figure, in percent; without a config, nothing here reproduces it."""
 
     group: str
     name: str
@@ -45,9 +42,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Paper:
-    """What a paper publishes: where, of whom ("local": the mean over clients, or "server"), and
-    each figure.
-    """
+    """What a paper publishes: where, of whom ("local" clients or "server"), each figure."""
 
     source: str
     column: str
@@ -69,9 +64,7 @@ def papers() -> list[str]:
 
 
 def read(paper: str, only: Sequence[str] = (), settings: Sequence[str] = ()) -> Paper:
-    """A paper's figures, or `only` those of some groups or experiments; ConfigError for a name that
-    is not there.
-    """
+    """A paper's figures, or `only` some of them; ConfigError for an unknown name."""
     if paper not in papers():
         raise ConfigError(f"{paper}: no such paper; expected one of {', '.join(papers())}")
     folder = door.shipped_folder() / paper
@@ -89,7 +82,7 @@ def read(paper: str, only: Sequence[str] = (), settings: Sequence[str] = ()) -> 
 def run(
     paper: Paper, folder: Path, seeds: int, jobs: int = 1, tell: Progress = lambda _: None
 ) -> dict[str, str]:
-    """Do what is left of every figure that can be had; by group, why not all could be done.
+    """Do what is left of every figure; by group, why not all could be done.
 
     ValueError, before anything is run, if the folder holds other experiments of these names.
     """
@@ -105,9 +98,7 @@ def run(
 
 
 def _advance(group: str, folder: Path, jobs: int, tell: Progress) -> str:
-    """Do what is left of a group, and say why not all could be done, or ""; the other groups go
-    on.
-    """
+    """Do what is left of a group; why not all could be done, or "". Other groups go on."""
     try:
         study.advance(folder / group, jobs, lambda beat: tell(replace(beat, what=group)))
     except (NobodyLeftError, ValueError) as error:
@@ -153,7 +144,7 @@ def _figure(
     notes = [text for key, text in differs.items() if key in known]
     notes += [" ".join(f"--set {text}" for text in settings)] if settings else []
     if not file.exists():
-        return Figure(group, name, percent, None, (f"{name} is no method of this package.",), ())
+        return Figure(group, name, percent, None, (f"{name} is not a method of this package.",), ())
     config = door.load(file, settings)
     return Figure(group, name, percent, config, tuple(door.lacking(config)), tuple(notes))
 
@@ -165,8 +156,10 @@ def _chosen(there: Sequence[tuple[str, str]], only: Sequence[str]) -> list[tuple
     for word in only:
         if word not in known:
             near = difflib.get_close_matches(word, sorted(known), 1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
-            raise ConfigError(f"--only {word}: the paper has no such set or method; {hint}")
+            hint = f"expected one of {', '.join(sorted(known))}"
+            if near:
+                hint = f"did you mean {near[0]}?"
+            raise ConfigError(f"--only {word}: the paper has no such data set or method; {hint}")
     return [pair for pair in there if not only or words[pair] & {*only}]
 
 

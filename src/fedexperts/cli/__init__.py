@@ -1,5 +1,4 @@
-"""The command line. It reads arguments, calls one function of another room, and prints; it computes
-nothing.
+"""The command line: read arguments, call one function of another room, print.
 
     studies.py      run, resume, reproduce, compare, report
     look.py         ls, show, check
@@ -32,7 +31,7 @@ START = """[bold]fedexperts[/]: sites learn together and exchange experts, never
 
   fedexperts ls configs                         what can be run
   fedexperts check configs/demo/pfedmoap.toml   data, split and model; nothing is trained
-  fedexperts run configs/demo                   the comparison, with a report, in a few minutes
+  fedexperts run configs/demo                   eight methods compared, in a few minutes
   fedexperts --help                             all commands"""
 
 

@@ -30,35 +30,33 @@ def init(
     folder: Annotated[
         Path, typer.Argument(help="A new folder, on the server's machine.", show_default=False)
     ],
-    server: Annotated[
-        str, typer.Option(help="Name or address under which sites reach the server.")
-    ],
-    sites: Annotated[str, typer.Option(help="Names of the sites, with commas between.")],
+    server: Annotated[str, typer.Option(help="Name or address at which sites reach the server.")],
+    sites: Annotated[str, typer.Option(help="Names of the sites, separated by commas.")],
     port: Annotated[
         int, typer.Option(min=1, max=65535, help="The server's port: the only one to open.")
     ] = 9443,
 ) -> None:
-    """Write certificates, keys, and what every site needs; say what to run where."""
+    """Create certificates, keys and each site's folder, and print what to run where."""
     with _flower() as (_, place):
         names = [name.strip() for name in sites.split(",") if name.strip()]
         made = place.Deployment.create(folder, server, port, names)
         key = place.signing_key_of(folder)
         out.print(
-            f"Wrote {folder}, and apart from it the signing key {key}.\n  Keep {key} elsewhere, off"
-            " this machine, and delete it here: who has it can run code at\n  the sites, and who"
-            " has the server alone cannot. `fedexperts deploy app` asks for it after an"
+            f"Wrote {folder} and, separately, the signing key {key}.\n  Move {key} to another"
+            " machine and delete it here: whoever has it can run code at the\n  sites; whoever has"
+            " only the server cannot. `fedexperts deploy app` asks for it after an"
             " upgrade.\nNext:",
             soft_wrap=True,
         )
         for name in made.sites:
             out.print(
-                f"  carry {folder}/sites/{name} to the site {name}'s machine, delete it here, and"
-                f" there type\n    fedexperts deploy site {name} --name {name} --data"
+                f"  copy {folder}/sites/{name} to the machine of site {name}, delete it here, and"
+                f" run there\n    fedexperts deploy site {name} --name {name} --data"
                 " PATH_OF_ITS_DATA",
                 soft_wrap=True,
             )
         out.print(
-            f"  here type\n    fedexperts deploy server {folder}\n"
+            f"  run here\n    fedexperts deploy server {folder}\n"
             f"  and in another terminal\n    fedexperts deploy run {folder} CONFIG.toml",
             soft_wrap=True,
         )
@@ -72,14 +70,14 @@ def server(
         typer.Option(
             metavar="ADDRESS",
             help="Address of this machine at which sites reach it.",
-            show_default="127.0.0.1 if the server's name is localhost, else every network",
+            show_default="127.0.0.1 if the server's name is localhost, otherwise all networks",
         ),
     ] = None,
 ) -> None:
     """Run the server until it is stopped."""
     with (
         _flower() as (processes, place),
-        stopped("The server is stopped; runs go on from their last round by `resume`."),
+        stopped("The server has stopped; `resume` continues its runs from their last round."),
     ):
         processes.serve(place.Deployment.at(folder), bind, say)
 
@@ -91,22 +89,22 @@ def site(
     ],
     name: Annotated[str, typer.Option(help="The site's name.")],
     data: Annotated[
-        Path | None, typer.Option(help="Where its data lie; remembered in site.toml.")
+        Path | None, typer.Option(help="Where its data are; saved in site.toml.")
     ] = None,
     patience: Annotated[
-        float, typer.Option(min=0, help="Seconds to go on trying if the server refuses.")
+        float, typer.Option(min=0, help="Seconds to keep trying if the server refuses.")
     ] = 180,
     forget: Annotated[
         str | None,
         typer.Option(
-            metavar="RUN", help="Begin afresh in this run, as private/ calls it: its state is lost."
+            metavar="RUN", help="Start afresh in this run, named as in private/; its state is lost."
         ),
     ] = None,
 ) -> None:
     """Run a site until it is stopped."""
     with (
         _flower() as (processes, _),
-        stopped("The site is stopped; what it keeps lies in its folder."),
+        stopped("The site has stopped; what it keeps is in its folder."),
     ):
         from ..deploy.sitefolder import SiteFolder
 
@@ -120,7 +118,7 @@ def site(
 
 @app.command()
 def run(folder: Folder, config: OneConfig, settings: Settings = None) -> None:
-    """Run an experiment on the sites, and watch it; it goes on when this terminal goes away."""
+    """Run an experiment on the sites and watch it; closing this terminal does not stop it."""
     from .. import config as door
 
     with _flower() as (_, place):
@@ -131,10 +129,7 @@ def run(folder: Folder, config: OneConfig, settings: Settings = None) -> None:
         asked = door.load(config, settings or [])
         fitted = runs.fitted(asked, deployment)
         if asked.tune:
-            say(
-                f"{asked.name}: the values in [tune] are not tried here; those in the file are"
-                " taken."
-            )
+            say(f"{asked.name}: [tune] is ignored here; the values in the file are used.")
         control.connected(deployment)  # before anything is written: is the server there?
         deployment.signed()  # and an app that sites run?
         run = runs.Run.create(deployment, fitted, free(folder / "runs" / asked.name).name)
@@ -144,11 +139,11 @@ def run(folder: Folder, config: OneConfig, settings: Settings = None) -> None:
 
 @app.command()
 def resume(folder: Folder, name: RunName, forget: Forget = None) -> None:
-    """Go on with a run from its last finished round, and watch it."""
+    """Continue a run from its last finished round, and watch it."""
     with _run_of(folder, name) as (control, deployment, run):
         for site in forget or []:
             run.folder.forget(site)
-            say(f"{site} begins afresh; the run's log and its report say so.")
+            say(f"{site} starts afresh; the run's log and its report say so.")
         run.begins_anew()
         control.submit(deployment, run)
         _watch(folder, deployment, run)
@@ -163,15 +158,17 @@ def watch(folder: Folder, name: RunName) -> None:
 
 @app.command()
 def stop(folder: Folder, name: RunName) -> None:
-    """Stop a run; its finished rounds are kept, and `resume` goes on."""
+    """Stop a run; finished rounds are kept, and `resume` continues it."""
     with _run_of(folder, name) as (control, deployment, run):
         control.stop(deployment, run)
-        out.print(f"Stopped. Go on with: fedexperts deploy resume {folder} {name}", soft_wrap=True)
+        out.print(
+            f"Stopped. Continue with: fedexperts deploy resume {folder} {name}", soft_wrap=True
+        )
 
 
 @app.command()
 def sites(folder: Folder) -> None:
-    """List the sites, and which of them are connected."""
+    """List the sites, and say which are connected."""
     with _flower() as (_, place):
         from ..deploy import control
 
@@ -179,56 +176,50 @@ def sites(folder: Folder) -> None:
         there = control.connected(deployment)
         for name in deployment.sites:
             out.print(
-                f"{escape(name)}  [dim]{there.get(name, 'not known to the server yet')}[/]",
+                f"{escape(name)}  [dim]{there.get(name, 'not yet known to the server')}[/]",
                 soft_wrap=True,
             )
 
 
 @app.command()
 def add(folder: Folder, site: Annotated[str, typer.Argument(help="The new site's name.")]) -> None:
-    """Let another site take part; a server that runs takes notice by itself."""
+    """Add a site to the federation; a running server picks it up."""
     with _flower() as (_, place):
         made = place.Deployment.at(folder).add(site)
-        out.print(f"Carry {made} to the site's machine and delete it here.", soft_wrap=True)
+        out.print(f"Copy {made} to the site's machine, then delete it here.", soft_wrap=True)
 
 
 @app.command("app")
 def sign(
     folder: Folder,
-    key: Annotated[
-        Path, typer.Option(help="The signing key that `init` wrote, from where it is kept.")
-    ],
+    key: Annotated[Path, typer.Option(help="Path of the signing key that `init` wrote.")],
 ) -> None:
-    """Build and sign the app that sites run, after an upgrade; a server that runs takes notice by
-    itself.
-    """
+    """After an upgrade: build and sign the app that sites run. A running server picks it up."""
     with _flower() as (_, place):
         deployment = place.Deployment.at(folder)
         lacking = deployment.sign(key)
         out.print(
-            f"Signed the app in {folder}/app by {key}; keep that key off the server.",
+            f"Signed the app in {folder}/app with {key}; keep that key off the server.",
             soft_wrap=True,
         )
         for name in lacking:
-            out.print(
-                f"Carry {folder}/app/app.pub into the folder of the site {name}.", soft_wrap=True
-            )
+            out.print(f"Copy {folder}/app/app.pub into the folder of site {name}.", soft_wrap=True)
 
 
 @app.command()
 def remove(folder: Folder, site: Annotated[str, typer.Argument(help="The site's name.")]) -> None:
-    """Let a site take part no more; a server that runs takes notice by itself."""
+    """Remove a site from the federation; a running server picks it up."""
     with _flower() as (_, place):
         place.Deployment.at(folder).remove(site)
-        out.print(f"{site} may not take part any more.", soft_wrap=True)
+        out.print(f"Removed {site}.", soft_wrap=True)
 
 
 @app.command()
 def renew(folder: Folder) -> None:
-    """Write a new certificate for the server; start the server again to use it."""
+    """Write a new certificate for the server; restart the server to use it."""
     with _flower() as (_, place):
         place.Deployment.at(folder).renew()
-        out.print("Wrote a new certificate; start the server again.", soft_wrap=True)
+        out.print("Wrote a new certificate; restart the server.", soft_wrap=True)
 
 
 @contextmanager
@@ -257,19 +248,19 @@ def _run_of(folder: Path, name: str) -> Iterator[tuple[ModuleType, "Deployment",
 
 
 def _watch(folder: Path, deployment: "Deployment", run: "Run") -> None:
-    """Say what happens in a run until it is over; the exit code tells whether it finished."""
+    """Say what happens in a run until it is over; exit with 1 if it did not finish."""
     from .. import report as pictures
     from ..deploy import watch
 
     name = run.path.name
     again, end = (f"fedexperts deploy {command} {folder} {name}" for command in ("watch", "stop"))
-    with stopped(f"The run goes on. Watch it: {again}; end it: {end}"):
+    with stopped(f"The run continues. Watch it: {again}; stop it: {end}"):
         for line in watch.lines(deployment, run):
             say(line)
     status = run.status
     if status.state != "finished":
         err.print(
-            f"[red]Error:[/] {escape(status.why)}\nGo on with: fedexperts deploy resume {folder}"
+            f"[red]Error:[/] {escape(status.why)}\nContinue with: fedexperts deploy resume {folder}"
             f" {name}"
         )
         raise typer.Exit(1)

@@ -1,7 +1,7 @@
 """Commands that show what there is and what a config means; nothing is trained."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +20,7 @@ MANY = ("classes", "fewest", "most")
 
 
 def ls(what: Annotated[str, typer.Argument(metavar="configs|methods|models|data")]) -> None:
-    """List what there is, a line each."""
+    """List what can be named or run, one per line."""
     from .. import config as door
 
     kinds = {"methods": "method", "models": "model", "data": "data"}
@@ -38,7 +38,7 @@ def ls(what: Annotated[str, typer.Argument(metavar="configs|methods|models|data"
 
 
 def show(config: OneConfig, settings: Settings = None) -> None:
-    """Print a config resolved: every key, its value, its meaning, and where the value came from."""
+    """Print every key of a config: its value, its meaning, and where the value came from."""
     from .. import config as door
 
     with errors():
@@ -60,10 +60,10 @@ def check(
     settings: Settings = None,
     picture: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Also draw the split: a name in .svg or .png."),
+        typer.Option(metavar="FILE", help="Also draw the split, as a .svg or .png file."),
     ] = None,
 ) -> None:
-    """Load data and model, print the split; nothing is trained."""
+    """Load data and model and print the split; nothing is trained."""
     from .. import config as door
 
     with errors():
@@ -72,16 +72,14 @@ def check(
         out.print(_split(federation))
         kept = dict(getattr(model, "expert", model).initial) | model.initial
         leaving = method.uploads(model)
-        trained = sum(
-            value.numel() for name, value in kept.items() if name in (leaving or model.initial)
-        )
+        trained = sum(kept[name].numel() for name in leaving or model.initial if name in kept)
         again = shlex.join(
             ["fedexperts", "run", str(config), *(f"--set={text}" for text in settings or [])]
         )
         out.print(
             f"\n{found.name}: {len(federation.parts)} clients, {len(federation.inputs)} examples of"
-            f" {len(federation.classes)} classes; no example stands in two parts or at two"
-            f" clients.\nA client trains {trained:,} numbers; what may leave it:"
+            f" {len(federation.classes)} classes; no example is in two parts or at two"
+            f" clients.\nA client trains {trained:,} numbers; only these tensors may leave it:"
             f" {_listed(sorted(leaving))}."
         )
         for remark in (*federation.notes, *_twins(federation)):
@@ -93,18 +91,23 @@ def check(
 
 def _listed(names: list[str]) -> str:
     """The first few of many names."""
-    more = len(names) - 4
-    return ", ".join(names[:4]) + (f" and {more} more" if more > 0 else "") if names else "nothing"
+    if not names:
+        return "none"
+    text = ", ".join(names[:4])
+    if len(names) > 4:
+        text += f" and {len(names) - 4} more"
+    return text
 
 
 def _split(federation: "Federation") -> Table:
-    """Who holds how many examples of which class, the server's reserve set last; of many classes,
-    the extremes.
-    """
+    """Examples by client and class, or their extremes; the server's reserve set last."""
     few = len(federation.classes) <= FEW
+    heads: Iterable[str] = MANY
+    if few:
+        heads = map(escape, federation.classes)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("client", no_wrap=True)
-    for name in ("train", "valid", "test", *(map(escape, federation.classes) if few else MANY)):
+    for name in ("train", "valid", "test", *heads):
         table.add_column(name, justify="right")
     by_part = {
         client: [str(sum(own)) for own in parts.values()]
@@ -112,9 +115,10 @@ def _split(federation: "Federation") -> Table:
     }
     by_part[""] = [str(len(federation.reserve)), "", ""]
     for client, counts in federation.by_class().items():
-        there = [count for count in counts if count]
-        shown = counts if few else [len(there), min(there), max(there)]
-        table.add_row(escape(client) or SERVER, *by_part[client], *map(str, shown))
+        if not few:
+            there = [count for count in counts if count]
+            counts = [len(there), min(there), max(there)]
+        table.add_row(escape(client) or SERVER, *by_part[client], *map(str, counts))
     return table
 
 
@@ -130,17 +134,20 @@ def _draw(federation: "Federation", path: Path) -> None:
 
 
 def _twins(federation: "Federation") -> Iterator[str]:
-    """What to know of equal examples in two places."""
+    """A warning about equal examples in two places."""
     from ..report.claims import plural
 
     holders, files = federation.holders(), list(federation.files)
 
     def named(example: int) -> str:
         client, part = holders[example]
-        return f"{files[example] if files else f'example {example}'} ({client or SERVER}, {part})"
+        name = f"example {example}"
+        if files:
+            name = files[example]
+        return f"{name} ({client or SERVER}, {part})"
 
     if pairs := [f"{named(one)} = {named(other)}" for one, other in federation.twins()]:
         yield (
             f"{plural(len(pairs), 'example')} equal to one at another client or in another part;"
-            f" what is tested on should not have been trained on: {_listed(pairs)}."
+            f" test examples should not be trained on: {_listed(pairs)}."
         )

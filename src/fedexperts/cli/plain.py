@@ -1,4 +1,4 @@
-"""A console on which words of others are only words.
+"""A console on which text from strangers can do nothing but be read.
 
 Names of files, classes, clients and experts may be made by strangers. Rich's markup in them is
 escaped where they are printed; what would move a terminal's cursor, name its window or turn the
@@ -31,19 +31,22 @@ class Plain(Console):
     ) -> Iterable[Segment]:
         """All else, too, comes by here, and is text no longer when it leaves."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(plain(segment.text), segment.style)
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(plain(segment.text), segment.style)
 
 
 def plain(text: str) -> str:
-    """A text in which every character that is more than a letter to a terminal is written as its
-    number.
-    """
-    return "".join(_number(mark) if _acts(mark) else mark for mark in text)
+    """A text with every character that a terminal would act on written as its number."""
+    return "".join(map(_visible, text))
+
+
+def _visible(mark: str) -> str:
+    if not _acts(mark):
+        return mark
+    return mark.encode("unicode_escape", "surrogatepass").decode()
 
 
 def _acts(mark: str) -> bool:
     return mark in _TURNS or (mark not in _KEPT and unicodedata.category(mark) in ("Cc", "Cs"))
-
-
-def _number(mark: str) -> str:
-    return mark.encode("unicode_escape", "surrogatepass").decode()

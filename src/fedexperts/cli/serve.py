@@ -1,4 +1,4 @@
-"""The command that shows what a run learned on a page of this machine."""
+"""The command that serves a page on which a run's model can be tried."""
 
 from types import ModuleType
 from typing import Annotated
@@ -15,13 +15,13 @@ def serve(
     client: ClientName = "",
     private: PrivateFolder = None,
     host: Annotated[
-        str, typer.Option(help="Where to listen; the default is this machine alone.")
+        str, typer.Option(help="Address to listen at; by default only this machine can connect.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen at; 0: any free one.")
+    ] = 8000,
 ) -> None:
-    """Show a page to drop images on, or to type texts into: classes, probabilities, and which
-    experts spoke.
-    """
+    """Serve a page for images or texts: classes, probabilities, each expert's share."""
     from ..predict import Predictor
 
     with errors():
@@ -30,13 +30,13 @@ def serve(
         with room.listen(host, port) as door:
             if host not in room.LOOPBACK:
                 err.print(
-                    "[yellow]Warning:[/] anybody who reaches this address can use the page; it asks"
-                    " for no password, and what is sent is not encrypted.",
+                    "[yellow]Warning:[/] anybody who can reach this address can use the page; there"
+                    " is no password and no encryption.",
                     soft_wrap=True,
                 )
             out.print(
                 f"Predicting with {escape(predictor.who)}.\n"
-                f"Open http://{host}:{door.getsockname()[1]} in a browser; Ctrl-C ends it.",
+                f"Open http://{host}:{door.getsockname()[1]} in a browser; Ctrl-C stops it.",
                 soft_wrap=True,
             )
             room.server(room.application(predictor, host)).run(sockets=[door])

@@ -1,4 +1,4 @@
-"""Commands that run experiments, and those that show what came of them."""
+"""Commands that run experiments and show their results."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ..config import Config
     from ..reproduce import Result
 
-KEPT = "Stopped. Every finished round is kept; go on with: "
+KEPT = "Stopped. Every finished round is kept; continue with: "
 
 
 def run(
@@ -54,31 +54,29 @@ def run(
     jobs: Jobs = None,
     tensorboard: Annotated[
         str | None,
-        typer.Option(
-            metavar="FOLDER", help="Also write each round's figures for TensorBoard, in here."
-        ),
+        typer.Option(metavar="FOLDER", help="Also log each round for TensorBoard, in this folder."),
     ] = None,
     mlflow: Annotated[
         str | None,
         typer.Option(
-            metavar="ADDRESS", help="Also tell MLflow: http://HOST:PORT or sqlite:///FILE."
+            metavar="ADDRESS", help="Also log to MLflow, at http://HOST:PORT or sqlite:///FILE."
         ),
     ] = None,
     wandb: Annotated[
-        str | None, typer.Option(metavar="PROJECT", help="Also tell Weights & Biases.")
+        str | None,
+        typer.Option(metavar="PROJECT", help="Also log to this project of Weights & Biases."),
     ] = None,
 ) -> None:
-    """Run experiments side by side: tune each on validation data, repeat over seeds, print tables,
-    write the report.
-    """
+    """Run experiments: tune each on validation data, repeat over seeds, write a report."""
     from .. import study
 
     with errors():
         experiments = _load(configs, settings or [])
         first = int(experiments[0].values["run"]["seed"])
-        place = folder or study.free(
-            Path("runs") / (configs[0].stem if len(configs) == 1 else "comparison")
-        )
+        name = "comparison"
+        if len(configs) == 1:
+            name = configs[0].stem
+        place = folder or study.free(Path("runs") / name)
         trackers = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb}
         asked = {kind: where for kind, where in trackers.items() if where}
         study.create(place, experiments, [first + i for i in range(seeds)], asked)
@@ -87,24 +85,25 @@ def run(
 
 def resume(
     folder: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A folder that `fedexperts run` made.")
+        Path, typer.Argument(metavar="RUN", help="A folder made by `fedexperts run`.")
     ],
     jobs: Jobs = None,
     changed_data: Annotated[
         bool,
         typer.Option(
-            "--changed-data", help="Go on though the data changed: what is known stays in its part."
+            "--changed-data",
+            help="Continue although the data changed; known examples keep their part.",
         ),
     ] = False,
     forget: Forget = None,
 ) -> None:
-    """Go on with what was stopped, from the last finished round of each run."""
+    """Continue what was stopped, from the last finished round of each run."""
     from .. import study
 
     with errors():
         for client in forget or []:
             study.forget(folder, client)
-            say(f"{client} begins afresh; the run's log and its report say so.")
+            say(f"{client} starts afresh; the run's log and its report say so.")
         _advance(folder, jobs, changed_data)
 
 
@@ -114,7 +113,7 @@ def reproduce(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Of this set or method alone, e.g. flowers102, cifar10/50; repeatable.",
+            help="Only this set or method, such as flowers102 or cifar10/50; repeatable.",
         ),
     ] = None,
     settings: Settings = None,
@@ -124,27 +123,27 @@ def reproduce(
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="A folder, new or of this command.", show_default="runs/reproduce/PAPER"
+            "--out",
+            help="A new folder, or one made by this command.",
+            show_default="runs/reproduce/PAPER",
         ),
     ] = None,
     jobs: Jobs = None,
 ) -> None:
-    """Run a paper's experiments, as far as data and models are on this machine, and print ours
-    beside the published.
+    """Run a paper's experiments and print our figures beside the published ones.
 
-    Typed again, it goes on where it was stopped, and with what has come to this machine since.
+    Run again, it continues where it stopped, and includes data and models added since.
     """
     from .. import config as door
     from .. import reproduce as papers
 
     with errors():
-        asked, place = (
-            papers.read(paper, only or [], settings or []),
-            folder or Path("runs/reproduce") / paper,
-        )
+        asked = papers.read(paper, only or [], settings or [])
+        place = folder or Path("runs/reproduce") / paper
         there = sum(not figure.lacking for figure in asked.figures)
         out.print(
-            f"{asked.source}: {there} of {len(asked.figures)} figures can be had here, in {place}",
+            f"{asked.source}: {there} of {len(asked.figures)} figures can be reproduced here, in"
+            f" {place}",
             soft_wrap=True,
         )
         with stopped(KEPT + "the same command"), _progress() as tell:
@@ -156,9 +155,7 @@ def reproduce(
 
 
 def _print_beside(results: list["Result"], column: str) -> None:
-    """Published and ours, a row a figure; below, by number, what differs and why some could not be
-    obtained.
-    """
+    """A row for each published figure; below, by number, what differs and what was not run."""
     from ..metrics import mean_sd
 
     notes: dict[str, str] = {}  # by text, with its number
@@ -169,25 +166,26 @@ def _print_beside(results: list["Result"], column: str) -> None:
     for result in results:
         says = [
             *(f"Differs: {text}" for text in result.figure.differs),
-            *(f"Not had: {text}" for text in result.why),
+            *(f"Not run: {text}" for text in result.why),
         ]
         numbers = [notes.setdefault(text, str(len(notes) + 1)) for text in says]
         cells = ["-", "-", "-"]
         if result.ours:
             mean, sd = mean_sd(result.ours)
-            spread = f"{sd:.2f} ({len(result.ours)})" if len(result.ours) > 1 else "1 seed"
+            spread = "1 seed"
+            if len(result.ours) > 1:
+                spread = f"{sd:.2f} ({len(result.ours)})"
             cells = [f"{mean:.2f}", spread, f"{mean - result.figure.percent:+.2f}"]
         table.add_row(str(result.figure), f"{result.figure.percent:.2f}", *cells, " ".join(numbers))
     out.print(table)
-    of = (
-        "the server's predictor on all test parts"
-        if column == "server"
-        else "mean over clients, on their own parts"
-    )
-    had = sum(bool(result.ours) for result in results)
+    of = {
+        "server": "the server's predictor on all test parts",
+        "local": "mean over clients, on their own test parts",
+    }[column]
+    count = sum(bool(result.ours) for result in results)
     out.print(
-        f"Accuracy in percent after the last round: {of}. {had} of {len(results)} figures"
-        " obtained.",
+        f"Accuracy in percent after the last round: {of}. {count} of {len(results)} figures"
+        " reproduced.",
         soft_wrap=True,
     )
     for text, number in notes.items():
@@ -205,13 +203,15 @@ def compare(runs: Runs) -> None:
 def report(
     runs: Runs,
     file: Annotated[
-        Path | None, typer.Option("--out", help="The page.", show_default="report.html in RUN")
+        Path | None,
+        typer.Option("--out", help="Where to write the page.", show_default="report.html in RUN"),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option("--pictures", help="Also write each picture, as SVG, here.")
+        Path | None,
+        typer.Option("--pictures", help="Also write each picture as SVG into this folder."),
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page: settings, tables, pictures."""
+    """Write one self-contained HTML page with settings, tables and pictures."""
     from .. import report as pictures
 
     with errors():
@@ -223,9 +223,7 @@ def report(
 
 
 def _print_tables(tables: list[Table]) -> None:
-    """Each with an empty line below, so that what is said of one does not run into the title of the
-    next.
-    """
+    """Each with an empty line below, apart from the title of the next."""
     for table in tables:
         out.print(table)
         out.print()
@@ -239,16 +237,17 @@ def _load(paths: list[Path], settings: list[str]) -> list["Config"]:
         try:
             found.append(door.load(file, settings))
         except door.ConfigError as error:
-            wrong.append(f"{file}:\n{error}" if len(paths) > 1 or file != paths[0] else str(error))
+            says = str(error)
+            if len(paths) > 1 or file != paths[0]:
+                says = f"{file}:\n{says}"
+            wrong.append(says)
     if wrong:
         raise door.ConfigError("\n".join(wrong))
     return found
 
 
 def _advance(folder: Path, jobs: int | None, changed_data: bool = False) -> None:
-    """Run what is left in a folder with a progress bar; then tables, report, and what to type
-    next.
-    """
+    """Run what is left in a folder with a progress bar; then print and write the results."""
     from .. import config as door
     from .. import report as pictures
     from .. import study
@@ -281,7 +280,7 @@ def _announce(folder: Path) -> None:
         f"{plural(len(experiments), 'experiment')}, {plural(len(seeds), 'seed')},"
         f" {plural(runs, 'run')}"
     )
-    out.print(f"{counts}, {trials} of them to tune, in {folder}", soft_wrap=True)
+    out.print(f"{counts}, {trials} of them for tuning, in {folder}", soft_wrap=True)
 
 
 @contextmanager
@@ -291,7 +290,7 @@ def _progress() -> Iterator["units.Progress"]:
         BarColumn(),
         TextColumn("round"),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[clients]} clients a round"),
+        TextColumn("{task.fields[clients]} clients per round"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

@@ -1,4 +1,4 @@
-"""Commands for what a run learned: predictions, and a folder to take away."""
+"""Commands that use what a run learned: predict, and export as a folder."""
 
 import csv
 import json
@@ -21,18 +21,20 @@ if TYPE_CHECKING:
 OneRun = Annotated[
     Path,
     typer.Argument(
-        metavar="RUN", help="A run's folder, as OUT/EXPERIMENT/seed-0.", show_default=False
+        metavar="RUN", help="A run's folder, such as OUT/EXPERIMENT/seed-0.", show_default=False
     ),
 ]
 ClientName = Annotated[
     str,
     typer.Option(
-        "--client", metavar="NAME", help="Whose own model; without it, what the server has."
+        "--client",
+        metavar="NAME",
+        help="Use this client's own model; without it, the global model.",
     ),
 ]
 PrivateFolder = Annotated[
     Path | None,
-    typer.Option(help="Where clients' private states lie.", show_default="private in RUN"),
+    typer.Option(help="Folder of clients' private states.", show_default="private in RUN"),
 ]
 
 
@@ -49,7 +51,8 @@ def predict(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="IMAGE|FOLDER|TEXTS.txt", help="What to predict; a .txt file has a text a line."
+            metavar="IMAGE|FOLDER|TEXTS.txt",
+            help="What to predict; a .txt file: one text per line.",
         ),
     ] = None,
     texts: Annotated[
@@ -61,18 +64,16 @@ def predict(
         Path | None,
         typer.Option(
             help=(
-                "For a client that never trained: a few labelled examples of its own, by which"
-                " experts are chosen; a "
-                "folder with class/image.jpg, or a table with columns path or text, and label."
+                "For a client that never trained: a few labelled examples of its own, used to"
+                " choose experts. A folder with CLASS/IMAGE files, or a table with the columns"
+                " label and path or text."
             ),
             show_default=False,
         ),
     ] = None,
-    form: Annotated[Form, typer.Option("--format", help="How to print it.")] = Form.table,
+    form: Annotated[Form, typer.Option("--format", help="Output format.")] = Form.table,
 ) -> None:
-    """Predict new images or texts with what a run learned: a client's own model, or what all
-    share.
-    """
+    """Predict new images or texts with a client's own model or the global model."""
     from .. import predict as room
 
     with errors():
@@ -85,7 +86,7 @@ def predict(
             predictor = predictor.like(room.labelled(predictor, like))
         asked = room.inputs(predictor, paths or [], texts or [])
         if not asked:
-            raise ValueError("nothing to predict; use images, a folder of them, or texts")
+            raise ValueError("nothing to predict; expected images, a folder of images, or texts")
         err.print(f"Predicted with {escape(predictor.who)}.", soft_wrap=True)
         found, broken = list[room.Prediction](), dict[str, str]()
         columns = (
@@ -112,12 +113,10 @@ def export(
     client: ClientName = "",
     private: PrivateFolder = None,
     onnx: Annotated[
-        bool, typer.Option("--onnx", help="Also as model.onnx; needs the extra onnx.")
+        bool, typer.Option("--onnx", help="Also write model.onnx; needs the extra onnx.")
     ] = False,
 ) -> None:
-    """Write a client's model, or what the server has, as a folder that predicts without this
-    package.
-    """
+    """Write a client's or the server's model as a folder that predicts without this package."""
     from .. import export as room
     from ..predict import Predictor
 
@@ -151,8 +150,10 @@ def _print_predictions(found: "list[Prediction]", form: Form) -> None:
         )
     else:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for name in ("input", "class", "%", "experts"):
-            table.add_column(name, justify="right" if name == "%" else "left", overflow="fold")
+        table.add_column("input", overflow="fold")
+        table.add_column("class", overflow="fold")
+        table.add_column("%", justify="right")
+        table.add_column("experts", overflow="fold")
         for each in found:
             cells = (each.input, each.label, f"{100 * each.probability:.1f}", loudest(each.experts))
             table.add_row(*map(escape, cells))

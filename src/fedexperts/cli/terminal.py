@@ -1,6 +1,4 @@
-"""What the commands share: two consoles, arguments that several of them take, a clear line for what
-went wrong, and how the program ends when it is told to.
-"""
+"""What the commands share: consoles, common arguments, errors, signals."""
 
 import errno
 import signal
@@ -23,15 +21,17 @@ Configs = Annotated[
 ]
 OneConfig = Annotated[Path, typer.Argument(help="A config file.", show_default=False)]
 Runs = Annotated[
-    list[Path], typer.Argument(help="Folders that `fedexperts run` made.", show_default=False)
+    list[Path], typer.Argument(help="Folders made by `fedexperts run`.", show_default=False)
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="section.key=value", help="Another value for a key; repeatable."),
+    typer.Option("--set", metavar="section.key=value", help="Set a key to this value; repeatable."),
 ]
 Jobs = Annotated[
     int | None,
-    typer.Option(min=1, help="Runs at a time, each a process.", show_default="one a core"),
+    typer.Option(
+        min=1, help="Runs at a time, each in its own process.", show_default="one per core"
+    ),
 ]
 
 
@@ -39,19 +39,16 @@ Forget = Annotated[
     list[str] | None,
     typer.Option(
         metavar="CLIENT",
-        help="Go on without this client's private state, which is gone or damaged; repeatable.",
+        help="Continue without this client's lost or damaged private state; repeatable.",
     ),
 ]
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # beside Ctrl-C
 _ROOM = {
-    errno.ENOSPC: "make room on that disk",
-    errno.EDQUOT: "make room within the quota of that disk",
-    errno.EROFS: "that disk can only be read: mount it for writing, or choose another folder",
-    errno.EACCES: (
-        "the user who runs this may not write or read there: mend its permissions, or choose"
-        " another folder"
-    ),
+    errno.ENOSPC: "free some space on that disk",
+    errno.EDQUOT: "free some space within your quota on that disk",
+    errno.EROFS: "that disk is read-only: mount it for writing, or use another folder",
+    errno.EACCES: "you may not read or write there: change its permissions, or use another folder",
 }
 
 
@@ -63,9 +60,7 @@ class TerminatedError(KeyboardInterrupt):
 
 
 def answer_signals() -> None:
-    """What a service manager or a closed terminal sends is answered like Ctrl-C; under nohup it is
-    not answered.
-    """
+    """Treat SIGTERM and SIGHUP like Ctrl-C; under nohup, ignore them."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise TerminatedError(number)
@@ -81,30 +76,30 @@ def say(text: str) -> None:
 
 @contextmanager
 def stopped(word: str) -> Iterator[None]:
-    """Ctrl-C, or another signal, ends what goes on, with a word on what that means and what to
-    type.
-    """
+    """On Ctrl-C or another signal, say what that means and what to type, and exit."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        number = interrupt.number if isinstance(interrupt, TerminatedError) else signal.SIGINT
+        number: int = signal.SIGINT
+        if isinstance(interrupt, TerminatedError):
+            number = interrupt.number
         err.print(f"\n{word}", soft_wrap=True)
         raise typer.Exit(128 + number) from None
 
 
 @contextmanager
 def to_go_on(line: str) -> Iterator[None]:
-    """What went wrong comes with the line to type once it is mended."""
+    """What went wrong comes with the line to type once it is fixed."""
     try:
         yield
     except (ValueError, OSError) as error:
-        error.add_note(f"Every finished round is kept. Once that is mended, go on with: {line}")
+        error.add_note(f"Every finished round is kept. Once this is fixed, continue with: {line}")
         raise
 
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """A clear line instead of a traceback, for what is the user's to mend."""
+    """A clear line instead of a traceback, for what the user can fix."""
     try:
         with stopped("Stopped."):
             yield
@@ -113,9 +108,11 @@ def errors() -> Iterator[None]:
             raise
         from ..config import ConfigError
 
-        kind = "Config" if isinstance(error, ConfigError) else "Error"
+        kind, code = "Error", 1
+        if isinstance(error, ConfigError):
+            kind, code = "Config", 2
         err.print(f"[red]{kind}:[/] {escape(_words(error))}", soft_wrap=True)
-        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+        raise typer.Exit(code) from None
 
 
 def _nobody_left(error: RuntimeError) -> bool:
@@ -129,5 +126,6 @@ def _words(error: Exception) -> str:
     says = str(error)
     if isinstance(error, OSError) and error.filename:
         says = f"{error.filename}: {error.strerror}"
-        says += f"; {_ROOM[error.errno]}" if error.errno in _ROOM else ""
+        if error.errno in _ROOM:
+            says += f"; {_ROOM[error.errno]}"
     return "\n".join([says, *getattr(error, "__notes__", [])])

@@ -129,8 +129,8 @@ def _check_gate(config: Config, built: Built, federation: Federation) -> None:
     one, other = (b.encode(federation.inputs[:1]) for b in (built, gate))
     if one.shape != other.shape or not one.equal(other):
         raise ValueError(
-            f'gate.name = "{config.values["gate"]["name"]}" is shown inputs {list(other.shape)}'
-            f" that are not those of the experts, {list(one.shape)}; use"
+            f'gate.name = "{config.values["gate"]["name"]}" reads inputs {list(other.shape)},'
+            f" which differ from those of the experts, {list(one.shape)}; use"
             f' "{config.values["model"]["name"]}" with the same inputs'
         )
 
@@ -195,9 +195,9 @@ def _unchanged(config: Config, split: Path, changed_data: bool) -> Federation:
     federation, what = split_as(config, split)
     if what and not changed_data:
         raise ValueError(
-            f"the data are not those of {split}. {what}. Put them back, or start another run; or go"
-            " on by `fedexperts resume RUN --changed-data`: what is known stays in its part, and"
-            " the run's log and report say what changed"
+            f"the data are not those of {split}. {what}. Put them back, or start another run; or"
+            " use `fedexperts resume RUN --changed-data`: known examples keep their part, and the"
+            " run's log and report say what changed"
         )
     return federation
 
@@ -266,8 +266,8 @@ def _inputs(given: Any, built: Built, views: int, seed: int) -> Tensor:
         return features(given, built.encode, built.key, machine.cache_folder(), views, seed)
     if views > 1:
         raise ValueError(
-            f"learning.views is {views}: it must be 1 for this model, which sees every example as"
-            " it is"
+            f"learning.views = {views}: this model does not augment its inputs; use"
+            " learning.views = 1"
         )
     return built.encode(given)[:, None]
 

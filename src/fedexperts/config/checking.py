@@ -98,9 +98,9 @@ def _explain(kind: type, section: str, wrong: Mapping[str, Any]) -> str:
 def unknown(what: str, name: str, names: Sequence[str]) -> str:
     """A word that nothing has for a name, with the nearest that is one."""
     near = difflib.get_close_matches(name, names, 1, cutoff=0.5)
-    return f"{name}: no such {what}; " + (
-        f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
-    )
+    if near:
+        return f"{name}: no such {what}; did you mean {near[0]}?"
+    return f"{name}: no such {what}; expected one of {', '.join(names)}"
 
 
 def section_class(section: str, values: Mapping[str, object]) -> type:
@@ -113,7 +113,7 @@ def section_class(section: str, values: Mapping[str, object]) -> type:
     if isinstance(name, str) and ":" in name:
         return _imported(section, name)
     if name is None:
-        raise ConfigError(f"{section}.name is missing; known are {', '.join(NAMED[section])}")
+        raise ConfigError(f"{section}.name is missing; expected one of {', '.join(NAMED[section])}")
     raise ConfigError(f"{section}.name = " + unknown(section, str(name), list(NAMED[section])))
 
 

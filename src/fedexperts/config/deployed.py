@@ -95,7 +95,8 @@ def site(
     federation, what = _kept(config, splits) if own else (loaded(config), "")
     job, sites = assembled(config.having({"start.epochs": 0}, "a site"), federation, private)
     if name not in sites:
-        raise ValueError(f"the data hold {', '.join(sites) or 'no client'}, and not {name}")
+        known = ", ".join(sites) or "none"
+        raise ValueError(f"no client {name} in these data; there are {known}")
     return replace(job, deployed=True), sites[name], what
 
 
@@ -127,14 +128,14 @@ def _check_code(text: str, allowed: Allowed) -> None:
     }
     if sections.get("tune"):
         raise ValueError(
-            "the run has [tune], and nothing is tried at sites; use a run of `fedexperts deploy`"
+            "the run has [tune], but sites do not tune; use a run made by `fedexperts deploy`"
         )
     for section, values in sections.items():
         name = values.get("name")
         if isinstance(name, str) and ":" in name and not allowed.code(name):
             raise ValueError(
-                f"{section}.name = {name!r} names code, and this site allows none of that name: use"
-                f" a {section} of "
+                f"{section}.name = {name!r} names code that this site does not allow: use"
+                " one that comes with "
                 f'fedexperts, or add modules = ["{name.partition(":")[0]}"] to [allow] of the'
                 " site's site.toml"
             )
@@ -149,8 +150,8 @@ def _check_places(config: Config, own: Mapping[str, object], allowed: Allowed) -
         asked = path and not (section == "data" and key in own)
         if asked and (section == "data" or _is_place(path)) and not allowed.place(path):
             raise ValueError(
-                f"{section}.{key} = {path!r} is a place on the site's machine, which its site.toml"
-                " does not name: leave it out, or let the site add paths ="
+                f"{section}.{key} = {path!r} is a place on the site's machine that its site.toml"
+                " does not allow: leave it out, or let the site add paths ="
                 f" [{tomlkit.item(path).as_string()}] to its [allow]"
             )
 
@@ -192,7 +193,7 @@ def _check_same(config: Config, private: Path) -> None:
         ]
     if changed:
         raise ValueError(
-            f"the run {private.name} began at this site with another {', '.join(changed)}, and what"
-            " it kept to itself then might be sent now; use a new run, by `fedexperts"
+            f"the run {private.name} began at this site with another {', '.join(changed)}, so"
+            " tensors that were private then might be sent now; start a new run with `fedexperts"
             " deploy run`"
         )

@@ -14,7 +14,7 @@ from .building import Sites, simulated
 from .checking import ConfigError
 from .machine import flower_room
 
-LATE = "seconds for an answer; who is later failed this round"
+LATE = "seconds for an answer; a slower client counts as failed for this round"
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,11 @@ class InProcessSettings:
 class FlowerSimulationSettings:
     """Every client a node of Flower's simulation (Ray), on this machine or a cluster."""
 
-    workers: int = option(2, says="processes that answer at a time; of a cluster, all it has", ge=1)
-    cpus: int = option(1, says="CPUs that each of them takes", ge=1)
-    gpus: float = option(0.0, says="share of a GPU that each of them takes", ge=0)
+    workers: int = option(
+        2, says="processes that answer at a time; a cluster uses all it has", ge=1
+    )
+    cpus: int = option(1, says="CPUs for each process", ge=1)
+    gpus: float = option(0.0, says="part of a GPU for each process", ge=0)
     cluster: str = option(
         "",
         says="HOST:PORT of a Ray cluster whose machines see this run's folder; empty: this machine",
@@ -57,9 +59,11 @@ class FlowerSettings:
     """Clients that are sites on machines of their own, connected by Flower: `fedexperts deploy`."""
 
     sites: list[str] = option(
-        [], says="names of the sites that take part; none: all that are registered"
+        [], says="names of the sites that take part; empty: all registered sites"
     )
-    minimum: int = option(1, says="sites without which the run does not begin", ge=1)
+    minimum: int = option(
+        1, says="number of sites that must be connected before the run begins", ge=1
+    )
     wait: float = option(
         120.0, says="seconds that the server waits for all sites at the start", ge=0
     )

@@ -136,8 +136,8 @@ def _needing_flower(room: str) -> ModuleType:
         return importlib.import_module(room)
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"[engine] needs Flower ({error}); type: pip install 'fedexperts[flower]', or take the"
-            " engine inprocess"
+            f"[engine] needs Flower ({error}); type: pip install 'fedexperts[flower]', or use"
+            ' engine.name = "inprocess"'
         ) from None
 
 

@@ -94,7 +94,8 @@ def load(path: Path | str, settings: Sequence[str] = ()) -> Config:
     file, *others = find(Path(path))
     if others:
         raise ConfigError(
-            f"{path} is a folder with {1 + len(others)} configs; expected one of them, as {file}"
+            f"{path} is a folder with {1 + len(others)} configs; expected one of them, such as"
+            f" {file}"
         )
     layers, changes = _layers(file), [_setting(text) for text in settings]
     for values, _ in layers:  # a value that is set by hand is not searched for any more
@@ -130,7 +131,7 @@ def resolve(layers: Iterable[Layer]) -> Config:
     name = merged.get("name", "")
     if not isinstance(name, str) or not name:
         errors.append(
-            f'name = {name!r}: expected a word for the experiment, for example name = "pfedmoap"'
+            f'name = {name!r}: expected a name for the experiment, for example name = "pfedmoap"'
         )
     sections = [section for section in SECTIONS if section in merged or section not in OPTIONAL]
     resolved = {
@@ -154,9 +155,7 @@ def find(path: Path) -> list[Path]:
         return [place if place.exists() else path]
     found = sorted(file for file in place.glob("*.toml") if not file.name.startswith("_"))
     if not found:
-        raise ConfigError(
-            f"{path}: a folder without config files; expected one with NAME.toml in it"
-        )
+        raise ConfigError(f"{path}: no config files in this folder; expected NAME.toml files")
     return found
 
 
@@ -183,18 +182,16 @@ def shipped_folder() -> Path:
 def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
     if path.resolve() in above:
         raise ConfigError(
-            f"{path}: base = leads back to itself by {' -> '.join(p.name for p in above)}"
+            f"{path}: base = leads back to itself: {' -> '.join(p.name for p in above)}"
         )
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], 3)
-        hint = (
-            f"; near it: {', '.join(near)}"
-            if near
-            else "; `fedexperts ls configs` lists what is there"
-        )
-        raise ConfigError(f"{path}: no such file{hint}") from None
+        hint = "`fedexperts ls configs` lists what is there"
+        if near:
+            hint = f"did you mean {' or '.join(near)}?"
+        raise ConfigError(f"{path}: no such file; {hint}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
     base = values.pop("base", None)

@@ -14,14 +14,14 @@ from ..options import option
 class RunSettings(Schedule):
     """Who takes part when, from which seed."""
 
-    seed: int = option(
-        0, says="of splits, few-shot draws, sampling, starts and batches alike", ge=0
-    )
+    seed: int = option(0, says="seed of splits, few-shot draws, sampling, starts and batches", ge=0)
     device: Literal["auto", "cpu", "cuda", "mps"] = option(
         "auto",
-        says='where models compute; "auto": a GPU of CUDA or of Apple\'s, where torch finds one',
+        says='where models compute; "auto": a CUDA or Apple GPU, if torch finds one',
     )
-    threads: int = option(1, says="of one computation; sums may round differently for others", ge=1)
+    threads: int = option(
+        1, says="threads of one computation; another number may round sums differently", ge=1
+    )
     judged_by: Literal["clients", "server"] = option(
         "clients",
         says="whose validation accuracy chooses rates and rounds: each client's own, or the"
@@ -34,7 +34,9 @@ class StartSettings:
     """What everybody, the server and every client, starts from."""
 
     epochs: int = option(
-        0, says="passes over the reserve set that train the common start; 0: the model's own", ge=0
+        0,
+        says="passes over the reserve set to train the common start; 0: the model's own start",
+        ge=0,
     )
     rate: float = option(0.003, says="learning rate (Adam) of these passes", gt=0)
     batch: int = option(16, says="examples in a step of these passes", ge=1)

@@ -22,9 +22,7 @@ __all__ = ["Experiment", "Run", "collect", "tables", "write_html", "write_pictur
 
 
 def write_html(experiments: Sequence[Experiment], path: Path) -> None:
-    """One self-contained page: no scripts, no links, pictures inside. Raises ValueError if `path`
-    is a folder.
-    """
+    """One self-contained page: no scripts, no links. Raises ValueError if `path` is a folder."""
     # matplotlib takes a second to import: not for a table in a terminal
     from .page import write as write_page
 
@@ -45,9 +43,7 @@ def write_pictures(experiments: Sequence[Experiment], folder: Path) -> list[Path
 
 
 def write_split(counts: Mapping[str, Sequence[int]], classes: Sequence[str], path: Path) -> None:
-    """Examples by client and class as a picture, SVG or PNG by the name's end. Raises ValueError
-    for another end.
-    """
+    """Examples by client and class, as SVG or PNG. Raises ValueError for another suffix."""
     from .split import write as write_picture
 
     write_picture(counts, classes, path)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..metrics import refusals, silent
 from . import paired
-from .collect import Experiment, judged_by_server
+from .collect import Experiment, judged_by
 from .paired import Difference
 
 
@@ -30,7 +30,9 @@ class Claim:
 
     @property
     def against(self) -> str:
-        return f"{self.other} ({self.what})" if self.what else self.other
+        if not self.what:
+            return self.other
+        return f"{self.other} ({self.what})"
 
 
 def sentences(claims: Sequence[Claim]) -> list[str]:
@@ -49,12 +51,12 @@ def legend(claims: Sequence[Claim]) -> list[str]:
     if not claims:
         return []
     count = sum(claim.difference.judged for claim in claims)
-    together = (
-        f", for all {count} comparisons of this table together (Holm, 5 %)" if count > 1 else ""
-    )
+    together = ""
+    if count > 1:
+        together = f", for all {count} comparisons of this table together (Holm, 5 %)"
     return [
-        "Intervals are Student's t over seeds. Better or worse is said where zero is ruled"
-        f" out{together}."
+        "Intervals are Student's t over seeds. A difference is called better or worse where zero"
+        f" is ruled out{together}."
     ]
 
 
@@ -77,14 +79,14 @@ def estimate(found: Difference) -> str:
 
 
 def _verdict(found: Difference, holds: bool, comparisons: int) -> str:
-    """The same, and in a word what it says; `holds` if zero is ruled out among so many
-    comparisons.
-    """
+    """The same with a verdict; `holds` if zero is ruled out among all comparisons."""
     says = estimate(found)
     if not found.judged:
         return says
+    if holds and found.mean > 0:
+        return f"{says}, better"
     if holds:
-        return f"{says}, {'better' if found.mean > 0 else 'worse'}"
+        return f"{says}, worse"
     low, high = found.interval
     if low <= 0 <= high:
         return f"{says}, no difference is established"
@@ -107,18 +109,14 @@ def served(experiment: Experiment) -> dict[int, float]:
 
 
 def compared(one: Experiment, other: Experiment, of: str) -> Difference | None:
-    """The accuracy of one's clients, or of its server, minus the other's; None without a seed in
-    common.
-    """
+    """Accuracy of one's clients, or server, minus the other's; None without a common seed."""
     if of == "server":
         return paired.server(served(one), served(other))
     return paired.local(one.rows, other.rows)
 
 
 def claims(experiments: Sequence[Experiment]) -> list[Claim]:
-    """Every experiment against the controls that its method declared, as far as both have finished
-    runs.
-    """
+    """Every experiment against the controls that its method declared."""
     return [
         Claim(
             experiment,
@@ -137,9 +135,7 @@ def claims(experiments: Sequence[Experiment]) -> list[Claim]:
 
 
 def fits(experiment: Experiment, control: dict[str, Any], other: Experiment) -> bool:
-    """Whether another experiment is this one's control: it has the settings asked for, and differs
-    in nothing else.
-    """
+    """Whether another experiment is this one's control: alike in all but what is asked for."""
     first, second = experiment.first.settings, other.first.settings
     asked = control["having"]
     if any(second.get(key) not in values for key, values in asked.items()):
@@ -154,7 +150,9 @@ def fits(experiment: Experiment, control: dict[str, Any], other: Experiment) -> 
 
 def _beside(one: Experiment, other: Experiment) -> str:
     differ = [key for key in different(one, other) if key.startswith("run.")]
-    return f"; {', '.join(differ)} differ too" if differ else ""
+    if not differ:
+        return ""
+    return f"; {', '.join(differ)} differ too"
 
 
 def unknown(experiments: Sequence[Experiment]) -> list[str]:
@@ -196,36 +194,47 @@ def same_seeds(experiments: Sequence[Experiment]) -> bool:
 
 def headline(experiments: Sequence[Experiment]) -> list[str]:
     """The result in words and numbers, a sentence or two a line."""
-    by_server = judged_by_server(experiments)
-    value, whose = (server, "server") if by_server else (local, "local")
-    counted = [e for e in experiments if e.finished and (e.has_global or not by_server)]
-    ranked = sorted(counted, key=value, reverse=True)
+    of = judged_by(experiments)
+    counted = [e for e in experiments if e.finished and (e.has_global or of == "clients")]
+    ranked = sorted(counted, key=_ACCURACY[of], reverse=True)
     if not ranked:
         return ["No run is finished yet, so there is no result."]
     if not same_data(ranked):
-        return ["These experiments have different data, so they are listed and not ranked."]
+        return ["These experiments have different data, so they are listed but not ranked."]
     if not same_seeds(ranked):
         return [
-            "These experiments have different seeds, so they are listed and not ranked.",
+            "These experiments have different seeds, so they are listed but not ranked.",
             *_about_experts(ranked),
         ]
-    best = ranked[0]
-    level = best.commonest("server" if by_server else "clients")
-    commonest = f"; the commonest class alone gives {level:.0f} %" if level else ""
-    over = "" if by_server else f"{plural(len(best.clients), 'client')} and "
-    text = [
-        f"{f'Highest {whose} accuracy: ' if ranked[1:] else ''}{shown(best.name)},"
-        f" {value(best):.1f} % on average over"
-        f" {over}{plural(len(best.finished), 'seed')}{commonest}."
+    if len(ranked) == 1:
+        return [f"{_average(ranked[0], of)}.", *_about_experts(experiments)]
+    return [*_first_and_next(ranked[0], ranked[1], of), *_about_experts(experiments)]
+
+
+WHOSE = {"clients": "local", "server": "server"}  # accuracy
+_ACCURACY = {"clients": local, "server": server}
+
+
+def _average(experiment: Experiment, of: str) -> str:
+    """An experiment's accuracy, over how many it is a mean, and what is reached without looking."""
+    over = plural(len(experiment.finished), "seed")
+    if of == "clients":
+        over = f"{plural(len(experiment.clients), 'client')} and {over}"
+    text = f"{shown(experiment.name)}, {_ACCURACY[of](experiment):.1f} % on average over {over}"
+    if level := experiment.commonest(of):
+        text += f"; the commonest class alone gives {level:.0f} %"
+    return text
+
+
+def _first_and_next(best: Experiment, second: Experiment, of: str) -> list[str]:
+    says = "no client in common, so the two cannot be compared"
+    if found := compared(best, second, of):
+        says = estimate(found)
+    return [
+        f"Highest {WHOSE[of]} accuracy: {_average(best, of)}.",
+        f"Next: {shown(second.name)}, {_ACCURACY[of](second):.1f} %."
+        f" The first minus the next: {says}.",
     ]
-    if ranked[1:]:
-        second = ranked[1]
-        found = compared(best, second, "server" if by_server else "clients")
-        says = estimate(found) if found else "no client in common, so the two cannot be compared"
-        text.append(
-            f"Next: {shown(second.name)}, {value(second):.1f} %. The first minus the next: {says}."
-        )
-    return text + _about_experts(experiments)
 
 
 def _about_experts(experiments: Sequence[Experiment]) -> list[str]:
@@ -251,8 +260,7 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
         found += [*_silent(e), *_simulated(e), *_refused(e)]
     if not same_data(counted):
         found.append(
-            "The experiments do not have the same data: their figures cannot be compared with each"
-            " other."
+            "The experiments do not have the same data, so their figures cannot be compared."
         )
     if not same_seeds(counted):
         found.append(
@@ -265,12 +273,15 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
 def _silent(experiment: Experiment) -> Iterator[str]:
     """Clients whom the last evaluation lacks, and why, as far as that is known."""
     for seed, run in experiment.finished.items():
-        if quiet := silent(run.clients, run.server):
-            names = ", ".join(
-                shown(f"{client}, who did not answer{why and f' ({why})'}")
-                for client, why in quiet.items()
+        names = []
+        for client, why in silent(run.clients, run.server).items():
+            reason = why and f" ({why})"
+            names.append(shown(f"{client}, which did not answer{reason}"))
+        if names:
+            yield (
+                f"{shown(experiment.name)}, seed {seed}: missing from the last evaluation:"
+                f" {', '.join(names)}."
             )
-            yield f"{shown(experiment.name)}, seed {seed}: the last evaluation lacks {names}."
 
 
 def _simulated(experiment: Experiment) -> Iterator[str]:
@@ -290,8 +301,8 @@ def _refused(experiment: Experiment) -> Iterator[str]:
         trained = {client for row in run.rounds for client in row["trained"]}
         for client in sorted({client for _, client, _ in found} - trained):
             yield (
-                f"WARNING: {shown(experiment.name)}, seed {seed}: every upload of {shown(client)}"
-                " was refused, so nothing of it is in this result."
+                f"WARNING: {shown(experiment.name)}, seed {seed}: every upload from"
+                f" {shown(client)} was refused, so it contributed nothing to this result."
             )
     if count:
         yield (
@@ -302,11 +313,19 @@ def _refused(experiment: Experiment) -> Iterator[str]:
 
 def shown(text: object) -> str:
     """A name or reason from outside, with what a terminal might take for a command made visible."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    return "".join(map(_visible, str(text)))
+
+
+def _visible(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    return "\N{REPLACEMENT CHARACTER}"
 
 
 def plural(count: int, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"
+    if count == 1:
+        return f"1 {word}"
+    return f"{count} {word}s"
 
 
 def signed(value: float) -> str:

@@ -28,9 +28,7 @@ _HARMLESS = {"run.seed", "run.threads"}  # beside the engine: where and how fast
 
 @dataclass(frozen=True)
 class Run:
-    """One run as it lies in its folder: `rounds`, `clients`, `server`, `events` are its logs,
-    `done` its last round.
-    """
+    """One run as it lies in its folder, with its logs; `done` is its last round."""
 
     path: Path
     name: str
@@ -60,11 +58,11 @@ class Run:
 
     @cached_property
     def unfinished(self) -> str:
-        """Why its figures count nowhere, or ""."""
+        """Why none of its figures count, or ""."""
         if self.done is None or self.done < self.asked:
             return f"unfinished, {self.done or 0} of {self.asked} rounds done"
         if max(by_round(self.clients), default=-1) != self.asked:
-            return f"nobody answered the evaluation after its last round, {self.asked}"
+            return f"no client answered the evaluation after its last round, {self.asked}"
         return ""
 
 
@@ -101,9 +99,7 @@ class Experiment:
 
     @cached_property
     def best(self) -> dict[int, Score]:
-        """After the round that is best on validation data, as `run.judged_by` says; none without
-        such data.
-        """
+        """After the round best on validation data (`run.judged_by`); none without such data."""
         if not all(validated(rows, self.judged_by) for rows in self.rows.values()):
             return {}
         return {
@@ -113,9 +109,7 @@ class Experiment:
 
     @cached_property
     def routing(self) -> dict[int, Routing]:
-        """What the server's mixture and its parts do after the last round, by seed; none without a
-        mixture.
-        """
+        """The server's mixture and its parts after the last round, by seed."""
         return {
             seed: found for seed, run in self.finished.items() if (found := routing(run.server))
         }
@@ -135,9 +129,7 @@ class Experiment:
 
     @property
     def declared(self) -> Values:
-        """What its method declared, as `declared.Declared` names it; nothing where a run does not
-        say.
-        """
+        """What its method declared (`declared.Declared`); nothing where a run does not say."""
         return dict(self.first.environment.get("declared") or {})
 
     @property
@@ -157,7 +149,7 @@ class Experiment:
 
     @property
     def listed(self) -> str:
-        """How a client's experts are listed in its `weights`, after its own."""
+        """How a client's experts are listed in its row, after its own."""
         return str(self.declared.get("listed", ""))
 
     @property
@@ -174,31 +166,35 @@ class Experiment:
     def classes(self) -> list[str]:
         """Names of the classes; numbers if its runs only say how many there are."""
         classes = self.first.environment.get("classes") or ()
-        return [str(name) for name in (range(classes) if isinstance(classes, int) else classes)]
+        if isinstance(classes, int):
+            classes = range(classes)
+        return [str(name) for name in classes]
 
     def commonest(self, of: str) -> float | None:
-        """Accuracy in percent of always saying the commonest class, of "clients" each its own, or
-        of the "server".
+        """Accuracy in percent of always saying the commonest class: of "clients" or "server".
 
         None if its runs do not know what classes their clients have.
         """
-        told = [
-            found[of] for run in self.runs.values() if (found := run.environment.get("commonest"))
-        ]
-        return statistics.fmean(map(float, told)) if told else None
+        logged = [run.environment.get("commonest") for run in self.runs.values()]
+        levels = [float(found[of]) for found in logged if found]
+        if not levels:
+            return None
+        return statistics.fmean(levels)
 
 
-def judged_by_server(experiments: Sequence[Experiment]) -> bool:
-    """Whether the server's accuracy is what they are about."""
-    return any(experiment.judged_by == "server" for experiment in experiments)
+def judged_by(experiments: Sequence[Experiment]) -> str:
+    """Whose accuracy a comparison is about: "server" if it is for any of them, else "clients"."""
+    if any(experiment.judged_by == "server" for experiment in experiments):
+        return "server"
+    return "clients"
 
 
 def dotted(values: Sections) -> Values:
     """A config's dotted keys, without its engine."""
     return {
-        f"{s}.{key}": value
-        for s, keys in values.items()
-        if s != "engine"
+        f"{section}.{key}": value
+        for section, keys in values.items()
+        if section != "engine"
         for key, value in keys.items()
     }
 
@@ -209,29 +205,24 @@ def collect(paths: Sequence[Path]) -> list[Experiment]:
     Raises ValueError for a folder without runs, or a damaged one.
     """
     if not paths:
-        raise ValueError("no folder was given; expected a folder that `fedexperts run` made")
+        raise ValueError("no folder was given; expected a folder made by `fedexperts run`")
     found = {folder.resolve(): folder for path in paths for folder in runs(path)}
     return _grouped([_read(folder) for folder in found.values()])
 
 
 def runs(path: Path) -> list[Path]:
     """Folders of runs in `path`: those of a study in the order in which it names them."""
-    right = "expected a folder that `fedexperts run` made: a study, an experiment in it, or a run"
+    expected = "expected a folder made by `fedexperts run`: a study, an experiment in it, or a run"
+    if path.is_file():
+        raise ValueError(f"{path}: this is a file; {expected}")
     if not path.is_dir():
-        raise ValueError(f"{path}: {'a file' if path.exists() else 'no such folder'}; {right}")
-    folders, trials = [], False
-    for folder in _walk(path):
-        if "tune" in folder.relative_to(path).parts[:-1]:
-            trials = True
-        else:
-            folders.append(folder)
+        raise ValueError(f"{path}: no such folder; {expected}")
+    found = list(_walk(path))
+    folders = [folder for folder in found if "tune" not in folder.relative_to(path).parts[:-1]]
+    if not found:
+        raise ValueError(f"{path} holds no run (no folder with config.toml in it); {expected}")
     if not folders:
-        only = (
-            "only trials (below a folder tune)"
-            if trials
-            else "no run (no folder with config.toml in it)"
-        )
-        raise ValueError(f"{path} holds {only}; {right}")
+        raise ValueError(f"{path} holds only trials (in folders called tune); {expected}")
     return folders
 
 
@@ -244,21 +235,17 @@ def _walk(path: Path) -> Iterator[Path]:
         for entry in os.scandir(path)
         if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."
     ]
-    asked = _asked(path)
-    for folder in sorted(
-        below, key=lambda p: (asked.index(p.name) if p.name in asked else len(asked), p.name)
-    ):
+    place = {name: number for number, name in enumerate(_asked(path))}
+    for folder in sorted(below, key=lambda each: (place.get(each.name, len(place)), each.name)):
         yield from _walk(folder)
 
 
 def _asked(path: Path) -> list[str]:
     """Names of experiments in the order in which a study was asked for them."""
     file = path / "study.json"
-    return (
-        list(read_checked(file, "put a backup in its place")["experiments"])
-        if file.exists()
-        else []
-    )
+    if not file.exists():
+        return []
+    return list(read_checked(file, "put a backup in its place")["experiments"])
 
 
 def _read(path: Path) -> Run:
@@ -274,7 +261,7 @@ def _read(path: Path) -> Run:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged: config.toml or environment.json ({type(error).__name__}: {error});"
-            " expected the files that `fedexperts run` wrote"
+            " expected the files written by `fedexperts run`"
         ) from None
     rounds, clients, server, events = (folder.rows(log) for log in (*LOGS, EVENTS))
     return Run(
@@ -293,9 +280,7 @@ def _read(path: Path) -> Run:
 
 
 def _grouped(runs: Sequence[Run]) -> list[Experiment]:
-    """Runs of one name and equal settings together; where a seed comes twice, by folder, so that
-    nothing is mixed.
-    """
+    """Runs of one name and equal settings; where a seed comes twice, those of one folder."""
     groups: list[list[Run]] = []
     for alike in _by(runs, lambda run: (run.name, json.dumps(run.settings, sort_keys=True))):
         for key in (lambda _: None, lambda run: run.path.parent, lambda run: run.path):
@@ -318,13 +303,14 @@ def _by(runs: Sequence[Run], key: Callable[[Run], Any]) -> list[list[Run]]:
 
 def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
     """The config's name; where several experiments have it, with the folder of the first run."""
+    if not groups:
+        return []
     names = [group[0].name for group in groups]
-    base = (
-        Path(os.path.commonpath([group[0].path.resolve() for group in groups]))
-        if groups
-        else Path()
-    )
-    return [
-        f"{name} ({group[0].path.resolve().relative_to(base)})" if names.count(name) > 1 else name
-        for name, group in zip(names, groups, strict=True)
-    ]
+    folders = [group[0].path.resolve() for group in groups]
+    base = os.path.commonpath(folders)
+    found = []
+    for name, folder in zip(names, folders, strict=True):
+        if names.count(name) > 1:
+            name = f"{name} ({folder.relative_to(base)})"
+        found.append(name)
+    return found

@@ -1,15 +1,13 @@
-"""What logs say of experts: how a server's mixture does without its parts, and whose experts
-clients hold and weigh.
+"""What logs say of experts: a server's mixture without its parts, clients' experts.
 
 Every method with experts logs the same words, so that this room, as the rest of a report, knows no
 method:
 
     a round's row, for each client      received: whose experts it was sent
-    a client's row                      weights: what each of its experts weighs, its own first
+    a client's row                      weights: the share of each of its experts, its own first
     the server's row                    its mixture, whole and in parts: dense_, uniform_, routed_,
-    main_ and
-                                        experts_correct, use, entropy, apart, alpha; a client's
-                                        shares of the experts: shares.CLIENT
+                                        main_ and experts_correct, use, entropy, apart, alpha; a
+                                        client's shares of the experts: shares.CLIENT
 """
 
 import math
@@ -23,8 +21,7 @@ from ..metrics import Row, by_round
 
 @dataclass(frozen=True)
 class Routing:
-    """The server's mixture after its last round: what it gets right in percent, whole and without
-    its parts.
+    """The accuracy of the server's mixture after its last round, whole and without parts.
 
     `top` is what it predicts with: the server's own predictor, or all experts where all share the
     mixture as it is. `main` and `alpha` are NaN without main experts. `use` has a row an expert:
@@ -59,17 +56,20 @@ class Routing:
 
 def routing(server_rows: Sequence[Row]) -> Routing | None:
     """None if the server has no mixture."""
-    row = server_rows[-1] if server_rows else {}
-    if "dense_correct" not in row:
+    if not server_rows or "dense_correct" not in server_rows[-1]:
         return None
+    row = server_rows[-1]
     experts, use = row["experts_correct"], row["use"]
     classes, examples = len(use) // len(experts), sum(use)
 
     def percent(part: str) -> float:
         return 100 * float(row.get(f"{part}_correct", math.nan)) / examples
 
+    top = "dense"
+    if "test_correct" in row:
+        top = "test"
     return Routing(
-        top=percent("test" if "test_correct" in row else "dense"),
+        top=percent(top),
         dense=percent("dense"),
         uniform=percent("uniform"),
         routed=percent("routed"),
@@ -78,7 +78,7 @@ def routing(server_rows: Sequence[Row]) -> Routing | None:
         apart=row["apart"],
         entropy=row["entropy"],
         alpha=row.get("alpha", math.nan),
-        use=[use[k * classes : (k + 1) * classes] for k in range(len(experts))],
+        use=[use[first : first + classes] for first in range(0, len(use), classes)],
         shares=shares(row),
     )
 
@@ -99,10 +99,8 @@ def largest_share(server_rows: Sequence[Row]) -> dict[int, float]:
     return {round: statistics.fmean(values) for round, values in found.items() if values}
 
 
-def weights(client_rows: Sequence[Row]) -> dict[str, list[float]]:
-    """How each client's images weigh the experts after the last round, own first; only clients with
-    a mixture.
-    """
+def own_shares(client_rows: Sequence[Row]) -> dict[str, list[float]]:
+    """Mean shares of each client's experts after the last round, its own first."""
     rounds = by_round(client_rows)
     return {row["client"]: list(row["shares"]) for row in rounds[max(rounds)] if "shares" in row}
 

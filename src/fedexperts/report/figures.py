@@ -1,20 +1,21 @@
-"""The pictures, each an SVG with the words that say the same: which there are, and those of rounds
-and clients.
+"""Which pictures there are, and those of rounds and clients.
 
 How one is drawn is known by ink.py; the pictures of a server's mixture are in mixtures.py.
 """
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
+from itertools import chain, permutations
 
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.ticker import MaxNLocator
 
 from ..metrics import curve, logged, lowest, moved, server_curve
 from .claims import plural, shown
-from .collect import Experiment, judged_by_server
-from .experts import received, weights
+from .collect import Experiment, judged_by
+from .experts import own_shares, received
 from .ink import (
     COLOURS,
     MARKS,
@@ -42,11 +43,11 @@ def draw(experiments: Sequence[Experiment]) -> list[Picture]:
     if not counted:
         return []
     accuracy = [_accuracy(counted)]
-    if judged_by_server(counted) or any(e.routing for e in counted):
+    if judged_by(counted) == "server" or any(e.routing for e in counted):
         accuracy.insert(0, _server([e for e in counted if e.has_global]))
     found: list[Picture | None] = [*accuracy, _clients(counted)]
     for experiment in counted:
-        found += [_weights(experiment), _received(experiment)]
+        found += [_own_shares(experiment), _received(experiment)]
     found += [*mixtures(counted), _moved(counted), *_declared(counted), _bytes(counted)]
     return [picture for picture in found if picture]
 
@@ -57,7 +58,7 @@ def draw(experiments: Sequence[Experiment]) -> list[Picture]:
 def _accuracy(experiments: Sequence[Experiment]) -> Picture:
     series = [(e.name, [curve(rows) for rows in e.rows.values()]) for e in experiments]
     caption = (
-        "After every evaluated round, all clients, test part. Band: standard deviation over seeds."
+        "All clients, test part, after every evaluated round. Band: standard deviation over seeds."
     )
     return _above_commonest(
         experiments, series, "Accuracy over rounds", "local accuracy, %, mean over clients", caption
@@ -71,7 +72,7 @@ def _server(experiments: Sequence[Experiment]) -> Picture:
     ]
     caption = (
         "The server's own predictor, or the global model where it has none, on the test parts of"
-        " all clients in one. Band: standard deviation over seeds."
+        " all clients together. Band: standard deviation over seeds."
     )
     return _above_commonest(
         experiments,
@@ -108,7 +109,8 @@ def _above_commonest(
     above(axes, unit)
     axes.set_ylim(bottom=0)
     ends = ", ".join(
-        f"{shown(name)} from {end(s, min):.1f} to {end(s, max):.1f} %" for name, s in series
+        f"{shown(name)} from {end(seeds, min):.1f} to {end(seeds, max):.1f} %"
+        for name, seeds in series
     )
     return printed(
         figure,
@@ -120,15 +122,18 @@ def _above_commonest(
 
 
 def _moved(experiments: Sequence[Experiment]) -> Picture | None:
-    series = [(e.name, [moved(run.rounds) for run in e.finished.values()]) for e in experiments]
-    # who shares anything
-    series = [(name, s if any(any(one.values()) for one in s) else []) for name, s in series]
+    series: Series = []
+    for experiment in experiments:
+        seeds = [moved(run.rounds) for run in experiment.finished.values()]
+        if not any(any(distances.values()) for distances in seeds):
+            seeds = []  # its clients share nothing; its colour stays its own
+        series.append((experiment.name, seeds))
     return over_rounds(
         series,
         "How far clients move what they share",
         "l2 distance of an upload from the global tensors",
-        "A round's clients on average: how far local training moved what they upload (for a"
-        " prompted CLIP the prompt).",
+        "Mean over a round's clients: how far local training moved what they upload (for a"
+        " prompted CLIP, the prompt).",
     )
 
 
@@ -139,8 +144,8 @@ def _declared(experiments: Sequence[Experiment]) -> list[Picture | None]:
     for metric in [metric for place, metric in enumerate(every) if metric not in every[:place]]:
         runs = {e.name: e.finished.values() for e in experiments if metric in e.metrics}
         series = [
-            (name, [logged(getattr(run, metric["of"]), metric["name"]) for run in r])
-            for name, r in runs.items()
+            (name, [logged(getattr(run, metric["of"]), metric["name"]) for run in each])
+            for name, each in runs.items()
         ]
         found.append(over_rounds(series, metric["title"], metric["unit"], metric["says"]))
     return found
@@ -156,25 +161,22 @@ def _clients(experiments: Sequence[Experiment]) -> Picture:
     worst = []
     for place, experiment in enumerate(experiments):
         scores = list(experiment.last.values())
-        for i, name in enumerate(domains):
-            values = [
-                value
-                for s in scores
-                for client, value in s.clients.items()
-                if domain(client) == name
-            ]
-            lane = place - 0.3 + 0.6 * (i + 0.5) / len(domains)
-            axes.scatter(
-                values,
-                [lane] * len(values),
+        values = [pair for score in scores for pair in score.clients.items()]
+        for number, name in enumerate(domains):
+            own = [value for client, value in values if domain(client) == name]
+            lane = place - 0.3 + 0.6 * (number + 0.5) / len(domains)
+            drawn = axes.scatter(
+                own,
+                [lane] * len(own),
                 s=22,
-                marker=MARKS[i % len(MARKS)],
-                color=COLOURS[i % len(COLOURS)],
+                marker=MARKS[number % len(MARKS)],
+                color=COLOURS[number % len(COLOURS)],
                 alpha=0.65,
                 linewidths=0,
-                label=None if place else plain(name),
             )
-        mean = statistics.fmean(s.mean for s in scores)
+            if place == 0:  # the legend names each domain once
+                drawn.set_label(plain(name))
+        mean = statistics.fmean(score.mean for score in scores)
         axes.plot([mean, mean], [place - 0.38, place + 0.38], color="black", linewidth=1.6)
         low = lowest(experiment.last)
         worst.append(
@@ -186,65 +188,64 @@ def _clients(experiments: Sequence[Experiment]) -> Picture:
     axes.set_xlabel("accuracy on the client's own test part, %")
     axes.grid(axis="x", color="0.9")
     caption = (
-        "A mark is one client in one seed after the last round, in a lane and colour of its domain"
-        " (its name without the number). Black bar: mean over clients and seeds."
+        "Each mark is one client in one seed after the last round, in the lane and colour of its"
+        " domain (its name without the number). Black bar: mean over clients and seeds."
     )
     return printed(
         figure, axes, "Every client", f"The lowest clients: {', '.join(worst)}.", caption
     )
 
 
-def _weights(experiment: Experiment) -> Picture | None:
-    """How images weigh the experts, in shares of equal weight, so that clients with fewer experts
-    compare.
-    """
-    seeds = [weights(rows) for rows in experiment.rows.values()]
-    width = max((len(w) for s in seeds for w in s.values()), default=0)
+def _own_shares(experiment: Experiment) -> Picture | None:
+    """Shares of the experts at each client, relative to equal ones."""
+    seeds = [own_shares(rows) for rows in experiment.rows.values()]
+    width = max((len(found) for seed in seeds for found in seed.values()), default=0)
     if width < 2:
         return None
-    names = sorted({client for s in seeds for client in s}, key=order)
-    shares = [{client: [w * len(ws) for w in ws] for client, ws in s.items()} for s in seeds]
-    grid = [
-        [_mean([s[c][e] for s in shares if e < len(s.get(c, ()))]) for e in range(width)]
-        for c in names
-    ]
+    names = sorted(set().union(*seeds), key=order)
+    grid = [_relative([seed[name] for seed in seeds if name in seed], width) for name in names]
     figure, axes = paper(1.2 + 0.17 * min(len(names), 60))
-    norm = TwoSlopeNorm(
-        1, 0, max(2, *(share for row in grid for share in row if not math.isnan(share)))
-    )
+    largest = max(share for row in grid for share in row if not math.isnan(share))
+    norm = TwoSlopeNorm(1, 0, max(2, largest))
     image = axes.imshow(grid, aspect="auto", cmap="PuOr_r", norm=norm, interpolation="nearest")
-    figure.colorbar(image, ax=axes, label="weight; equal: 1", pad=0.02)
-    axes.set_xticks(range(width), ["own", *(str(e) for e in range(1, width))])
-    axes.set_xlabel(f"expert ({experiment.listed})" if experiment.listed else "expert")
+    figure.colorbar(image, ax=axes, label="share; equal: 1", pad=0.02)
+    axes.set_xticks(range(width), ["own", *map(str, range(1, width))])
+    axes.set_xlabel("expert")
+    if experiment.listed:
+        axes.set_xlabel(f"expert ({experiment.listed})")
     axes.set_facecolor("0.8")
     name_clients(axes, names, "y")
     own = _mean([row[0] for row in grid])
     said = (
-        f"On average a client's own expert has {own:.2f} times the weight that it would have if all"
-        " were equal."
+        f"On average a client's own expert has {own:.2f} times the share that it would have if all"
+        " shares were equal."
     )
     caption = (
         f"{said} Means over test images, classes and seeds, after the last round. White: equal."
         " Grey: no such expert."
     )
-    return printed(
-        figure, axes, f"How images weigh the experts: {shown(experiment.name)}", said, caption
-    )
+    return printed(figure, axes, f"Shares of the experts: {shown(experiment.name)}", said, caption)
+
+
+def _relative(seeds: Sequence[Sequence[float]], width: int) -> list[float]:
+    """A client's shares in multiples of equal ones, means over seeds; NaN where there is none."""
+    found = []
+    for place in range(width):
+        each = [shares[place] * len(shares) for shares in seeds if place < len(shares)]
+        found.append(_mean(each))
+    return found
 
 
 def _received(experiment: Experiment) -> Picture | None:
     """Who received whose expert, summed over rounds and seeds."""
-    counts = [received(run.rounds) for run in experiment.finished.values()]
-    total = sum(sum(c.values()) for c in counts)
-    if not total:
+    seeds = [received(run.rounds) for run in experiment.finished.values()]
+    times = sum(seeds, Counter[tuple[str, str]]())
+    if not times:
         return None
-    names = sorted(
-        {*experiment.clients, *(n for c in counts for pair in c for n in pair)}, key=order
-    )
-    grid = [
-        [sum(c[to, giver] for c in counts) if to != giver else math.nan for giver in names]
-        for to in names
-    ]
+    names = sorted({*experiment.clients, *chain.from_iterable(times)}, key=order)
+    grid = [[float(times[receiver, giver]) for giver in names] for receiver in names]
+    for place in range(len(names)):
+        grid[place][place] = math.nan
     figure, axes = paper(WIDTH * 0.92)
     image = axes.imshow(grid, cmap="Blues", vmin=0, interpolation="nearest")
     figure.colorbar(
@@ -260,28 +261,29 @@ def _received(experiment: Experiment) -> Picture | None:
     axes.set_facecolor("0.8")
     axes.set_xlabel("whose expert")
     axes.set_ylabel("who received it")
-    near = sum(n for c in counts for pair, n in c.items() if domain(pair[0]) == domain(pair[1]))
+    total = times.total()
+    near = sum(count for pair, count in times.items() if _alike(*pair))
     said = f"{total} experts were received{_by_chance(names, near / total)}."
-    caption = (
-        f"{said} Summed over rounds and {plural(len(counts), 'seed')}; lines part the domains."
-    )
+    caption = f"{said} Summed over rounds and {plural(len(seeds), 'seed')}; lines separate domains."
     return printed(
         figure, axes, f"Who received whose expert: {shown(experiment.name)}", said, caption
     )
 
 
 def _by_chance(names: Sequence[str], share: float) -> str:
-    """What part came from the own domain, and what chance would give; nothing where there is one
-    domain.
-    """
+    """What part came from the client's own domain, and what chance would give."""
     if len({domain(name) for name in names}) < 2:
         return ""
-    pairs = [(a, b) for a in names for b in names if a != b]
-    expected = sum(domain(a) == domain(b) for a, b in pairs) / len(pairs)
+    pairs = list(permutations(names, 2))
+    expected = sum(_alike(*pair) for pair in pairs) / len(pairs)
     return (
-        f", {100 * share:.0f} % of them from a client of the own domain (by chance about"
+        f", {100 * share:.0f} % of them from a client of the same domain (by chance about"
         f" {100 * expected:.0f} %)"
     )
+
+
+def _alike(client: str, other: str) -> bool:
+    return domain(client) == domain(other)
 
 
 def _bytes(experiments: Sequence[Experiment]) -> Picture | None:
@@ -292,19 +294,21 @@ def _bytes(experiments: Sequence[Experiment]) -> Picture | None:
     if not any(map(any, means)):
         return None
     figure, axes = paper(0.9 + 0.55 * len(experiments))
-    for k, (way, colour) in enumerate(
-        (("down, to a client", COLOURS[0]), ("up, from a client", COLOURS[5]))
-    ):
-        places = [i - 0.19 + 0.38 * k for i in range(len(experiments))]
-        bars = axes.barh(places, [m[k] for m in means], 0.36, color=colour, label=way)
-        axes.bar_label(bars, [f"{m[k]:.1f}" for m in means], padding=3, fontsize=9)
+    ways = (
+        ("down, to a client", -0.19, COLOURS[0], [down for down, _ in means]),
+        ("up, from a client", 0.19, COLOURS[5], [up for _, up in means]),
+    )
+    for way, shift, colour, sizes in ways:
+        places = [place + shift for place in range(len(experiments))]
+        bars = axes.barh(places, sizes, 0.36, color=colour, label=way)
+        axes.bar_label(bars, [f"{size:.1f}" for size in sizes], padding=3, fontsize=9)
     axes.set_yticks(range(len(experiments)), [short(e.name) for e in experiments])
     axes.set_ylim(len(experiments) - 0.5, -0.5)
     axes.margins(x=0.12)
     axes.set_xlabel("kB (1000 bytes) of one client in one round")
     said = "; ".join(
-        f"{shown(e.name)} {m[0]:.1f} down, {m[1]:.1f} up"
-        for e, m in zip(experiments, means, strict=True)
+        f"{shown(e.name)} {down:.1f} down, {up:.1f} up"
+        for e, (down, up) in zip(experiments, means, strict=True)
     )
     alt = f"kB of a client and round: {said}."
     return printed(
@@ -313,4 +317,6 @@ def _bytes(experiments: Sequence[Experiment]) -> Picture | None:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values) if values else math.nan
+    if not values:
+        return math.nan
+    return statistics.fmean(values)

@@ -12,6 +12,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -45,66 +46,65 @@ class Picture:
 
 def over_rounds(series: Series, title: str, unit: str, caption: str) -> Picture | None:
     """A line an experiment; those that have nothing in a seed are left out."""
-    series = [(name, s if all(s) else []) for name, s in series]
-    if not any(s for _, s in series):
+    drawn = [(name, seeds) for name, seeds in series if seeds and all(seeds)]
+    if not drawn:
         return None
     figure, axes = paper(3.0)
     lines(axes, series)
     above(axes, unit)
     axes.set_ylim(bottom=0)
-    ends = ", ".join(f"{shown(name)} {end(s, max):.3g}" for name, s in series if s)
+    ends = ", ".join(f"{shown(name)} {end(seeds, max):.3g}" for name, seeds in drawn)
     return printed(figure, axes, title, f"{title} ({unit}), in the last round: {ends}.", caption)
 
 
 def lines(axes: Axes, series: Series) -> None:
-    """Mean over seeds, and a band of one standard deviation. The place in `series` decides the
-    colour.
+    """Mean over seeds with a band of one standard deviation, coloured by place in `series`.
+
+    What has nothing in a seed is left out.
     """
-    for i, (name, seeds) in enumerate(series):
-        if not seeds:
+    for place, (name, seeds) in enumerate(series):
+        if not seeds or not all(seeds):
             continue
-        rounds = sorted(set.intersection(*(set(s) for s in seeds)))
-        means = [statistics.fmean(s[r] for s in seeds) for r in rounds]
-        colour, stroke = COLOURS[i % len(COLOURS)], STROKES[i % len(STROKES)]
-        mark = MARKS[i % len(MARKS)] if len(rounds) < 2 else None
-        axes.plot(
-            rounds, means, stroke, color=colour, linewidth=1.8, label=plain(name), marker=mark
-        )
+        rounds = sorted(set.intersection(*map(set, seeds)))
+        values = [[seed[round] for seed in seeds] for round in rounds]
+        means = [statistics.fmean(each) for each in values]
+        colour, stroke = COLOURS[place % len(COLOURS)], STROKES[place % len(STROKES)]
+        style: dict[str, Any] = {"color": colour, "linewidth": 1.8, "label": plain(name)}
+        if len(rounds) < 2:  # a point is no line
+            style["marker"] = MARKS[place % len(MARKS)]
+        axes.plot(rounds, means, stroke, **style)
         if len(seeds) > 1:
-            sds = [statistics.stdev(s[r] for s in seeds) for r in rounds]
-            low, high = zip(
-                *((m - sd, m + sd) for m, sd in zip(means, sds, strict=True)), strict=True
-            )
+            pairs = list(zip(means, map(statistics.stdev, values), strict=True))
+            low = [mean - sd for mean, sd in pairs]
+            high = [mean + sd for mean, sd in pairs]
             axes.fill_between(rounds, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def end(seeds: Sequence[dict[int, float]], which: Callable[[dict[int, float]], int]) -> float:
-    return statistics.fmean(s[which(s)] for s in seeds)
+    return statistics.fmean(values[which(values)] for values in seeds)
 
 
 # ---- names
 
 
 def name_clients(axes: Axes, names: Sequence[str], side: str) -> None:
-    """Names along a side, those of domains where there are too many clients; lines between
-    domains.
-    """
-    axis, line = (axes.xaxis, axes.axvline) if side == "x" else (axes.yaxis, axes.axhline)
-    turn: dict[str, Any] = {"rotation": 90} if side == "x" else {}
+    """Names along a side (of domains, if there are many clients), and lines between domains."""
+    axis, line = {"x": (axes.xaxis, axes.axvline), "y": (axes.yaxis, axes.axhline)}[side]
+    if side == "x":
+        axis.set_tick_params(rotation=90)
     if len(names) <= CROWD:
-        axis.set_ticks(range(len(names)), [short(name) for name in names], fontsize=7.5, **turn)
+        axis.set_ticks(range(len(names)), [short(name) for name in names], fontsize=7.5)
     else:
         places: dict[str, list[int]] = {}
-        for i, name in enumerate(names):
-            places.setdefault(domain(name), []).append(i)
-        axis.set_ticks(
-            [statistics.fmean(p) for p in places.values()], [short(name) for name in places], **turn
-        )
-    for i in range(1, len(names)):
-        if domain(names[i]) != domain(names[i - 1]):
-            line(i - 0.5, color="0.35", linewidth=0.8)
+        for place, name in enumerate(names):
+            places.setdefault(domain(name), []).append(place)
+        middles = [statistics.fmean(each) for each in places.values()]
+        axis.set_ticks(middles, [short(name) for name in places])
+    for place, (before, after) in enumerate(pairwise(names)):
+        if domain(before) != domain(after):
+            line(place + 0.5, color="0.35", linewidth=0.8)
 
 
 def domain(client: str) -> str:
@@ -113,8 +113,11 @@ def domain(client: str) -> str:
 
 
 def order(client: str) -> tuple[str, int, str]:
-    number = re.search(r"\d+$", client)
-    return domain(client), int(number[0]) if number else -1, client
+    """Clients of one domain together, by number."""
+    place = -1
+    if number := re.search(r"\d+$", client):
+        place = int(number[0])
+    return domain(client), place, client
 
 
 # ---- paper and ink
@@ -136,15 +139,26 @@ def printed(figure: Figure, axes: Axes, title: str, alt: str, caption: str) -> P
     """With a legend below where lines or marks have names."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
-        longest = max(map(len, labels))
-        columns = 2 if longest > 16 else 3 if longest > 11 else 4
-        figure.set_figheight(
-            figure.get_figheight() + 0.22 * (math.ceil(len(handles) / columns) - 1)
-        )
+        columns = _beside(labels)
+        rows = math.ceil(len(handles) / columns)
+        figure.set_figheight(figure.get_figheight() + 0.22 * (rows - 1))
         figure.legend(
             handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9.5
         )
     return Picture(title, alt, caption, inked(figure, "svg"))
+
+
+def _beside(labels: Sequence[str]) -> int:
+    """How many labels of a legend fit beside each other."""
+    longest = max(map(len, labels))
+    if longest > 16:
+        return 2
+    if longest > 11:
+        return 3
+    return 4
+
+
+_UNDATED = {"svg": {"Date": None}, "png": {"Software": None}}
 
 
 def inked(figure: Figure, kind: str) -> bytes:
@@ -154,23 +168,20 @@ def inked(figure: Figure, kind: str) -> bytes:
     with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "fedexperts"}):
         # a letter that the font lacks is drawn as a box
         warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(
-            out,
-            format=kind,
-            dpi=150,
-            metadata={"Date": None} if kind == "svg" else {"Software": None},
-        )
+        figure.savefig(out, format=kind, dpi=150, metadata=_UNDATED[kind])
     return out.getvalue()
 
 
 def plain(name: str) -> str:
-    """A name as matplotlib shows it unchanged: no formulas, and not left out for a leading
-    underscore.
-    """
+    """A name as matplotlib shows it unchanged: no formula, no hidden leading underscore."""
     text = shown(name).replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text
+    if text.startswith("_"):
+        return f" {text}"
+    return text
 
 
 def short(name: str) -> str:
     """For a tick: at most 18 letters, both ends kept, since names differ in either."""
-    return plain(name if len(name) <= 18 else f"{name[:8]}…{name[-9:]}")
+    if len(name) > 18:
+        name = f"{name[:8]}…{name[-9:]}"
+    return plain(name)

@@ -25,10 +25,10 @@ def mixtures(experiments: Sequence[Experiment]) -> list[Picture | None]:
                 (e.name, [largest_share(run.server) for run in e.finished.values()])
                 for e in experiments
             ],
-            "How much a client has of one expert",
+            "Largest share of one expert in a client's blend",
             "largest share, mean over clients",
-            "At 1 a client's blend is one expert; at 1 over the number of experts, all of them"
-            " alike.",
+            "At 1 a client's blend is one expert; at 1 over the number of experts, all experts"
+            " have equal shares.",
         ),
         *(_logged(experiments, *words) for words in _LOGGED),
     ]
@@ -37,15 +37,16 @@ def mixtures(experiments: Sequence[Experiment]) -> list[Picture | None]:
 _LOGGED = (
     (
         "alpha",
-        "What the routed experts weigh",
+        "Share of the routed experts",
         "alpha",
-        "Alpha is the weight of the routed experts, and 1 - alpha that of the main ones.",
+        "Alpha is the share of the routed experts, and 1 - alpha that of the main ones.",
     ),
     (
         "entropy",
         "How undecided the gate is",
-        "entropy of the gate's weights, nats",
-        "Mean over test inputs. At 0 one expert has all the weight; at the logarithm of their number, all the same.",  # noqa: E501
+        "entropy of the gate's shares, nats",
+        "Mean over test inputs. At 0 one expert has the whole share; at the logarithm of their"
+        " number, all have equal shares.",
     ),
     (
         "apart",
@@ -82,10 +83,9 @@ def _use(experiment: Experiment) -> Picture:
     axes.set_ylabel("expert")
     axes.set_xlabel("class")
     if len(experiment.classes) == len(totals) <= CROWD:
-        turn = 90 if max(map(len, experiment.classes)) > 3 else 0
-        axes.set_xticks(
-            range(len(totals)), [short(name) for name in experiment.classes], rotation=turn
-        )
+        axes.set_xticks(range(len(totals)), [short(name) for name in experiment.classes])
+        if max(map(len, experiment.classes)) > 3:
+            axes.tick_params(axis="x", rotation=90)
     said = (
         f"The most chosen expert is the first choice for {100 * found.busiest:.0f} % of the test"
         " inputs."
@@ -113,12 +113,16 @@ def _shares(experiment: Experiment) -> Picture | None:
     name_clients(axes, names, "y")
     largest = statistics.fmean(max(row) for row in grid)
     said = (
-        f"The largest share that a client has in one expert is {largest:.2f} on average, of"
+        f"The largest share of one expert in a client's blend is {largest:.2f} on average, of"
         f" {len(grid[0])} experts."
     )
-    caption = f"{said} When each client last took part, up to the last round of the first seed."
+    caption = f"{said} From the round in which each client last took part, first seed."
     return printed(
-        figure, axes, f"Clients' shares of the experts: {shown(experiment.name)}", said, caption
+        figure,
+        axes,
+        f"Shares of the experts in clients' blends: {shown(experiment.name)}",
+        said,
+        caption,
     )
 
 
@@ -129,6 +133,6 @@ def _blends(experiment: Experiment) -> Picture | None:
         [(f"{when} it", [blended(rows, when) for rows in logs]) for when in ("before", "after")],
         f"Clients before and after their blend: {shown(experiment.name)}",
         "local accuracy, %, mean over a round's clients",
-        "The clients of a round with what they trained, and right after the server's blend went"
-        " into it; test part.",
+        "The clients of a round with the model that they trained, and with the same after the"
+        " server's blend was mixed in; test part.",
     )

@@ -8,6 +8,7 @@ import base64
 import json
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -59,24 +60,21 @@ def write(experiments: Sequence[Experiment], path: Path) -> None:
     """The page at `path`, whole or not at all."""
     if path.is_dir():
         raise ValueError(
-            f"{path} is a folder; expected the name of a file in it, for example {path}/report.html"
+            f"{path} is a folder; expected the name of a file, for example {path}/report.html"
         )
     write_whole(path, page(experiments).encode())
 
 
 def page(experiments: Sequence[Experiment]) -> str:
     """The whole page as text."""
-    names = (
-        shown(experiments[0].name)
-        if len(experiments) == 1
-        else f"{len(experiments)} experiments compared"
-    )
-    pictures = [_figure(picture) for picture in draw(experiments)]
+    names = f"{len(experiments)} experiments compared"
+    if len(experiments) == 1:
+        names = shown(experiments[0].name)
     body = [
         f"<h1>{escape(names)}</h1>",
         *(f'<p class="result">{escape(line)}</p>' for line in headline(experiments)),
         *(_table(table) for table in tables(experiments)),
-        *(["<h2>Pictures</h2>", *pictures] if pictures else []),
+        *_pictures(experiments),
         *_clients(experiments),
         *_refused(experiments),
         *_changed(experiments),
@@ -85,6 +83,13 @@ def page(experiments: Sequence[Experiment]) -> str:
         f'<p class="small">Made by fedexperts {escape(__version__)} from the logs of the runs.</p>',
     ]
     return _PAGE.format(title=f"fedexperts: {escape(names)}", body="\n".join(body))
+
+
+def _pictures(experiments: Sequence[Experiment]) -> list[str]:
+    pictures = [_figure(picture) for picture in draw(experiments)]
+    if not pictures:
+        return []
+    return ["<h2>Pictures</h2>", *pictures]
 
 
 def _figure(picture: Picture) -> str:
@@ -98,7 +103,7 @@ def _figure(picture: Picture) -> str:
 
 def _table(table: Table) -> str:
     """A table of the terminal, with its caption as text below."""
-    head = [str(column.header).replace("-\n", "").replace("\n", " ") for column in table.columns]
+    head = [str(column.header).replace("\n", " ") for column in table.columns]
     rows = list(zip(*(column.cells for column in table.columns), strict=True))
     lines = "<br>".join(escape(line) for line in str(table.caption or "").splitlines())
     return f'<h2>{escape(str(table.title))}</h2>{_grid(head, rows)}<p class="small">{lines}</p>'
@@ -121,8 +126,8 @@ def _clients(experiments: Sequence[Experiment]) -> list[str]:
     scores = [[score.clients for score in e.last.values()] for e in counted]
     rows = []
     for client in sorted({client for e in counted for client in e.clients}):
-        found = [[s[client] for s in seeds if client in s] for seeds in scores]
-        rows.append([client, *(f"{mean_sd(values)[0]:.1f}" if values else "-" for values in found)])
+        found = [[seed[client] for seed in seeds if client in seed] for seeds in scores]
+        rows.append([client, *map(_mean, found)])
     grid = _grid(["client", *(e.name for e in counted)], rows)
     return [
         _more(
@@ -133,26 +138,30 @@ def _clients(experiments: Sequence[Experiment]) -> list[str]:
     ]
 
 
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    return f"{mean_sd(values)[0]:.1f}"
+
+
 def _refused(experiments: Sequence[Experiment]) -> list[str]:
     head = ("round", "client", "why")
     return _noted(experiments, "Refused uploads", "", head, lambda run: refusals(run.rounds))
 
 
 def _changed(experiments: Sequence[Experiment]) -> list[str]:
-    says = "Against the split that was written at first; what was known stayed in its part."
+    says = "Compared with the split as first written; known examples stayed in their part."
     head = ("from round", "client", "examples")
     return _noted(experiments, "Data that changed", says, head, lambda run: changes(run.clients))
 
 
 def _forgotten(experiments: Sequence[Experiment]) -> list[str]:
-    says = "They were lost, and the run was told to go on without them: these clients began afresh."
+    says = "These were lost, and the run was told to continue without them: the clients restarted."
 
     def forgot(run: Run) -> list[tuple[Any, ...]]:
         return [(row["round"], row["forgot"]) for row in run.events if "forgot" in row]
 
-    return _noted(
-        experiments, "Private states gone without", says, ("after round", "client"), forgot
-    )
+    return _noted(experiments, "Lost private states", says, ("after round", "client"), forgot)
 
 
 def _noted(
@@ -167,26 +176,22 @@ def _noted(
     rows = [[name, seed, *row] for name, seed, run in runs for row in found(run)]
     if not rows:
         return []
-    return [
-        f"<h2>{title}</h2>",
-        f"<p>{says}</p>" if says else "",
-        _grid(["experiment", "seed", *head], rows, "words"),
-    ]
+    paragraph = says and f"<p>{says}</p>"
+    return [f"<h2>{title}</h2>", paragraph, _grid(["experiment", "seed", *head], rows, "words")]
 
 
 def _settings(experiments: Sequence[Experiment]) -> list[str]:
-    """In what the experiments differ; each one whole; where they ran."""
+    """Where the experiments differ; each one whole; where they ran."""
     settings = [e.first.settings for e in experiments]
-    keys = [
-        key
-        for key in dict.fromkeys(k for s in settings for k in s)
-        if len({_value(s, key) for s in settings}) > 1
-    ]
-    rows = [[key, *(_value(s, key) for s in settings)] for key in keys]
+    rows = []
+    for key in dict.fromkeys(chain.from_iterable(settings)):
+        values = [_value(each, key) for each in settings]
+        if len(set(values)) > 1:
+            rows.append([key, *values])
     found = ["<h2>Settings</h2>"]
     if rows:
         names = [e.name for e in experiments]
-        found += ["<p>In what the experiments differ:</p>", _grid(["key", *names], rows, "words")]
+        found += ["<p>Where the experiments differ:</p>", _grid(["key", *names], rows, "words")]
     for e in experiments:
         seeds = ", ".join(map(str, e.runs))
         text = f"<pre>{escape(e.first.text)}</pre>"
@@ -205,7 +210,9 @@ def _environments(experiments: Sequence[Experiment]) -> list[str]:
     found = []
     for text, runs in where.items():
         rows = [[key, _said(value)] for key, value in json.loads(text).items()]
-        whose = "all runs" if len(where) == 1 else ", ".join(runs)
+        whose = ", ".join(runs)
+        if len(where) == 1:
+            whose = "all runs"
         found.append(_more(f"Environment of {whose}", _grid(["what", "value"], rows, "words")))
     return found
 
@@ -215,8 +222,12 @@ def _more(title: str, inside: str) -> str:
 
 
 def _value(settings: dict[str, Any], key: str) -> str:
-    return _said(settings[key]) if key in settings else "-"
+    if key not in settings:
+        return "-"
+    return _said(settings[key])
 
 
 def _said(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str):
+        return value
+    return json.dumps(value)

@@ -23,8 +23,7 @@ ROUNDING = 1e-9  # points; an error below it is none
 
 @dataclass(frozen=True)
 class Difference:
-    """Differences of accuracy in points, one a seed: the mean over clients of a seed, or the
-    server's.
+    """Differences of accuracy in points, one a seed.
 
     `better`, `worse` and `same` count pairs of client and seed; all 0 where the server's accuracy
     is compared.
@@ -43,7 +42,9 @@ class Difference:
     def error(self) -> float:
         """Standard error of the mean, over seeds; NaN for one seed."""
         count = len(self.by_seed)
-        return statistics.stdev(self.by_seed.values()) / math.sqrt(count) if count > 1 else math.nan
+        if count == 1:
+            return math.nan
+        return statistics.stdev(self.by_seed.values()) / math.sqrt(count)
 
     @property
     def nothing(self) -> bool:
@@ -52,9 +53,7 @@ class Difference:
 
     @property
     def judged(self) -> bool:
-        """Whether seeds are enough for an interval, and tell how far they are apart: equal ones do
-        not.
-        """
+        """Whether there are enough seeds for an interval, and they differ."""
         return len(self.by_seed) >= SEEDS and self.error > ROUNDING
 
     @property
@@ -67,9 +66,7 @@ class Difference:
 
     @property
     def p(self) -> float:
-        """How often seeds alone would make so large a mean, if there were no difference; NaN if it
-        cannot be judged.
-        """
+        """The p-value of the mean, two-sided; NaN if it cannot be judged."""
         if not self.judged:
             return math.nan
         return 2 * float(stdtr(len(self.by_seed) - 1, -abs(self.mean) / self.error))
@@ -78,31 +75,28 @@ class Difference:
 def local(
     these: Mapping[int, Sequence[Row]], those: Mapping[int, Sequence[Row]]
 ) -> Difference | None:
-    """Local accuracy of the first minus that of the second, each client rows by seed; None without
-    a seed in common.
-    """
+    """Local accuracy of these minus that of those; None without a seed in common."""
     pairs = {seed: _pairs(these[seed], those[seed]) for seed in sorted(set(these) & set(those))}
     pairs = {seed: found for seed, found in pairs.items() if found}
     if not pairs:
         return None
     every = [difference for found in pairs.values() for difference in found]
-    better, worse = sum(d > 0 for d in every), sum(d < 0 for d in every)
+    better = sum(difference > 0 for difference in every)
+    worse = sum(difference < 0 for difference in every)
     by_seed = {seed: statistics.fmean(found) for seed, found in pairs.items()}
     return Difference(by_seed, better, worse, len(every) - better - worse)
 
 
 def server(these: Mapping[int, float], those: Mapping[int, float]) -> Difference | None:
-    """The server's accuracy of the first minus that of the second, each by seed; None without a
-    seed in common.
-    """
+    """The server's accuracy of these minus that of those; None without a seed in common."""
     found = {seed: these[seed] - those[seed] for seed in sorted(set(these) & set(those))}
-    return Difference(found) if found else None
+    if not found:
+        return None
+    return Difference(found)
 
 
 def established(found: Sequence[Difference]) -> list[bool]:
-    """Which of a table's differences are not zero: by Holm, the chance of any mistake among them
-    all is at most 5 %.
-    """
+    """Which of a table's differences are not zero, by Holm."""
     told = sorted(
         (difference.p, place) for place, difference in enumerate(found) if difference.judged
     )
@@ -115,9 +109,7 @@ def established(found: Sequence[Difference]) -> list[bool]:
 
 
 def wilson(right: int, examples: int) -> tuple[float, float]:
-    """The 95 % interval, in percent, of a share seen as `right` of `examples` (Wilson, JASA 22,
-    1927).
-    """
+    """The 95 % interval, in percent, of `right` out of `examples` (Wilson, JASA 22, 1927)."""
     z = 1.959963984540054
     middle = (right + z * z / 2) / (examples + z * z)
     reach = z * math.sqrt(right * (examples - right) / examples + z * z / 4) / (examples + z * z)

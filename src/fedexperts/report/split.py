@@ -1,6 +1,4 @@
-"""The picture of a split: who holds how many examples of which class. It knows counts, and no
-data.
-"""
+"""The picture of a split: who holds how many examples of which class."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,13 +14,9 @@ ROOM = 12  # so many classes or fewer: a number fits into each square
 
 
 def write(counts: Mapping[str, Sequence[int]], classes: Sequence[str], path: Path) -> None:
-    """Write examples by client and class at `path`, as its suffix says; ValueError if that is no
-    kind of picture.
-    """
+    """Write examples by client and class at `path`; ValueError if its suffix is no picture's."""
     if path.suffix.lower() not in KINDS:
-        raise ValueError(
-            f"{path}: expected the name of a picture, one that ends in {' or '.join(KINDS)}"
-        )
+        raise ValueError(f"{path}: expected the name of a picture, ending in {' or '.join(KINDS)}")
     write_whole(path, inked(_draw(counts, classes), path.suffix.lower()[1:]))
 
 
@@ -39,7 +33,9 @@ def _draw(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Figure
     if len(classes) <= ROOM and len(names) <= CROWD:
         for row, own in enumerate(grid):
             for column, count in enumerate(own):
-                colour = "white" if 2 * count > most else "black"
+                colour = "black"
+                if 2 * count > most:
+                    colour = "white"
                 axes.text(
                     column, row, str(count), ha="center", va="center", fontsize=7, color=colour
                 )
@@ -51,5 +47,6 @@ def _draw(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> Figure
         axes.set_xlabel(f"{len(classes)} classes, in their order")
     name_clients(axes, names, "y")
     above(axes, "examples of each class, all parts together")
-    figure.set_figwidth(WIDTH if len(classes) <= CROWD else 1.6 * WIDTH)
+    if len(classes) > CROWD:
+        figure.set_figwidth(1.6 * WIDTH)
     return figure

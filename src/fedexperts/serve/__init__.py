@@ -1,9 +1,8 @@
-"""A local page: drop an image, or type a text, and see what a run says of it and which experts
-spoke.
+"""A local page: drop an image or type a text, and see the class and the experts' shares.
 
     application(predictor)     what answers: the page, and POST /say
-    listen(host, port)         the door, opened before anything is promised (door.py)
-    server(application)        to be run at the door until it is stopped
+    listen(host, port)         the door, opened before anything is promised; see door.py
+    server(application)        runs at the door until it is stopped
 
 What is sent is predicted and forgotten. The page is page.html, page.css and page.js, and loads
 nothing from elsewhere. This room does not know how an image is read, nor what a method learns.
@@ -50,9 +49,7 @@ HEADERS = {
 
 
 def application(predictor: Predictor, host: str = LOOPBACK[0]) -> Starlette:
-    """What answers at `host`; on loopback to loopback's names alone, lest a page elsewhere be let
-    in by a name that leads here.
-    """
+    """What answers at `host`; on loopback, only under loopback's own names."""
     most = LONGEST if predictor.side is None else LARGEST
     hearing, queue = Hearing(), asyncio.Semaphore(WAITING)
     turn = asyncio.Lock()  # one computation at a time, while the server goes on answering
@@ -63,16 +60,16 @@ def application(predictor: Predictor, host: str = LOOPBACK[0]) -> Starlette:
         try:
             body = await hearing.whole(request.stream(), most)
             if body is None:
-                return _wrong(f"it is larger than {most:,} bytes, the most that is taken", 413)
+                return _wrong(f"it is larger than {most:,} bytes, the limit", 413)
             if queue.locked():
-                return _wrong("too many ask at once: try again in a moment", 503)
+                return _wrong("too many requests at once: try again in a moment", 503)
             async with queue, turn:
                 if await request.is_disconnected():
                     return Response()  # who left while others had their turn costs nothing
                 return _answer(await run_in_threadpool(_said, predictor, body))
         except TimeoutError:
             return _wrong(
-                f"it did not arrive within {PATIENCE:g} seconds, or others needed the room", 408
+                f"it did not arrive within {PATIENCE:g} seconds, or the server is too busy", 408
             )
         except ClientDisconnect:
             return Response()  # nobody is there to read it
@@ -94,9 +91,7 @@ def _file(name: str, kind: str) -> Response:
 
 
 def _foreign(request: Request) -> bool:
-    """Whether a browser says that another page asks. A program that is no browser says nothing of
-    it.
-    """
+    """Whether a browser says that another page asks. Other programs do not say."""
     host = request.headers["host"]
     origin = request.headers.get("origin", host).rpartition("://")[2]
     return origin != host or request.headers.get("sec-fetch-site", "same-origin") != "same-origin"
@@ -111,11 +106,9 @@ def _answer(content: Values, status: int = 200) -> Response:
 
 
 def _said(predictor: Predictor, body: bytes) -> Values:
-    """A prediction as the page shows it: classes and experts in order, the likeliest and the
-    loudest first.
-    """
+    """A prediction as the page shows it: classes and experts, the largest first."""
     if not body.strip():
-        raise ValueError("there is nothing in it")
+        raise ValueError("it is empty")
     given: Any = decoded(body, predictor.side) if predictor.side else [_text(body)]
     (found,) = predictor.say([""], given, most=len(predictor.model.classes))
     experts = sorted(found.experts.items(), key=lambda pair: -pair[1])
@@ -131,4 +124,4 @@ def _text(body: bytes) -> str:
     try:
         return body.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"it is not a text in UTF-8 ({error.reason})") from None
+        raise ValueError(f"it is not text in UTF-8 ({error.reason})") from None

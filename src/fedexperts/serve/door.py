@@ -27,7 +27,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         why = f"{host}:{port}: {error.strerror}"
         raise ValueError(
-            f"{why}; use a free --port, and as --host an address of this machine"
+            f"{why}; use a free --port, and an address of this machine as --host"
         ) from None
 
 
@@ -47,9 +47,7 @@ def server(application: Any) -> uvicorn.Server:
 
 
 class Visitor(H11Protocol):
-    """One connection. It is dropped if it does not ask or take its answer in time, or if others
-    need its place.
-    """
+    """One connection, dropped if it is slow to ask or to listen, or if others need its place."""
 
     _numbers = itertools.count()
 
@@ -72,9 +70,7 @@ class Visitor(H11Protocol):
 
     @property
     def _asks(self) -> bool:
-        """Whether a question has begun and its answer has not; how long it takes to be heard,
-        `Hearing` knows.
-        """
+        """Whether a question has begun and its answer has not; `Hearing` bounds its time."""
         return self.cycle is not None and not self.cycle.response_started
 
     @property
@@ -100,16 +96,13 @@ class Visitor(H11Protocol):
 
 
 class Hearing:
-    """What is held of questions that are not whole yet: at most `TOGETHER` bytes, and each for
-    `PATIENCE` seconds.
-    """
+    """What is held of unfinished questions: at most `TOGETHER` bytes, `PATIENCE` seconds each."""
 
     def __init__(self) -> None:
         self._held: dict[asyncio.Timeout, int] = {}  # the oldest first
 
     async def whole(self, pieces: AsyncIterator[bytes], most: int) -> bytes | None:
-        """A question; None if it is more than `most` bytes, which are then heard to their end, but
-        not kept.
+        """A question; None if it is more than `most` bytes, which are read but not kept.
 
         TimeoutError if it does not come to an end in time, or if it is the oldest where others need
         the room.

@@ -1,8 +1,7 @@
 """What follows a study's runs elsewhere: TensorBoard, MLflow, Weights & Biases.
 
     track.json      in a study's folder: which trackers, and where
-    tracked.json    in a run's folder: its name there, and the round up to which each tracker has
-    been told
+    tracked.json    in a run's folder: its name there, and the last round that each tracker knows
 
 A tracker is told the figures of rounds that a checkpoint holds, read from the run's logs: a run is
 the same with and without, and going on tells no round twice. This room does not know what a figure
@@ -22,9 +21,9 @@ from ..rundir import LOGS, RunDir
 
 PLACES = "track.json"
 TOLD = "tracked.json"
-_UNTOLD = "put a backup in its place, or delete it, and nobody is told of what is still to come"
+_UNTOLD = "put a backup in its place, or delete it to stop logging to trackers"
 _AGAIN = (
-    "put a backup in its place, or delete it, and the run is told from its beginning, under another"
+    "put a backup in its place, or delete it to log the run again from its beginning, under another"
     " name"
 )
 
@@ -41,9 +40,7 @@ class Followed:
 
 
 class Tracker(Protocol):
-    """One run at one tracker: `begin(place, run, told)` of each file in this room makes it, anew or
-    to go on.
-    """
+    """One run at one tracker, made by `begin(place, run, told)` of a file in this room."""
 
     def tell(self, round: int, figures: Mapping[str, float]) -> None: ...
 
@@ -54,15 +51,13 @@ Begin = Callable[[str, Followed, int], Tracker]
 
 
 def create(study: Path, name: str, places: Mapping[str, str]) -> None:
-    """Write down who follows a study called `name`; ValueError if TensorBoard's folder has one of
-    this name.
-    """
+    """Write down who follows a study; ValueError if TensorBoard's folder exists already."""
     fixed = {kind: _absolute(kind, place) for kind, place in places.items()}
     if "tensorboard" in fixed:
         fixed["tensorboard"] = str(Path(fixed["tensorboard"]) / name)
         if Path(fixed["tensorboard"]).exists():
             raise ValueError(
-                f"{fixed['tensorboard']} is there already; use another folder for TensorBoard"
+                f"{fixed['tensorboard']} already exists; use another folder for TensorBoard"
             )
     if fixed:
         write_checked(study / PLACES, fixed)
@@ -84,7 +79,7 @@ def places(study: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Following:
-    """The trackers of a study. One that fails is said once and told no more; the runs go on."""
+    """The trackers of a study. A failing one is reported once and dropped; the runs continue."""
 
     study: Path
     trackers: dict[str, tuple[Begin, str]]  # by kind, with the place
@@ -92,9 +87,7 @@ class Following:
     _begun: dict[tuple[str, Path], Tracker] = field(default_factory=dict)
 
     def __call__(self, folder: Path, name: str, settings: Mapping[str, object], last: int) -> None:
-        """Tell every tracker of the rounds, up to the `last`, of the run in `folder` that it has
-        not heard of.
-        """
+        """Tell every tracker of the rounds of a run, up to the `last`, that it has not heard of."""
         for kind in list(self.trackers):
             self._try(kind, self._tell, kind, folder, name, settings, last)
 
@@ -111,8 +104,8 @@ class Following:
         except Exception as error:
             del self.trackers[kind]
             self.warn(
-                f"{kind} is told no more ({error}); the runs go on, and `fedexperts resume` tells"
-                " it the rest."
+                f"Stopped logging to {kind} ({error}). The runs continue; `fedexperts resume` sends"
+                " the rest."
             )
 
     def _tell(

@@ -1,6 +1,4 @@
-"""Weights & Biases: a study is a group in a project, a run a run. Of this machine nothing is
-said.
-"""
+"""Weights & Biases: a study is a group in a project, a run a run; no machine details."""
 
 from collections.abc import Mapping
 
@@ -34,7 +32,7 @@ class _Run:
 def begin(place: str, run: Followed, told: int) -> _Run:
     offline = wandb.setup().settings.mode in ("offline", "dryrun")
     if not offline and not wandb.login(prompt=False, verify=False):
-        raise ValueError("nobody is logged in; use `wandb login`, or WANDB_MODE=offline")
+        raise ValueError("you are not logged in; use `wandb login`, or WANDB_MODE=offline")
     return _Run(
         wandb.init(
             project=place,
