@@ -3,6 +3,7 @@
 This room checks nothing; `config` does, when a section of a config becomes such a dataclass.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import MISSING, field
 from typing import Any, TypeVar, cast
 
@@ -27,3 +28,11 @@ def option(
     if isinstance(default, list):  # every object has one of its own
         return cast("Value", field(default_factory=default.copy, metadata=metadata))
     return field(default=default, metadata=metadata)
+
+
+class Outside(ABC):
+    """Settings that name a thing outside this package, which may not be on this machine."""
+
+    @abstractmethod
+    def at_hand(self) -> None:
+        """ValueError, with what to type, if it is not."""

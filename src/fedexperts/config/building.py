@@ -17,6 +17,7 @@ from ..client import Client, Job
 from ..data import kept, manifest
 from ..data.features import features
 from ..data.federation import Federation, Parts
+from ..data.own import Own
 from ..declared import Facts
 from ..engine import Engine
 from ..learn import Examples, Learning
@@ -24,6 +25,7 @@ from ..method import Method, needs_reserve
 from ..model import Model, taught
 from ..models.built import Built, computing_on
 from ..models.mixture import Mixture
+from ..options import Outside
 from ..private import Private
 from ..tensors import rng
 from . import machine, own
@@ -99,7 +101,8 @@ def lacking(config: Config) -> list[str]:
     found = []
     for section in ("data", "model", "gate"):
         try:
-            if section in config.values and hasattr(settings := config.section(section), "at_hand"):
+            settings = config.section(section) if section in config.values else None
+            if isinstance(settings, Outside):
                 settings.at_hand()
         except ValueError as error:
             found.append(str(error))
@@ -184,7 +187,7 @@ def split_as(config: Config, split: Path) -> tuple[Federation, str]:
     A source that does not know its examples one by one is taken as it is.
     """
     given, source, seed = manifest.load(split), config.section("data"), config.values["run"]["seed"]
-    if hasattr(source, "again"):
+    if isinstance(source, Own):
         found: Federation = source.again(given, seed)
         return found, kept.said(found.changed)
     found = source.load(seed)
@@ -206,7 +209,7 @@ def check_data(config: Config, split: Path) -> None:
     """ValueError if an experiment's data changed since a split, from another seed perhaps, was
     written.
     """
-    if hasattr(config.section("data"), "again"):
+    if isinstance(config.section("data"), Own):
         _unchanged(config, split, changed_data=False)
 
 

@@ -16,6 +16,7 @@ import tomlkit
 from ..client import Client, Job
 from ..data import manifest
 from ..data.federation import Federation
+from ..data.own import Own
 from ..tensors import write
 from .building import assembled, loaded, split_as
 from .names import PLACES
@@ -26,7 +27,7 @@ def served(config: Config, data: Mapping[str, object]) -> tuple[Job, Federation]
     """A federation's server: its job and its data, the classes and its own reserve set, which
     `data` leads to.
     """
-    if at_sites := hasattr(config.section("data"), "server"):
+    if at_sites := isinstance(config.section("data"), Own):
         data = {"path": ""} | dict(data)
     config = _with_data(config, data)
     source = config.section("data")
@@ -88,7 +89,7 @@ def site(
     """
     _check_code(text, allowed)  # before anything is imported
     config = parse(text, "the run")
-    own = {"site": name, "reserve": 0} if hasattr(config.section("data"), "server") else {}
+    own = {"site": name, "reserve": 0} if isinstance(config.section("data"), Own) else {}
     config = _with_data(config, {"path": ""} | own | dict(data) if own else data)
     _check_places(config, data, allowed)
     _check_same(config, private)

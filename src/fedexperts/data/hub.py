@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..options import REQUIRED, option
+from ..options import REQUIRED, Outside, option
 from ..tensors import rng
 from . import split
 from .examples import Example, Found
@@ -24,7 +24,7 @@ Partition = Literal["pathological", "dirichlet", "dirichlet-in-domains", "domina
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hub(Listed):
+class Hub(Listed, Outside):
     """A data set of the papers, from a local copy or the hub's download, split as papers do."""
 
     dataset: str = option(REQUIRED, says=f"one of {', '.join(SETS)}")

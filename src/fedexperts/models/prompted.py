@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..model import Model
-from ..options import option
+from ..options import Outside, option
 from ..tensors import rng
 from .built import Built
 from .clip import Clip, LinearProbe, PromptedClip, encode, words
@@ -22,7 +22,7 @@ SPREAD = 0.02  # standard deviation of a random context, about that of a CLIP's 
 
 
 @dataclass(frozen=True)
-class _OnClip:
+class _OnClip(Outside):
     """What both ask of the CLIP."""
 
     clip: str = option(

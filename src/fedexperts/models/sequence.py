@@ -5,13 +5,13 @@ model does.
 from dataclasses import dataclass
 from typing import Literal
 
-from ..options import option
+from ..options import Outside, option
 from .built import Built
 from .network import Network
 
 
 @dataclass(frozen=True)
-class TransformerSettings:
+class TransformerSettings(Outside):
     """A BERT or a GPT-2 that classifies texts, all of its weights trained; encoded texts are int64
     [B, 2, tokens].
     """
