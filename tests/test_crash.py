@@ -236,7 +236,7 @@ def test_from_every_instant_a_run_goes_on_as_if_nothing_was(
 
 
 def left(place: Path) -> dict[str, bytes]:
-    """Every file that is left there, under a name without its process, and not what a clock says."""
+    """Every file that is left there but a clock's, named without the process that wrote it."""
     found = {}
     for name, data in every_file(place).items():
         if ".seconds.json." not in name:
