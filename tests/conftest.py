@@ -404,14 +404,15 @@ def same_bits(one: Tensors, other: Tensors) -> bool:
 
 @pytest.fixture(scope="session", autouse=True)
 def _machine(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One thread, image features kept for this session alone, and no waiting for a disk that nobody
-    unplugs.
+    """One thread, in processes that tests start, too; image features kept for this session alone;
+    and no waiting for a disk that nobody unplugs.
 
     That a file is flushed before it gets its name is held by test_crash.py, in processes without
     this.
     """
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("FEDEXPERTS_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr("os.fsync", lambda _: None)
         yield

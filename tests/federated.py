@@ -18,7 +18,9 @@ from fedexperts.deploy.processes import free_port
 
 HERE = Path(__file__).parent
 SITES = ("as-scanned-0", "faint-2", "inverted-1")  # what digits-scanners calls its clients
-HOSTILE = "mallory"  # may take part, too; it is asked by those tests alone that say so
+# may take part, too; they are asked by those tests alone that say so
+ROGUE = "slanted-3"  # of four clients; ours but for its answers, see rogue.py
+HOSTILE = "mallory"  # a program that is not ours, see hostile.py
 
 
 def experiment(**sections: Any) -> dict[str, Any]:
@@ -54,10 +56,10 @@ class Federation:
         self.path, self.folder = path, path / "dep"
         self.environment = dict(os.environ) | {"FEDEXPERTS_CACHE": str(cache)}
         self.groups: dict[str, subprocess.Popen[bytes]] = {}
-        Deployment.create(self.folder, "localhost", free_port(), [*SITES, HOSTILE])
+        Deployment.create(self.folder, "localhost", free_port(), [*SITES, ROGUE, HOSTILE])
         with open(self.folder / "deploy.toml", "a") as file:
             file.write(TIGHT)
-        for site in SITES:
+        for site in (*SITES, ROGUE):
             os.replace(self.folder / "sites" / site, path / site)
 
     @property

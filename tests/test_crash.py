@@ -1,15 +1,16 @@
 """Law 3: a crash changes nothing. Real processes are killed with SIGKILL, and others go on with
 what they left.
 
-A child kills itself at its n-th touch of the disk, for every n there is in a run of three rounds.
-Between two touches the disk is the same, so before each touch, and in the middle of each flush, are
-all the instants that there are.
+Between two touches of the disk it is the same, so before each touch, and in the middle of each
+flush, are all the instants that there are in a run of three rounds. At some of them a child kills
+itself; at every one, in the slow suite, a copy is taken of what a kill would leave.
 """
 
 import builtins
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -28,17 +29,13 @@ from fedexperts.rundir import RunDir
 
 # of the os module; and open to write
 TOUCHES = ("replace", "fsync", "unlink", "rmdir", "mkdir", "truncate")
-NAMES = ("nearest", "averaged", "alone", "fedavg", "fedmoe")
 SOME = {
     "nearest": 3,
     "averaged": 11,
     "alone": 11,
     "fedavg": 11,
     "fedmoe": 23,
-}  # every third, .. instant, in the quick suite
-EVERY = [
-    pytest.param(name, 1, id=f"{name}-every-instant", marks=pytest.mark.slow) for name in NAMES
-]
+}  # every third, .. instant is one of a kill
 
 
 def short(name: str) -> Config:
@@ -83,6 +80,34 @@ class Fuse:
             return act(path, mode, *rest, **how)
 
         return acting
+
+
+class Camera(Fuse):
+    """Copies a run's place to an album at every instant, with what lies beside it."""
+
+    def __init__(self, place: Path, album: Path) -> None:
+        self.place, self.album, self.taking = place, album, False
+        super().__init__()
+
+    def touch(self, name: str, file: int = 0) -> None:
+        if self.taking:  # the copy touches the disk, too
+            return
+        super().touch(name, file)
+        self.taking = True
+        whole = self.album / f"{len(self.seen):04d}"
+        shutil.copytree(self.place, whole)
+        if name == "fsync":
+            torn = self.album / f"{whole.name}-torn"
+            shutil.copytree(self.place, torn)
+            flushed = torn / Path(os.readlink(f"/proc/self/fd/{file}")).relative_to(self.place)
+            os.truncate(flushed, max(flushed.stat().st_size - 9, 0))
+        self.taking = False
+
+
+def photographed(config: Config, path: Path, album: Path) -> None:
+    """A whole run of which there is a copy for every instant."""
+    Camera(path.parent, album)
+    carry_out(config, path)
 
 
 def live(config: Config, path: Path, fatal: int, torn: bool, seen: Any = None) -> None:
@@ -171,33 +196,69 @@ def stopped_in_round(
     return ended(child)
 
 
-@pytest.mark.parametrize(("name", "stride"), [*SOME.items(), *EVERY])
+@pytest.mark.parametrize(("name", "stride"), SOME.items())
 def test_a_crash_changes_nothing(
     name: str, stride: int, processes: Any, remembered: Remembered, tmp_path: Path
 ) -> None:
     """Law 3: every file of the folder is byte for byte as if nobody had been killed, and there is
-    none beside them.
+    none beside them. And what a kill leaves is what is copied for the slow suite.
     """
     config, whole = short(name), every_file(remembered(short(name)).path)
-    points = instants(processes, config, tmp_path / "counted")[::stride]
-    abreast, wrong = os.cpu_count() or 1, []
+    copies = instants(processes, config, tmp_path)
+    points, abreast, wrong = list(copies)[::stride], os.cpu_count() or 1, []
     for i in range(0, len(points), abreast):
-        paths = {point: tmp_path / "{}-{}".format(*point) for point in points[i : i + abreast]}
+        paths = {point: tmp_path / "{}-{}".format(*point) / "run" for point in points[i:][:abreast]}
+        for path in paths.values():
+            path.parent.mkdir()
         killed = [started(processes, live, config, path, *point) for point, path in paths.items()]
         assert [ended(child) for child in killed] == [-signal.SIGKILL] * len(paths)
+        for point, path in paths.items():
+            assert left(path.parent) == left(copies[point]), point
         resumed = [started(processes, go_on, config, path) for path in paths.values()]
         assert [ended(child) for child in resumed] == [0] * len(paths)
-        wrong += [point for point, path in paths.items() if every_file(path) != whole]
-        wrong += [point for point, path in paths.items() if list(path.parent.rglob("*.part"))]
+        wrong += [point for point, path in paths.items() if not unhurt(path, whole)]
     assert not wrong
 
 
-def instants(processes: Any, config: Config, path: Path) -> list[tuple[int, bool]]:
-    """Before every touch of the disk in a whole run, and in the middle of every flush."""
-    whole = list(enumerate(touches(processes, config, path), start=1))
-    return sorted(
-        [(n, False) for n, _ in whole] + [(n, True) for n, name in whole if name == "fsync"]
-    )
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOME)
+def test_from_every_instant_a_run_goes_on_as_if_nothing_was(
+    name: str, processes: Any, remembered: Remembered, tmp_path: Path
+) -> None:
+    """Law 3, without a kill for each: this process goes on with copies of what it would leave."""
+    config, whole = short(name), every_file(remembered(short(name)).path)
+    wrong = []
+    for point, place in instants(processes, config, tmp_path).items():
+        carry_out(config, place / "run")
+        if not unhurt(place / "run", whole):
+            wrong.append(point)
+    assert not wrong
+
+
+def left(place: Path) -> dict[str, bytes]:
+    """Every file that is left there but a clock's, named without the process that wrote it."""
+    found = {}
+    for name, data in every_file(place).items():
+        if ".seconds.json." not in name:
+            found[re.sub(r"\.\d+\.part", ".part", name)] = data
+    return found
+
+
+def unhurt(run: Path, whole: dict[str, bytes]) -> bool:
+    """Whether its files are those of a whole run, with nothing half written beside them."""
+    return every_file(run) == whole and not list(run.parent.rglob("*.part"))
+
+
+def instants(processes: Any, config: Config, path: Path) -> dict[tuple[int, bool], Path]:
+    """Before every touch of the disk in a whole run, and in the middle of every flush: its number,
+    whether a flush is torn, and a copy of what a kill would leave.
+    """
+    place, album = path / "place", path / "album"
+    place.mkdir()
+    album.mkdir()
+    assert ended(started(processes, photographed, config, place / "run", album)) == 0
+    copies = sorted(album.iterdir())
+    return {(int(copy.name[:4]), copy.name.endswith("torn")): copy for copy in copies}
 
 
 def touches(processes: Any, config: Config, path: Path) -> list[str]:

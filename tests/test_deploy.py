@@ -5,7 +5,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("flwr")
-from federated import SITES, Federation, experiment
+from federated import ROGUE, SITES, Federation, experiment
 
 from fedexperts import config as door
 from fedexperts.client import Client, Job
@@ -245,7 +245,23 @@ def test_the_gate_is_in_no_message(federation: Federation, undisturbed: runs.Run
             assert value.numpy().tobytes()[:64] not in stored
 
 
+@pytest.fixture(scope="module")
+def lied_to(federation: Federation) -> Iterator[runs.Run]:
+    """A run that is under way, one of whose sites sends garbage."""
+    rogue = [sys.executable, str(HERE / "rogue.py"), str(federation.path / ROGUE), ROGUE]
+    federation.start(ROGUE, *rogue)
+    federation.until(lambda: "is connected" in federation.said(ROGUE), "the rogue")
+    yield federation.submit(
+        "rogue",
+        data={"name": "digits-scanners", "clients": 4, "scanners": 4, "shots": 2},
+        run={"rounds": 6, "evaluate_every": 6},
+        engine={"sites": ["as-scanned-0", "inverted-1", ROGUE], "deadline": 30.0},
+    )
+    federation.kill(ROGUE)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("lied_to")  # most of both runs is waiting: one goes on beside the other
 def test_a_site_that_is_killed_comes_back_with_what_it_kept(federation: Federation) -> None:
     """That it reads what it kept is seen by damaging it for a while: a site that began afresh would
     not mind.
@@ -287,6 +303,29 @@ def test_a_site_that_is_killed_comes_back_with_what_it_kept(federation: Federati
 
 
 @pytest.mark.slow
+def test_garbage_and_slowness_cost_a_site_its_round_and_nobody_elses(
+    federation: Federation, lied_to: runs.Run
+) -> None:
+    """The site answers, round by round: a wrong shape, NaN, too much, noise, too late; and at last
+    as it should.
+    """
+    assert federation.finished("rogue") == 0, federation.words()
+    rows = lied_to.rows()
+    assert all(set(row["trained"]) >= {"as-scanned-0", "inverted-1"} for row in rows)
+    why = [row["refused"].get(ROGUE, "") for row in rows]
+    wanted = [
+        "expected is",
+        "NaN or infinite",
+        "at most",
+        "begins with a line of JSON",
+        "no reply within 30 s",
+        "",
+    ]
+    assert [want in reason for want, reason in zip(wanted, why, strict=True)] == [True] * 6, why
+    assert why[-1] == ""
+
+
+@pytest.mark.slow
 def test_a_server_that_is_killed_goes_on_to_the_same_bits(
     federation: Federation, undisturbed: runs.Run
 ) -> None:
@@ -318,40 +357,6 @@ def test_an_unknown_key_is_refused(federation: Federation, tmp_path: Path) -> No
     )
     assert done.returncode == 1
     assert "does not let the site stranger in" in " ".join(done.stderr.split())
-
-
-@pytest.mark.slow
-def test_garbage_and_slowness_cost_a_site_its_round_and_nobody_elses(
-    federation: Federation,
-) -> None:
-    """The site answers, round by round: a wrong shape, NaN, too much, noise, too late; and at last
-    as it should.
-    """
-    federation.kill("faint-2")
-    rogue = [sys.executable, str(HERE / "rogue.py"), str(federation.path / "faint-2"), "faint-2"]
-    federation.start("faint-2", *rogue)
-    try:
-        federation.until(lambda: "is connected" in federation.said("faint-2"), "the rogue")
-        run = federation.submit(
-            "rogue", run={"rounds": 6, "evaluate_every": 6}, engine={"deadline": 30.0}
-        )
-        assert federation.finished("rogue") == 0, federation.words()
-    finally:
-        federation.kill("faint-2")
-        federation.join("faint-2")
-    rows = run.rows()
-    assert all(set(row["trained"]) >= {"as-scanned-0", "inverted-1"} for row in rows)
-    why = [row["refused"].get("faint-2", "") for row in rows]
-    wanted = [
-        "expected is",
-        "NaN or infinite",
-        "at most",
-        "begins with a line of JSON",
-        "no reply within 30 s",
-        "",
-    ]
-    assert [want in reason for want, reason in zip(wanted, why, strict=True)] == [True] * 6, why
-    assert why[-1] == ""
 
 
 # ---- a site's own images

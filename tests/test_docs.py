@@ -3,9 +3,13 @@
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from fedexperts.cli import app
 
 ROOT = Path(__file__).parents[1]
 SOURCE = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
@@ -56,36 +60,38 @@ def commands(text):
     ]
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
-)
-def test_every_file_that_a_document_names_is_there(document):
-    text = (ROOT / document).read_text()
-    for path in re.findall(
-        r"\b((?:configs|docs|examples|benchmarks|tests|src|pretraining)/[\w./-]*\w)", text
-    ):
-        assert (ROOT / path).exists(), path
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert ((ROOT / document).parent / link).exists(), link
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PATH = re.compile(r"\b((?:configs|docs|examples|benchmarks|tests|src|pretraining)/[\w./-]*\w)")
+LINK = re.compile(r"\]\((?!http)([^)#]+)\)")
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
-)
-def test_every_command_in_a_document_is_one_that_the_program_knows(document):
-    from typer.testing import CliRunner
+def test_every_file_that_a_document_names_is_there():
+    gone = []
+    for document in DOCUMENTS:
+        text = document.read_text()
+        places = [(path, ROOT / path) for path in PATH.findall(text)]
+        places += [(link, document.parent / link) for link in LINK.findall(text)]
+        gone += [f"{document.name}: {name}" for name, place in places if not place.exists()]
+    assert not gone
 
-    from fedexperts.cli import app
 
-    for line in commands((ROOT / document).read_text()):
-        program, *words = line.split()
-        if program == "fedexperts" and not words[0].startswith("-"):
-            command = words[: 2 if words[0] == "deploy" else 1]
-            help_text = CliRunner().invoke(app, [*command, "--help"], terminal_width=200).output
-            assert "Usage" in help_text, line
-            assert all(
-                word.split("=")[0] in help_text for word in words if word.startswith("--")
-            ), line
+def test_every_command_in_a_document_is_one_that_the_program_knows():
+    unknown = []
+    for document in DOCUMENTS:
+        for line in commands(document.read_text()):
+            program, *words = line.split()
+            if program == "fedexperts" and not words[0].startswith("-"):
+                options = [word.split("=")[0] for word in words if word.startswith("--")]
+                said = usage(*words[: 2 if words[0] == "deploy" else 1])
+                if "Usage" not in said or not all(option in said for option in options):
+                    unknown.append(f"{document.name}: {line}")
+    assert not unknown
+
+
+@cache
+def usage(*command):
+    """What the program says of a command of its own."""
+    return CliRunner().invoke(app, [*command, "--help"], terminal_width=200).output
 
 
 @pytest.mark.slow

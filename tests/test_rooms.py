@@ -1,14 +1,13 @@
-"""The plan of the house, read from the imports: a room knows only the rooms below it, and says so
-if it does not.
+"""The plan of the house, read from the imports: a room knows only the rooms below it. A test is a
+rule, and says every place that breaks it.
 """
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 import fedexperts
 
@@ -93,7 +92,11 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
 LONGEST = 50  # lines of a function's body
 
 files = sorted(ROOT.rglob("*.py"))
-every_file = pytest.mark.parametrize("file", files, ids=[str(f.relative_to(ROOT)) for f in files])
+
+
+@cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
 
 
 def room(file: Path) -> str:
@@ -105,7 +108,7 @@ def room(file: Path) -> str:
 def imports(file: Path) -> Iterator[tuple[str, int]]:
     """Absolute dotted names of everything that a file imports, wherever in it, with the line."""
     package = ["fedexperts", *file.relative_to(ROOT).parts[:-1]]
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -114,21 +117,25 @@ def imports(file: Path) -> Iterator[tuple[str, int]]:
             yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
 
 
-def ours(file: Path) -> Iterator[tuple[str, int]]:
-    """The rooms of ours that a file knows, beside its own."""
+def known(file: Path) -> Iterator[tuple[str, str]]:
+    """The rooms of ours that a file knows, beside its own, each with the place where it says so."""
     for name, line in imports(file):
         head, *rest = name.split(".")
         if head == "fedexperts" and name != "fedexperts.__version__":
-            known = rest[0] if rest and rest[0] in FLOOR else ""
-            if known != room(file):
-                yield known, line
+            other = rest[0] if rest and rest[0] in FLOOR else ""
+            if other != room(file):
+                yield other, f"{where(file, line)} knows {other}"
 
 
-def uses(file: Path) -> Iterator[tuple[str, int]]:
-    """Names that a file reads, dotted, with the line: `os.environ`, `torch.load`, `print`."""
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, (ast.Attribute, ast.Name)):
-            yield ast.unparse(node), node.lineno
+def readers(names: Collection[str], but: Collection[str] = ()) -> list[str]:
+    """Where a dotted name of these is read, as in `os.environ` or `print`, outside some rooms."""
+    found = []
+    for file in files:
+        for node in ast.walk(parsed(file)):
+            named = isinstance(node, (ast.Attribute, ast.Name)) and ast.unparse(node)
+            if named in names and room(file) not in but:
+                found.append(f"{where(file, node.lineno)} reads {named}")
+    return found
 
 
 def where(file: Path, line: int) -> str:
@@ -145,12 +152,11 @@ def test_every_room_has_its_floor() -> None:
     assert {room(file) for file in files} <= FLOOR.keys()
 
 
-@every_file
-def test_a_room_knows_only_the_rooms_below_it(file: Path) -> None:
-    floor = FLOOR[room(file)]
-    wrong = [
-        f"{where(file, line)} knows {known}" for known, line in ours(file) if FLOOR[known] >= floor
-    ]
+def test_a_room_knows_only_the_rooms_below_it() -> None:
+    wrong = []
+    for file in files:
+        floor = FLOOR[room(file)]
+        wrong += [place for other, place in known(file) if FLOOR[other] >= floor]
     assert not wrong
 
 
@@ -163,29 +169,25 @@ def test_in_config_what_is_read_is_built_and_nothing_goes_back() -> None:
         }, name
 
 
-@every_file
-def test_methods_models_and_data_know_the_contract_alone(file: Path) -> None:
-    allowed = CLOSED.get(room(file))
-    wrong = [
-        f"{where(file, line)} knows {known}"
-        for known, line in ours(file)
-        if allowed and known not in allowed
-    ]
+def test_methods_models_and_data_know_the_contract_alone() -> None:
+    wrong = []
+    for file in files:
+        if allowed := CLOSED.get(room(file)):
+            wrong += [place for other, place in known(file) if other not in allowed]
     assert not wrong
 
 
-@every_file
-def test_an_outside_package_is_known_where_it_belongs_alone(file: Path) -> None:
-    wrong = [
-        f"{where(file, line)} imports {name}"
-        for name, line in imports(file)
-        if (package := name.split(".")[0]) in ONLY_IN and not within(file, ONLY_IN[package])
-    ]
+def test_an_outside_package_is_known_where_it_belongs_alone() -> None:
+    wrong = []
+    for file in files:
+        for name, line in imports(file):
+            package = name.split(".")[0]
+            if package in ONLY_IN and not within(file, ONLY_IN[package]):
+                wrong.append(f"{where(file, line)} imports {name}")
     assert not wrong
 
 
-@every_file
-def test_the_environment_is_read_in_config_alone(file: Path) -> None:
+def test_the_environment_is_read_in_config_alone() -> None:
     """Pitfall 24: device, threads and folders of the machine are chosen at the door."""
     machine = {
         "os.environ",
@@ -195,41 +197,30 @@ def test_the_environment_is_read_in_config_alone(file: Path) -> None:
         "Path.home",
         "torch.cuda",
     }
-    assert not [
-        where(file, line) for name, line in uses(file) if name in machine and room(file) != "config"
-    ]
+    assert not readers(machine, but=("config",))
 
 
-@every_file
-def test_printing_is_done_in_the_cli_and_the_report_alone(file: Path) -> None:
-    assert not [
-        where(file, line)
-        for name, line in uses(file)
-        if name in {"print", "sys.stdout", "sys.stderr"} and room(file) not in ("cli", "report")
-    ]
+def test_printing_is_done_in_the_cli_and_the_report_alone() -> None:
+    assert not readers({"print", "sys.stdout", "sys.stderr"}, but=("cli", "report"))
 
 
-@every_file
-def test_nothing_that_is_read_can_run(file: Path) -> None:
+def test_nothing_that_is_read_can_run() -> None:
     """Pitfall 23: no pickle, in any dress."""
-    runs = {"torch.load", "torch.save", "eval", "exec", "numpy.load", "np.load"}
-    assert not [where(file, line) for name, line in uses(file) if name in runs]
+    assert not readers({"torch.load", "torch.save", "eval", "exec", "numpy.load", "np.load"})
 
 
-@every_file
-def test_a_module_opens_by_saying_what_it_is(file: Path) -> None:
-    assert ast.get_docstring(ast.parse(file.read_text()))
+def test_a_module_opens_by_saying_what_it_is() -> None:
+    assert not [where(file, 1) for file in files if not ast.get_docstring(parsed(file))]
 
 
-@every_file
-def test_a_function_is_seen_at_one_glance(file: Path) -> None:
-    long = [
-        f"{where(file, node.lineno)} {node.name}: {node.end_lineno - node.body[0].lineno + 1} lines"
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-        and node.end_lineno
-        and node.end_lineno - node.body[0].lineno >= LONGEST
-    ]
+def test_a_function_is_seen_at_one_glance() -> None:
+    long = []
+    for file in files:
+        for node in ast.walk(parsed(file)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno:
+                lines = node.end_lineno - node.body[0].lineno + 1
+                if lines > LONGEST:
+                    long.append(f"{where(file, node.lineno)} {node.name}: {lines} lines")
     assert not long
 
 

@@ -4,11 +4,10 @@ names there.
 
 import base64
 import hashlib
-import os
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 pytest.importorskip("flwr")
+from federated import SITES, Federation, experiment
 from flwr.cli.install import install_from_fab
 from flwr.supercore.fab import Fab
 from flwr.supercore.utils import request_download_link
 from flwr.superlink.servicer.control.control_handlers import _format_verification
 from flwr.supernode.start_client_internal import _verify_fab
-from test_deploy import SITES, Federation, experiment
 
 from fedexperts import config as door
 from fedexperts.cli import app as cli
@@ -441,18 +440,6 @@ def test_a_sites_permissions_are_those_of_its_file(made: Deployment) -> None:
 # ---- a captured server, on loopback
 
 
-@pytest.fixture(scope="module")
-def captured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    made = Federation(tmp_path_factory.mktemp("captured"), Path(os.environ["FEDEXPERTS_CACHE"]))
-    try:
-        made.serve()
-        made.join(SITES[0])
-        made.until(lambda: "is connected" in made.said(SITES[0]), "the site")
-        yield made
-    finally:
-        made.close()
-
-
 EVIL = """
 from pathlib import Path
 
@@ -484,21 +471,22 @@ config = { marker = "" }
 
 @pytest.mark.slow
 def test_an_unsigned_app_runs_on_a_captured_server_and_not_at_the_site(
-    captured: Federation, tmp_path: Path
+    federation: Federation, tmp_path: Path
 ) -> None:
+    federation.until(lambda: "is connected" in federation.said(SITES[0]), "the site")
     (tmp_path / "evil").mkdir()
     (tmp_path / "evil" / "pyproject.toml").write_text(MANIFEST)
     (tmp_path / "evil" / "evil.py").write_text(EVIL)
     mark = f"from pathlib import Path\nPath({str(tmp_path / 'site')!r}).touch()\n"
     mark += "from flwr.clientapp import ClientApp\napp = ClientApp()\n"
     (tmp_path / "evil" / "evil_site.py").write_text(mark)
-    deployment = Deployment.at(captured.folder)
+    deployment = Deployment.at(federation.folder)
     control._flwr(deployment, "run", str(tmp_path / "evil"), "here", "-c", f'marker="{tmp_path}"')
-    captured.until((tmp_path / "server").exists, "the server's part of the app", 90)
+    federation.until((tmp_path / "server").exists, "the server's part of the app", 90)
     assert "could not be verified" in (tmp_path / "server").read_text()
     assert not (tmp_path / "site").exists()
-    captured.until(
-        lambda: "refused to run what the server sent" in captured.said(SITES[0]),
+    federation.until(
+        lambda: "refused to run what the server sent" in federation.said(SITES[0]),
         "a word of the site",
         20,
     )
@@ -506,21 +494,21 @@ def test_an_unsigned_app_runs_on_a_captured_server_and_not_at_the_site(
 
 @pytest.mark.slow
 def test_an_app_signed_by_another_key_is_refused_and_both_ends_read_why(
-    captured: Federation, tmp_path: Path
+    federation: Federation, tmp_path: Path
 ) -> None:
     """Whoever has the server can make its folder agree with a key of his own; the sites do not."""
-    app = captured.folder / "app"
+    app = federation.folder / "app"
     shutil.copytree(app, tmp_path / "honest")
     (app / "app.pub").unlink()
-    Deployment.at(captured.folder).sign(tmp_path / "mine.key")
+    Deployment.at(federation.folder).sign(tmp_path / "mine.key")
     try:
-        captured.submit("foreign", run={"rounds": 1}, engine={"sites": [SITES[0]]})
-        assert captured.finished("foreign") == 1
+        federation.submit("foreign", run={"rounds": 1}, engine={"sites": [SITES[0]]})
+        assert federation.finished("foreign") == 1
     finally:
         shutil.copytree(tmp_path / "honest", app, dirs_exist_ok=True)
-    said = " ".join(captured.said("foreign").split())
+    said = " ".join(federation.said("foreign").split())
     assert (
         f"{SITES[0]}: it refuses the server's app, which is not signed by the key in the site's"
         " app.pub" in said
     )
-    assert captured.said(SITES[0]).count("it is not signed by the key of app.pub") >= 2
+    assert federation.said(SITES[0]).count("it is not signed by the key of app.pub") >= 2
