@@ -165,7 +165,7 @@ def test_a_run_of_no_round_has_empty_tables(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_run_says_what_is_expected(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected a folder that `fedexperts run` made"):
+    with pytest.raises(ValueError, match="expected a folder made by `fedexperts run`"):
         _ = fx.Results(tmp_path).scores
 
 
