@@ -121,11 +121,11 @@ def built(who: str, settings: Any, classes: tuple[str, ...], seed: int) -> Built
     encoder.
     """
     try:
-        found = settings.build(classes, seed)
+        found: Built = settings.build(classes, seed)
     except TypeError as error:  # a model that lacks a function cannot be made
         raise ValueError(f"{who}: build failed: {error}") from error
     _check_built(who, found, classes)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _check_built(who: str, built: Any, classes: tuple[str, ...]) -> None:

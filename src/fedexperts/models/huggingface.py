@@ -154,8 +154,10 @@ def parts(
     text, causal = model.text_model, hasattr(model, "text_projection")
 
     def images(pixels: Tensor) -> Tensor:
-        pooled = model.vision_model(pixel_values=pixels).pooler_output
-        return model.visual_projection(pooled) if causal else pooled  # type: ignore[no-any-return]
+        pooled: Tensor = model.vision_model(pixel_values=pixels).pooler_output
+        if causal:
+            pooled = model.visual_projection(pooled)
+        return pooled
 
     return Clip(
         images=images,
@@ -223,13 +225,15 @@ def _resnet(folder: Path, kind: str, dtype: torch.dtype, device: torch.device) -
 
 
 def _tokenize(tokenizer: Any, words: str) -> list[int]:
-    return tokenizer(words, add_special_tokens=False).input_ids  # type: ignore[no-any-return]
+    ids: list[int] = tokenizer(words, add_special_tokens=False).input_ids
+    return ids
 
 
 def _preprocess(processor: Any, device: torch.device, images: Tensor) -> Tensor:
     arrays = list(images.cpu().numpy())
-    pixels = processor(arrays, input_data_format="channels_first", return_tensors="pt").pixel_values
-    return pixels.to(device)  # type: ignore[no-any-return]
+    made = processor(arrays, input_data_format="channels_first", return_tensors="pt")
+    pixels: Tensor = made.pixel_values
+    return pixels.to(device)
 
 
 def _layer(layer: Any) -> Layer:

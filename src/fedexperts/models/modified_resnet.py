@@ -70,7 +70,8 @@ class AttentionPool(nn.Module):
         seen_BH1d = scaled_dot_product_attention(
             asked_BH1d, heads(self.k_proj(x_BPW)), heads(self.v_proj(x_BPW))
         )
-        return self.c_proj(seen_BH1d.flatten(1))  # type: ignore[no-any-return]
+        features: Tensor = self.c_proj(seen_BH1d.flatten(1))
+        return features
 
 
 class ModifiedResNet(nn.Module):

@@ -157,7 +157,8 @@ def parts(
     visual = _visual(saved.side, under(t, "visual"))
 
     def images(pixels: Tensor) -> Tensor:
-        return visual(pixels.to(dtype))  # type: ignore[no-any-return]
+        features: Tensor = visual(pixels.to(dtype))
+        return features
 
     count = len({name.split(".")[2] for name in t if name.startswith("transformer.resblocks.")})
     return Clip(

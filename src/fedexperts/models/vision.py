@@ -65,7 +65,8 @@ class Conv(nn.Conv2d):
         patches = unfold(x, k, padding=p, stride=s)  # [B, in * k * k, places]
         assert self.bias is not None
         flat = self.weight.flatten(1) @ patches + self.bias[:, None]
-        return flat.unflatten(-1, ((x.shape[-2] + 2 * p - k) // s + 1, -1))  # type: ignore[no-any-return]
+        out: Tensor = flat.unflatten(-1, ((x.shape[-2] + 2 * p - k) // s + 1, -1))
+        return out
 
 
 def compact_cnn(width: int, side: int, classes: int) -> nn.Module:

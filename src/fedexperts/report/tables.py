@@ -1,60 +1,41 @@
 """The tables: one line an experiment, and what experts add.
 
-A column is one value of a row: its label, its unit, how it is computed, and its cell. Cells are
-made from metrics.py and this room's neighbours and nothing else; the page shows the same tables as
-the terminal.
+What a column is stands in columns.py. Cells are made from metrics.py and this room's neighbours and
+nothing else; the page shows the same tables as the terminal.
 """
 
 import math
-import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..metrics import Lowest, Score, lowest, mean_sd
 from .claims import WHOSE, Claim, claims, legend, notes, sentences, shown, signed, unknown
 from .collect import Experiment, judged_by
-from .paired import wilson
+from .columns import (
+    NAME,
+    NONE,
+    Column,
+    Row,
+    averaged,
+    best,
+    best_round,
+    clients,
+    hits,
+    if_finished,
+    if_shared,
+    interval,
+    local_column,
+    of_lowest,
+    over_seeds,
+    percent,
+    seeds_column,
+    server_column,
+    size,
+    time_column,
+)
 from .routing import lines, mean
-
-Row = TypeVar("Row")
-Cell = Callable[[Experiment], str]
-Value = Callable[[Score], float]
-
-_NONE = "-"
-
-
-@dataclass(frozen=True)
-class Column(Generic[Row]):
-    """One value of a row; `says` is how it is computed, "" where the label says all.
-
-    A label may have a line break where a head may break. Words are cut at their end where there is
-    no room for them; numbers never are.
-    """
-
-    label: str
-    says: str
-    cell: Callable[[Row], str]
-    unit: str = ""
-    words: bool = False
-
-    @property
-    def head(self) -> str:
-        """The label, and the unit below it."""
-        if self.unit:
-            return f"{self.label}\n({self.unit})"
-        return self.label
-
-    @property
-    def legend(self) -> str:
-        """What a reader must know of it; "" where the label says all."""
-        if not self.says:
-            return ""
-        return f"{' '.join(self.head.split())}: {self.says}."
 
 
 def tables(experiments: Sequence[Experiment]) -> list[Table]:
@@ -75,7 +56,7 @@ def comparison(experiments: Sequence[Experiment]) -> Table:
         f"Accuracies are top-1, means over seeds. {_commonest(experiments, of)}None of them is"
         " from the round that is best on test data."
     )
-    return _table("Accuracy in percent", experiments, [_NAME, *columns], about, notes(experiments))
+    return _table("Accuracy in percent", experiments, [NAME, *columns], about, notes(experiments))
 
 
 def _commonest(experiments: Sequence[Experiment], of: str) -> str:
@@ -91,29 +72,27 @@ def _commonest(experiments: Sequence[Experiment], of: str) -> str:
 def differing(experiments: Sequence[Experiment]) -> Table:
     """How far clients are from each other, and the client that fares worst."""
     columns = [
-        _NAME,
-        Column("clients", "all of them, sampled or not", _if_finished(_clients)),
+        NAME,
+        Column("clients", "all of them, sampled or not", if_finished(clients)),
         Column(
             "sd",
             "standard deviation of local accuracy over clients",
-            _averaged(lambda score: score.spread),
+            averaged(lambda score: score.spread),
         ),
         Column(
             "sampling",
             "the standard deviation that the small test parts alone would give, if all clients"
             " were as accurate as the mean",
-            _averaged(lambda score: score.sampling),
+            averaged(lambda score: score.sampling),
         ),
-        Column(
-            "lowest", "the lowest local accuracy of any client in any seed", _of_lowest(_percent)
-        ),
-        Column("correct", "that client's correct answers of its test examples", _of_lowest(_hits)),
+        Column("lowest", "the lowest local accuracy of any client in any seed", of_lowest(percent)),
+        Column("correct", "that client's correct answers of its test examples", of_lowest(hits)),
         Column(
             "95 %",
             "Wilson's interval of that client, as if it had not been picked as the lowest",
-            _of_lowest(_wilson),
+            of_lowest(interval),
         ),
-        Column("seed", "the seed in which that was", _of_lowest(lambda low: str(low.seed))),
+        Column("seed", "the seed in which that was", of_lowest(lambda low: str(low.seed))),
     ]
     about = "Local accuracy in percent after the last round."
     return _table("How clients differ", experiments, columns, about)
@@ -130,7 +109,7 @@ def held(experiments: Sequence[Experiment]) -> Table:
         " holds after the last round, including what it keeps about clients. Means over clients,"
         " rounds and seeds. Frozen weights are not counted."
     )
-    return _table("What is held and sent", experiments, [_NAME, *columns], about)
+    return _table("What is held and sent", experiments, [NAME, *columns], about)
 
 
 _QUANTITIES = {"parameters": "params", "bytes": "bytes"}
@@ -139,8 +118,8 @@ _QUANTITIES = {"parameters": "params", "bytes": "bytes"}
 def _held(who: str, what: str) -> Column[Experiment]:
     def cell(experiment: Experiment) -> str:
         if (who, what) not in experiment.sizes:
-            return _NONE
-        return _size(experiment.sizes[who, what])
+            return NONE
+        return size(experiment.sizes[who, what])
 
     return Column(f"{who}\n{_QUANTITIES[what]}", "", cell)
 
@@ -180,7 +159,7 @@ def _added() -> list[Column[Claim]]:
 def _end(claim: Claim, which: int) -> str:
     end = claim.difference.interval[which]
     if math.isnan(end):
-        return _NONE
+        return NONE
     return signed(end)
 
 
@@ -188,7 +167,7 @@ def _pairs(which: str) -> Callable[[Claim], str]:
     def cell(claim: Claim) -> str:
         found = claim.difference
         if not (found.better or found.worse or found.same):  # the server's accuracy has no pairs
-            return _NONE
+            return NONE
         return str(getattr(found, which))
 
     return cell
@@ -218,14 +197,14 @@ def routed(experiments: Sequence[Experiment]) -> Table:
     )
     with_mixture = [e for e in experiments if e.routing]
     below = lines(with_mixture)
-    return _table("What does routing add?", with_mixture, [_NAME, *columns], about, below)
+    return _table("What does routing add?", with_mixture, [NAME, *columns], about, below)
 
 
 def _routed(label: str, fact: str, says: str, digits: int = 1) -> Column[Experiment]:
     def cell(experiment: Experiment) -> str:
         value = mean(experiment, fact)
         if math.isnan(value):
-            return _NONE
+            return NONE
         return f"{value:.{digits}f}"
 
     return Column(label, says, cell)
@@ -236,167 +215,32 @@ def _routed(label: str, fact: str, says: str, digits: int = 1) -> Column[Experim
 
 def _by_clients() -> list[Column[Experiment]]:
     return [
-        _local_column(),
-        _seeds_column(_over_seeds(lambda score: score.mean)),
+        local_column(),
+        seeds_column(over_seeds(lambda score: score.mean)),
         Column(
             "best\nvalid",
             "local accuracy after the round that is best on validation data",
-            _best(lambda score: score.mean),
+            best(lambda score: score.mean),
         ),
-        Column("at\nround", "that round", _best_round),
-        _server_column(),
-        _time_column(),
+        Column("at\nround", "that round", best_round),
+        server_column(),
+        time_column(),
     ]
 
 
 def _by_server() -> list[Column[Experiment]]:
     return [
-        _server_column(),
-        _seeds_column(_if_shared(_over_seeds(lambda score: score.server))),
-        _local_column(),
+        server_column(),
+        seeds_column(if_shared(over_seeds(lambda score: score.server))),
+        local_column(),
         Column(
             "best\nvalid",
             "the server's accuracy after the round that is best on validation data (whose,"
             " run.judged_by says)",
-            _if_shared(_best(lambda score: score.server)),
+            if_shared(best(lambda score: score.server)),
         ),
-        _time_column(),
+        time_column(),
     ]
-
-
-_NAME: Column[Experiment] = Column("experiment", "", lambda e: shown(e.name), words=True)
-
-
-def _local_column() -> Column[Experiment]:
-    says = "on a client's own test part by its own predictor after the last round, mean over all"
-    return Column("local", f"{says} clients", _averaged(lambda score: score.mean))
-
-
-def _server_column() -> Column[Experiment]:
-    says = (
-        "the server's own predictor, or the global model where it has none, on all test parts"
-        " together"
-    )
-    return Column("server", says, _if_shared(_averaged(lambda score: score.server)))
-
-
-def _seeds_column(cell: Cell) -> Column[Experiment]:
-    says = "standard deviation over seeds of the column before (number of seeds)"
-    return Column("sd\nseeds", says, cell)
-
-
-def _time_column() -> Column[Experiment]:
-    return Column("time", "training time, mean over runs", _if_finished(_seconds), unit="s")
-
-
-def _if_finished(cell: Cell) -> Cell:
-    """The cell, or "-" where no run is finished."""
-
-    def checked(experiment: Experiment) -> str:
-        if not experiment.finished:
-            return _NONE
-        return cell(experiment)
-
-    return checked
-
-
-def _if_shared(cell: Cell) -> Cell:
-    """The cell, or "-" where clients share no model."""
-
-    def checked(experiment: Experiment) -> str:
-        if not experiment.has_global:
-            return _NONE
-        return cell(experiment)
-
-    return checked
-
-
-def _averaged(value: Value) -> Cell:
-    """The mean over seeds."""
-
-    def cell(experiment: Experiment) -> str:
-        return f"{statistics.fmean(map(value, experiment.last.values())):.1f}"
-
-    return _if_finished(cell)
-
-
-def _over_seeds(value: Value) -> Cell:
-    """The standard deviation over seeds, with how many finished."""
-
-    def cell(experiment: Experiment) -> str:
-        scores, asked = list(experiment.last.values()), len(experiment.runs)
-        if len(scores) == asked == 1:
-            return "1 seed"
-        seeds = str(asked)
-        if len(scores) < asked:
-            seeds = f"{len(scores)}/{asked}"
-        if len(scores) < 2:
-            return f"({seeds})"
-        return f"{mean_sd([value(score) for score in scores])[1]:.1f} ({seeds})"
-
-    return cell
-
-
-def _best(value: Value) -> Cell:
-    """The mean over seeds after the round that is best on validation data."""
-
-    def cell(experiment: Experiment) -> str:
-        scores = experiment.best.values()
-        if not scores:
-            return _NONE
-        return f"{statistics.fmean(map(value, scores)):.1f}"
-
-    return cell
-
-
-def _best_round(experiment: Experiment) -> str:
-    rounds = [score.round for score in experiment.best.values()]
-    if not rounds:
-        return _NONE
-    if min(rounds) == max(rounds):
-        return str(rounds[0])
-    return f"{min(rounds)}-{max(rounds)}"
-
-
-def _seconds(experiment: Experiment) -> str:
-    runs = experiment.finished.values()
-    seconds = statistics.fmean(sum(row["seconds"] for row in run.rounds) for run in runs)
-    if seconds < 10:
-        return f"{seconds:.1f}"
-    return f"{seconds:.0f}"
-
-
-def _clients(experiment: Experiment) -> str:
-    return str(len(experiment.clients))
-
-
-def _of_lowest(cell: Callable[[Lowest], str]) -> Cell:
-    """A cell about the client with the lowest accuracy in any seed."""
-    return _if_finished(lambda experiment: cell(lowest(experiment.last)))
-
-
-def _percent(low: Lowest) -> str:
-    return f"{100 * low.right / low.examples:.1f}"
-
-
-def _hits(low: Lowest) -> str:
-    return f"{low.right}/{low.examples}"
-
-
-def _wilson(low: Lowest) -> str:
-    return "{:.0f}-{:.0f}".format(*wilson(low.right, low.examples))
-
-
-def _size(count: float) -> str:
-    """A number of parameters or bytes, three digits of it."""
-    for unit in ("", "k", "M"):
-        if count < 999.5:
-            return f"{count:.3g}{unit}"
-        count /= 1000
-    return f"{count:.3g}G"
-
-
-# ---- setting
 
 
 def _table(
