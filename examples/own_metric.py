@@ -13,7 +13,7 @@ import fedexperts as fx
 
 
 class Confident(fx.Predictor):
-    def facts(self, x, y):
+    def metrics(self, x, y):
         probabilities = self.logits(x).softmax(-1)
         return {"confidence": float(probabilities.max(-1).values.mean())}
 

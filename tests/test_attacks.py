@@ -484,7 +484,7 @@ class Talkative(FedAvg):
 
 
 class Chatty(Predictor):
-    def facts(self, x: Tensor, y: Tensor) -> dict[str, Any]:
+    def metrics(self, x: Tensor, y: Tensor) -> dict[str, Any]:
         return {"age": 47}
 
 

@@ -353,9 +353,9 @@ def test_experts_that_are_equal_are_said_to_be() -> None:
     zero = Mixture(TinyProbe(), mixed().gate, 1, 1)
     x, y = torch.randn(5, WIDTH), torch.zeros(5, dtype=torch.int64)
     for mixture in (mixed(), zero):
-        assert FedMoE().served(mixture, mixture.initial).facts(x, y)["apart"] == 0
+        assert FedMoE().served(mixture, mixture.initial).metrics(x, y)["apart"] == 0
     server = zero.initial | {f"expert.{k}.bias": torch.tensor([float(k), 1, 0]) for k in range(K)}
-    apart = FedMoE().served(zero, server).facts(x, y)["apart"]
+    apart = FedMoE().served(zero, server).metrics(x, y)["apart"]
     assert apart == pytest.approx((2 / 3) ** 0.5 / 2**0.5)
 
 
@@ -367,7 +367,7 @@ def test_what_is_shown_of_a_mixture_is_how_it_does_without_its_parts() -> None:
         torch.randint(len(CLASSES), (40,), generator=draw),
     )
     held = server | {"shares.a": torch.tensor([0.5, 0.25])}
-    shown = FedMoE().served(mixture, held).facts(x, y)
+    shown = FedMoE().served(mixture, held).metrics(x, y)
     weights, even, sure = (
         gate_of(mixture, server, x),
         torch.full((40, K), 1 / K),

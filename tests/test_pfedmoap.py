@@ -387,7 +387,7 @@ def test_the_paper_s_gate_has_66_thousand_numbers() -> None:
 def test_facts_are_the_weights_that_the_mixture_used(model: TinyPrompted) -> None:
     method = replace(SMALL, gate="linear")
     local, x = mixture(method, model, 2), images()
-    facts = method.predictor(model, local).facts(x, x)
+    facts = method.predictor(model, local).metrics(x, x)
     weights = (
         (x @ local.trained["gate.mix.weight"].T + local.trained["gate.mix.bias"])
         .softmax(-1)

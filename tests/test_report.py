@@ -601,7 +601,7 @@ class Told(FedAvg):
 class Deep(fx.Predictor):
     told: dict[str, float]
 
-    def facts(self, x, y):
+    def metrics(self, x, y):
         return self.told
 
 

@@ -194,7 +194,7 @@ def _absorb(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
         job.method.absorb(order.tensors, own) for (_, order), own in zip(pairs, owns, strict=True)
     ]
     before, after = (
-        _right(job, [job.method.restore(job.model, {}, o) for o in own], clients)
+        _correct(job, [job.method.restore(job.model, {}, o) for o in own], clients)
         for own in (owns, kept)
     )
     replies = []
@@ -227,16 +227,16 @@ def _predict(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
         for (_, order), kept in zip(pairs, owns, strict=True)
     ]
     shared = [job.method.restore(job.model, order.tensors, None) for _, order in pairs]
-    right = _right(job, own, clients)
-    right_global = _right(job, shared, clients) if any(owns) else right
+    correct = _correct(job, own, clients)
+    correct_global = _correct(job, shared, clients) if any(owns) else correct
     replies = []
     for i, (client, order) in enumerate(pairs):
         facts: Facts = {
-            "valid_correct": right[i].valid,
-            "valid_global_correct": right_global[i].valid,
+            "valid_correct": correct[i].valid,
+            "valid_global_correct": correct_global[i].valid,
             "valid_examples": len(client.valid),
-            "test_correct": right[i].test,
-            "test_global_correct": right_global[i].test,
+            "test_correct": correct[i].test,
+            "test_global_correct": correct_global[i].test,
             "test_examples": len(client.test),
         }
         facts |= _said(job, own[i], client) | client.changed
@@ -249,26 +249,26 @@ def _said(job: Job, local: Local, client: Client) -> Facts:
     """What a client says of its predictor on its test examples: facts, and its experts' shares."""
     x, y = client.test.x[:, 0], client.test.y
     predictor, declared = job.method.predictor(job.model, local), job.method.declares()
-    found = predictor.facts(x, y)
+    found = predictor.metrics(x, y)
     shares_BCE = predictor.shares(x)
     if declared.experts and shares_BCE is not None:
         found = found | {"shares": shares_BCE.mean((0, 1)).tolist()}
     return seal(found, declared.says(), client.name)
 
 
-class Right(NamedTuple):
+class Correct(NamedTuple):
     """How many examples of a client are classified right."""
 
     valid: int
     test: int
 
 
-def _right(job: Job, states: Sequence[Local], clients: Sequence[Client]) -> list[Right]:
+def _correct(job: Job, states: Sequence[Local], clients: Sequence[Client]) -> list[Correct]:
     """Of each client, asked with a state of its own; both parts in one pass, as a text encoder
     costs most.
     """
 
-    def ask(chosen: Sequence[int]) -> list[Right]:
+    def ask(chosen: Sequence[int]) -> list[Correct]:
         inputs = [
             torch.cat([part.x[:, 0] for part in (clients[i].valid, clients[i].test)])
             for i in chosen
@@ -285,9 +285,9 @@ def _right(job: Job, states: Sequence[Local], clients: Sequence[Client]) -> list
     return _together(job, states, ask)
 
 
-def _counted(answers: Tensor, client: Client) -> Right:
+def _counted(answers: Tensor, client: Client) -> Correct:
     valid, test = answers.split([len(client.valid), len(client.test)])
-    return Right(int((valid == client.valid.y).sum()), int((test == client.test.y).sum()))
+    return Correct(int((valid == client.valid.y).sum()), int((test == client.test.y).sum()))
 
 
 def _together(

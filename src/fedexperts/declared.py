@@ -65,7 +65,7 @@ class Metric:
     title: str  # of its picture
     unit: str
     says: str  # how it is computed, and what its ends mean
-    # whose predictor says it, among its `facts`; the mean over clients is drawn
+    # whose predictor says it, among its `metrics`; the mean over clients is drawn
     of: Whose = "clients"
     # what a client may say; all else is refused, at the client and at the server
     allowed: Figure = Figure()

@@ -208,7 +208,7 @@ def examine(job: Job, server: Tensors, round: int) -> Row:
         row[f"{part}_correct"] = int((answers == examples.y).sum())
         row[f"{part}_examples"] = len(examples)
     if test := job.exam.get("test"):
-        row |= served.facts(test.x[:, 0], test.y)
+        row |= served.metrics(test.x[:, 0], test.y)
     return row
 
 

@@ -123,7 +123,7 @@ def as_mixture(model: Model) -> MixtureModel:
     return model
 
 
-def held(model: Model, start: Tensors) -> Tensors:
+def anchored(model: Model, start: Tensors) -> Tensors:
     """What a proximal term holds a client near to: where it starts, but for the buffers."""
     return {name: value for name, value in start.items() if name not in model.buffers}
 

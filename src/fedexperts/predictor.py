@@ -42,7 +42,7 @@ class Predictor:
         """[B, C, E]: each expert's share in each class's logit; None if no experts are mixed."""
         return None
 
-    def facts(self, x: Tensor, y: Tensor) -> Facts:
+    def metrics(self, x: Tensor, y: Tensor) -> Facts:
         """What is worth logging of the answers to inputs x with labels y."""
         return {}
 
@@ -74,7 +74,7 @@ class MixturePredictor(Predictor):
 class Dissected(MixturePredictor):
     """The same at a server, whose log says how its parts do."""
 
-    def facts(self, x: Tensor, y: Tensor) -> Facts:
+    def metrics(self, x: Tensor, y: Tensor) -> Facts:
         """The mixture taken apart."""
         return dissected(self.model, self.local.trained, x, y, self.model.weigh, self.model.logits)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..declared import Declared
 from ..learn import Local
 from ..method import Finished, Given, Method, Sent, Upload
-from ..model import Model, held, proximal
+from ..model import Model, anchored, proximal
 from ..options import option
 from ..tensors import Tensors, named, under
 
@@ -47,7 +47,7 @@ class FedAvg(Method):
         self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator
     ) -> Local:
         shared = under(sent, "global")
-        return Local(shared, held(model, shared) if self.mu else {})
+        return Local(shared, anchored(model, shared) if self.mu else {})
 
     def penalty(self, local: Local) -> Tensor | float:
         return proximal(self.mu, local)

@@ -24,7 +24,7 @@ from ..average import mean
 from ..declared import Control, Declared
 from ..learn import Examples, Local
 from ..method import Chosen, Finished, Given, Method, Sent, Upload, needs_reserve
-from ..model import MixtureModel, Model, as_mixture, held, proximal, taught
+from ..model import MixtureModel, Model, anchored, as_mixture, proximal, taught
 from ..options import option
 from ..predictor import entropy
 from ..tensors import Tensors, combine, named, rng, under
@@ -336,7 +336,7 @@ class FedMoE(Method):
             begun = mean([begun, blend], [self.lam_client, 1 - self.lam_client]) if begun else blend
         expert = as_mixture(model).expert
         begun = begun or expert.initial
-        return Local(begun, held(expert, begun) if self.mu else {})
+        return Local(begun, anchored(expert, begun) if self.mu else {})
 
     def penalty(self, local: Local) -> Tensor | float:
         return proximal(self.mu, local)

@@ -173,7 +173,7 @@ class Mixed(OwnPrompt):
         """The gate's weights, the mean of its heads; the client's own prompt first."""
         return self.gate.mix(self.local, self._own(), x)[1]
 
-    def facts(self, x: Tensor, y: Tensor) -> Facts:
+    def metrics(self, x: Tensor, y: Tensor) -> Facts:
         """How far apart the experts' text features are (1 - cosine)."""
         apart = 1 - (self.local.fixed["experts"] * self._own()).sum(-1)
         if not apart.numel():

@@ -36,7 +36,7 @@ class ServedMixture(MixturePredictor):
             return self.model.routed(self.local.trained, x)
         return self._weigh(self.local.trained, x)
 
-    def facts(self, x: Tensor, y: Tensor) -> Facts:
+    def metrics(self, x: Tensor, y: Tensor) -> Facts:
         """Its mixture, whole and without its parts, and the clients' shares of the experts."""
         server = self.local.trained
         facts = dissected(self.model, server, x, y, self._weigh, self._answer)
