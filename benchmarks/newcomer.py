@@ -31,7 +31,7 @@ from fedexperts.config import Config
 from fedexperts.data.digits import DigitsScanners
 from fedexperts.data.federation import Federation
 from fedexperts.learn import Examples, Local
-from fedexperts.predict import Predictor
+from fedexperts.predict import Learned
 from fedexperts.tensors import named, rng, under
 
 SEEDS, FOLDS, DRAWS, FEW = (0,), range(5), range(5), 8
@@ -88,7 +88,7 @@ def experiments() -> Iterator[Config]:
             )
 
 
-def prompts(predictor: Predictor) -> Choose:
+def prompts(predictor: Learned) -> Choose:
     """Of pFedMoAP's pool and the global prompt: the most useful ones, and all by likelihood."""
     model, server = predictor.model, predictor.server
     contexts = [server["global.context"], *under(server, "pool").values()]
@@ -96,7 +96,7 @@ def prompts(predictor: Predictor) -> Choose:
     return partial(_prompts, predictor, texts_NCD)
 
 
-def _prompts(predictor: Predictor, texts_NCD: Tensor, few: Examples, x: Tensor) -> Answers:
+def _prompts(predictor: Learned, texts_NCD: Tensor, few: Examples, x: Tensor) -> Answers:
     model, context = predictor.model, predictor.server["global.context"]
     chosen_NBC, asked_NBC = (model.scale * shown @ texts_NCD.mT for shown in (few.x[:, 0], x))  # type: ignore[attr-defined]
     loss_N = torch.stack([cross_entropy(chosen, few.y, reduction="sum") for chosen in chosen_NBC])
@@ -118,14 +118,14 @@ def _prompts(predictor: Predictor, texts_NCD: Tensor, few: Examples, x: Tensor) 
     return found
 
 
-def experts(predictor: Predictor) -> Choose:
+def experts(predictor: Learned) -> Choose:
     """Of Fed-MoE's mixture: step C's blend, by likelihood and as in training by the gate, too; the
     best expert.
     """
     return partial(_experts, predictor)
 
 
-def _experts(predictor: Predictor, few: Examples, x: Tensor) -> Answers:
+def _experts(predictor: Learned, few: Examples, x: Tensor) -> Answers:
     model, server, method = predictor.model, predictor.server, predictor.method
     own = [under(server, f"expert.{k}") for k in range(model.experts)]  # type: ignore[attr-defined]
     main = under(method.publish(server), "global")
@@ -149,7 +149,7 @@ def _experts(predictor: Predictor, few: Examples, x: Tensor) -> Answers:
 @torch.no_grad()
 def right(folder: Path) -> Iterator[tuple[str, str, float]]:
     """Newcomer, choice and accuracy, a row a draw."""
-    shared = Predictor.of(folder, "")
+    shared = Learned.of(folder, "")
     data, seed = shared.config.section("data"), shared.config.values["run"]["seed"]
     known = shared.method.restore(shared.model, shared.method.publish(shared.server), None)
     others = (prompts if "pool" in {name.split(".")[0] for name in shared.server} else experts)(

@@ -25,7 +25,7 @@ from fedexperts.cli import app
 from fedexperts.config import Config
 from fedexperts.data.digits import digits as scans
 from fedexperts.export import export
-from fedexperts.predict import Predictor
+from fedexperts.predict import Learned
 from fedexperts.study import once
 
 ALONE = """
@@ -64,9 +64,9 @@ def computed(folder: Path, code: str, alone: str = ALONE) -> Tensor:
     return load_file(folder / "found")["found"]
 
 
-def exported(config: Config, client: str, place: Path) -> tuple[Predictor, Path]:
+def exported(config: Config, client: str, place: Path) -> tuple[Learned, Path]:
     once(config, place / "run")
-    predictor = Predictor.of(place / "run", client)
+    predictor = Learned.of(place / "run", client)
     export(predictor, place / "out")
     return predictor, place / "out"
 
@@ -122,7 +122,7 @@ def test_a_mixture_is_rebuilt_by_its_readme_to_what_the_server_answers(
     case: Case, tmp_path: Path
 ) -> None:
     once(tiny(case, **CNN), tmp_path / "run")
-    predictor, folder = Predictor.of(tmp_path / "run", ""), tmp_path / "out"
+    predictor, folder = Learned.of(tmp_path / "run", ""), tmp_path / "out"
     draw = torch.Generator().manual_seed(0)  # so that it matters which expert speaks
     apart = {
         name: value + 0.3 * torch.randn(value.shape, generator=draw)
@@ -232,7 +232,7 @@ def test_the_same_lines_are_a_graph_in_onnx_for_a_batch_of_any_size(
         "transformer": (tiny(Case({"name": "fedavg"}), **texts), ""),
     }[case]
     once(config, tmp_path / "run")
-    predictor = Predictor.of(tmp_path / "run", client)
+    predictor = Learned.of(tmp_path / "run", client)
     export(predictor, tmp_path / "out", onnx=True)
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
     given: Any = [*TEXTS, "so so"] if predictor.side is None else scans()[0][:5]
@@ -266,7 +266,7 @@ def test_lines_that_have_no_form_in_onnx_are_refused_and_nothing_is_written(
     monkeypatch.setattr("fedexperts.export.ONNX_NEEDS", ())
     monkeypatch.setattr("fedexperts.export.TO_ONNX", "\nraise SystemExit('no such operator')")
     with pytest.raises(ValueError, match="no form in ONNX \\(no such operator\\); use"):
-        export(Predictor.of(tmp_path / "run", ""), tmp_path / "out", onnx=True)
+        export(Learned.of(tmp_path / "run", ""), tmp_path / "out", onnx=True)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

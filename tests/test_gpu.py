@@ -40,7 +40,7 @@ from fedexperts.learn import Examples, Learning
 from fedexperts.message import Order, Reply
 from fedexperts.model import taught
 from fedexperts.models.built import Built
-from fedexperts.predict import Predictor
+from fedexperts.predict import Learned
 from fedexperts.rundir import RunDir
 from fedexperts.study import once
 from fedexperts.tensors import CPU, Tensors, rng
@@ -186,7 +186,7 @@ def test_what_a_gpu_learned_predicts_on_the_cpu(tmp_path: Path) -> None:
         (tmp_path / "run" / "config.toml").write_text(
             config.having({"run.device": device}, "test").toml()
         )
-        predictor = Predictor.of(tmp_path / "run", "faint-2")
+        predictor = Learned.of(tmp_path / "run", "faint-2")
         assert torch.device(predictor.built.encode(images).device) == CPU
         said.append(predictor.logits(predictor.built.encode(images)).softmax(-1))
     torch.testing.assert_close(*said, rtol=0, atol=1e-3)

@@ -25,16 +25,16 @@ from fedexperts.cli import app
 from fedexperts.cli.plain import Plain
 from fedexperts.learn import Examples, Learning
 from fedexperts.model import taught
-from fedexperts.predict import Prediction, Predictor, inputs, labelled, loudest, predictions
+from fedexperts.predict import Learned, Prediction, inputs, labelled, loudest, predictions
 from fedexperts.private import Private
 from fedexperts.study import once
 from fedexperts.tensors import named, under
 
-Learned = Callable[..., Path]
+Trained = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The folder of a case's finished run in the tiny world."""
     done: dict[str, Path] = {}
 
@@ -61,7 +61,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def said(predictor: Predictor, folder: Path) -> list[Prediction]:
+def said(predictor: Learned, folder: Path) -> list[Prediction]:
     return [
         each
         for found, _ in predictions(predictor, inputs(predictor, [folder], []))
@@ -92,20 +92,20 @@ def call(*arguments: object) -> Any:
     "name", ["nearest", "linear", "alone", "fedavg", "fedmoe", "fedmoe-norm", "fedmix", "fedjets"]
 )
 def test_a_client_is_right_on_as_many_test_images_as_the_run_logged(
-    name: str, learned: Learned, pictures: Path
+    name: str, learned: Trained, pictures: Path
 ) -> None:
     run = learned(CASES[name])
     for client in ("a", "c"):
-        found = said(Predictor.of(run, client), pictures / client)
+        found = said(Learned.of(run, client), pictures / client)
         assert len(found) == 20
         assert right(found) == logged(run, "clients.jsonl", client=client)["test_correct"]
 
 
 def test_without_a_client_the_servers_own_predictor_answers_and_its_experts_share_the_answer(
-    learned: Learned, pictures: Path
+    learned: Trained, pictures: Path
 ) -> None:
     run = learned(CASES["fedmoe-no-main"])
-    server = Predictor.of(run, "")
+    server = Learned.of(run, "")
     found = said(server, pictures)
     assert right(found) == logged(run, "server.jsonl")["test_correct"]
     assert "server's own" in server.who
@@ -115,20 +115,20 @@ def test_without_a_client_the_servers_own_predictor_answers_and_its_experts_shar
         assert sum(share > 0 for share in each.experts.values()) == 2  # the top two
 
 
-def test_a_main_expert_has_what_alpha_leaves(learned: Learned, pictures: Path) -> None:
+def test_a_main_expert_has_what_alpha_leaves(learned: Trained, pictures: Path) -> None:
     run = learned(CASES["fedmoe"])
     alpha = logged(run, "server.jsonl")["alpha"]
     assert all(
         each.experts["main 0"] == pytest.approx(1 - alpha)
-        for each in said(Predictor.of(run, ""), pictures)
+        for each in said(Learned.of(run, ""), pictures)
     )
 
 
 def test_who_spoke_is_told_by_name_and_weighs_on_average_what_the_run_logged(
-    learned: Learned, pictures: Path
+    learned: Trained, pictures: Path
 ) -> None:
     run = learned(CASES["nearest"])
-    predictor = Predictor.of(run, "a")
+    predictor = Learned.of(run, "a")
     received = logged(run, "rounds.jsonl", round=predictor.kept)["trained"]["a"]["received"]
     found = said(predictor, pictures / "a")
     assert [list(each.experts) for each in found] == [["own", *received]] * len(found)
@@ -137,14 +137,14 @@ def test_who_spoke_is_told_by_name_and_weighs_on_average_what_the_run_logged(
 
 
 def test_who_kept_nothing_predicts_with_what_all_share_and_that_is_said(
-    learned: Learned, pictures: Path, tmp_path: Path
+    learned: Trained, pictures: Path, tmp_path: Path
 ) -> None:
     run = learned(CASES["nearest"], run={"participation": 0.2})
     trained = Private(run / "private").clients()
     new = min(set("abcde") - set(trained))
-    newcomer, shared = Predictor.of(run, new), Predictor.of(run, "")
+    newcomer, shared = Learned.of(run, new), Learned.of(run, "")
     assert said(newcomer, pictures / new) == said(shared, pictures / new)
-    assert said(shared, pictures / new) != said(Predictor.of(run, trained[0]), pictures / new)
+    assert said(shared, pictures / new) != said(Learned.of(run, trained[0]), pictures / new)
     assert f"{new} has kept none of its own" in newcomer.who
     assert (
         right(said(shared, pictures / new))
@@ -153,7 +153,7 @@ def test_who_kept_nothing_predicts_with_what_all_share_and_that_is_said(
 
 
 def test_who_kept_something_that_is_not_here_does_not_predict_with_what_all_share(
-    learned: Learned, tmp_path: Path
+    learned: Trained, tmp_path: Path
 ) -> None:
     run = learned(CASES["nearest"])
     done = call("predict", run, tmp_path, "--client", "a", "--private", tmp_path)
@@ -166,50 +166,50 @@ def test_who_kept_something_that_is_not_here_does_not_predict_with_what_all_shar
 
 
 def test_a_common_start_that_data_taught_is_taught_again_where_it_is_all_there_is(
-    learned: Learned, pictures: Path
+    learned: Trained, pictures: Path
 ) -> None:
     case = replace(CASES["alone"], model="network", reserve=8)
     run = learned(case, start={"epochs": 30, "rate": 0.05}, run={"rounds": 0})
     assert (
-        right(said(Predictor.of(run, "c"), pictures / "c"))
+        right(said(Learned.of(run, "c"), pictures / "c"))
         == logged(run, "clients.jsonl", client="c")["test_correct"]
     )
     plain = learned(case, run={"rounds": 0})
-    assert said(Predictor.of(run, "c"), pictures / "c") != said(
-        Predictor.of(plain, "c"), pictures / "c"
+    assert said(Learned.of(run, "c"), pictures / "c") != said(
+        Learned.of(plain, "c"), pictures / "c"
     )
 
 
 def test_private_states_may_lie_elsewhere_and_nothing_in_the_run_is_changed(
-    learned: Learned, pictures: Path, tmp_path: Path
+    learned: Trained, pictures: Path, tmp_path: Path
 ) -> None:
     run = learned(CASES["nearest"])
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     own = Private(run / "private").load("b", 99)
     assert own is not None
     Private(tmp_path).save("a", 3, own)
-    elsewhere = Predictor.of(run, "a", tmp_path)
+    elsewhere = Learned.of(run, "a", tmp_path)
     assert elsewhere.kept == 3
     assert [e.probability for e in said(elsewhere, pictures / "a")] == [
-        e.probability for e in said(Predictor.of(run, "b"), pictures / "a")
+        e.probability for e in said(Learned.of(run, "b"), pictures / "a")
     ]
     assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
 
 def test_a_log_that_a_running_round_is_writing_is_left_alone(
-    learned: Learned, tmp_path: Path
+    learned: Trained, tmp_path: Path
 ) -> None:
     once(tiny(CASES["fedavg"], run={"rounds": 1}), tmp_path / "run")
     log = tmp_path / "run" / "clients.jsonl"
     log.write_text(log.read_text() + '{"round": 2, "cl')
-    Predictor.of(tmp_path / "run", "a")
+    Learned.of(tmp_path / "run", "a")
     assert log.read_text().endswith('"cl')
 
 
 def test_many_images_come_in_batches_with_the_same_answers(
-    learned: Learned, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    learned: Trained, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predictor = Predictor.of(learned(CASES["nearest"]), "a")
+    predictor = Learned.of(learned(CASES["nearest"]), "a")
     whole = said(predictor, pictures)
     monkeypatch.setattr("fedexperts.predict.BATCH", 7)
     batches = [found for found, _ in predictions(predictor, inputs(predictor, [pictures], []))]
@@ -231,17 +231,17 @@ def few(pictures: Path, client: str, place: Path, count: int = 8) -> Path:
     return place
 
 
-def settled(run: Path, folder: Path) -> tuple[Predictor, Predictor, Examples]:
+def settled(run: Path, folder: Path) -> tuple[Learned, Learned, Examples]:
     """What the server has, what a newcomer with these examples makes of it, and the examples."""
-    shared = Predictor.of(run, "")
+    shared = Learned.of(run, "")
     examples = labelled(shared, folder)
     return shared, shared.like(examples), examples
 
 
 def test_labelled_images_are_read_as_the_run_reads_its_own(
-    learned: Learned, pictures: Path, tmp_path: Path
+    learned: Trained, pictures: Path, tmp_path: Path
 ) -> None:
-    shared = Predictor.of(learned(CASES["nearest"]), "")
+    shared = Learned.of(learned(CASES["nearest"]), "")
     folder = few(pictures, "a", tmp_path / "few")
     examples = labelled(shared, folder)
     files = sorted(folder.rglob("*.png"))
@@ -261,7 +261,7 @@ def test_labelled_images_are_read_as_the_run_reads_its_own(
 
 
 def test_a_newcomer_takes_the_prompt_that_finds_its_labels_likeliest(
-    learned: Learned, pictures: Path, tmp_path: Path
+    learned: Trained, pictures: Path, tmp_path: Path
 ) -> None:
     run = learned(CASES["nearest"], method={"reset": False}, learning={"rate": 1.0})
     shared, own, examples = settled(run, few(pictures, "e", tmp_path / "few"))
@@ -279,7 +279,7 @@ def test_a_newcomer_takes_the_prompt_that_finds_its_labels_likeliest(
 
 
 def test_a_newcomer_mixes_the_most_useful_prompts_behind_a_gate_that_is_shared(
-    learned: Learned, pictures: Path, tmp_path: Path
+    learned: Trained, pictures: Path, tmp_path: Path
 ) -> None:
     run = learned(CASES["averaged"], method={"reset": False}, learning={"rate": 1.0})
     shared, own, examples = settled(run, few(pictures, "e", tmp_path / "few"))
@@ -302,7 +302,7 @@ def test_a_newcomer_mixes_the_most_useful_prompts_behind_a_gate_that_is_shared(
 
 
 def test_a_newcomer_of_fedmoe_has_a_blend_of_experts_by_the_labels_they_find(
-    learned: Learned, pictures: Path, tmp_path: Path
+    learned: Trained, pictures: Path, tmp_path: Path
 ) -> None:
     shared, _, examples = settled(
         learned(CASES["fedmoe-next"]), few(pictures, "e", tmp_path / "few")
@@ -325,7 +325,7 @@ def test_a_newcomer_of_fedmoe_has_a_blend_of_experts_by_the_labels_they_find(
 
 @pytest.mark.parametrize("case", ["nearest", "averaged", "fedmoe", "fedmoe-no-main"])
 def test_a_newcomer_stays_with_what_all_share_where_nothing_does_better(
-    case: str, learned: Learned, pictures: Path, tmp_path: Path
+    case: str, learned: Trained, pictures: Path, tmp_path: Path
 ) -> None:
     shared, _, examples = settled(learned(CASES[case]), few(pictures, "e", tmp_path / "few"))
     noise = {
@@ -344,7 +344,7 @@ def test_a_newcomer_stays_with_what_all_share_where_nothing_does_better(
 
 
 def test_the_command_says_which_experts_a_newcomer_chose(
-    learned: Learned, pictures: Path, tmp_path: Path
+    learned: Trained, pictures: Path, tmp_path: Path
 ) -> None:
     run, folder = learned(CASES["averaged"]), few(pictures, "e", tmp_path / "few")
     _, own, _ = settled(run, folder)
@@ -361,7 +361,7 @@ def test_a_newcomer_may_have_texts_in_a_table(tmp_path: Path) -> None:
         "model": {"name": "transformer", "tokens": 12},
     }
     once(tiny(Case({"name": "fedmoe"}, mixture={"experts": 2}), **words, run={"rounds": 1}), run)
-    classes = Predictor.of(run, "").model.classes
+    classes = Learned.of(run, "").model.classes
     (tmp_path / "few.csv").write_text(
         f"text,label\nthe soup was cold,{classes[0]}\nsimply perfect,{classes[-1]}\n"
     )
@@ -383,7 +383,7 @@ def test_a_newcomer_may_have_texts_in_a_table(tmp_path: Path) -> None:
     ],
 )
 def test_labelled_images_that_cannot_be_used_are_said(
-    case: str, wrong: list[str], message: str, learned: Learned, pictures: Path, tmp_path: Path
+    case: str, wrong: list[str], message: str, learned: Trained, pictures: Path, tmp_path: Path
 ) -> None:
     folder = few(pictures, "a", tmp_path / "few", 2)
     if wrong == ["elk"]:
@@ -402,9 +402,9 @@ def test_labelled_images_that_cannot_be_used_are_said(
 # On the command line
 
 
-def test_the_command_prints_a_table_json_or_csv(learned: Learned, pictures: Path) -> None:
+def test_the_command_prints_a_table_json_or_csv(learned: Trained, pictures: Path) -> None:
     run = learned(CASES["nearest"])
-    expected = said(Predictor.of(run, "a"), pictures / "a")
+    expected = said(Learned.of(run, "a"), pictures / "a")
     shown = [
         call("predict", run, "--client", "a", pictures / "a", "--format", form)
         for form in ("json", "csv", "table")
@@ -420,7 +420,7 @@ def test_the_command_prints_a_table_json_or_csv(learned: Learned, pictures: Path
 
 
 def test_images_that_cannot_be_read_are_named_and_the_others_predicted(
-    learned: Learned, pictures: Path, tmp_path: Path
+    learned: Trained, pictures: Path, tmp_path: Path
 ) -> None:
     good = next(iter(sorted((pictures / "a").iterdir())))
     (tmp_path / "half.png").write_bytes(good.read_bytes()[:40])
@@ -491,7 +491,7 @@ def _empty(run: Path, place: Path) -> list[object]:
     ],
 )
 def test_what_cannot_be_predicted_is_said(
-    wrong: Callable[[Path, Path], list[object]], message: str, learned: Learned, tmp_path: Path
+    wrong: Callable[[Path, Path], list[object]], message: str, learned: Trained, tmp_path: Path
 ) -> None:
     done = call("predict", *wrong(learned(CASES["nearest"]), tmp_path))
     assert done.exit_code == 1
@@ -511,7 +511,7 @@ SHOWN = r"\x1b]0;mine\x07\x1b[2J\u202egnp.png"
 
 
 def test_names_of_files_and_classes_are_printed_as_they_are_and_do_nothing_to_a_terminal(
-    learned: Learned, tmp_path: Path
+    learned: Trained, tmp_path: Path
 ) -> None:
     """Rich's markup stays as it stands; what a terminal would act on is shown as its number."""
     run = tmp_path / "run"

@@ -32,7 +32,7 @@ from typer.testing import CliRunner
 pytest.importorskip("uvicorn")
 from fedexperts import serve
 from fedexperts.cli import app
-from fedexperts.predict import Predictor
+from fedexperts.predict import Learned
 from fedexperts.serve import door
 from fedexperts.study import once
 
@@ -79,7 +79,7 @@ class Site:
 
 
 @contextmanager
-def served(predictor: Predictor, host: str = "127.0.0.1") -> Iterator[Site]:
+def served(predictor: Learned, host: str = "127.0.0.1") -> Iterator[Site]:
     with serve.listen("127.0.0.1", 0) as door:
         server = serve.server(serve.application(predictor, host))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [door]})
@@ -110,7 +110,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def site(run: Path) -> Iterator[Site]:
-    with served(Predictor.of(run, "a")) as found:
+    with served(Learned.of(run, "a")) as found:
         yield found
 
 
@@ -123,7 +123,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         "model": {"name": "transformer", "tokens": 12},
     }
     once(tiny(CASES["fedavg"], **words, run={"rounds": 1}), path)
-    with served(Predictor.of(path, "")) as found:
+    with served(Learned.of(path, "")) as found:
         yield found
 
 
@@ -193,7 +193,7 @@ def test_what_cannot_be_predicted_is_said(
 def test_it_answers_while_it_computes_and_computes_one_at_a_time(
     run: Path, pictures: list[Path]
 ) -> None:
-    predictor, going, busy, most = Predictor.of(run, "a"), threading.Event(), [0], []
+    predictor, going, busy, most = Learned.of(run, "a"), threading.Event(), [0], []
 
     def slowly(images: Any) -> Any:
         busy[0] += 1
@@ -227,7 +227,7 @@ def test_only_loopbacks_own_names_are_answered_on_loopback(run: Path, site: Site
         200,
         400,
     ]
-    with served(Predictor.of(run, "a"), "0.0.0.0") as open_site:
+    with served(Learned.of(run, "a"), "0.0.0.0") as open_site:
         assert open_site.ask("/about", Host="laptop.local")[0] == 200
 
 
@@ -399,7 +399,7 @@ def test_who_leaves_in_the_middle_is_not_said_on_the_terminal(
 def test_when_too_many_wait_for_their_turn_others_are_told_to_come_again(
     run: Path, pictures: list[Path]
 ) -> None:
-    predictor, going = Predictor.of(run, "a"), threading.Event()
+    predictor, going = Learned.of(run, "a"), threading.Event()
 
     def slowly(images: Any) -> Any:
         assert going.wait(30)
@@ -419,7 +419,7 @@ def test_when_too_many_wait_for_their_turn_others_are_told_to_come_again(
 
 
 def test_for_who_left_before_its_turn_nothing_is_computed(run: Path, pictures: list[Path]) -> None:
-    predictor, going, computed = Predictor.of(run, "a"), threading.Event(), [0]
+    predictor, going, computed = Learned.of(run, "a"), threading.Event(), [0]
 
     def slowly(images: Any) -> Any:
         computed[0] += 1
@@ -616,7 +616,7 @@ def test_names_of_files_classes_and_runs_are_words_and_never_run(
     about = json.loads((tmp_path / "run" / "environment.json").read_text())
     classes = {"classes": [EVIL, EVIL + "2", EVIL + "3"]}
     rewrite(tmp_path / "run", "environment.json", json.dumps(about | classes))
-    with served(Predictor.of(tmp_path / "run", "")) as site:
+    with served(Learned.of(tmp_path / "run", "")) as site:
         browser.get(site.url)
         hand(browser, "drop", pictures[0], EVIL + ".png")
         (article,) = seen(browser, 1)

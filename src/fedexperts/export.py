@@ -24,7 +24,7 @@ from .config import only_simulated
 from .data.images import KINDS, PIXELS
 from .metrics import Row
 from .model import Portable
-from .predict import Predictor
+from .predict import Learned
 from .tensors import pack, write
 
 PICTURE = """import numpy as np
@@ -118,7 +118,7 @@ def logits(x):
 
 
 @torch.no_grad()
-def export(predictor: Predictor, folder: Path, onnx: bool = False) -> None:
+def export(predictor: Learned, folder: Path, onnx: bool = False) -> None:
     """Write the folder, whole or not at all; ValueError if it is there, or if the model cannot be
     written down.
     """
@@ -137,7 +137,7 @@ def export(predictor: Predictor, folder: Path, onnx: bool = False) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write(predictor: Predictor, carried: Portable, folder: Path) -> None:
+def _write(predictor: Learned, carried: Portable, folder: Path) -> None:
     numbers = {"classes": list(predictor.model.classes)} | carried.numbers
     write(folder / "model.safetensors", pack(carried.tensors))
     write(
@@ -148,7 +148,7 @@ def _write(predictor: Predictor, carried: Portable, folder: Path) -> None:
     write(folder / "README.md", _readme(predictor, carried).encode())
 
 
-def _write_onnx(predictor: Predictor, carried: Portable, folder: Path) -> None:
+def _write_onnx(predictor: Learned, carried: Portable, folder: Path) -> None:
     """The very lines of the README as a graph, in a process that stands in the folder, as its
     reader would.
     """
@@ -167,7 +167,7 @@ def _write_onnx(predictor: Predictor, carried: Portable, folder: Path) -> None:
         readme.write(ABOUT_ONNX)
 
 
-def _readme(predictor: Predictor, carried: Portable) -> str:
+def _readme(predictor: Learned, carried: Portable) -> str:
     side, recipe = predictor.side, predictor.built.recipe
     lines = recipe if side is None else PICTURE.format(side=side, kinds=KINDS, most=PIXELS) + recipe
     shown = '["a text"]' if side is None else "pixels(path)"
@@ -184,13 +184,13 @@ def _readme(predictor: Predictor, carried: Portable) -> str:
     )
 
 
-def _whose(predictor: Predictor) -> str:
+def _whose(predictor: Learned) -> str:
     if predictor.serves:
         return "the server's own predictor"
     return predictor.client or "what all clients share"
 
 
-def _card(predictor: Predictor) -> str:
+def _card(predictor: Learned) -> str:
     """Data, accuracy, settings; no folder of this machine."""
     config, side = predictor.config, predictor.side
     rows = [
@@ -223,7 +223,7 @@ def _card(predictor: Predictor) -> str:
     return "\n".join([*(f"- {fact}" for fact in facts), "", "```", *settings, "```"])
 
 
-def _tested(predictor: Predictor, rows: list[Row]) -> list[str]:
+def _tested(predictor: Learned, rows: list[Row]) -> list[str]:
     """Accuracy on test examples as the run's last round logged it, if it was asked then."""
     whose, column = "its own", "test"
     if predictor.serves:
@@ -242,7 +242,7 @@ def _tested(predictor: Predictor, rows: list[Row]) -> list[str]:
     return [f"Accuracy on {whose} {tested} test examples: {100 * right / tested:.1f} %."]
 
 
-def _counts(predictor: Predictor) -> list[str]:
+def _counts(predictor: Learned) -> list[str]:
     """How many examples the client has, of which classes, if the run wrote its split down."""
     file = predictor.folder.path / "split.json"
     held: dict[str, Any] = json.loads(file.read_bytes())["clients"] if file.exists() else {}
@@ -259,7 +259,7 @@ def _counts(predictor: Predictor) -> list[str]:
     ]
 
 
-def _privacy(predictor: Predictor) -> str:
+def _privacy(predictor: Learned) -> str:
     names = sorted(predictor.method.uploads(predictor.model))
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     leaves = (

@@ -66,7 +66,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Predictor:
+class Learned:
     """One client of a run with what it predicts with; without a name, what the server has."""
 
     folder: RunDir
@@ -84,7 +84,7 @@ class Predictor:
     chosen: Mapping[str, float] | None = None
 
     @classmethod
-    def of(cls, path: Path, client: str, private: Path | None = None) -> "Predictor":
+    def of(cls, path: Path, client: str, private: Path | None = None) -> "Learned":
         """Of the run in `path`, private states in the folder `private` (the run's own); ValueError,
         with what to do.
         """
@@ -114,7 +114,7 @@ class Predictor:
         )
 
     @torch.no_grad()
-    def like(self, few: Examples) -> "Predictor":
+    def like(self, few: Examples) -> "Learned":
         """The same for a client that never trained, with what does best on a few labelled examples
         of its own.
         """
@@ -217,7 +217,7 @@ def loudest(experts: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {share:.2f}" for name, share in ordered[:LOUDEST])
 
 
-def inputs(predictor: Predictor, paths: Sequence[Path], texts: Sequence[str]) -> list[str]:
+def inputs(predictor: Learned, paths: Sequence[Path], texts: Sequence[str]) -> list[str]:
     """What is to be predicted, one by one: files of images, or texts; ValueError if it is not what
     the run learned.
     """
@@ -231,7 +231,7 @@ def inputs(predictor: Predictor, paths: Sequence[Path], texts: Sequence[str]) ->
 
 
 def predictions(
-    predictor: Predictor, asked: Sequence[str]
+    predictor: Learned, asked: Sequence[str]
 ) -> Iterator[tuple[list[Prediction], Mapping[str, str]]]:
     """Batch by batch: predictions, and the files that cannot be read with the reason."""
     for first in range(0, len(asked), BATCH):
@@ -243,7 +243,7 @@ def predictions(
         yield predictor.say(batch, given) if batch else [], broken
 
 
-def labelled(predictor: Predictor, path: Path) -> Examples:
+def labelled(predictor: Learned, path: Path) -> Examples:
     """A few examples with their classes, class/image.jpg in a folder or a row each in a table, as
     the run learned them.
 

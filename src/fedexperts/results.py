@@ -17,8 +17,8 @@ from .config import Config
 from .data.images import said
 from .metrics import Row, Score, accuracy, figures, last
 from .predict import (
+    Learned,
     Prediction,
-    Predictor,
     check_client,
     inputs,
     labelled,
@@ -122,7 +122,7 @@ class Results:
         With one client's own model; without a name, with what all share; `like` a folder or table
         of a few labelled examples, with the experts that do best on these.
         """
-        predictor = Predictor.of(self.folder.path, client)
+        predictor = Learned.of(self.folder.path, client)
         if like:
             predictor = predictor.like(labelled(predictor, Path(like)))
         if not isinstance(what, (str, Path, Sequence)):
@@ -174,7 +174,7 @@ def _frame(rows: Sequence[Row], index: Sequence[str]) -> "DataFrame":
     return DataFrame(rows, columns=columns).set_index(list(index))
 
 
-def _inputs(predictor: Predictor, asked: Sequence[str | Path]) -> list[str]:
+def _inputs(predictor: Learned, asked: Sequence[str | Path]) -> list[str]:
     """Files and texts, one by one: where a run learned from texts, a str is a text and a Path a
     file of them.
     """

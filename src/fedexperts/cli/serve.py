@@ -22,11 +22,11 @@ def serve(
     ] = 8000,
 ) -> None:
     """Serve a page for images or texts: classes, probabilities, each expert's share."""
-    from ..predict import Predictor
+    from ..predict import Learned
 
     with errors():
         room = _room()
-        predictor = Predictor.of(run, client, private)
+        predictor = Learned.of(run, client, private)
         with room.listen(host, port) as door:
             if host not in room.LOOPBACK:
                 err.print(

@@ -81,7 +81,7 @@ def predict(
             raise ValueError(
                 "--like is for a client that never trained; use either --like or --client"
             )
-        predictor = room.Predictor.of(run, client, private)
+        predictor = room.Learned.of(run, client, private)
         if like:
             predictor = predictor.like(room.labelled(predictor, like))
         asked = room.inputs(predictor, paths or [], texts or [])
@@ -118,10 +118,10 @@ def export(
 ) -> None:
     """Write a client's or the server's model as a folder that predicts without this package."""
     from .. import export as room
-    from ..predict import Predictor
+    from ..predict import Learned
 
     with errors():
-        predictor = Predictor.of(run, client, private)
+        predictor = Learned.of(run, client, private)
         room.export(predictor, folder, onnx)
         out.print(
             f"Wrote {escape(predictor.who)}; {escape(str(folder / 'README.md'))} says how to"

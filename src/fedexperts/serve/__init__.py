@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from ..data.images import SUFFIXES, decoded
 from ..options import Values
-from ..predict import Predictor
+from ..predict import Learned
 from .door import PATIENCE, Hearing, listen, server
 
 __all__ = ["LARGEST", "LONGEST", "LOOPBACK", "WAITING", "application", "listen", "server"]
@@ -48,7 +48,7 @@ HEADERS = {
 }
 
 
-def application(predictor: Predictor, host: str = LOOPBACK[0]) -> Starlette:
+def application(predictor: Learned, host: str = LOOPBACK[0]) -> Starlette:
     """What answers at `host`; on loopback, only under loopback's own names."""
     most = LONGEST if predictor.side is None else LARGEST
     hearing, queue = Hearing(), asyncio.Semaphore(WAITING)
@@ -105,7 +105,7 @@ def _answer(content: Values, status: int = 200) -> Response:
     return JSONResponse(content, status, HEADERS)
 
 
-def _said(predictor: Predictor, body: bytes) -> Values:
+def _said(predictor: Learned, body: bytes) -> Values:
     """A prediction as the page shows it: classes and experts, the largest first."""
     if not body.strip():
         raise ValueError("it is empty")
