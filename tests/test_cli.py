@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import fedexperts
 from fedexperts import config as door
 from fedexperts.cli import app
 from fedexperts.cli.terminal import answer_signals
@@ -62,6 +63,11 @@ def test_alone_it_says_what_to_type_next():
     done = call()
     assert done.exit_code == 0
     assert "fedexperts run configs/demo" in done.output
+
+
+def test_it_says_its_version_and_h_is_help():
+    assert call("--version").output == f"fedexperts {fedexperts.__version__}\n"
+    assert call("run", "-h").output == call("run", "--help").output
 
 
 def test_a_run_ends_in_a_table_a_report_and_the_next_command(finished):

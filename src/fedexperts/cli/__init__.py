@@ -12,9 +12,11 @@ Heavy rooms are imported inside the commands, so that help and typing errors ans
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
+from .. import __version__
 from . import deployment, look, studies, take
 from .serve import serve
 from .terminal import answer_signals, out
@@ -25,6 +27,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 START = """[bold]fedexperts[/]: sites learn together and exchange experts, never data.
@@ -36,7 +39,13 @@ START = """[bold]fedexperts[/]: sites learn together and exchange experts, never
 
 
 @app.callback(invoke_without_command=True)
-def start(context: typer.Context) -> None:
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        out.print(f"fedexperts {__version__}")
+        raise typer.Exit
     if context.invoked_subcommand is None:
         out.print(START, soft_wrap=True)
 
