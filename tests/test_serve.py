@@ -465,7 +465,13 @@ def test_the_command_warns_where_others_can_reach_it_and_ends_with_ctrl_c(run: P
         "0",
     ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=HERE, **pipes) as process:
+    # a shell's background job, as these tests may be, ignores Ctrl-C, and so would the page
+    with subprocess.Popen(
+        command,
+        cwd=HERE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **pipes,
+    ) as process:
         assert process.stdout
         who, where = process.stdout.readline(), process.stdout.readline()
         found = re.search(r"http://0\.0\.0\.0:(\d+)", where)

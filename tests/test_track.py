@@ -211,7 +211,7 @@ def test_nobody_is_asked_for_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     study.create(tmp_path / "runs", [CONFIG], [0], {"wandb": "project"})
     study.advance(tmp_path / "runs", warn=said.append)
     wandb.teardown()
-    assert ["nobody is logged in; use `wandb login`" in line for line in said] == [True]
+    assert ["you are not logged in; use `wandb login`" in line for line in said] == [True]
 
 
 @every_tracker

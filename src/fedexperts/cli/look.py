@@ -70,7 +70,7 @@ def check(
         found = door.load(config, settings or [])
         federation, _, model, method = door.parts(found)
         out.print(_split(federation))
-        kept = dict(getattr(model, "expert", model).initial) | model.initial
+        kept = method.trains(model).initial | model.initial
         leaving = method.uploads(model)
         trained = sum(kept[name].numel() for name in leaving or model.initial if name in kept)
         again = shlex.join(
