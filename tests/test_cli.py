@@ -302,8 +302,7 @@ def test_what_ends_a_program_keeps_the_last_round_and_prints_the_line_to_resume(
         text=True,
         env=os.environ | {"COLUMNS": "200"},
         start_new_session=True,
-        # a job in the background ignores Ctrl-C
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heeding,
     )
     try:
         deadline = time.monotonic() + 240
@@ -321,6 +320,12 @@ def test_what_ends_a_program_keeps_the_last_round_and_prints_the_line_to_resume(
     assert f"continue with: fedexperts resume {place}" in said
     assert "Traceback" not in said
     assert checkpoints(place) >= 2 * jobs  # a third, if it ended in the midst of deleting
+
+
+def heeding():
+    """A job in the background ignores Ctrl-C, one under nohup a closed terminal."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def checkpoints(place):
