@@ -31,6 +31,7 @@ from .learn import Examples, Local
 from .method import Chosen, Method
 from .model import MixtureModel, Model
 from .models.built import Built
+from .options import Values
 from .private import Private
 from .report.collect import runs
 from .rundir import RunDir
@@ -55,7 +56,7 @@ class Prediction:
     experts: dict[str, float] = field(default_factory=dict)
     classes: dict[str, float] = field(default_factory=dict)
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Values:
         """As JSON has it."""
         return {
             "input": self.input,
@@ -278,9 +279,9 @@ def only_run(path: Path) -> RunDir:
     return RunDir(found[0])
 
 
-def _asked(folder: RunDir) -> tuple[Config, dict[str, Any]]:
+def _asked(folder: RunDir) -> tuple[Config, Values]:
     """A run's config, and what it wrote down of its data."""
-    about: dict[str, Any] = json.loads(folder.text("environment.json"))
+    about: Values = json.loads(folder.text("environment.json"))
     if missing := [key for key in ("classes", "side") if key not in about]:
         raise ValueError(
             f"{folder.path}/environment.json does not say {' and '.join(missing)}, as a run of this"

@@ -7,7 +7,7 @@ model computes; classes that ship with the package do not come by.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
@@ -81,7 +81,7 @@ def _takes(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)[1:]
 
 
-def _check_call(who: str, function: Any, name: str, takes: tuple[str, ...]) -> None:
+def _check_call(who: str, function: object, name: str, takes: tuple[str, ...]) -> None:
     """ValueError if a class's function cannot be called with so many values beside `self`."""
     if not callable(function):
         raise ValueError(f"{who}: {name} is {function!r}; expected {_written(name, takes)}")
@@ -99,7 +99,7 @@ def _written(name: str, takes: tuple[str, ...]) -> str:
 # ---- what its object makes
 
 
-def check_data(who: str, found: Any) -> None:
+def check_data(who: str, found: object) -> None:
     """ValueError if a source's `load` gave no federation; one that is knows by itself whether it
     is sound.
     """
@@ -107,7 +107,7 @@ def check_data(who: str, found: Any) -> None:
         raise ValueError(f"{who}: load gave {_kind(found)}; expected fx.Federation(...)")
 
 
-def check_method(who: str, method: Method, model: Any) -> None:
+def check_method(who: str, method: Method, model: Model) -> None:
     """ValueError if what a method says of itself is not what is asked for."""
     uploads = method.uploads(model)
     if isinstance(uploads, str) or not all(isinstance(name, str) for name in uploads):
@@ -249,7 +249,7 @@ def walk(who: str, method: Method, given: Given, clients: Sequence[str]) -> None
     """ValueError if a step of a round gives what the next one cannot take."""
     model, client = given.model, clients[0]
 
-    def step(name: str, kind: type[T], *takes: Any) -> T:
+    def step(name: str, kind: type[T], *takes: object) -> T:
         found = _called(who, name, lambda: getattr(method, name)(*takes))
         if not isinstance(found, kind):
             raise ValueError(f"{who}: {name} gave {_kind(found)}; expected {_GIVES[kind]}")
@@ -293,15 +293,21 @@ def _called(who: str, what: str, call: Callable[[], Any]) -> Any:
         raise ValueError(f"{who}: {what} failed: {type(error).__name__}: {error}") from error
 
 
-def _check_shape(who: str, what: str, found: Any, expected: tuple[int | None, ...]) -> None:
+def _check_shape(who: str, what: str, found: object, expected: tuple[int | None, ...]) -> None:
     """ValueError if it is no tensor of this shape; None: any length."""
-    fits = isinstance(found, Tensor) and len(found.shape) == len(expected)
-    if not fits or any(e not in (None, f) for e, f in zip(expected, found.shape, strict=True)):
-        shape = ", ".join("D" if length is None else str(length) for length in expected)
-        raise ValueError(f"{who}: {what} are {_kind(found)}; expected a tensor [{shape}]")
+    shape = tuple(found.shape) if isinstance(found, Tensor) else None
+    if shape is None or not _fits(shape, expected):
+        wanted = ", ".join("D" if length is None else str(length) for length in expected)
+        raise ValueError(f"{who}: {what} are {_kind(found)}; expected a tensor [{wanted}]")
 
 
-def _kind(value: Any) -> str:
+def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    if len(shape) != len(expected):
+        return False
+    return all(want in (None, length) for length, want in zip(shape, expected, strict=True))
+
+
+def _kind(value: object) -> str:
     """What something is, in few words."""
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)}"
@@ -312,6 +318,6 @@ def _kind(value: Any) -> str:
     return f"a value of type {type(value).__name__}"
 
 
-def _few(names: Any) -> str:
+def _few(names: Iterable[object]) -> str:
     some = [str(name) for name in names]
     return ", ".join(some[:4]) + (", ..." if len(some) > 4 else "")

@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ..options import Values
 from . import openai
 from .built import device
 from .clip import Clip, Layer
@@ -250,7 +251,7 @@ def _layer(layer: Any) -> Layer:
     )
 
 
-def _key(weights: dict[str, Tensor], settings: dict[str, Any]) -> str:
+def _key(weights: dict[str, Tensor], settings: Values) -> str:
     """Hash of all that image features depend on: weights, the shape of the encoder, preprocessing,
     where they run.
     """

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, GPT2Config
 
 from ..model import Portable
+from ..options import Values
 from ..tensors import Tensors, under
 from .huggingface import find, pickled, quiet
 from .network import seeded
@@ -204,9 +205,9 @@ def inputs(texts):
     return tokenized(tokenizer, {tokens}, texts)"""
 
 
-def _described(network: Any) -> dict[str, Any]:
+def _described(network: Any) -> Values:
     """Its config as plain values, without the folder that it came from."""
-    found: dict[str, Any] = json.loads(network.config.to_json_string(use_diff=False))
+    found: Values = json.loads(network.config.to_json_string(use_diff=False))
     return {key: value for key, value in found.items() if key != "_name_or_path"}
 
 

@@ -6,11 +6,10 @@ of a run is escaped. What it says is said by claims.py and tables.py; this room 
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -158,7 +157,7 @@ def _changed(experiments: Sequence[Experiment]) -> list[str]:
 def _forgotten(experiments: Sequence[Experiment]) -> list[str]:
     says = "These were lost, and the run was told to continue without them: the clients restarted."
 
-    def forgot(run: Run) -> list[tuple[Any, ...]]:
+    def forgot(run: Run) -> list[tuple[object, ...]]:
         return [(row["round"], row["forgot"]) for row in run.events if "forgot" in row]
 
     return _noted(experiments, "Lost private states", says, ("after round", "client"), forgot)
@@ -169,7 +168,7 @@ def _noted(
     title: str,
     says: str,
     head: Sequence[str],
-    found: Callable[[Run], Iterable[Sequence[Any]]],
+    found: Callable[[Run], Iterable[Sequence[object]]],
 ) -> list[str]:
     """What was noted of runs, a row each; nothing where there is nothing."""
     runs = [(e.name, seed, run) for e in experiments for seed, run in e.runs.items()]
@@ -221,7 +220,7 @@ def _more(title: str, inside: str) -> str:
     return f"<details><summary>{escape(shown(title))}</summary>{inside}</details>"
 
 
-def _value(settings: dict[str, Any], key: str) -> str:
+def _value(settings: Mapping[str, object], key: str) -> str:
     if key not in settings:
         return "-"
     return _said(settings[key])
