@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Client:
-    """One site: its name, its three disjoint sets of examples, its own disk."""
+    """One party of a run: its name, its three disjoint sets of examples, its own disk."""
 
     name: str
     train: Examples

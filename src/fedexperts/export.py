@@ -238,8 +238,8 @@ def _tested(predictor: Learned, rows: list[Row]) -> list[str]:
     tested = sum(row.get("test_examples", 0) for row in rows)
     if not tested:
         return []
-    right = sum(row[f"{column}_correct"] for row in rows)
-    return [f"Accuracy on {whose} {tested} test examples: {100 * right / tested:.1f} %."]
+    correct = sum(row[f"{column}_correct"] for row in rows)
+    return [f"Accuracy on {whose} {tested} test examples: {100 * correct / tested:.1f} %."]
 
 
 def _counts(predictor: Learned) -> list[str]:

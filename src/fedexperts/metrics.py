@@ -27,14 +27,14 @@ class Score:
     round: int
     server: float
     # of each client: test examples classified right, and all of them
-    right: dict[str, tuple[int, int]]
+    correct: dict[str, tuple[int, int]]
 
     @cached_property
     def clients(self) -> dict[str, float]:
         """Each client's accuracy."""
         return {
-            client: 100 * float(right) / float(examples)
-            for client, (right, examples) in self.right.items()
+            client: 100 * float(correct) / float(examples)
+            for client, (correct, examples) in self.correct.items()
         }
 
     @property
@@ -56,19 +56,21 @@ class Score:
         """
         share = self.mean / 100
         return 100 * math.sqrt(
-            statistics.fmean(share * (1 - share) / examples for _, examples in self.right.values())
+            statistics.fmean(
+                share * (1 - share) / examples for _, examples in self.correct.values()
+            )
         )
 
 
 @dataclass(frozen=True)
 class Lowest:
-    """The client that fares worst in any seed: its right answers of its test examples, and where
+    """The client that fares worst in any seed: its correct answers of its test examples, and where
     that was.
     """
 
     client: str
     seed: int
-    right: int
+    correct: int
     examples: int
 
 
@@ -79,9 +81,9 @@ def lowest(scores: Mapping[int, Score]) -> Lowest:
     every = [
         Lowest(client, seed, *counts)
         for seed, score in scores.items()
-        for client, counts in score.right.items()
+        for client, counts in score.correct.items()
     ]
-    return min(every, key=lambda found: (found.right / found.examples, -found.examples))
+    return min(every, key=lambda found: (found.correct / found.examples, -found.examples))
 
 
 def accuracy(row: Row, part: str) -> float:
@@ -95,16 +97,16 @@ def served(rows: Sequence[Row], server: Row, part: str) -> float:
     """
     if f"{part}_correct" in server:
         return accuracy(server, part)
-    right, examples = (
+    correct, examples = (
         sum(int(row[f"{part}_{what}"]) for row in rows) for what in ("global_correct", "examples")
     )
-    return 100 * right / examples
+    return 100 * correct / examples
 
 
 def score(rows: Sequence[Row], server: Row | None = None) -> Score:
     """The score of one evaluated round from its client rows and, if there is one, the server's."""
-    right = {row["client"]: (int(row["test_correct"]), int(row["test_examples"])) for row in rows}
-    return Score(rows[0]["round"], served(rows, server or {}, "test"), right)
+    correct = {row["client"]: (int(row["test_correct"]), int(row["test_examples"])) for row in rows}
+    return Score(rows[0]["round"], served(rows, server or {}, "test"), correct)
 
 
 def valid(rows: Sequence[Row], server: Row | None = None, judged_by: str = "clients") -> float:

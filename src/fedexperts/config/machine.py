@@ -35,9 +35,9 @@ def device(config: Config) -> torch.device:
     if asked == "auto":
         asked = next(name for name, here in there.items() if here)
     if not there[asked]:
-        right = " or ".join(name for name, here in there.items() if here)
+        usable = " or ".join(name for name, here in there.items() if here)
         raise ConfigError(
-            f'run.device = "{asked}": torch {torch.__version__} finds none here; use {right}'
+            f'run.device = "{asked}": torch {torch.__version__} finds none here; use {usable}'
         )
     return torch.device(asked)
 

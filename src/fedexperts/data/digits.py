@@ -96,7 +96,7 @@ class DigitsScanners(Drawn):
         server, free = _reserved(self, labels, seed)
         names = list(SCANNERS)[: self.scanners]
         scans = images.clone()
-        held: dict[str, Tensor] = {}
+        owned: dict[str, Tensor] = {}
         piles, reserves = (
             self._scanned(labels, free, seed),
             self._reserve_scanned(labels, server, seed),
@@ -110,9 +110,9 @@ class DigitsScanners(Drawn):
             if sites:
                 draw = rng(seed, "dirichlet", client=scanner)
                 hands = split.dirichlet(labels[own], len(sites), self.alpha, draw)
-                held |= {site: own[hand] for site, hand in zip(sites, hands, strict=True)}
-        domains = {site: site.rpartition("-")[0] for site in held}
-        return _federation(self, seed, scans, labels, held, domains, server)
+                owned |= {site: own[hand] for site, hand in zip(sites, hands, strict=True)}
+        domains = {site: site.rpartition("-")[0] for site in owned}
+        return _federation(self, seed, scans, labels, owned, domains, server)
 
     def _scanned(self, labels: Tensor, free: Tensor, seed: int) -> list[Tensor]:
         """Each scanner's images for clients, in proportion to its number of clients."""
@@ -138,9 +138,9 @@ class DigitsPathological(Drawn):
         images, labels = digits()
         server, free = _reserved(self, labels, seed)
         hands = split.pathological(labels[free], self.clients, rng(seed, "pathological"))
-        held = {f"site-{i}": free[hand] for i, hand in enumerate(hands)}
+        owned = {f"site-{i}": free[hand] for i, hand in enumerate(hands)}
         return _federation(
-            self, seed, images, labels, held, dict.fromkeys(held, "as-scanned"), server
+            self, seed, images, labels, owned, dict.fromkeys(owned, "as-scanned"), server
         )
 
 
@@ -168,11 +168,11 @@ def _federation(
     seed: int,
     images: Tensor,
     labels: Tensor,
-    held: dict[str, Tensor],
+    owned: dict[str, Tensor],
     domains: dict[str, str],
     server: Tensor,
 ) -> Federation:
-    parts = {site: _parts(spec, seed, site, own, labels[own]) for site, own in held.items()}
+    parts = {site: _parts(spec, seed, site, own, labels[own]) for site, own in owned.items()}
     return Federation(
         inputs=images, labels=labels, classes=CLASSES, parts=parts, domains=domains, reserve=server
     )

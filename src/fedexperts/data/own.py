@@ -197,15 +197,15 @@ class Own(Listed, ABC):
         ]
         choose = self._chooser(found.examples, now, seed)
         seats, changed = kept.seats(given, now, choose, self.shots)
-        held = _held(seats)
+        owned = _owned(seats)
         domains = _domains(found.examples)
         parts, spare = {}, {}
         for site in domains:
-            parts[site] = Parts(*(_places(held.get((site, part), [])) for part in PARTS))
-            if (site, kept.SPARE) in held:
-                spare[site] = held[site, kept.SPARE]
+            parts[site] = Parts(*(_places(owned.get((site, part), [])) for part in PARTS))
+            if (site, kept.SPARE) in owned:
+                spare[site] = owned[site, kept.SPARE]
         _check_left(parts)
-        reserve = _places(held.get((kept.SERVER, kept.RESERVE), []))
+        reserve = _places(owned.get((kept.SERVER, kept.RESERVE), []))
         return Federation(
             inputs, labels, classes, parts, domains, reserve, files, found.notes, spare, changed
         )
@@ -291,24 +291,24 @@ def _check_left(parts: Mapping[str, Parts]) -> None:
                 )
 
 
-def _held(seats: Mapping[int, kept.Seat]) -> dict[tuple[str, str], list[int]]:
+def _owned(seats: Mapping[int, kept.Seat]) -> dict[tuple[str, str], list[int]]:
     """Client and part -> places, sorted."""
-    held: dict[tuple[str, str], list[int]] = {}
+    owned: dict[tuple[str, str], list[int]] = {}
     for place, seat in sorted(seats.items()):
-        held.setdefault((seat.owner, seat.part), []).append(place)
-    return held
+        owned.setdefault((seat.owner, seat.part), []).append(place)
+    return owned
 
 
 def _spare(
     examples: Sequence[Example], parts: Mapping[str, Parts], reserve: Tensor
 ) -> dict[str, list[int]]:
     """Client -> its examples that nobody has."""
-    held = {*reserve.tolist()}
+    owned = {*reserve.tolist()}
     for own in parts.values():
-        held.update(*(index.tolist() for index in own.named().values()))
+        owned.update(*(index.tolist() for index in own.named().values()))
     found: dict[str, list[int]] = {}
     for place, example in enumerate(examples):
-        if place not in held:
+        if place not in owned:
             found.setdefault(example.site, []).append(place)
     return found
 

@@ -162,15 +162,15 @@ def of_lowest(cell: Callable[[Lowest], str]) -> Cell:
 
 
 def percent(low: Lowest) -> str:
-    return f"{100 * low.right / low.examples:.1f}"
+    return f"{100 * low.correct / low.examples:.1f}"
 
 
 def hits(low: Lowest) -> str:
-    return f"{low.right}/{low.examples}"
+    return f"{low.correct}/{low.examples}"
 
 
 def interval(low: Lowest) -> str:
-    return "{:.0f}-{:.0f}".format(*wilson(low.right, low.examples))
+    return "{:.0f}-{:.0f}".format(*wilson(low.correct, low.examples))
 
 
 def size(count: float) -> str:

@@ -74,7 +74,7 @@ def routing(server_rows: Sequence[Row]) -> Routing | None:
         uniform=percent("uniform"),
         routed=percent("routed"),
         main=percent("main"),
-        experts=[100 * right / examples for right in experts],
+        experts=[100 * correct / examples for correct in experts],
         apart=row["apart"],
         entropy=row["entropy"],
         alpha=row.get("alpha", math.nan),

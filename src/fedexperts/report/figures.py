@@ -180,7 +180,7 @@ def _clients(experiments: Sequence[Experiment]) -> Picture:
         axes.plot([mean, mean], [place - 0.38, place + 0.38], color="black", linewidth=1.6)
         low = lowest(experiment.last)
         worst.append(
-            f"{shown(experiment.name)} {low.right} of {low.examples} ({shown(low.client)}, seed"
+            f"{shown(experiment.name)} {low.correct} of {low.examples} ({shown(low.client)}, seed"
             f" {low.seed})"
         )
     axes.set_yticks(range(len(experiments)), [short(e.name) for e in experiments])

@@ -108,11 +108,13 @@ def established(found: Sequence[Difference]) -> list[bool]:
     return said
 
 
-def wilson(right: int, examples: int) -> tuple[float, float]:
-    """The 95 % interval, in percent, of `right` out of `examples` (Wilson, JASA 22, 1927)."""
+def wilson(correct: int, examples: int) -> tuple[float, float]:
+    """The 95 % interval, in percent, of `correct` out of `examples` (Wilson, JASA 22, 1927)."""
     z = 1.959963984540054
-    middle = (right + z * z / 2) / (examples + z * z)
-    reach = z * math.sqrt(right * (examples - right) / examples + z * z / 4) / (examples + z * z)
+    middle = (correct + z * z / 2) / (examples + z * z)
+    reach = (
+        z * math.sqrt(correct * (examples - correct) / examples + z * z / 4) / (examples + z * z)
+    )
     return 100 * max(0.0, middle - reach), 100 * min(1.0, middle + reach)
 
 
