@@ -257,9 +257,9 @@ def test_what_a_client_observes_is_of_what_it_trained_on(tmp_path):
     job, engine = job_and_engine(config, tmp_path / "private")
     state = job.method.open(job.given)
     order = Order("b", 1, "train", job.method.send(state, ["b"], 1, 0)["b"].tensors)
-    reply = answer(job, [engine.sites["b"]], [order])[0]
+    reply = answer(job, [engine.members["b"]], [order])[0]
     gate = job.model.gate.logits(
-        under(reply.tensors, "gate"), engine.sites["b"].train.x[:, 0]
+        under(reply.tensors, "gate"), engine.members["b"].train.x[:, 0]
     ).softmax(-1)
     torch.testing.assert_close(reply.tensors["use"], gate.mean(0))
 

@@ -559,7 +559,7 @@ def test_a_client_is_evaluated_with_what_the_round_itself_taught_it(
     folder = remembered(tiny(CASES["alone"], run=FULL))
     job, engine = job_and_engine(tiny(CASES["alone"], run=FULL), folder.path / "private")
     for row in folder.rows("clients.jsonl")[-5:]:
-        site = engine.sites[row["client"]]
+        site = engine.members[row["client"]]
         own = site.private.load(site.name, before=4)
         assert own is not None
         for column, tensors in (

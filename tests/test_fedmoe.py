@@ -555,7 +555,7 @@ def test_absorbing_is_measured_before_and_after(tmp_path: Path) -> None:
     job, engine = job_and_engine(tiny(MOE["fedmoe"]), tmp_path / "private")
 
     def right(client: str, tensors: Tensors) -> int:
-        test = engine.sites[client].test
+        test = engine.members[client].test
         return int((job.model.expert.logits(tensors, test.x[:, 0]).argmax(-1) == test.y).sum())  # type: ignore
 
     trained = {(r.round, r.client): r.tensors for r in replies if r.task == "train"}

@@ -38,19 +38,19 @@ class InProcess:
     """
 
     job: Job
-    sites: Mapping[str, Client]
+    members: Mapping[str, Client]
     together: int = 1
     workers: int = 1
 
     def clients(self) -> list[str]:
-        return sorted(self.sites)
+        return sorted(self.members)
 
     def exchange(self, orders: Sequence[Order]) -> list[Reply]:
         line = sorted(orders, key=lambda order: order.client)
         groups = [line[i : i + self.together] for i in range(0, len(line), self.together)]
 
         def run(group: list[Order]) -> list[Reply]:
-            return answer(self.job, [self.sites[order.client] for order in group], group)
+            return answer(self.job, [self.members[order.client] for order in group], group)
 
         if self.workers == 1:
             return [reply for group in groups for reply in run(group)]

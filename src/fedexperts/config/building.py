@@ -32,7 +32,7 @@ from . import machine, own
 from .reading import Config, parse
 from .settings import MixtureSettings, RunSettings, StartSettings
 
-Sites = Mapping[str, Client]
+Clients = Mapping[str, Client]
 
 
 def parts(config: Config) -> tuple[Federation, Built, Model, Method]:
@@ -138,7 +138,7 @@ def _check_gate(config: Config, built: Built, federation: Federation) -> None:
         )
 
 
-def build(config: Config, private: Path, split: Path | None = None) -> tuple[Job, Sites]:
+def build(config: Config, private: Path, split: Path | None = None) -> tuple[Job, Clients]:
     """The job and the clients of an experiment; their private states lie in the folder `private`.
 
     The data are split as the file `split` says, if there is one by now.
@@ -159,16 +159,16 @@ def opened(
     allowed.
     """
     federation = _unchanged(config, split, changed_data) if split else loaded(config)
-    job, sites = assembled(config, federation, private)
+    job, clients = assembled(config, federation, private)
     if who := _own(config, "method"):
-        own.walk(who, job.method, job.given, sorted(sites))
+        own.walk(who, job.method, job.given, sorted(clients))
     home = private.absolute()
     recipe = {
         "config": config.toml(),
         "private": str(home),
         "split": str(home.with_name("split.json")),
     }
-    with config.section("engine").open(job, sites, recipe) as engine:
+    with config.section("engine").open(job, clients, recipe) as engine:
         yield job, engine, federation
 
 
@@ -213,7 +213,7 @@ def check_data(config: Config, split: Path) -> None:
         _unchanged(config, split, changed_data=False)
 
 
-def assembled(config: Config, federation: Federation, private: Path) -> tuple[Job, Sites]:
+def assembled(config: Config, federation: Federation, private: Path) -> tuple[Job, Clients]:
     """The job and the clients of an experiment with these data."""
     run: RunSettings = config.section("run")
     learning: Learning = config.section("learning")
@@ -236,7 +236,7 @@ def assembled(config: Config, federation: Federation, private: Path) -> tuple[Jo
             changed,
         )
 
-    sites = {name: client(name, own) for name, own in federation.parts.items()}
+    clients = {name: client(name, own) for name, own in federation.parts.items()}
     exam = {
         part: examples(*(getattr(own, part) for own in federation.parts.values()))
         for part in ("valid", "test")
@@ -255,7 +255,7 @@ def assembled(config: Config, federation: Federation, private: Path) -> tuple[Jo
             config.section("guard"),
             config.section("upload"),
         ),
-        sites,
+        clients,
     )
 
 
@@ -292,10 +292,10 @@ def simulated(about: Mapping[str, str], client: str) -> tuple[Job, Client]:
     """In a process of a simulation: the job, and the client of this name; built once for as many
     orders as come.
     """
-    job, sites = _built_once(about["config"], about["private"], about["split"])
-    return job, sites[client]
+    job, clients = _built_once(about["config"], about["private"], about["split"])
+    return job, clients[client]
 
 
 @lru_cache(maxsize=2)
-def _built_once(text: str, private: str, split: str) -> tuple[Job, Sites]:
+def _built_once(text: str, private: str, split: str) -> tuple[Job, Clients]:
     return build(parse(text, "an order"), Path(private), Path(split))

@@ -94,11 +94,11 @@ def site(
     _check_places(config, data, allowed)
     _check_same(config, private)
     federation, what = _kept(config, splits) if own else (loaded(config), "")
-    job, sites = assembled(config.having({"start.epochs": 0}, "a site"), federation, private)
-    if name not in sites:
-        known = ", ".join(sites) or "none"
+    job, clients = assembled(config.having({"start.epochs": 0}, "a site"), federation, private)
+    if name not in clients:
+        known = ", ".join(clients) or "none"
         raise ValueError(f"no client {name} in these data; there are {known}")
-    return replace(job, deployed=True), sites[name], what
+    return replace(job, deployed=True), clients[name], what
 
 
 def _with_data(config: Config, data: Mapping[str, object]) -> Config:

@@ -10,7 +10,7 @@ from typing import Any
 from ..client import Job
 from ..engine import Engine, InProcess
 from ..options import option
-from .building import Sites, simulated
+from .building import Clients, simulated
 from .checking import ConfigError
 from .machine import flower_room
 
@@ -27,8 +27,8 @@ class InProcessSettings:
     workers: int = option(1, says="computations at a time, each in a thread", ge=1)
 
     @contextmanager
-    def open(self, job: Job, sites: Sites, about: Mapping[str, str]) -> Iterator[Engine]:
-        yield InProcess(job, sites, self.together, self.workers)
+    def open(self, job: Job, clients: Clients, about: Mapping[str, str]) -> Iterator[Engine]:
+        yield InProcess(job, clients, self.together, self.workers)
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class FlowerSimulationSettings:
     deadline: float = option(3600.0, says=LATE, gt=0)
 
     @contextmanager
-    def open(self, job: Job, sites: Sites, about: Mapping[str, str]) -> Iterator[Engine]:
-        flower, names = flower_room(), sorted(sites)
+    def open(self, job: Job, clients: Clients, about: Mapping[str, str]) -> Iterator[Engine]:
+        flower, names = flower_room(), sorted(clients)
         size = (self.workers, self.cpus, self.gpus, self.cluster)
         with flower.simulation(simulated, names, *size) as (grid, nodes, alive):
             yield flower.Flower(grid, names, lambda: nodes, about, self.deadline, alive)
@@ -69,7 +69,7 @@ class FlowerSettings:
     )
     deadline: float = option(600.0, says=LATE, gt=0)
 
-    def open(self, job: Job, sites: Sites, about: Mapping[str, str]) -> Any:
+    def open(self, job: Job, clients: Clients, about: Mapping[str, str]) -> Any:
         raise ConfigError(
             'engine.name = "flower" is a federation of several machines; use `fedexperts'
             ' deploy run FOLDER CONFIG`, or engine.name = "flower-simulation" on this one'

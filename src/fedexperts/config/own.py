@@ -31,7 +31,7 @@ TAKES = {  # what a section's class does, and with what
     "model": ("build", ("classes", "seed")),
     "gate": ("build", ("classes", "seed")),
     "data": ("load", ("seed",)),
-    "engine": ("open", ("job", "sites", "about")),
+    "engine": ("open", ("job", "clients", "about")),
 }
 MEMBERS = {  # what a model must have beside its functions
     "initial": "a dict of named tensors, with which training starts",
