@@ -587,7 +587,7 @@ def test_the_server_is_examined_on_everybodys_examples(
         assert (facts["parameters"], facts["bytes"]) == (count(one), size(one))
         assert (facts["parameters_up"], facts["bytes_up"]) == (count(one), size(one))
     for part in ("valid", "test"):
-        several = [getattr(site, part) for site in engine.sites.values()]
+        several = [getattr(site, part) for site in engine.members.values()]
         answers = [job.model.predict(found[1], each.x[:, 0]).argmax(-1) for each in several]  # type: ignore
         right = sum(int((a == each.y).sum()) for a, each in zip(answers, several, strict=True))
         assert (row[f"{part}_correct"], row[f"{part}_examples"]) == (right, sum(map(len, several)))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import CASES, Remembered, carry_out, every_file, job_and_engine, tiny
 from typer.testing import CliRunner
 
@@ -118,7 +119,7 @@ def test_a_site_that_lost_its_state_answers_so_until_the_operator_forgets_it(
 
     def reply(round: int, kept: int) -> Any:
         data, _ = answered(
-            lambda name: (job, engine.sites[name]),
+            lambda name: (job, engine.members[name]),
             encode(Order("b", round, "train", sent, 2**20, kept)),
         )
         return decode_reply(data, 2**20)
@@ -418,3 +419,15 @@ def test_of_many_who_make_one_folder_at_the_same_instant_exactly_one_does(tmp_pa
     assert sum("two runs never share a folder" in word for word in words) == 5
     assert json.loads((tmp_path / "runs" / "study.json").read_text())["seeds"] == [0]
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_a_state_that_a_kill_left_undeleted_goes_with_the_next_one(tmp_path: Path) -> None:
+    """Killed between the list, which no longer names a round, and the deletion of its file."""
+    states = Private(tmp_path)
+    for round in (1, 2, 3):
+        states.save("a", round, {"x": torch.ones(2)})
+    left = tmp_path / "a" / "round-000000.private"
+    left.write_bytes(b"of a round that the list does not name")
+    states.save("a", 4, {"x": torch.ones(2)})
+    assert not left.exists()
+    assert states.load("a", before=5) is not None

@@ -445,6 +445,6 @@ def test_a_gate_of_ones_own_is_drawn_by_the_client_itself(tmp_path: Path) -> Non
         job.method.start(job.model, sent_to("a"), None, rng(0, "start", 1, c)).trained for c in "ab"
     ]
     assert not same_bits(*starts)
-    replies = answer(job, [engine.sites["a"]], [Order("a", 1, "train", sent_to("a"))])
+    replies = answer(job, [engine.members["a"]], [Order("a", 1, "train", sent_to("a"))])
     assert replies[0].tensors.keys() == {"context"}
     assert GATE["experts"] == 2

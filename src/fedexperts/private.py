@@ -36,9 +36,12 @@ class Private:
         write(self._path(client, round), hashlib.sha256(data).digest() + data)
         rounds = sorted({*self._rounds(client), round})
         older = [r for r in rounds if r < round - 1][:-1]
-        write_checked(self._list(client), {"rounds": [r for r in rounds if r not in older]})
-        for r in older:
-            self._path(client, r).unlink(missing_ok=True)
+        kept = [r for r in rounds if r not in older]
+        write_checked(self._list(client), {"rounds": kept})
+        wanted = {self._path(client, r) for r in kept}
+        for path in (self.folder / client).glob("*.private"):
+            if path not in wanted:  # an older one, also where a kill came before it was deleted
+                path.unlink(missing_ok=True)
         sweep((self.folder / client).iterdir())
 
     def load(self, client: str, before: int, kept: int = 0) -> Tensors | None:
