@@ -65,3 +65,7 @@ def test_any_methods_uploads_are_clipped(name: str, tmp_path: Path) -> None:
         assert all(facts["moved"] <= 0.00101 for facts in row["trained"].values())
         assert any(facts["moved"] > 0.0005 for facts in row["trained"].values())
     assert server(run)
+
+
+def test_who_sends_nothing_has_nothing_to_clip() -> None:
+    assert UploadSettings(clip=1.0).leaving({}, {}, normal(), set(), "a") == {}

@@ -127,19 +127,21 @@ class Learned:
         return replace(self, local=best.local, chosen=best.shares)
 
     @cached_property
+    def _served(self) -> predictor.Predictor | None:
+        """The server's own predictor, if it is asked and has one."""
+        if self.client or self.chosen is not None:
+            return None
+        return self.method.served(self.model, self.server)
+
+    @property
     def answering(self) -> predictor.Predictor:
-        """What answers: the server's own predictor, if it is asked and has one, or the client's."""
-        served = None
-        if not self.client and self.chosen is None:
-            served = self.method.served(self.model, self.server)
-        return served or self.method.predictor(self.model, self.local)
+        """What answers: the server's own predictor, or the client's."""
+        return self._served or self.method.predictor(self.model, self.local)
 
     @property
     def serves(self) -> bool:
         """Whether it is the server's own predictor."""
-        if self.client or self.chosen is not None:
-            return False
-        return self.method.served(self.model, self.server) is not None
+        return self._served is not None
 
     @property
     def who(self) -> str:

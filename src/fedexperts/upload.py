@@ -48,7 +48,7 @@ class UploadSettings:
 
         ValueError if a tensor may not leave.
         """
-        if self.clip:
+        if self.clip and leaves:
             leaves = self._privatised(leaves, under(sent, "global"), normal)
         return seal(leaves, may, client)
 

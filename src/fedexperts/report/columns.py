@@ -77,22 +77,19 @@ def time_column() -> Column[Experiment]:
 
 def if_finished(cell: Cell) -> Cell:
     """The cell, or "-" where no run is finished."""
-
-    def checked(experiment: Experiment) -> str:
-        if not experiment.finished:
-            return NONE
-        return cell(experiment)
-
-    return checked
+    return _where(lambda experiment: bool(experiment.finished), cell)
 
 
 def if_shared(cell: Cell) -> Cell:
     """The cell, or "-" where clients share no model."""
+    return _where(lambda experiment: experiment.has_global, cell)
 
+
+def _where(holds: Callable[[Experiment], bool], cell: Cell) -> Cell:
     def checked(experiment: Experiment) -> str:
-        if not experiment.has_global:
-            return NONE
-        return cell(experiment)
+        if holds(experiment):
+            return cell(experiment)
+        return NONE
 
     return checked
 
