@@ -267,7 +267,7 @@ def test_a_small_file_that_is_damaged_is_named_whatever_it_holds(
 
     for name, ask in {
         "study.json": study.read,
-        "track.json": track.places,
+        "track.json": track.addresses,
         "tracked.json": track._told,
         "flower.json": lambda path: Run(path).id,
         "status.json": lambda path: Run(path).status,

@@ -330,7 +330,7 @@ def test_a_run_cannot_name_a_place_of_the_site(what: str, tmp_path: Path) -> Non
     config = door.resolve([(experiment(), "test"), (PLACES[what], "the run")])
     with pytest.raises(
         ValueError,
-        match=r"is a place on the site's machine that its site.toml does not allow: leave",
+        match=r"is a path on the site's machine that its site.toml does not allow: leave",
     ):
         door.site(config.toml(), "a", {}, tmp_path, tmp_path / "split")
 
@@ -355,7 +355,7 @@ def test_a_place_that_the_site_allows_is_read_and_what_lies_in_it(tmp_path: Path
     with pytest.raises(ValueError, match="a learned context needs a text encoder"):
         read("models/clip")
     for outside in ("models/../clip", "models/out", "models-2"):
-        with pytest.raises(ValueError, match="is a place on the site's machine"):
+        with pytest.raises(ValueError, match="is a path on the site's machine"):
             read(outside)
 
 

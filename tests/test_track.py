@@ -283,7 +283,7 @@ def test_places_are_kept_as_they_are_seen_from_everywhere(
         "runs",
         {"tensorboard": "events", "mlflow": "sqlite:///db", "wandb": "events"},
     )
-    assert track.places(tmp_path / "runs") == {
+    assert track.addresses(tmp_path / "runs") == {
         "tensorboard": f"{tmp_path}/events/runs",
         "mlflow": f"sqlite:///{tmp_path}/db",
         "wandb": "events",

@@ -16,18 +16,18 @@ class Named(Mapping[str, type]):
     `fedavg.py`.
     """
 
-    def __init__(self, package: str, places: Mapping[str, str]) -> None:
+    def __init__(self, package: str, modules: Mapping[str, str]) -> None:
         self._package = package
-        self._places = dict(places)
+        self._modules = dict(modules)
 
     def __getitem__(self, name: str) -> type:
-        module, _, attribute = self._places[name].partition(":")
-        found: type = getattr(importlib.import_module(f".{module}", self._package), attribute)
-        return found
+        module, _, attribute = self._modules[name].partition(":")
+        loaded: type = getattr(importlib.import_module(f".{module}", self._package), attribute)
+        return loaded
 
     def meaning(self, name: str) -> str:
         """The first line of a class's docstring, read in its file; nothing is imported for it."""
-        module, _, attribute = self._places[name].partition(":")
+        module, _, attribute = self._modules[name].partition(":")
         spec = find_spec(f".{module}", self._package)
         assert spec is not None
         assert spec.origin is not None
@@ -37,10 +37,10 @@ class Named(Mapping[str, type]):
         raise AssertionError(f"{spec.origin} has no class {attribute}")
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places
+        return name in self._modules
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._modules)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._modules)

@@ -91,9 +91,9 @@ class Checkpoints:
     def at_newest(self, read: Callable[[Path], T]) -> T | None:
         """What `read` makes of the newest; another process may be writing the next meanwhile."""
         while newest := self.newest():
-            found = self._unless_gone(newest, read)
-            if found is not None:
-                return found
+            value = self._unless_gone(newest, read)
+            if value is not None:
+                return value
         return None
 
     def _unless_gone(self, checkpoint: Path, read: Callable[[Path], T]) -> T | None:
@@ -137,7 +137,7 @@ class Checkpoints:
             raise self._damaged(path) from None
 
     def _damaged(self, path: Path) -> ValueError:
-        others = [place.name for place in self.whole() if place != path.parent]
+        others = [folder.name for folder in self.whole() if folder != path.parent]
         then = "start anew in another folder"
         if others:
             then = f"delete {path.parent} to go on from {others[-1]}"

@@ -83,8 +83,8 @@ def answer(job: Job, clients: Sequence[Client], orders: Sequence[Order]) -> list
             if order.task == task
         ]
         replies += act(job, pairs)
-    place = {order.client: i for i, order in enumerate(orders)}
-    return sorted(replies, key=lambda reply: place[reply.client])
+    position = {order.client: i for i, order in enumerate(orders)}
+    return sorted(replies, key=lambda reply: position[reply.client])
 
 
 Pair = tuple[Client, Order]
@@ -249,11 +249,11 @@ def _said(job: Job, local: Local, client: Client) -> Facts:
     """What a client says of its predictor on its test examples: facts, and its experts' shares."""
     x, y = client.test.x[:, 0], client.test.y
     predictor, declared = job.method.predictor(job.model, local), job.method.declares()
-    found = predictor.metrics(x, y)
+    metrics = predictor.metrics(x, y)
     shares_BCE = predictor.shares(x)
     if declared.experts and shares_BCE is not None:
-        found = found | {"shares": shares_BCE.mean((0, 1)).tolist()}
-    return seal(found, declared.says(), client.name)
+        metrics = metrics | {"shares": shares_BCE.mean((0, 1)).tolist()}
+    return seal(metrics, declared.says(), client.name)
 
 
 class Correct(NamedTuple):
@@ -285,25 +285,25 @@ def _correct(job: Job, states: Sequence[Local], clients: Sequence[Client]) -> li
     return _together(job, states, ask)
 
 
-def _counted(answers: Tensor, client: Client) -> Correct:
-    valid, test = answers.split([len(client.valid), len(client.test)])
+def _counted(predicted: Tensor, client: Client) -> Correct:
+    valid, test = predicted.split([len(client.valid), len(client.test)])
     return Correct(int((valid == client.valid.y).sum()), int((test == client.test.y).sum()))
 
 
 def _together(
     job: Job, states: Sequence[Local], act: Callable[[Sequence[int]], list[T]]
 ) -> list[T]:
-    """`act` on the places of each group of equal shapes; its results in the order of `states`.
+    """`act` on the positions of each group of equal shapes; its results in the order of `states`.
 
     A model that cannot be stacked (batch norm would see the padding) says `together = False`, and
     goes one by one.
     """
     groups: dict[str, list[int]] = defaultdict(list)
-    for place, local in enumerate(states):
-        groups[str(shapes(local.kept())) if job.model.together else str(place)].append(place)
-    found = {
-        place: value
+    for position, local in enumerate(states):
+        groups[str(shapes(local.kept())) if job.model.together else str(position)].append(position)
+    results = {
+        position: value
         for group in groups.values()
-        for place, value in zip(group, act(group), strict=True)
+        for position, value in zip(group, act(group), strict=True)
     }
-    return [found[place] for place in range(len(states))]
+    return [results[position] for position in range(len(states))]

@@ -103,7 +103,7 @@ class Declared:
 
     def says(self) -> dict[str, Figure]:
         """What each of a client's facts may be."""
-        found = {one.name: one.allowed for one in self.metrics if one.of == "clients"}
+        bounds = {one.name: one.allowed for one in self.metrics if one.of == "clients"}
         if self.experts:
-            found["shares"] = Figure(least=-ROUNDING, most=1 + ROUNDING, longest=self.experts)
-        return found
+            bounds["shares"] = Figure(least=-ROUNDING, most=1 + ROUNDING, longest=self.experts)
+        return bounds

@@ -91,9 +91,9 @@ def remove(folder: Path) -> None:
     shutil.rmtree(part)
 
 
-def sweep(places: Iterable[Path]) -> None:
+def sweep(folders: Iterable[Path]) -> None:
     """Remove those files and folders that a process left half written and that lives no more."""
-    for path in places:
+    for path in folders:
         part = _PART.fullmatch(path.name)
         if part and not (part[1] and _lives(int(part[1]))):
             if path.is_dir():

@@ -1,7 +1,7 @@
 """Engines decide where `answer` runs, and nothing else. This one runs it here.
 
 `clients()` names who can be asked; `exchange(orders)` returns the replies, in any order; a missing
-reply is a client that failed this round. Another place (a network, another machine) is another
+reply is a client that failed this round. Elsewhere (a network, another machine) is another
 class with these two functions.
 """
 

@@ -1,4 +1,4 @@
-"""Flower as the place where `answer` runs: an order is a message to one node, the bytes in it are
+"""Flower as one way in which `answer` runs: an order is a message to one node, the bytes in it are
 ours.
 
 In a simulation (Ray, on this machine) any node can be any client, and the order says which. In a

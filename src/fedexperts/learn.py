@@ -92,7 +92,7 @@ class Examples:
 @dataclass(frozen=True)
 class Batch:
     """A step of the n clients that have one: inputs [n, B, ...], labels and weights (0: padding)
-    [n, B], places [n].
+    [n, B], positions [n].
     """
 
     x: Tensor
@@ -181,10 +181,10 @@ def _losses(how: Fitting, trained: Tensors, fixed: Tensors, batch: Batch) -> tup
         return group if everyone else {name: value[batch.active] for name, value in group.items()}
 
     if len(batch.active) > 1:
-        found: tuple[Tensor, Tensors] = vmap(one)(
+        losses: tuple[Tensor, Tensors] = vmap(one)(
             rows(trained), rows(fixed), batch.x, batch.y, batch.weight
         )
-        return found
+        return losses
     (alone,) = unbind(rows(trained), 1)
     (constant,) = unbind(rows(fixed), 1)
     loss, moved = one(alone, constant, batch.x[0], batch.y[0], batch.weight[0])
@@ -216,7 +216,7 @@ def _batches(
 
 
 def _plan(count: int, views: int, generator: torch.Generator, learning: Learning) -> Tensor:
-    """[steps, 2, B]: which example and which view of it stands in each place of each step; -1 where
+    """[steps, 2, B]: which example and which view of it stands in each position of each step; -1 where
     there is none.
     """
     steps = -(-count // learning.batch)

@@ -204,8 +204,8 @@ def examine(job: Job, server: Tensors, round: int) -> Row:
     if served is None:
         return row
     for part, examples in job.exam.items():
-        answers = served.logits(examples.x[:, 0]).argmax(-1)
-        row[f"{part}_correct"] = int((answers == examples.y).sum())
+        predicted = served.logits(examples.x[:, 0]).argmax(-1)
+        row[f"{part}_correct"] = int((predicted == examples.y).sum())
         row[f"{part}_examples"] = len(examples)
     if test := job.exam.get("test"):
         row |= served.metrics(test.x[:, 0], test.y)
@@ -269,7 +269,7 @@ def _errors(replies: dict[str, Reply]) -> dict[str, str]:
 
 def _any(remarks: Row) -> Row:
     """What there is something to say of."""
-    return {key: found for key, found in remarks.items() if found}
+    return {key: remark for key, remark in remarks.items() if remark}
 
 
 def _nobody(round: int, refused: dict[str, str]) -> str:
@@ -290,5 +290,5 @@ def _payloads(client: str, *ways: dict[str, Sent]) -> list[Sent]:
     return [each[client] for each in ways if client in each]
 
 
-def _mean(found: Collection[dict[str, int]]) -> Row:
-    return {key: sum(each[key] for each in found) / len(found) for key in next(iter(found))}
+def _mean(rows: Collection[dict[str, int]]) -> Row:
+    return {key: sum(each[key] for each in rows) / len(rows) for key in next(iter(rows))}

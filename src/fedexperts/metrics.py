@@ -83,7 +83,7 @@ def lowest(scores: Mapping[int, Score]) -> Lowest:
         for seed, score in scores.items()
         for client, counts in score.correct.items()
     ]
-    return min(every, key=lambda found: (found.correct / found.examples, -found.examples))
+    return min(every, key=lambda one: (one.correct / one.examples, -one.examples))
 
 
 def accuracy(row: Row, part: str) -> float:
@@ -171,10 +171,10 @@ def figures(
     round_rows: Sequence[Row], client_rows: Sequence[Row], server_rows: Sequence[Row]
 ) -> dict[int, Row]:
     """A run in plain numbers, a few a round, for who draws curves: no client is named."""
-    found: dict[int, Row] = {}
+    by_round: dict[int, Row] = {}
     for row in round_rows:
         losses = [float(facts["loss"]) for facts in row["trained"].values()]
-        found[row["round"]] = ({"train/loss": statistics.fmean(losses)} if losses else {}) | {
+        by_round[row["round"]] = ({"train/loss": statistics.fmean(losses)} if losses else {}) | {
             "train/clients": len(losses),
             "train/refused": len(row["refused"]),
             "train/seconds": row["seconds"],
@@ -186,10 +186,10 @@ def figures(
         shown = {"local": reached.mean, "worst-client": reached.worst, "server": reached.server}
         if validated(rows):
             shown["local-valid"] = valid(rows)
-        found.setdefault(round, {}).update(
+        by_round.setdefault(round, {}).update(
             {f"accuracy/{name}": value for name, value in shown.items()}
         )
-    return dict(sorted(found.items()))
+    return dict(sorted(by_round.items()))
 
 
 # ---- what a report shows beside scores
@@ -229,31 +229,31 @@ def logged(rows: Sequence[Row], name: str) -> dict[int, float]:
     """A number that rows of clients or the server log, after each evaluated round: mean over those
     that have it.
     """
-    found = {
+    logged = {
         round: [float(row[name]) for row in rows if name in row]
         for round, rows in by_round(rows).items()
     }
-    return {round: statistics.fmean(values) for round, values in found.items() if values}
+    return {round: statistics.fmean(values) for round, values in logged.items() if values}
 
 
 def blended(round_rows: Sequence[Row], when: str) -> dict[int, float]:
     """Accuracy of a round's clients, mean over them, "before" or "after" they took what the server
     gave back.
     """
-    found = {row["round"]: list(row.get("absorbed", {}).values()) for row in round_rows}
+    by_round = {row["round"]: list(row.get("absorbed", {}).values()) for row in round_rows}
     return {
         round: statistics.fmean(
             100 * facts[f"{when}_correct"] / facts["test_examples"] for facts in clients
         )
-        for round, clients in found.items()
+        for round, clients in by_round.items()
         if clients
     }
 
 
 def moved(round_rows: Sequence[Row]) -> dict[int, float]:
     """How far an upload is from the global tensors (l2), mean over a round's clients."""
-    found = {row["round"]: [t["moved"] for t in row["trained"].values()] for row in round_rows}
-    return {round: statistics.fmean(values) for round, values in found.items() if values}
+    by_round = {row["round"]: [t["moved"] for t in row["trained"].values()] for row in round_rows}
+    return {round: statistics.fmean(values) for round, values in by_round.items() if values}
 
 
 def sizes(round_rows: Sequence[Row], server_rows: Sequence[Row]) -> dict[tuple[str, str], float]:
@@ -262,7 +262,7 @@ def sizes(round_rows: Sequence[Row], server_rows: Sequence[Row]) -> dict[tuple[s
     the log says nothing.
     """
     trained = [facts for row in round_rows for facts in row["trained"].values()]
-    found = {
+    by_key = {
         (who, what): [row[key] for row in rows if key in row]
         for what in ("parameters", "bytes")
         for who, rows, key in (
@@ -272,7 +272,7 @@ def sizes(round_rows: Sequence[Row], server_rows: Sequence[Row]) -> dict[tuple[s
             ("server", server_rows[-1:], f"server_{what}"),
         )
     }
-    return {key: statistics.fmean(values) for key, values in found.items() if values}
+    return {key: statistics.fmean(values) for key, values in by_key.items() if values}
 
 
 def refusals(round_rows: Sequence[Row]) -> list[tuple[int, str, str]]:
@@ -290,10 +290,10 @@ def changes(client_rows: Sequence[Row]) -> list[tuple[int, str, str]]:
     than it was before.
     """
     known: dict[str, str] = {}
-    found = []
+    changed = []
     for row in client_rows:
         what = ", ".join(f"{row[name]} {word}" for name, word in CHANGED.items() if row.get(name))
         if what != known.get(row["client"], ""):
-            found.append((row["round"], row["client"], what or "as they were"))
+            changed.append((row["round"], row["client"], what or "as they were"))
         known[row["client"]] = what
-    return found
+    return changed

@@ -90,7 +90,7 @@ class MixtureModel(Model):
     mains: int  # M
 
     @abstractmethod
-    def answers(self, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
+    def probabilities(self, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
         """[E, B, C]: probabilities from each expert named `prefix.*`, "main" or "expert"."""
 
     @abstractmethod

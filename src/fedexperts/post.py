@@ -50,10 +50,10 @@ def _carried(data: bytes) -> ArrayRecord:
     return ArrayRecord({_WORD: Array("uint8", (len(data),), _WORD, data)})
 
 
-def ask(place: str, about: About, data: bytes) -> bytes:
-    """What the process behind the socket at `place` answers."""
+def ask(path: str, about: About, data: bytes) -> bytes:
+    """What the process behind the socket at `path` answers."""
     with socket.socket(socket.AF_UNIX) as line:
-        line.connect(place)
+        line.connect(path)
         put(line, json.dumps(dict(about)).encode())
         put(line, data)
         return take(line)

@@ -91,12 +91,12 @@ class Learned:
         """
         folder = only_run(path)
         config, about = _asked(folder)
-        found = folder.look()
-        if found is None:
+        newest = folder.look()
+        if newest is None:
             raise ValueError(
                 f"{folder.path} has no finished round yet: wait, or use `fedexperts resume`"
             )
-        round, server = found
+        round, server = newest
         states = Private(private or folder.path / "private")
         if client:
             check_client(folder, states, client)
@@ -169,7 +169,7 @@ class Learned:
         )
         shares_BE = self._shares(x, label_BC[:, 0])
         names = self.experts(shares_BE.shape[1])
-        found = []
+        predictions = []
         for what, labels, probabilities, shares in zip(
             inputs,
             label_BC[:, :most].tolist(),
@@ -181,10 +181,10 @@ class Learned:
                 self.model.classes[label]: p for label, p in zip(labels, probabilities, strict=True)
             }
             label, probability = next(iter(classes.items()))
-            found.append(
+            predictions.append(
                 Prediction(what, label, probability, dict(zip(names, shares, strict=True)), classes)
             )
-        return found
+        return predictions
 
     def logits(self, x: Tensor) -> Tensor:
         """[B, C] from a model's inputs [B, ...]."""
@@ -253,32 +253,34 @@ def labelled(predictor: Learned, path: Path) -> Examples:
     ValueError, with what to do, for whatever does not fit.
     """
     table = Table(path=str(path), site=NEWCOMER, site_column="", part_column="")
-    found = ImageFolders(path=str(path), site=NEWCOMER).found() if path.is_dir() else table.found()
+    listing = (
+        ImageFolders(path=str(path), site=NEWCOMER).listing() if path.is_dir() else table.listing()
+    )
     classes = predictor.model.classes
-    if strange := sorted({e.label for e in found.examples} - {words(name) for name in classes}):
+    if strange := sorted({e.label for e in listing.examples} - {words(name) for name in classes}):
         raise ValueError(
             f"{strange[0]!r} in {path} is no class of the run; expected one of {', '.join(classes)}"
         )
-    if (found.store is None) != (predictor.side is None):
+    if (listing.store is None) != (predictor.side is None):
         learned = "texts, in a table with a column text" if predictor.side is None else "images"
         raise ValueError(f"{path} does not hold what the run learned from; expected {learned}")
-    whats = [example.what for example in found.examples]
+    whats = [example.what for example in listing.examples]
     given: Any = whats
-    if found.store is not None and predictor.side is not None:
-        given, _ = read(found.store, whats, predictor.side)
-    places = {words(name): place for place, name in enumerate(classes)}
-    y = torch.tensor([places[example.label] for example in found.examples])
+    if listing.store is not None and predictor.side is not None:
+        given, _ = read(listing.store, whats, predictor.side)
+    numbers = {words(name): number for number, name in enumerate(classes)}
+    y = torch.tensor([numbers[example.label] for example in listing.examples])
     return Examples(predictor.built.encode(given)[:, None], y)
 
 
 def only_run(path: Path) -> RunDir:
     """The one run in `path`."""
-    found = runs(path)
-    if len(found) > 1:
+    folders = runs(path)
+    if len(folders) > 1:
         raise ValueError(
-            f"{path} holds {len(found)} runs; expected one of {', '.join(map(str, found))}"
+            f"{path} holds {len(folders)} runs; expected one of {', '.join(map(str, folders))}"
         )
-    return RunDir(found[0])
+    return RunDir(folders[0])
 
 
 def _asked(folder: RunDir) -> tuple[Config, Values]:
@@ -321,14 +323,14 @@ def _images(path: Path) -> list[Path]:
         if not path.is_file():
             raise ValueError(f"{path}: no such file or folder")
         return [path]
-    found = sorted(
+    files = sorted(
         file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != "."
     )
-    if not found:
+    if not files:
         raise ValueError(
             f"no image in {path}; expected a folder with files as {', '.join(SUFFIXES)}"
         )
-    return found
+    return files
 
 
 def _lines(path: Path) -> list[str]:

@@ -101,7 +101,9 @@ def dissected(
     it is meant to.
     """
     weights_BK = weigh(tensors, x)
-    mains_MBC, routed_KBC = (mixture.answers(tensors, prefix, x) for prefix in ("main", "expert"))
+    mains_MBC, routed_KBC = (
+        mixture.probabilities(tensors, prefix, x) for prefix in ("main", "expert")
+    )
     alike_BK = torch.full_like(weights_BK, 1 / mixture.experts)
 
     def correct(answer_BC: Tensor) -> int:

@@ -68,15 +68,17 @@ def read(paper: str, only: Sequence[str] = (), settings: Sequence[str] = ()) -> 
     if paper not in papers():
         raise ConfigError(f"{paper}: no such paper; expected one of {', '.join(papers())}")
     folder = door.shipped_folder() / paper
-    found = tomllib.loads((folder / PUBLISHED).read_text(encoding="utf-8"))
+    document = tomllib.loads((folder / PUBLISHED).read_text(encoding="utf-8"))
     chosen = _chosen(
-        [(group, name) for group, row in found["published"].items() for name in row], only
+        [(group, name) for group, row in document["published"].items() for name in row], only
     )
     figures = tuple(
-        _figure(folder, group, name, found["published"][group][name], found["differs"], settings)
+        _figure(
+            folder, group, name, document["published"][group][name], document["differs"], settings
+        )
         for group, name in chosen
     )
-    return Paper(found["source"], found["column"], figures)
+    return Paper(document["source"], document["column"], figures)
 
 
 def run(

@@ -103,10 +103,10 @@ class Results:
         if it keeps nothing.
         """
         folder = self.folder
-        found = folder.look()
-        if found is None:
+        newest = folder.look()
+        if newest is None:
             raise ValueError(f"{folder.path} has no finished round yet: wait, or use fx.run again")
-        round, server = found
+        round, server = newest
         if not client:
             return server
         states = Private(folder.path / "private")
@@ -127,22 +127,22 @@ class Results:
             predictor = predictor.like(labelled(predictor, Path(like)))
         if not isinstance(what, (str, Path, Sequence)):
             pixels = _pixels(what, predictor.side)
-            return predictor.say([str(place) for place in range(len(pixels))], pixels)
+            return predictor.say([str(number) for number in range(len(pixels))], pixels)
         asked = [what] if isinstance(what, (str, Path)) else what
-        found: list[Prediction] = []
+        answers: list[Prediction] = []
         for batch, broken in predictions(predictor, _inputs(predictor, asked)):
             if broken:
                 raise ValueError(f"images that cannot be read: {'; '.join(said(broken))}")
-            found += batch
-        return found
+            answers += batch
+        return answers
 
     def report(self, page: Path | str | None = None) -> Path:
         """Write the page of tables and pictures, `report.html` in the run's folder, and say where
         it is.
         """
-        place = Path(page or self.folder.path / "report.html")
-        write_html(collect([self.folder.path]), place)
-        return place
+        path = Path(page or self.folder.path / "report.html")
+        write_html(collect([self.folder.path]), path)
+        return path
 
     def _rows(self, log: str) -> list[Row]:
         return self.folder.rows(f"{log}.jsonl")

@@ -147,8 +147,8 @@ def forget(path: Path, client: str) -> None:
 @contextmanager
 def _followed(study: Path, warn: Warn) -> Iterator[Callable[[Unit], None]]:
     """Tells the study's trackers what is new in a unit's run."""
-    places = track.places(study)
-    rooms = {kind: (door.tracker_room(kind).begin, place) for kind, place in places.items()}
+    addresses = track.addresses(study)
+    rooms = {kind: (door.tracker_room(kind).begin, address) for kind, address in addresses.items()}
     following = track.Following(study, rooms, warn)
 
     def follow(unit: Unit) -> None:

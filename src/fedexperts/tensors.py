@@ -50,18 +50,18 @@ def parts(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
 
 def _ordered(tensors: Mapping[str, Tensor]) -> Tensors:
     """The same tensors as they follow each other in a safetensors file."""
-    places = {kind: place for place, kind in enumerate(_KINDS)}
+    rank = {kind: number for number, kind in enumerate(_KINDS)}
     for name, value in tensors.items():
-        if value.dtype not in places:
+        if value.dtype not in rank:
             raise ValueError(
                 f"{name} is {value.dtype}; what is sent, saved or kept is one of {[*_KINDS]}"
             )
-    names = sorted(tensors, key=lambda name: (places[tensors[name].dtype], name))
+    names = sorted(tensors, key=lambda name: (rank[tensors[name].dtype], name))
     return {name: tensors[name] for name in names}
 
 
 def _head(tensors: Tensors) -> bytes:
-    """What a safetensors file begins with: its ordered tensors' kinds, shapes and places."""
+    """What a safetensors file begins with: its ordered tensors' kinds, shapes and offsets."""
     entries, begin = {}, 0
     for name, value in tensors.items():
         end = begin + value.nbytes
@@ -153,7 +153,7 @@ def _sums(weights: Tensor, values: Sequence[Tensor]) -> Iterator[Sequence[Tensor
     """The n weighted sums of one tensor of m items, flat, chunk by chunk."""
     kind, flat = values[0].dtype, [value.reshape(-1) for value in values]
     if not kind.is_floating_point:
-        yield [flat[place] for place in weights.argmax(1).tolist()]
+        yield [flat[position] for position in weights.argmax(1).tolist()]
         return
     step = max(1, _CHUNK // sum(weights.shape))
     weights = weights.to(values[0].device, torch.promote_types(kind, torch.float32))
@@ -168,13 +168,13 @@ def _combinable(weights: Tensor, items: Sequence[Mapping[str, Tensor]]) -> None:
             f"weights are {list(weights.shape)} for {len(items)} items; expected [sums, items]"
         )
     want = shapes(items[0])
-    for place, item in enumerate(items):
+    for position, item in enumerate(items):
         have = shapes(item)
         for name in sorted(want.keys() | have.keys()):
             if have.get(name) != want.get(name):
                 has, expected = have.get(name, "missing"), want.get(name, "none")
                 raise ValueError(
-                    f"item {place} is not like the first item: its {name} is {has}; expected is"
+                    f"item {position} is not like the first item: its {name} is {has}; expected is"
                     f" {expected}"
                 )
 
@@ -223,8 +223,8 @@ def normal_of_this_machine(shape: torch.Size) -> Tensor:
     """
     drawn = torch.frombuffer(bytearray(os.urandom(8 * shape.numel())), dtype=torch.int64)
     bits = drawn & (2**53 - 1)
-    found: Tensor = torch.special.ndtri((bits.double() + 0.5) / 2**53)
-    return found.float().reshape(shape)
+    normal: Tensor = torch.special.ndtri((bits.double() + 0.5) / 2**53)
+    return normal.float().reshape(shape)
 
 
 def write(path: Path, data: bytes) -> None:

@@ -37,10 +37,10 @@ def init(
     ] = 9443,
 ) -> None:
     """Create certificates, keys and each site's folder, and print what to run where."""
-    with _flower() as (_, place):
+    with _flower() as (_, deployments):
         names = [name.strip() for name in sites.split(",") if name.strip()]
-        made = place.Deployment.create(folder, server, port, names)
-        key = place.signing_key_of(folder)
+        made = deployments.Deployment.create(folder, server, port, names)
+        key = deployments.signing_key_of(folder)
         out.print(
             f"Wrote {folder} and, separately, the signing key {key}.\n  Move {key} to another"
             " machine and delete it here: whoever has it can run code at the\n  sites; whoever has"
@@ -76,10 +76,10 @@ def server(
 ) -> None:
     """Run the server until it is stopped."""
     with (
-        _flower() as (processes, place),
+        _flower() as (processes, deployments),
         stopped("The server has stopped; `resume` continues its runs from their last round."),
     ):
-        processes.serve(place.Deployment.at(folder), bind, say)
+        processes.serve(deployments.Deployment.at(folder), bind, say)
 
 
 @app.command()
@@ -121,11 +121,11 @@ def run(folder: Folder, config: OneConfig, settings: Settings = None) -> None:
     """Run an experiment on the sites and watch it; closing this terminal does not stop it."""
     from .. import config as door
 
-    with _flower() as (_, place):
+    with _flower() as (_, deployments):
         from ..deploy import control, runs
         from ..study import free
 
-        deployment = place.Deployment.at(folder)
+        deployment = deployments.Deployment.at(folder)
         asked = door.load(config, settings or [])
         fitted = runs.fitted(asked, deployment)
         if asked.tune:
@@ -169,10 +169,10 @@ def stop(folder: Folder, name: RunName) -> None:
 @app.command()
 def sites(folder: Folder) -> None:
     """List the sites, and say which are connected."""
-    with _flower() as (_, place):
+    with _flower() as (_, deployments):
         from ..deploy import control
 
-        deployment = place.Deployment.at(folder)
+        deployment = deployments.Deployment.at(folder)
         there = control.connected(deployment)
         for name in deployment.sites:
             out.print(
@@ -184,8 +184,8 @@ def sites(folder: Folder) -> None:
 @app.command()
 def add(folder: Folder, site: Annotated[str, typer.Argument(help="The new site's name.")]) -> None:
     """Add a site to the federation; a running server picks it up."""
-    with _flower() as (_, place):
-        made = place.Deployment.at(folder).add(site)
+    with _flower() as (_, deployments):
+        made = deployments.Deployment.at(folder).add(site)
         out.print(f"Copy {made} to the site's machine, then delete it here.", soft_wrap=True)
 
 
@@ -195,8 +195,8 @@ def sign(
     key: Annotated[Path, typer.Option(help="Path of the signing key that `init` wrote.")],
 ) -> None:
     """After an upgrade: build and sign the app that sites run. A running server picks it up."""
-    with _flower() as (_, place):
-        deployment = place.Deployment.at(folder)
+    with _flower() as (_, deployments):
+        deployment = deployments.Deployment.at(folder)
         lacking = deployment.sign(key)
         out.print(
             f"Signed the app in {folder}/app with {key}; keep that key off the server.",
@@ -209,16 +209,16 @@ def sign(
 @app.command()
 def remove(folder: Folder, site: Annotated[str, typer.Argument(help="The site's name.")]) -> None:
     """Remove a site from the federation; a running server picks it up."""
-    with _flower() as (_, place):
-        place.Deployment.at(folder).remove(site)
+    with _flower() as (_, deployments):
+        deployments.Deployment.at(folder).remove(site)
         out.print(f"Removed {site}.", soft_wrap=True)
 
 
 @app.command()
 def renew(folder: Folder) -> None:
     """Write a new certificate for the server; restart the server to use it."""
-    with _flower() as (_, place):
-        place.Deployment.at(folder).renew()
+    with _flower() as (_, deployments):
+        deployments.Deployment.at(folder).renew()
         out.print("Wrote a new certificate; restart the server.", soft_wrap=True)
 
 
@@ -240,10 +240,10 @@ def _flower() -> Iterator[tuple[ModuleType, ModuleType]]:
 @contextmanager
 def _run_of(folder: Path, name: str) -> Iterator[tuple[ModuleType, "Deployment", "Run"]]:
     """The room that asks Flower's server, the deployment, and its run of this name."""
-    with _flower() as (_, place):
+    with _flower() as (_, deployments):
         from ..deploy import control, runs
 
-        deployment = place.Deployment.at(folder)
+        deployment = deployments.Deployment.at(folder)
         yield control, deployment, runs.Run.at(deployment, name)
 
 
@@ -264,8 +264,8 @@ def _watch(folder: Path, deployment: "Deployment", run: "Run") -> None:
             f" {name}"
         )
         raise typer.Exit(1)
-    found = pictures.collect([run.path])
-    for table in pictures.tables(found):
+    experiments = pictures.collect([run.path])
+    for table in pictures.tables(experiments):
         out.print(table)
-    pictures.write_html(found, run.path / "report.html")
+    pictures.write_html(experiments, run.path / "report.html")
     out.print(f"\nReport: {run.path / 'report.html'}", soft_wrap=True)

@@ -42,9 +42,9 @@ def show(config: OneConfig, settings: Settings = None) -> None:
     from .. import config as door
 
     with errors():
-        found = door.load(config, settings or [])
+        experiment = door.load(config, settings or [])
         section = ""
-        for key, value, meaning, origin in found.described():
+        for key, value, meaning, origin in experiment.described():
             head, _, name = key.partition(".")
             if head != section:
                 out.print(f"\n[bold]{escape(f'[{head}]')}[/]", soft_wrap=True)
@@ -67,8 +67,8 @@ def check(
     from .. import config as door
 
     with errors():
-        found = door.load(config, settings or [])
-        federation, _, model, method = door.parts(found)
+        experiment = door.load(config, settings or [])
+        federation, _, model, method = door.parts(experiment)
         out.print(_split(federation))
         kept = method.trains(model).initial | model.initial
         leaving = method.uploads(model)
@@ -77,8 +77,8 @@ def check(
             ["fedexperts", "run", str(config), *(f"--set={text}" for text in settings or [])]
         )
         out.print(
-            f"\n{found.name}: {len(federation.parts)} clients, {len(federation.inputs)} examples of"
-            f" {len(federation.classes)} classes; no example is in two parts or at two"
+            f"\n{experiment.name}: {len(federation.parts)} clients, {len(federation.inputs)}"
+            f" examples of {len(federation.classes)} classes; no example is in two parts or at two"
             f" clients.\nA client trains {trained:,} numbers; only these tensors may leave it:"
             f" {_listed(sorted(leaving))}."
         )
@@ -134,7 +134,7 @@ def _draw(federation: "Federation", path: Path) -> None:
 
 
 def _twins(federation: "Federation") -> Iterator[str]:
-    """A warning about equal examples in two places."""
+    """A warning about equal examples in two parts or at two clients."""
     from ..report.claims import plural
 
     holders, files = federation.holders(), list(federation.files)

@@ -76,11 +76,11 @@ def run(
         name = "comparison"
         if len(configs) == 1:
             name = configs[0].stem
-        place = folder or study.free(Path("runs") / name)
+        path = folder or study.free(Path("runs") / name)
         trackers = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb}
         asked = {kind: where for kind, where in trackers.items() if where}
-        study.create(place, experiments, [first + i for i in range(seeds)], asked)
-        _advance(place, jobs)
+        study.create(path, experiments, [first + i for i in range(seeds)], asked)
+        _advance(path, jobs)
 
 
 def resume(
@@ -139,16 +139,16 @@ def reproduce(
 
     with errors():
         asked = papers.read(paper, only or [], settings or [])
-        place = folder or Path("runs/reproduce") / paper
+        path = folder or Path("runs/reproduce") / paper
         there = sum(not figure.lacking for figure in asked.figures)
         out.print(
             f"{asked.source}: {there} of {len(asked.figures)} figures can be reproduced here, in"
-            f" {place}",
+            f" {path}",
             soft_wrap=True,
         )
         with stopped(KEPT + "the same command"), _progress() as tell:
-            failed = papers.run(asked, place, seeds, jobs or door.cores(), tell)
-        results = papers.results(asked, place, failed)
+            failed = papers.run(asked, path, seeds, jobs or door.cores(), tell)
+        results = papers.results(asked, path, failed)
         _print_beside(results, asked.column)
         if not any(result.ours for result in results):
             raise typer.Exit(1)
@@ -215,9 +215,9 @@ def report(
     from .. import report as pictures
 
     with errors():
-        path, found = file or runs[0] / "report.html", pictures.collect(runs)
-        pictures.write_html(found, path)
-        written = pictures.write_pictures(found, folder) if folder else []
+        path, experiments = file or runs[0] / "report.html", pictures.collect(runs)
+        pictures.write_html(experiments, path)
+        written = pictures.write_pictures(experiments, folder) if folder else []
         for each in (path, *written):
             out.print(f"Wrote {each}", soft_wrap=True)
 
@@ -232,10 +232,10 @@ def _print_tables(tables: list[Table]) -> None:
 def _load(paths: list[Path], settings: list[str]) -> list["Config"]:
     from .. import config as door
 
-    found, wrong = [], []
+    experiments, wrong = [], []
     for file in [file for path in paths for file in door.find(path)]:
         try:
-            found.append(door.load(file, settings))
+            experiments.append(door.load(file, settings))
         except door.ConfigError as error:
             says = str(error)
             if len(paths) > 1 or file != paths[0]:
@@ -243,7 +243,7 @@ def _load(paths: list[Path], settings: list[str]) -> list["Config"]:
             wrong.append(says)
     if wrong:
         raise door.ConfigError("\n".join(wrong))
-    return found
+    return experiments
 
 
 def _advance(folder: Path, jobs: int | None, changed_data: bool = False) -> None:
@@ -261,9 +261,9 @@ def _advance(folder: Path, jobs: int | None, changed_data: bool = False) -> None
     again = f"fedexperts resume {folder}"
     with stopped(f"{KEPT}{again}"), to_go_on(again), _progress() as tell:
         study.advance(folder, jobs or door.cores(), tell, warn, changed_data)
-    found = pictures.collect([folder])
-    _print_tables(pictures.tables(found))
-    pictures.write_html(found, folder / "report.html")
+    experiments = pictures.collect([folder])
+    _print_tables(pictures.tables(experiments))
+    pictures.write_html(experiments, folder / "report.html")
     report_line = f"Report: {folder / 'report.html'}"
     out.print(f"{report_line}\nTables again: fedexperts compare {folder}", soft_wrap=True)
 

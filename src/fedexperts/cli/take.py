@@ -88,7 +88,7 @@ def predict(
         if not asked:
             raise ValueError("nothing to predict; expected images, a folder of images, or texts")
         err.print(f"Predicted with {escape(predictor.who)}.", soft_wrap=True)
-        found, broken = list[room.Prediction](), dict[str, str]()
+        predictions, broken = list[room.Prediction](), dict[str, str]()
         columns = (
             TextColumn("predicting"),
             BarColumn(),
@@ -98,10 +98,10 @@ def predict(
         with Progress(*columns, console=err, transient=True) as bar:
             task = bar.add_task("", total=len(asked))
             for said, unread in room.predictions(predictor, asked):
-                found += said
+                predictions += said
                 broken |= unread
                 bar.advance(task, len(said) + len(unread))
-        _print_predictions(found, form)
+        _print_predictions(predictions, form)
         if broken:
             listed = "\n".join(f"  {file} ({why})" for file, why in broken.items())
             raise ValueError(f"{len(broken)} of {len(asked)} images cannot be read:\n{listed}")
@@ -130,14 +130,14 @@ def export(
         )
 
 
-def _print_predictions(found: "list[Prediction]", form: Form) -> None:
+def _print_predictions(predictions: "list[Prediction]", form: Form) -> None:
     from ..predict import loudest
 
     if form is Form.json:
-        typer.echo(json.dumps([each.plain() for each in found], indent=1, ensure_ascii=False))
+        typer.echo(json.dumps([each.plain() for each in predictions], indent=1, ensure_ascii=False))
     elif form is Form.csv:
         rows = csv.writer(sys.stdout, lineterminator="\n")
-        experts = list(dict.fromkeys(name for each in found for name in each.experts))
+        experts = list(dict.fromkeys(name for each in predictions for name in each.experts))
         rows.writerow(["input", "class", "probability", *experts])
         rows.writerows(
             [
@@ -146,7 +146,7 @@ def _print_predictions(found: "list[Prediction]", form: Form) -> None:
                 each.probability,
                 *(each.experts.get(name, "") for name in experts),
             ]
-            for each in found
+            for each in predictions
         )
     else:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -154,7 +154,7 @@ def _print_predictions(found: "list[Prediction]", form: Form) -> None:
         table.add_column("class", overflow="fold")
         table.add_column("%", justify="right")
         table.add_column("experts", overflow="fold")
-        for each in found:
+        for each in predictions:
             cells = (each.input, each.label, f"{100 * each.probability:.1f}", loudest(each.experts))
             table.add_row(*map(escape, cells))
         out.print(table)

@@ -78,8 +78,8 @@ def modelled(config: Config, classes: tuple[str, ...]) -> tuple[Built, Model]:
 
     ValueError if the model cannot be built.
     """
-    with computing_on(place := machine.device(config)):
-        machine.repeatable(place)
+    with computing_on(device := machine.device(config)):
+        machine.repeatable(device)
         built = _built(config, "model", classes)
     return built, _mixed(config, built.model)
 
@@ -98,15 +98,15 @@ def lacking(config: Config) -> list[str]:
     """What an experiment reads that is not on this machine, a line each with what to type; nothing
     is read for it.
     """
-    found = []
+    reasons = []
     for section in ("data", "model", "gate"):
         try:
             settings = config.section(section) if section in config.values else None
             if isinstance(settings, Outside):
                 settings.at_hand()
         except ValueError as error:
-            found.append(str(error))
-    return found
+            reasons.append(str(error))
+    return reasons
 
 
 def _mixed(config: Config, model: Model) -> Model:
@@ -174,10 +174,10 @@ def opened(
 
 def loaded(config: Config) -> Federation:
     """An experiment's data, as its source has them now."""
-    found: Federation = config.section("data").load(config.values["run"]["seed"])
+    federation: Federation = config.section("data").load(config.values["run"]["seed"])
     if who := _own(config, "data"):
-        own.check_data(who, found)
-    return found
+        own.check_data(who, federation)
+    return federation
 
 
 def split_as(config: Config, split: Path) -> tuple[Federation, str]:
@@ -188,10 +188,12 @@ def split_as(config: Config, split: Path) -> tuple[Federation, str]:
     """
     given, source, seed = manifest.load(split), config.section("data"), config.values["run"]["seed"]
     if isinstance(source, Own):
-        found: Federation = source.again(given, seed)
-        return found, kept.said(found.changed)
-    found = source.load(seed)
-    return found, manifest.difference(given, found.inputs, found.labels, found.classes, found.files)
+        federation: Federation = source.again(given, seed)
+        return federation, kept.said(federation.changed)
+    federation = source.load(seed)
+    return federation, manifest.difference(
+        given, federation.inputs, federation.labels, federation.classes, federation.files
+    )
 
 
 def _unchanged(config: Config, split: Path, changed_data: bool) -> Federation:
@@ -222,8 +224,8 @@ def assembled(config: Config, federation: Federation, private: Path) -> tuple[Jo
     inputs = _inputs(federation.inputs, built, learning.views, run.seed)
 
     def examples(*index: Tensor) -> Examples:
-        places = torch.cat(index) if index else torch.empty(0, dtype=torch.int64)
-        return Examples(inputs[places], federation.labels[places])
+        positions = torch.cat(index) if index else torch.empty(0, dtype=torch.int64)
+        return Examples(inputs[positions], federation.labels[positions])
 
     def client(name: str, own: Parts) -> Client:
         changed: Facts = {**federation.changed[name].counts()} if name in federation.changed else {}

@@ -34,8 +34,8 @@ def resolve_section(section: str, given: object, errors: list[str]) -> Values:
         except ConfigError as error:
             errors.append(str(error))
             return {}
-    values, found = _validate(section, given)
-    errors.extend(found)
+    values, wrong = _validate(section, given)
+    errors.extend(wrong)
     return values
 
 
@@ -121,7 +121,7 @@ def _imported(section: str, name: str) -> type:
     """A class of the user's own, named "package.module:Class"."""
     module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        loaded = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{section}.name = {name!r}: {error}; expected module:Class on the Python path"
@@ -129,10 +129,10 @@ def _imported(section: str, name: str) -> type:
     from . import own  # it needs torch, as such a class does: not for what ships with the package
 
     try:
-        own.check_class(f"{section}.name = {name!r}", section, found)
+        own.check_class(f"{section}.name = {name!r}", section, loaded)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    kind: type = found
+    kind: type = loaded
     return kind
 
 

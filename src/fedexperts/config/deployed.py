@@ -19,7 +19,7 @@ from ..data.federation import Federation
 from ..data.own import Own
 from ..tensors import write
 from .building import assembled, loaded, split_as
-from .names import PLACES
+from .names import PATHS
 from .reading import Config, parse, resolve
 
 
@@ -55,7 +55,7 @@ class Allowed:
         if not lists or table.keys() - {"modules", "paths"}:
             raise ValueError(
                 f"[allow] of site.toml is {dict(table)}; expected modules = [names] and paths"
-                " = [places]"
+                " = [paths]"
             )
         return cls(**{key: tuple(names) for key, names in table.items()})
 
@@ -64,7 +64,7 @@ class Allowed:
         module = name.partition(":")[0]
         return any(module == known or module.startswith(f"{known}.") for known in self.modules)
 
-    def place(self, path: str) -> bool:
+    def permits(self, path: str) -> bool:
         """Whether what lies there may be read."""
         real = Path(path).expanduser().resolve()
         return any(real.is_relative_to(Path(known).expanduser().resolve()) for known in self.paths)
@@ -84,14 +84,14 @@ def site(
     Its split is written once into the folder `splits`. ValueError if the data hold no such client.
 
     The common start is the server's, and comes with its first order; the reserve set is the
-    server's, too. Whoever has the server writes the text: it names no code and no place of this
+    server's, too. Whoever has the server writes the text: it names no code and no path of this
     machine but what the site allows.
     """
     _check_code(text, allowed)  # before anything is imported
     config = parse(text, "the run")
     own = {"site": name, "reserve": 0} if isinstance(config.section("data"), Own) else {}
     config = _with_data(config, {"path": ""} | own | dict(data) if own else data)
-    _check_places(config, data, allowed)
+    _check_paths(config, data, allowed)
     _check_same(config, private)
     federation, what = _kept(config, splits) if own else (loaded(config), "")
     job, clients = assembled(config.having({"start.epochs": 0}, "a site"), federation, private)
@@ -142,22 +142,22 @@ def _check_code(text: str, allowed: Allowed) -> None:
             )
 
 
-def _check_places(config: Config, own: Mapping[str, object], allowed: Allowed) -> None:
-    """ValueError if an experiment names a place of a site's machine that neither the site's data
+def _check_paths(config: Config, own: Mapping[str, object], allowed: Allowed) -> None:
+    """ValueError if an experiment names a path of a site's machine that neither the site's data
     nor [allow] name.
     """
-    for section, key in PLACES:
+    for section, key in PATHS:
         path = config.values.get(section, {}).get(key, "")
         asked = path and not (section == "data" and key in own)
-        if asked and (section == "data" or _is_place(path)) and not allowed.place(path):
+        if asked and (section == "data" or _is_path(path)) and not allowed.permits(path):
             raise ValueError(
-                f"{section}.{key} = {path!r} is a place on the site's machine that its site.toml"
+                f"{section}.{key} = {path!r} is a path on the site's machine that its site.toml"
                 " does not allow: leave it out, or let the site add paths ="
                 f" [{tomlkit.item(path).as_string()}] to its [allow]"
             )
 
 
-def _is_place(name: str) -> bool:
+def _is_path(name: str) -> bool:
     """Whether a model's name leads to a file or folder, or would if one were there; or else it is a
     hub's or ours.
     """

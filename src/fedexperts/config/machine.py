@@ -42,11 +42,11 @@ def device(config: Config) -> torch.device:
     return torch.device(asked)
 
 
-def repeatable(place: torch.device) -> None:
+def repeatable(device: torch.device) -> None:
     """Equal settings, equal bits: of a GPU's convolutions take those that add in a fixed order, and
     in fp32.
     """
-    if place.type == "cuda":
+    if device.type == "cuda":
         torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
 
 
@@ -66,7 +66,7 @@ def about(config: Config, federation: Federation) -> Values:
     its config.
     """
     simulated = only_simulated(config)
-    found = {
+    machine = {
         "fedexperts": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -78,7 +78,7 @@ def about(config: Config, federation: Federation) -> Values:
         "commonest": federation.commonest(),
         "declared": asdict(config.section("method").declares()),
     }
-    return found | ({"simulated": simulated} if simulated else {})
+    return machine | ({"simulated": simulated} if simulated else {})
 
 
 def only_simulated(config: Config) -> str:
@@ -91,9 +91,9 @@ def only_simulated(config: Config) -> str:
     return uploads.simulated
 
 
-def _called(place: torch.device) -> str:
+def _called(device: torch.device) -> str:
     """A device in words."""
-    return f"cuda ({torch.cuda.get_device_name(place)})" if place.type == "cuda" else place.type
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
 _SILENT = {

@@ -48,32 +48,32 @@ def is_own(name: object) -> bool:
 # ---- a class, before anything is made of it
 
 
-def check_class(who: str, section: str, found: Any) -> None:
+def check_class(who: str, section: str, given: Any) -> None:
     """ValueError if a section cannot be an object of this class; `who` is what the config says."""
     does, takes = TAKES[section]
-    if not (isinstance(found, type) and is_dataclass(found) and hasattr(found, does)):
-        raise ValueError(f"{who} is {found!r}; expected a dataclass with {does}()")
-    if "__dataclass_fields__" not in vars(found) and inspect.get_annotations(found):
-        fields = ", ".join(inspect.get_annotations(found))
+    if not (isinstance(given, type) and is_dataclass(given) and hasattr(given, does)):
+        raise ValueError(f"{who} is {given!r}; expected a dataclass with {does}()")
+    if "__dataclass_fields__" not in vars(given) and inspect.get_annotations(given):
+        fields = ", ".join(inspect.get_annotations(given))
         raise ValueError(
             f"{who}: {fields} would not be an option; write @dataclass(frozen=True) above"
-            f" class {found.__name__}"
+            f" class {given.__name__}"
         )
     if section == "method":
-        _check_method_class(who, found)
+        _check_method_class(who, given)
     else:
-        _check_call(who, getattr(found, does), does, takes)
+        _check_call(who, getattr(given, does), does, takes)
 
 
-def _check_method_class(who: str, found: type) -> None:
-    if not issubclass(found, Method):
-        raise ValueError(f"{who}: {found.__name__} is no method; expected a subclass of fx.Method")
-    if lacking := sorted(found.__abstractmethods__):
+def _check_method_class(who: str, given: type) -> None:
+    if not issubclass(given, Method):
+        raise ValueError(f"{who}: {given.__name__} is no method; expected a subclass of fx.Method")
+    if lacking := sorted(given.__abstractmethods__):
         expected = ", ".join(_written(name, _takes(getattr(Method, name))) for name in lacking)
         raise ValueError(f"{who} lacks {', '.join(lacking)}; expected {expected}")
     for name, ours in inspect.getmembers(Method, inspect.isfunction):
         if not name.startswith("_"):
-            _check_call(who, getattr(found, name), name, _takes(ours))
+            _check_call(who, getattr(given, name), name, _takes(ours))
 
 
 def _takes(function: Callable[..., Any]) -> tuple[str, ...]:
@@ -99,12 +99,12 @@ def _written(name: str, takes: tuple[str, ...]) -> str:
 # ---- what its object makes
 
 
-def check_data(who: str, found: object) -> None:
+def check_data(who: str, given: object) -> None:
     """ValueError if a source's `load` gave no federation; one that is knows by itself whether it
     is sound.
     """
-    if not isinstance(found, Federation):
-        raise ValueError(f"{who}: load gave {_kind(found)}; expected fx.Federation(...)")
+    if not isinstance(given, Federation):
+        raise ValueError(f"{who}: load gave {_kind(given)}; expected fx.Federation(...)")
 
 
 def check_method(who: str, method: Method, model: Model) -> None:
@@ -121,11 +121,11 @@ def built(who: str, settings: Any, classes: tuple[str, ...], seed: int) -> Built
     encoder.
     """
     try:
-        found: Built = settings.build(classes, seed)
+        model: Built = settings.build(classes, seed)
     except TypeError as error:  # a model that lacks a function cannot be made
         raise ValueError(f"{who}: build failed: {error}") from error
-    _check_built(who, found, classes)
-    return found
+    _check_built(who, model, classes)
+    return model
 
 
 def _check_built(who: str, built: Any, classes: tuple[str, ...]) -> None:
@@ -250,10 +250,10 @@ def walk(who: str, method: Method, given: Given, clients: Sequence[str]) -> None
     model, client = given.model, clients[0]
 
     def step(name: str, kind: type[T], *takes: object) -> T:
-        found = _called(who, name, lambda: getattr(method, name)(*takes))
-        if not isinstance(found, kind):
-            raise ValueError(f"{who}: {name} gave {_kind(found)}; expected {_GIVES[kind]}")
-        return found
+        given = _called(who, name, lambda: getattr(method, name)(*takes))
+        if not isinstance(given, kind):
+            raise ValueError(f"{who}: {name} gave {_kind(given)}; expected {_GIVES[kind]}")
+        return given
 
     with torch.no_grad():
         server = step("open", dict, given)
@@ -293,12 +293,12 @@ def _called(who: str, what: str, call: Callable[[], Any]) -> Any:
         raise ValueError(f"{who}: {what} failed: {type(error).__name__}: {error}") from error
 
 
-def _check_shape(who: str, what: str, found: object, expected: tuple[int | None, ...]) -> None:
+def _check_shape(who: str, what: str, given: object, expected: tuple[int | None, ...]) -> None:
     """ValueError if it is no tensor of this shape; None: any length."""
-    shape = tuple(found.shape) if isinstance(found, Tensor) else None
+    shape = tuple(given.shape) if isinstance(given, Tensor) else None
     if shape is None or not _fits(shape, expected):
         wanted = ", ".join("D" if length is None else str(length) for length in expected)
-        raise ValueError(f"{who}: {what} are {_kind(found)}; expected a tensor [{wanted}]")
+        raise ValueError(f"{who}: {what} are {_kind(given)}; expected a tensor [{wanted}]")
 
 
 def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:

@@ -150,13 +150,13 @@ def find(path: Path) -> list[Path]:
     A path that is not there is looked up among the configs that ship with the package.
     """
     below = path.parts[1:] if path.parts[:1] == ("configs",) else path.parts
-    place = path if path.exists() else shipped_folder() / Path(*below)
-    if not place.is_dir():
-        return [place if place.exists() else path]
-    found = sorted(file for file in place.glob("*.toml") if not file.name.startswith("_"))
-    if not found:
+    folder = path if path.exists() else shipped_folder() / Path(*below)
+    if not folder.is_dir():
+        return [folder if folder.exists() else path]
+    files = sorted(file for file in folder.glob("*.toml") if not file.name.startswith("_"))
+    if not files:
         raise ConfigError(f"{path}: no config files in this folder; expected NAME.toml files")
-    return found
+    return files
 
 
 def shipped() -> list[tuple[Path, str]]:

@@ -104,20 +104,20 @@ class DigitsScanners(Drawn):
         for scanner, own, reserve in zip(names, piles, reserves, strict=True):
             seen = torch.cat([own, reserve])  # in one go, so that no two images share their noise
             scans[seen] = SCANNERS[scanner](images[seen], seed)
-            sites = [
+            names = [
                 f"{scanner}-{i}" for i in range(self.clients) if names[i % len(names)] == scanner
             ]
-            if sites:
+            if names:
                 draw = rng(seed, "dirichlet", client=scanner)
-                hands = split.dirichlet(labels[own], len(sites), self.alpha, draw)
-                owned |= {site: own[hand] for site, hand in zip(sites, hands, strict=True)}
-        domains = {site: site.rpartition("-")[0] for site in owned}
+                hands = split.dirichlet(labels[own], len(names), self.alpha, draw)
+                owned |= {name: own[hand] for name, hand in zip(names, hands, strict=True)}
+        domains = {name: name.rpartition("-")[0] for name in owned}
         return _federation(self, seed, scans, labels, owned, domains, server)
 
     def _scanned(self, labels: Tensor, free: Tensor, seed: int) -> list[Tensor]:
         """Each scanner's images for clients, in proportion to its number of clients."""
-        sites = [len(range(first, self.clients, self.scanners)) for first in range(self.scanners)]
-        return _deal(labels, free, sites, rng(seed, "scanners"))
+        clients = [len(range(first, self.clients, self.scanners)) for first in range(self.scanners)]
+        return _deal(labels, free, clients, rng(seed, "scanners"))
 
     def _reserve_scanned(self, labels: Tensor, server: Tensor, seed: int) -> list[Tensor]:
         """Each scanner's images for the server, in equal shares."""
@@ -172,19 +172,19 @@ def _federation(
     domains: dict[str, str],
     server: Tensor,
 ) -> Federation:
-    parts = {site: _parts(spec, seed, site, own, labels[own]) for site, own in owned.items()}
+    parts = {client: _parts(spec, seed, client, own, labels[own]) for client, own in owned.items()}
     return Federation(
         inputs=images, labels=labels, classes=CLASSES, parts=parts, domains=domains, reserve=server
     )
 
 
-def _parts(spec: Spec, seed: int, site: str, own: Tensor, labels: Tensor) -> Parts:
-    """One site's examples `own` [n], with labels [n], in parts; few of those to train on."""
+def _parts(spec: Spec, seed: int, client: str, own: Tensor, labels: Tensor) -> Parts:
+    """One client's examples `own` [n], with labels [n], in parts; few of those to train on."""
     try:
-        parts = split.cut(labels, spec.valid, spec.test, rng(seed, "parts", client=site))
+        parts = split.cut(labels, spec.valid, spec.test, rng(seed, "parts", client=client))
     except ValueError as error:
         raise ValueError(
-            f"client {site!r} with {len(own)} images: {error}; use fewer clients"
+            f"client {client!r} with {len(own)} images: {error}; use fewer clients"
         ) from None
-    kept = split.few(labels[parts.train], spec.shots, rng(seed, "shots", client=site))
+    kept = split.few(labels[parts.train], spec.shots, rng(seed, "shots", client=client))
     return Parts(train=own[parts.train][kept], valid=own[parts.valid], test=own[parts.test])

@@ -27,14 +27,14 @@ class Example:
 
     what: str  # an image's name in its store, or a text
     label: str  # its class, in words
-    site: str  # its client
+    client: str  # whose it is
     part: str = "train"  # not given: parts are drawn from those to train on
     domain: str = ""  # where the client's examples come from; not given: the client
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a source found, with notes that a person should read."""
+class Listing:
+    """What a source lists, with notes that a person should read."""
 
     examples: list[Example]
     # all that are there, also those without an example; None: cannot be seen
@@ -69,13 +69,13 @@ def quoted(names: Iterable[str]) -> str:
     return images.several(map(repr, names))
 
 
-def classes_of(found: Found, listed: Sequence[str], site: str) -> tuple[str, ...]:
+def classes_of(listing: Listing, listed: Sequence[str], site: str) -> tuple[str, ...]:
     """All classes: those that the config lists or, if it lists none, those that are there.
 
     ValueError, with what to do, if the two do not fit each other.
     """
-    used = {example.label for example in found.examples}
-    seen = used if found.classes is None else found.classes
+    used = {example.label for example in listing.examples}
+    seen = used if listing.classes is None else listing.classes
     if not listed:
         _check_unlisted(site, seen, used)
         return tuple(sorted(used))
@@ -88,7 +88,7 @@ def classes_of(found: Found, listed: Sequence[str], site: str) -> tuple[str, ...
             "Rename it in the data, or add it to data.classes"
         )
     missing = [name for name in classes if name not in seen]
-    if missing and found.classes is not None:
+    if missing and listing.classes is not None:
         raise ValueError(
             f"{quoted(missing)}: among data.classes, but there is no such folder. Make"
             " a folder of that name, empty if there are no images of it, or take it out"
@@ -98,7 +98,7 @@ def classes_of(found: Found, listed: Sequence[str], site: str) -> tuple[str, ...
 
 
 def _check_unlisted(site: str, seen: Set[str], used: Set[str]) -> None:
-    """ValueError if classes cannot be taken as they are found."""
+    """ValueError if classes cannot be taken as they are."""
     if site:
         there = ", ".join(f'"{name}"' for name in sorted(seen))
         raise ValueError(
@@ -118,11 +118,11 @@ def _check_unlisted(site: str, seen: Set[str], used: Set[str]) -> None:
         )
 
 
-def check_sites(sites: Iterable[str]) -> None:
+def check_clients(clients: Iterable[str]) -> None:
     """ValueError, with a better name, for a client whose name cannot name a folder."""
-    for site in sorted(sites):
+    for client in sorted(clients):
         try:
-            check_name(site)
+            check_name(client)
         except ValueError as error:
-            better = re.sub(r"[\s./\\]+", "-", site).strip("-") or "site-1"
+            better = re.sub(r"[\s./\\]+", "-", client).strip("-") or "client-1"
             raise ValueError(f"{error}. Rename it, for example to {better!r}") from None

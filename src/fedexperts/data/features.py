@@ -68,13 +68,13 @@ def _encoded(
     drawn_N4 = torch.rand(len(images), 4, generator=rng(seed, "view", view)) * 2 - 1  # -1..1
     for first in range(0, len(images), BATCH):
         batch = images[first : first + BATCH]
-        answer = encode(_augment(batch, drawn_N4[first : first + BATCH]) if view else batch).cpu()
-        if answer.shape[:1] != batch.shape[:1]:
-            shape = list(answer.shape)
+        features = encode(_augment(batch, drawn_N4[first : first + BATCH]) if view else batch).cpu()
+        if features.shape[:1] != batch.shape[:1]:
+            shape = list(features.shape)
             raise ValueError(
                 f"encode gave {shape} for {len(batch)} images: it must give [{len(batch)}, ...]"
             )
-        yield answer
+        yield features
 
 
 def _augment(images: Tensor, drawn_B4: Tensor) -> Tensor:

@@ -98,12 +98,12 @@ class Federation:
 
     def by_class(self) -> dict[str, list[int]]:
         """Client -> number of examples of each class in all parts; the server's is named ""."""
-        found = {}
+        counted = {}
         for client, counts in self.counts().items():
-            found[client] = [sum(of_class) for of_class in zip(*counts.values(), strict=True)]
+            counted[client] = [sum(of_class) for of_class in zip(*counts.values(), strict=True)]
         if len(self.reserve):
-            found[""] = self.reserve_counts()
-        return found
+            counted[""] = self.reserve_counts()
+        return counted
 
     def reserve_counts(self) -> list[int]:
         """Number of examples of each class in the reserve, in the order of `classes`."""
@@ -112,7 +112,7 @@ class Federation:
     def manifest(self) -> Values:
         """Plain values, equal for two runs that had the same examples in the same parts."""
         counts = self.by_class()
-        found: Values = {
+        written: Values = {
             "classes": list(self.classes),
             "inputs": sha256(self.inputs),
             "labels": sha256(self.labels),
@@ -125,15 +125,15 @@ class Federation:
                 own[part] = index.tolist()
             if client in self.spare:
                 own["spare"] = self.spare[client]
-            found["clients"][client] = own | {"counts": counts[client]}
+            written["clients"][client] = own | {"counts": counts[client]}
         if self.files:
-            found |= {"files": self.files, "labelled": self.labels.tolist()}
-        return found
+            written |= {"files": self.files, "labelled": self.labels.tolist()}
+        return written
 
     def holders(self) -> dict[int, tuple[str, str]]:
         """Example -> the client that has it, and in which part; the server's: ("", "reserve")."""
-        found = dict.fromkeys(self.reserve.tolist(), ("", "reserve"))
-        return found | {
+        holders = dict.fromkeys(self.reserve.tolist(), ("", "reserve"))
+        return holders | {
             example: (client, part)
             for client, part, index in _held(self)
             for example in index.tolist()
@@ -143,12 +143,12 @@ class Federation:
         """Pairs of equal examples at two clients or in two parts, as one may be trained on."""
         holders = self.holders()
         first: dict[str, int] = {}
-        found = []
+        pairs = []
         for example, holder in sorted(holders.items()):
             other = first.setdefault(_key(self.inputs[example]), example)
             if holders[other] != holder:
-                found.append((other, example))
-        return found
+                pairs.append((other, example))
+        return pairs
 
     def commonest(self) -> dict[str, float]:
         """Accuracy in percent, on test parts, of always saying the commonest class of training.
@@ -200,10 +200,10 @@ def _check_inputs(inputs: Tensor | tuple[str, ...]) -> None:
             f"inputs are a {type(inputs).__name__}: they must be images in a tensor, or a tuple of"
             " texts"
         )
-    for place, text in enumerate(inputs):
+    for position, text in enumerate(inputs):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(
-                f"example {place} is {text!r}: it must be a text with at least one word"
+                f"example {position} is {text!r}: it must be a text with at least one word"
             )
 
 
@@ -217,7 +217,7 @@ def _check_labels(labels: Tensor, classes: tuple[str, ...], count: int) -> None:
             f"labels are {labels.dtype} {list(labels.shape)}: they must be int64 [{count}], one an"
             " example"
         )
-    twice = [name for place, name in enumerate(classes) if name in classes[:place]]
+    twice = [name for position, name in enumerate(classes) if name in classes[:position]]
     if not isinstance(classes, tuple) or not all(isinstance(name, str) for name in classes):
         raise ValueError(f"classes are {classes!r:.200}: they must be a tuple of names")
     if not classes or not all(classes) or twice:

@@ -1,7 +1,7 @@
-"""Your own images in folders: a folder of sites, site/class/image.jpg, or one site's own,
+"""Your own images in folders: a folder of clients, client/class/image.jpg, or one client's own,
 class/image.jpg.
 
-In a site, train/class/image.jpg, valid/... and test/... give the parts. Hidden files are passed
+In a client's folder, train/class/image.jpg, valid/... and test/... give the parts. Hidden files are passed
 over, other files that are no images are named in a note, and what else does not fit is refused by
 name. This room reads names, not images.
 """
@@ -12,26 +12,26 @@ from pathlib import Path
 from unicodedata import category
 
 from ..options import option
-from .examples import PART, Example, Found, below, composed, words
+from .examples import PART, Example, Listing, below, composed, words
 from .images import SUFFIXES, Folder, several
 from .own import Own
 
 JUNK = ("thumbs.db", "desktop.ini")  # what Windows leaves behind; other systems' begins with a dot
 LAYOUT = (
-    "expected FOLDER/site/class/image.jpg or, if data.site names whose folder it is,"
+    "expected FOLDER/client/class/image.jpg or, if data.site names whose folder it is,"
     " FOLDER/class/image.jpg"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolders(Own):
-    """Your own images in folders: site/class/image.jpg, or one site's own, class/image.jpg."""
+    """Your own images in folders: client/class/image.jpg, or one client's own, class/image.jpg."""
 
     path: str = option(
-        "", says="the folder of sites or, if data.site names the one client, of classes"
+        "", says="the folder of clients or, if data.site names the one client, of classes"
     )
 
-    def found(self) -> Found:
+    def listing(self) -> Listing:
         root = Path(self.path).expanduser()
         if not root.is_dir():
             raise ValueError(
@@ -41,19 +41,21 @@ class ImageFolders(Own):
         homes = {self.site: root}
         if not self.site:
             homes = {composed(home.name): home for home in walk.folders(root)}
-        examples = [example for site, home in homes.items() for example in walk.site(site, home)]
+        examples = [
+            example for client, home in homes.items() for example in walk.client(client, home)
+        ]
         if not self.site and homes and all(name.lower() in PART for name in homes):
             raise ValueError(
-                f"{root} holds {several(homes)}, which are parts of one site's own data and no"
-                " sites: use data.site = its name, or a folder of that name around them"
+                f"{root} holds {several(homes)}, which are parts of one client's own data and no"
+                " clients: use data.site = its name, or a folder of that name around them"
             )
-        if bare := sorted(homes.keys() - {example.site for example in examples}):
+        if bare := sorted(homes.keys() - {example.client for example in examples}):
             raise ValueError(
                 f"no image in {several(bare)}, in {root}: add some, or remove the folder"
             )
         if not examples:
             raise ValueError(f"{root} holds no folder; {LAYOUT}")
-        return Found(examples, frozenset(walk.classes), Folder(root), walk.notes())
+        return Listing(examples, frozenset(walk.classes), Folder(root), walk.notes())
 
 
 @dataclass
@@ -64,20 +66,20 @@ class _Walk:
     classes: set[str] = field(default_factory=set)
     passed: dict[str, None] = field(default_factory=dict)  # a set that keeps its order
 
-    def site(self, site: str, home: Path) -> Iterator[Example]:
-        """The images of one site."""
-        for part, place in self._parts(home):
-            for folder in self.folders(place):
+    def client(self, client: str, home: Path) -> Iterator[Example]:
+        """The images of one client."""
+        for part, folder_of_part in self._parts(home):
+            for folder in self.folders(folder_of_part):
                 self.classes.add(words(folder.name))
                 for file in self._images(folder):
-                    yield Example(below(self.root, file), words(folder.name), site, part)
+                    yield Example(below(self.root, file), words(folder.name), client, part)
 
-    def folders(self, place: Path) -> list[Path]:
-        """The folders in `place`, where no image may lie: it would be without a site or a class."""
-        folders, images = self._entries(place)
+    def folders(self, home: Path) -> list[Path]:
+        """The folders in `home`, where no image may lie: it would be without a client or a class."""
+        folders, images = self._entries(home)
         if images:
             names = several((file.name for file in images), 3)
-            raise ValueError(f"{place} holds images of no class ({names}); {LAYOUT}")
+            raise ValueError(f"{home} holds images of no class ({names}); {LAYOUT}")
         return folders
 
     def notes(self) -> tuple[str, ...]:
@@ -85,14 +87,14 @@ class _Walk:
             return ()
         return (f"Passed over, as no images: {several(self.passed)}.",)
 
-    def _images(self, place: Path) -> list[Path]:
-        folders, images = self._entries(place)
+    def _images(self, home: Path) -> list[Path]:
+        folders, images = self._entries(home)
         if folders:
             raise ValueError(f"{folders[0]}: a folder where images should be; {LAYOUT}")
         return images
 
     def _parts(self, home: Path) -> list[tuple[str, Path]]:
-        """The parts that a site gives, if its folders are named so, or all of it to train on."""
+        """The parts that a client gives, if its folders are named so, or all of it to train on."""
         folders = self.folders(home)
         parts = [
             (PART[name], folder) for folder in folders if (name := folder.name.lower()) in PART
@@ -108,15 +110,15 @@ class _Walk:
             )
         return [("train", home)]
 
-    def _entries(self, place: Path) -> tuple[list[Path], list[Path]]:
-        """The folders and the images in `place`, by name; other files that show are noted."""
+    def _entries(self, home: Path) -> tuple[list[Path], list[Path]]:
+        """The folders and the images in `home`, by name; other files that show are noted."""
         folders, images = [], []
-        for entry in sorted(place.iterdir(), key=lambda entry: composed(entry.name)):
+        for entry in sorted(home.iterdir(), key=lambda entry: composed(entry.name)):
             if entry.name.startswith(".") or entry.name.lower() in JUNK:
                 continue
             if any(category(mark) in ("Cc", "Cs") for mark in entry.name):
                 raise ValueError(
-                    f"{entry.name!a} in {place}: a name that cannot be written; use another"
+                    f"{entry.name!a} in {home}: a name that cannot be written; use another"
                 )
             if entry.is_symlink():
                 below(self.root, entry)

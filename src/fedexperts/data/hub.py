@@ -14,7 +14,7 @@ from torch import Tensor
 from ..options import REQUIRED, Outside, option
 from ..tensors import rng
 from . import split
-from .examples import Example, Found
+from .examples import Example, Listing
 from .federation import Federation
 from .images import several
 from .own import Listed
@@ -84,29 +84,29 @@ class Hub(Listed, Outside):
         words = self._words(rows.names())
         whats, labels, groups = rows.listed(list(words))
         kept = split.few(labels, self.per_class, rng(seed, "per-class"))
-        hands = self._hands(labels[kept], [groups[place] for place in kept.tolist()], seed)
-        own = {site: kept[hand] for site, hand in hands.items()}
-        places = torch.cat(list(own.values())).sort().values.tolist()
-        sites = {place: site for site, index in own.items() for place in index.tolist()}
-        shown = rows.shown([whats[place] for place in places])
+        hands = self._hands(labels[kept], [groups[position] for position in kept.tolist()], seed)
+        own = {client: kept[hand] for client, hand in hands.items()}
+        positions = torch.cat(list(own.values())).sort().values.tolist()
+        owners = {position: client for client, index in own.items() for position in index.tolist()}
+        shown = rows.shown([whats[position] for position in positions])
         named = list(words.values())
         examples = []
-        for place, what in zip(places, shown, strict=True):
-            example = Example(what, named[int(labels[place])], sites[place])
+        for position, what in zip(positions, shown, strict=True):
+            example = Example(what, named[int(labels[position])], owners[position])
             if self.given:
-                split_name, _, _ = whats[place].partition("/")
+                split_name, _, _ = whats[position].partition("/")
                 example = replace(example, part=known.parts[split_name])
             if self.partition == "dirichlet-in-domains":
-                example = replace(example, domain=groups[place])
+                example = replace(example, domain=groups[position])
             examples.append(example)
-        left = rows.count - len(places)
+        left = rows.count - len(positions)
         notes = []
         if left:
             notes.append(
                 f"Left out, by classes, per_class or least: {left} of {rows.count} examples."
             )
         store = None if rows.texts else rows
-        return self.build(Found(examples, store=store, notes=tuple(notes)), tuple(named), seed)
+        return self.build(Listing(examples, store=store, notes=tuple(notes)), tuple(named), seed)
 
     def _words(self, names: Sequence[str]) -> dict[str, str]:
         """The classes to keep, as the set names them, with the words for each."""
@@ -114,13 +114,16 @@ class Hub(Listed, Outside):
         words = {name: known.words.get(name, name.replace("_", " ")) for name in names}
         left = tuple(name for name, word in words.items() if word)
         wanted = self.classes or tuple(known.classes.split()) or left
-        found = {name: name for name in words} | {words[name]: name for name in left}
+        spelled = {name: name for name in words} | {words[name]: name for name in left}
         for name in wanted:
-            if name not in found:
-                near = difflib.get_close_matches(name, found, 1)
+            if name not in spelled:
+                near = difflib.get_close_matches(name, spelled, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"they are {several(words)}"
                 raise ValueError(f"{name!r} is no class of {self.dataset}; {hint}")
-        return {found[name]: words[found[name]] or found[name].replace("_", " ") for name in wanted}
+        return {
+            spelled[name]: words[spelled[name]] or spelled[name].replace("_", " ")
+            for name in wanted
+        }
 
     def _hands(self, labels: Tensor, groups: Sequence[str], seed: int) -> dict[str, Tensor]:
         """Client -> its positions in labels [n]."""
@@ -144,8 +147,8 @@ def _in_domains(hub: Hub, labels: Tensor, groups: Sequence[str], seed: int) -> d
     """As many clients in one domain as in another, to within one."""
     domains = split.natural(groups)
     hands: dict[str, Tensor] = {}
-    for place, (domain, own) in enumerate(domains.items()):
-        if clients := len(range(place, hub.clients, len(domains))):
+    for number, (domain, own) in enumerate(domains.items()):
+        if clients := len(range(number, hub.clients, len(domains))):
             draw = rng(seed, "dirichlet", client=domain)
             dealt = split.dirichlet(labels[own], clients, hub.alpha, draw)
             hands |= _numbered(domain, [own[hand] for hand in dealt])

@@ -79,12 +79,12 @@ class Folder:
         return str(self.root)
 
     def data(self, name: str) -> bytes:
-        found = (path := self.root / name).stat()
-        if not stat.S_ISREG(found.st_mode):
+        about = (path := self.root / name).stat()
+        if not stat.S_ISREG(about.st_mode):
             raise ValueError("it is no file")  # a pipe would never end
-        if found.st_size > BYTES:
+        if about.st_size > BYTES:
             raise ValueError(
-                f"it has {found.st_size:,} bytes, and at most {BYTES:,} are read: save it smaller"
+                f"it has {about.st_size:,} bytes, and at most {BYTES:,} are read: save it smaller"
             )
         return path.read_bytes()
 
@@ -92,8 +92,8 @@ class Folder:
         """A file's size and time of change; None for a file that is not there."""
         if not (path := self.root / name).is_file():
             return None
-        found = path.stat()
-        return found.st_size, found.st_mtime_ns
+        about = path.stat()
+        return about.st_size, about.st_mtime_ns
 
 
 def read(store: Store, names: Sequence[str], side: int) -> tuple[Tensor, dict[str, str]]:
@@ -156,7 +156,7 @@ def _read(
     pixels, hashes, broken = _room(len(files), side), {}, {}
     with _quiet(), ThreadPoolExecutor() as pool:
         filled = [
-            pool.submit(_fill, pixels[place], store, file) for place, file in enumerate(files)
+            pool.submit(_fill, pixels[position], store, file) for position, file in enumerate(files)
         ]
         for file, done in zip(files, filled, strict=True):
             if error := done.exception():
@@ -232,11 +232,11 @@ def _middle(image: Image.Image, side: int) -> Image.Image:
     right, bottom = image.width - left, image.height - top
     factor = max(1, edge // (4 * side))
     rows = factor * max(1, BAND // (factor * (right - left)))
-    found = Image.new("RGB", (-((left - right) // factor), -((top - bottom) // factor)))
+    smaller = Image.new("RGB", (-((left - right) // factor), -((top - bottom) // factor)))
     for first in range(top, bottom, rows):
         band = _rgb(image.crop((left, first, right, min(first + rows, bottom))))
-        found.paste(band.reduce(factor), (0, (first - top) // factor))
-    return found
+        smaller.paste(band.reduce(factor), (0, (first - top) // factor))
+    return smaller
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -78,32 +78,34 @@ def said(changed: Mapping[str, Change]) -> str:
 def seats(
     given: Manifest, now: Sequence[Entry], choose: Callable[[int], str], shots: int
 ) -> tuple[dict[int, Seat], dict[str, Change]]:
-    """Where each example of now belongs, by its place, and what changed since.
+    """Where each example of now belongs, by its position, and what changed since.
 
     `choose` says the part of a new one. Of those to train on, no more are taken than `shots` leaves
     room for in their class.
     """
     then = _entries(given)
     was = _matched([entry for entry, _ in then], now)
-    found = {place: then[old][1] for place, old in was.items()}
+    placed = {position: then[old][1] for position, old in was.items()}
     known = {(entry.owner, entry.sha256): seat for entry, seat in then}
     trained = Counter(
-        (now[place].owner, now[place].label)
-        for place, seat in found.items()
+        (now[position].owner, now[position].label)
+        for position, seat in placed.items()
         if seat.part == "train"
     )
-    new = [place for place in range(len(now)) if place not in was]
-    for place in sorted(new, key=lambda place: now[place].sha256):
-        owner, _, sha256, label = now[place]
+    new = [position for position in range(len(now)) if position not in was]
+    for position in sorted(new, key=lambda position: now[position].sha256):
+        owner, _, sha256, label = now[position]
         seat = (
-            known.get((SERVER, sha256)) or known.get((owner, sha256)) or Seat(owner, choose(place))
+            known.get((SERVER, sha256))
+            or known.get((owner, sha256))
+            or Seat(owner, choose(position))
         )
         if seat.part == "train":
             trained[owner, label] += 1
             if shots and trained[owner, label] > shots:
                 seat = Seat(owner, SPARE)
-        found[place] = seat
-    return found, _changed(then, now, was, found)
+        placed[position] = seat
+    return placed, _changed(then, now, was, placed)
 
 
 def drawn(key: str, valid: float, test: float) -> str:
@@ -124,50 +126,50 @@ def _entries(given: Manifest) -> list[tuple[Entry, Seat]]:
             seats |= dict.fromkeys(getattr(own, part), Seat(client, part))
     files = list(given.files.items())
     return [
-        (Entry(seat.owner, *files[place], given.classes[given.labelled[place]]), seat)
-        for place, seat in sorted(seats.items())
+        (Entry(seat.owner, *files[position], given.classes[given.labelled[position]]), seat)
+        for position, seat in sorted(seats.items())
     ]
 
 
 def _matched(then: Sequence[Entry], now: Sequence[Entry]) -> dict[int, int]:
-    """Place now -> place then, of what was there: by owner and hash, then by name or by class."""
+    """Position now -> position then, of what was there: by owner and hash, then by name or by class."""
     keys: list[Callable[[Entry], Hashable]] = [
         lambda entry: (entry.owner, entry.sha256, entry.name),
         lambda entry: (entry.owner, entry.sha256, entry.label),
         lambda entry: (entry.owner, entry.sha256),
     ]
-    found: dict[int, int] = {}
+    matched: dict[int, int] = {}
     for key in keys:
-        taken = {*found.values()}
+        taken = {*matched.values()}
         left: dict[Hashable, deque[int]] = defaultdict(deque)
         for old, entry in enumerate(then):
             if old not in taken:
                 left[key(entry)].append(old)
-        for place, entry in enumerate(now):
+        for position, entry in enumerate(now):
             for owner in (entry.owner, SERVER):  # what the server holds still lies at somebody's
-                if place not in found and left.get(key(entry._replace(owner=owner))):
-                    found[place] = left[key(entry._replace(owner=owner))].popleft()
-    return found
+                if position not in matched and left.get(key(entry._replace(owner=owner))):
+                    matched[position] = left[key(entry._replace(owner=owner))].popleft()
+    return matched
 
 
 def _changed(
     then: Sequence[tuple[Entry, Seat]],
     now: Sequence[Entry],
     was: Mapping[int, int],
-    found: Mapping[int, Seat],
+    seats: Mapping[int, Seat],
 ) -> dict[str, Change]:
     """Whose examples changed, and how."""
     there = {*was.values()}
     new = [
-        (seat.owner, now[place].name, seat.part)
-        for place, seat in sorted(found.items())
-        if place not in was
+        (seat.owner, now[position].name, seat.part)
+        for position, seat in sorted(seats.items())
+        if position not in was
     ]
     gone = [entry for old, (entry, _) in enumerate(then) if old not in there]
     other = [
-        now[place]._replace(owner=found[place].owner)
-        for place, old in sorted(was.items())
-        if now[place].label != then[old][0].label
+        now[position]._replace(owner=seats[position].owner)
+        for position, old in sorted(was.items())
+        if now[position].label != then[old][0].label
     ]
 
     def names(client: str, entries: Iterable[Entry]) -> tuple[str, ...]:

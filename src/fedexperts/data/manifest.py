@@ -1,7 +1,7 @@
 """Who has which example, in plain values: what a run writes down as split.json, and what another
 run can take up.
 
-A manifest names its examples by their place, and says by hashes which examples those were. This
+A manifest names its examples by their position, and says by hashes which examples those were. This
 room does not know where examples come from.
 """
 
@@ -23,7 +23,7 @@ _CLOSED = ConfigDict(strict=True, extra="forbid")
 
 @dataclass(frozen=True)
 class Held:
-    """One client's examples, by their places."""
+    """One client's examples, by their positions."""
 
     __pydantic_config__ = _CLOSED
     domain: str
@@ -47,7 +47,7 @@ class Manifest:
     # each file's or row's sha256, in the order of the inputs
     files: dict[str, str] = field(default_factory=dict)
     labelled: list[int] = field(default_factory=list)  # the class of each of them
-    # hash of all the rest: a place that is another by a flipped bit would move an example
+    # hash of all the rest: a position that is another by a flipped bit would move an example
     check: str = ""
 
 
@@ -68,7 +68,7 @@ def sealed(plain: Values) -> Values:
 def load(path: Path) -> Manifest:
     """The manifest in a file; ValueError, with the file's name, if it is none or damaged."""
     try:
-        found = TypeAdapter(Manifest).validate_json(data := path.read_bytes())
+        split = TypeAdapter(Manifest).validate_json(data := path.read_bytes())
     except (FileNotFoundError, IsADirectoryError):
         raise ValueError(
             f"{path}, a split: no such file; expected the split.json of a run"
@@ -81,9 +81,9 @@ def load(path: Path) -> Manifest:
         ) from None
     plain = json.loads(data)
     unsealed = {name: value for name, value in plain.items() if name != "check"}
-    if found.check and found.check != sealed(unsealed)["check"]:
+    if split.check and split.check != sealed(unsealed)["check"]:
         raise ValueError(f"{path} is damaged, its hash is another: put a backup in its place")
-    return found
+    return split
 
 
 def check_same(
@@ -116,9 +116,9 @@ def difference(
     if list(classes) != split.classes:
         return f"its classes are {', '.join(split.classes)}, and here they are {', '.join(classes)}"
     names = files if split.files else {}  # texts had none once
-    for place, (then, now) in enumerate(zip_longest(split.files, names)):
+    for position, (then, now) in enumerate(zip_longest(split.files, names)):
         if then != now:
-            return f"its file number {place} is {then or 'none'}, and here it is {now or 'none'}"
+            return f"its file number {position} is {then or 'none'}, and here it is {now or 'none'}"
         if split.files[then] != files[now]:
             return f"{now} has changed since"
     if not names and sha256(inputs) != split.inputs:

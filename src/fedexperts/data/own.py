@@ -3,7 +3,7 @@ federation.
 
 What is common to folders.py, table.py and hub.py: the options, and who gets which example. A part
 that is given stays as it is; a part that is not given is drawn from the examples to train on. This
-room does not know how examples were found.
+room does not know how examples were listed.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from ..options import option
 from ..tensors import rng
 from . import images, kept, manifest, split
 from .drawn import SHOTS, Drawn
-from .examples import Example, Found, check_sites, classes_of, quoted, words
+from .examples import Example, Listing, check_clients, classes_of, quoted, words
 from .federation import PARTS, Federation, Parts
 
 
@@ -47,53 +47,55 @@ class Listed(Drawn):
                 f"split says who has what, so that nothing is drawn: leave out {', '.join(odd)}"
             )
 
-    def build(self, found: Found, classes: tuple[str, ...], seed: int) -> Federation:
-        """Found examples with their parts; ValueError, with what to do, if that cannot be."""
-        check_sites({example.site for example in found.examples})
-        labels = _labels(found.examples, classes)
+    def build(self, listing: Listing, classes: tuple[str, ...], seed: int) -> Federation:
+        """Listing examples with their parts; ValueError, with what to do, if that cannot be."""
+        check_clients({example.client for example in listing.examples})
+        labels = _labels(listing.examples, classes)
         if self.split:
             given = manifest.load(Path(self.split).expanduser())
-            return self._as_given(given, found, labels, classes)
-        reserve = self._reserved(found.examples, labels, classes, seed)
-        parts = self._parts(found.examples, labels, classes, reserve, seed)
-        domains = _domains(found.examples)
-        inputs, files = self._inputs(found)
+            return self._as_given(given, listing, labels, classes)
+        reserve = self._reserved(listing.examples, labels, classes, seed)
+        parts = self._parts(listing.examples, labels, classes, reserve, seed)
+        domains = _domains(listing.examples)
+        inputs, files = self._inputs(listing)
         spare = {}
         if self.shots:
-            spare = _spare(found.examples, parts, reserve)
+            spare = _spare(listing.examples, parts, reserve)
         return Federation(
-            inputs, labels, classes, parts, domains, reserve, files, found.notes, spare
+            inputs, labels, classes, parts, domains, reserve, files, listing.notes, spare
         )
 
     def _as_given(
-        self, given: manifest.Manifest, found: Found, labels: Tensor, classes: tuple[str, ...]
+        self, given: manifest.Manifest, listing: Listing, labels: Tensor, classes: tuple[str, ...]
     ) -> Federation:
         """A split of these very examples, taken up; ValueError if they are others."""
-        inputs, files = self._inputs(found)
+        inputs, files = self._inputs(listing)
         manifest.check_same(given, inputs, labels, classes, files)
         parts, domains, spare = {}, {}, {}
         for name, own in given.clients.items():
-            parts[name] = Parts(_places(own.train), _places(own.valid), _places(own.test))
+            parts[name] = Parts(_positions(own.train), _positions(own.valid), _positions(own.test))
             domains[name] = own.domain
             if own.spare:
                 spare[name] = own.spare
-        reserve = _places(given.reserve)
+        reserve = _positions(given.reserve)
         return Federation(
-            inputs, labels, classes, parts, domains, reserve, files, found.notes, spare
+            inputs, labels, classes, parts, domains, reserve, files, listing.notes, spare
         )
 
-    def _inputs(self, found: Found) -> tuple[Tensor | tuple[str, ...], dict[str, str]]:
+    def _inputs(self, listing: Listing) -> tuple[Tensor | tuple[str, ...], dict[str, str]]:
         """What a model is shown, and the hash of each file by its name."""
-        whats = tuple(example.what for example in found.examples)
-        if found.store is None:
+        whats = tuple(example.what for example in listing.examples)
+        if listing.store is None:
             return whats, {}
-        return images.read(found.store, whats, self.side)
+        return images.read(listing.store, whats, self.side)
 
     def _reserved(
         self, examples: Sequence[Example], labels: Tensor, classes: Sequence[str], seed: int
     ) -> Tensor:
         """The server's few, of what is there to train on."""
-        free = _places([place for place, example in enumerate(examples) if example.part == "train"])
+        free = _positions(
+            [position for position, example in enumerate(examples) if example.part == "train"]
+        )
         counts = labels[free].bincount(minlength=len(classes)).tolist()
         if self.reserve and not self.reserve_alpha and min(counts) < self.reserve:
             name = classes[counts.index(min(counts))]
@@ -116,32 +118,34 @@ class Listed(Drawn):
         seed: int,
     ) -> dict[str, Parts]:
         own: dict[str, dict[str, list[int]]] = {}
-        for place, example in enumerate(examples):
-            own.setdefault(example.site, {part: [] for part in PARTS})[example.part].append(place)
+        for position, example in enumerate(examples):
+            own.setdefault(example.client, {part: [] for part in PARTS})[example.part].append(
+                position
+            )
         server = {*reserve.tolist()}
         parts = {}
-        for site, given in own.items():
-            trained = [place for place in given["train"] if place not in server]
+        for client, given in own.items():
+            trained = [position for position in given["train"] if position not in server]
             try:
-                parts[site] = self._cut(site, given | {"train": trained}, labels, seed)
+                parts[client] = self._cut(client, given | {"train": trained}, labels, seed)
             except ValueError:
                 counts = Counter(classes[label] for label in labels[trained].tolist())
                 there = [f"{name} {count}" for name, count in sorted(counts.items())]
                 raise ValueError(
-                    f"client {site!r} has too few examples to train, validate and test on: to train"
-                    f" on, and to draw what is not given from, there are {len(trained)}"
-                    f" ({', '.join(there) or 'none'}). Add more, or take the site out"
+                    f"client {client!r} has too few examples to train, validate and test on: to"
+                    f" train on, and to draw what is not given from, there are {len(trained)}"
+                    f" ({', '.join(there) or 'none'}). Add more, or take the client out"
                 ) from None
         return parts
 
-    def _cut(self, site: str, given: dict[str, list[int]], labels: Tensor, seed: int) -> Parts:
-        """One site's parts; those that are not given are cut off what is there to train on."""
-        train, valid, test = (_places(given[part]) for part in PARTS)
+    def _cut(self, client: str, given: dict[str, list[int]], labels: Tensor, seed: int) -> Parts:
+        """One client's parts; those that are not given are cut off what is there to train on."""
+        train, valid, test = (_positions(given[part]) for part in PARTS)
         share = self._share({part for part in PARTS if given[part]})
         sizes = split.apportion(len(train), [1 - sum(share.values()), *share.values()], least=1)
-        pieces = split.deal(labels[train], sizes, rng(seed, "parts", client=site))
+        pieces = split.deal(labels[train], sizes, rng(seed, "parts", client=client))
         trained, validated, tested = (train[piece] for piece in pieces)
-        few = split.few(labels[trained], self.shots, rng(seed, "shots", client=site))
+        few = split.few(labels[trained], self.shots, rng(seed, "shots", client=client))
         return Parts(trained[few], torch.cat([valid, validated]), torch.cat([test, tested]))
 
     def _share(self, given: Set[str]) -> dict[str, float]:
@@ -163,56 +167,56 @@ class Own(Listed, ABC):
     )
 
     @abstractmethod
-    def found(self) -> Found:
+    def listing(self) -> Listing:
         """What lies at `path`; ValueError, with what to do, for whatever does not fit."""
 
     def load(self, seed: int) -> Federation:
-        """What is found as a federation; ValueError, with what to do, if that cannot be."""
+        """What lies at `path` as a federation; ValueError, with what to do, if that cannot be."""
         if not self.path:
             raise ValueError(
-                "data.path is missing: use --set data.path=PLACE, or --data PLACE at a site"
+                "data.path is missing: use --set data.path=FOLDER, or --data FOLDER at a site"
             )
-        found = self.found()
-        return self.build(found, classes_of(found, self.classes, self.site), seed)
+        listing = self.listing()
+        return self.build(listing, classes_of(listing, self.classes, self.site), seed)
 
     def again(self, given: manifest.Manifest, seed: int) -> Federation:
-        """What is found now, split as `given` says; ValueError if that cannot be.
+        """What lies there now, split as `given` says; ValueError if that cannot be.
 
         What is new moves nothing: its part is drawn from the seed, its client and its bytes alone.
         """
         if self.split:  # by which nothing is drawn, and which refuses other examples
             return self.load(seed)
-        found = self.found()
+        listing = self.listing()
         classes = tuple(given.classes)
         if self.classes:
-            classes = classes_of(found, self.classes, self.site)
-        _check_known(found.examples, classes, given)
-        labels = _labels(found.examples, classes)
+            classes = classes_of(listing, self.classes, self.site)
+        _check_known(listing.examples, classes, given)
+        labels = _labels(listing.examples, classes)
         if not given.labelled:  # of a run that did not write down which example has which class
-            return self._as_given(given, found, labels, classes)
-        inputs, files = self._inputs(found)
+            return self._as_given(given, listing, labels, classes)
+        inputs, files = self._inputs(listing)
         now = [
-            kept.Entry(example.site, *file, example.label)
-            for example, file in zip(found.examples, files.items(), strict=True)
+            kept.Entry(example.client, *file, example.label)
+            for example, file in zip(listing.examples, files.items(), strict=True)
         ]
-        choose = self._chooser(found.examples, now, seed)
+        choose = self._chooser(listing.examples, now, seed)
         seats, changed = kept.seats(given, now, choose, self.shots)
         owned = _owned(seats)
-        domains = _domains(found.examples)
+        domains = _domains(listing.examples)
         parts, spare = {}, {}
-        for site in domains:
-            parts[site] = Parts(*(_places(owned.get((site, part), [])) for part in PARTS))
-            if (site, kept.SPARE) in owned:
-                spare[site] = owned[site, kept.SPARE]
+        for client in domains:
+            parts[client] = Parts(*(_positions(owned.get((client, part), [])) for part in PARTS))
+            if (client, kept.SPARE) in owned:
+                spare[client] = owned[client, kept.SPARE]
         _check_left(parts)
-        reserve = _places(owned.get((kept.SERVER, kept.RESERVE), []))
+        reserve = _positions(owned.get((kept.SERVER, kept.RESERVE), []))
         return Federation(
-            inputs, labels, classes, parts, domains, reserve, files, found.notes, spare, changed
+            inputs, labels, classes, parts, domains, reserve, files, listing.notes, spare, changed
         )
 
-    def _inputs(self, found: Found) -> tuple[Tensor | tuple[str, ...], dict[str, str]]:
+    def _inputs(self, listing: Listing) -> tuple[Tensor | tuple[str, ...], dict[str, str]]:
         """Texts have a hash each, as images' files have."""
-        inputs, files = super()._inputs(found)
+        inputs, files = super()._inputs(listing)
         if isinstance(inputs, tuple):
             for number, text in enumerate(inputs, start=1):
                 files[f"row {number}"] = hashlib.sha256(text.encode()).hexdigest()
@@ -230,14 +234,14 @@ class Own(Listed, ABC):
         """Says the part of a new example: the one that is given, or else one drawn by its hash."""
         given: dict[str, set[str]] = {}
         for example in examples:
-            given.setdefault(example.site, set()).add(example.part)
+            given.setdefault(example.client, set()).add(example.part)
 
-        def choose(place: int) -> str:
-            example, entry = examples[place], now[place]
+        def choose(position: int) -> str:
+            example, entry = examples[position], now[position]
             if example.part != "train":
                 return example.part
             key = f"{seed} {entry.owner} {entry.sha256}"
-            return kept.drawn(key, **self._share(given[example.site]))
+            return kept.drawn(key, **self._share(given[example.client]))
 
         return choose
 
@@ -255,12 +259,12 @@ class Own(Listed, ABC):
         if not self.path:
             none = torch.empty(0, dtype=torch.int64)
             return Federation(self.nothing(), none, tuple(map(words, self.classes)), {}, {})
-        found = replace(self, site="server").found()
-        classes = classes_of(found, self.classes, self.site)
-        labels = _labels(found.examples, classes)
-        inputs, files = self._inputs(found)
+        listing = replace(self, site="server").listing()
+        classes = classes_of(listing, self.classes, self.site)
+        labels = _labels(listing.examples, classes)
+        inputs, files = self._inputs(listing)
         reserve = torch.arange(len(labels))
-        return Federation(inputs, labels, classes, {}, {}, reserve, files, found.notes)
+        return Federation(inputs, labels, classes, {}, {}, reserve, files, listing.notes)
 
 
 def _check_known(
@@ -272,30 +276,30 @@ def _check_known(
             f"the classes are {', '.join(classes)}, and those of the split"
             f" {', '.join(given.classes)}"
         )
-    wants = "what was learned has no place for it: take it out, or start another run"
+    wants = "what was learned has no room for it: take it out, or start another run"
     if strange := sorted({example.label for example in examples} - {*classes}):
         raise ValueError(f"class {quoted(strange)} came after the split was written, and {wants}")
-    if strange := sorted({example.site for example in examples} - given.clients.keys()):
+    if strange := sorted({example.client for example in examples} - given.clients.keys()):
         raise ValueError(f"client {quoted(strange)} came after the split was written, and {wants}")
 
 
 def _check_left(parts: Mapping[str, Parts]) -> None:
     """ValueError if too much of a split is gone."""
-    for site, own in parts.items():
+    for client, own in parts.items():
         for part in ("train", "test"):
             if not len(getattr(own, part)):
                 raise ValueError(
-                    f"client {site!r} has nothing left to {part} on of its split: "
+                    f"client {client!r} has nothing left to {part} on of its split: "
                     "put back what is gone, or split anew, by another run or, at a site,"
                     " without the split that it kept"
                 )
 
 
 def _owned(seats: Mapping[int, kept.Seat]) -> dict[tuple[str, str], list[int]]:
-    """Client and part -> places, sorted."""
+    """Client and part -> positions, sorted."""
     owned: dict[tuple[str, str], list[int]] = {}
-    for place, seat in sorted(seats.items()):
-        owned.setdefault((seat.owner, seat.part), []).append(place)
+    for position, seat in sorted(seats.items()):
+        owned.setdefault((seat.owner, seat.part), []).append(position)
     return owned
 
 
@@ -306,23 +310,23 @@ def _spare(
     owned = {*reserve.tolist()}
     for own in parts.values():
         owned.update(*(index.tolist() for index in own.named().values()))
-    found: dict[str, list[int]] = {}
-    for place, example in enumerate(examples):
-        if place not in owned:
-            found.setdefault(example.site, []).append(place)
-    return found
+    spare: dict[str, list[int]] = {}
+    for position, example in enumerate(examples):
+        if position not in owned:
+            spare.setdefault(example.client, []).append(position)
+    return spare
 
 
 def _labels(examples: Sequence[Example], classes: Sequence[str]) -> Tensor:
     """Each example's class, as its position in `classes`: int64 [N]."""
-    place = {name: label for label, name in enumerate(classes)}
-    return _places([place[example.label] for example in examples])
+    position = {name: label for label, name in enumerate(classes)}
+    return _positions([position[example.label] for example in examples])
 
 
 def _domains(examples: Sequence[Example]) -> dict[str, str]:
     """Client -> where its examples come from."""
-    return {example.site: example.domain or example.site for example in examples}
+    return {example.client: example.domain or example.client for example in examples}
 
 
-def _places(of: Sequence[int]) -> Tensor:
+def _positions(of: Sequence[int]) -> Tensor:
     return torch.tensor(of, dtype=torch.int64)

@@ -81,7 +81,7 @@ SETS = {
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a set's splits, each by its split and place: "train/17"."""
+    """The rows of a set's splits, each by its split and position: "train/17"."""
 
     folder: Path
     prints: tuple[str, ...]  # of the splits: other rows, other prints
@@ -133,18 +133,18 @@ class Rows:
         return names or self.known.classes.split()
 
     def listed(self, names: Sequence[str]) -> tuple[list[str], Tensor, list[str]]:
-        """Every row of these classes: its name, its class as a place in `names`, its group."""
-        place = {name: label for label, name in enumerate(names)}
+        """Every row of these classes: its name, its class as a position in `names`, its group."""
+        number = {name: label for label, name in enumerate(names)}
         whats, labels, groups = [], [], []
         for split_name, rows in self.splits.items():
-            found = self._column(rows, self.known.label)
-            owners = [""] * len(found)
+            named = self._column(rows, self.known.label)
+            owners = [""] * len(named)
             if self.known.group:
                 owners = self._column(rows, self.known.group)
-            for row, (name, owner) in enumerate(zip(found, owners, strict=True)):
-                if name in place:
+            for row, (name, owner) in enumerate(zip(named, owners, strict=True)):
+                if name in number:
                     whats.append(f"{split_name}/{row}")
-                    labels.append(place[name])
+                    labels.append(number[name])
                     groups.append(owner)
         return whats, torch.tensor(labels, dtype=torch.int64), groups
 
@@ -222,15 +222,15 @@ def _load(datasets: Any, folder: Path) -> dict[str, Any]:
     saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
         load = datasets.load_from_disk if saved else datasets.load_dataset
-        found = load(str(folder))
+        loaded = load(str(folder))
     except (datasets.exceptions.DatasetsError, OSError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{folder} cannot be read as a data set ({str(error).splitlines()[0]}); expected"
             " a folder of parquet files or what save_to_disk wrote"
         ) from None
-    if isinstance(found, dict):
-        return dict(found)
-    return {"train": found}
+    if isinstance(loaded, dict):
+        return dict(loaded)
+    return {"train": loaded}
 
 
 def _other(folder: Path, known: Set, why: str) -> ValueError:

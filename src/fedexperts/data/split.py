@@ -29,16 +29,18 @@ def apportion(total: int, weights: Sequence[float], least: int = 0) -> list[int]
     """
     exact = [Fraction(weight) * total / sum(map(Fraction, weights)) for weight in weights]
     sizes = [int(share) for share in exact]
-    for place in sorted(range(len(sizes)), key=lambda i: sizes[i] - exact[i])[: total - sum(sizes)]:
-        sizes[place] += 1
+    for position in sorted(range(len(sizes)), key=lambda i: sizes[i] - exact[i])[
+        : total - sum(sizes)
+    ]:
+        sizes[position] += 1
     if total < least * sum(weight > 0 for weight in weights):
         raise ValueError(
             f"{total} examples cannot give at least {least} to each share of {list(weights)}"
         )
-    for place, weight in enumerate(weights):
-        while weight > 0 and sizes[place] < least:
+    for position, weight in enumerate(weights):
+        while weight > 0 and sizes[position] < least:
             sizes[sizes.index(max(sizes))] -= 1
-            sizes[place] += 1
+            sizes[position] += 1
     return sizes
 
 
@@ -146,8 +148,8 @@ def dominant(labels: Tensor, clients: int, share: float, generator: Generator) -
 def natural(groups: Sequence[str]) -> dict[str, Tensor]:
     """Every group whole, by name: positions of each domain, writer or user; groups in order."""
     own: dict[str, list[int]] = {name: [] for name in sorted(set(groups))}
-    for place, name in enumerate(groups):
-        own[name].append(place)
+    for position, name in enumerate(groups):
+        own[name].append(position)
     return {name: _positions(examples) for name, examples in own.items()}
 
 
@@ -271,6 +273,6 @@ def _take_turns(
 
 def _choose(wishes: Sequence[float], stock: Sequence[Sequence[int]], luck: float) -> int:
     """The class, among those in stock, at `luck` (0 to 1) of the way through a client's wishes."""
-    there = [place for place, pile in enumerate(stock) if pile]
-    heights = list(accumulate(wishes[place] for place in there))
+    there = [position for position, pile in enumerate(stock) if pile]
+    heights = list(accumulate(wishes[position] for position in there))
     return there[min(bisect_right(heights, luck * heights[-1]), len(there) - 1)]

@@ -1,5 +1,5 @@
 """Your own images or texts in a table, CSV or parquet: a row an example, with its class and, if
-known, site and part.
+known, client and part.
 
 This room reads rows, not images.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..options import option
-from .examples import PART, Example, Found, below, words
+from .examples import PART, Example, Listing, below, words
 from .images import Folder, several
 from .own import Own
 
@@ -22,7 +22,7 @@ LONGEST = 2**17  # characters of a cell, as in CSV: far more than models read
 
 @dataclass(frozen=True, kw_only=True)
 class Table(Own):
-    """Your own images or texts in a table: path or text, label, and maybe site and split."""
+    """Your own images or texts in a table: path or text, label, and maybe client and split."""
 
     path: str = option("", says="a .csv, .tsv or .parquet file")
     root: str = option("", says="the folder that paths are seen from; empty: that of the table")
@@ -40,7 +40,7 @@ class Table(Own):
         """As texts: a table that is not here does not say."""
         return ()
 
-    def found(self) -> Found:
+    def listing(self) -> Listing:
         file = Path(self.path).expanduser()
         if not file.is_file():
             raise ValueError(
@@ -61,7 +61,7 @@ class Table(Own):
         notes = []
         if others:
             notes.append(f"Columns of {file.name} that are not used: {', '.join(others)}.")
-        return Found(examples, store=store, notes=tuple(notes))
+        return Listing(examples, store=store, notes=tuple(notes))
 
     def _checked(self, file: Path, columns: Sequence[str]) -> str:
         """The column of what is shown to a model; ValueError if a column is not there."""
@@ -85,8 +85,8 @@ class Table(Own):
             )
         if bool(self.site) == (self.site_column in columns):
             raise ValueError(
-                f"{there}: use either one of sites, data.site_column = one of them, or"
-                " data.site = 'NAME' (and data.site_column = \"\") for a table of one site"
+                f"{there}: use either one of clients, data.site_column = one of them, or"
+                " data.site = 'NAME' (and data.site_column = \"\") for a table of one client"
             )
         return whats[0]
 
@@ -99,22 +99,22 @@ class Table(Own):
             for name in (what, self.label_column, self.site_column, self.part_column)
             if name in columns
         ]
-        found: dict[str, Example] = {}  # an image by its file, a text by its row
+        examples: dict[str, Example] = {}  # an image by its file, a text by its row
         wrong = []
         for number, row in enumerate(rows, start=1):
             cells = {name: _cell(row[name]) for name in needed}
             try:
                 example = self._example(cells, what, root)
-                if root and example.what in found:
+                if root and example.what in examples:
                     raise ValueError(f"{example.what} is in another row already")
-                found[example.what if root else str(number)] = example
+                examples[example.what if root else str(number)] = example
             except ValueError as error:
                 wrong.append(f"row {number}: {error}")
         if wrong:
             raise ValueError(
                 f"{len(wrong)} of {len(rows)} rows of {file} cannot be used. {several(wrong)}"
             )
-        return list(found.values())
+        return list(examples.values())
 
     def _example(self, cells: Mapping[str, str], what: str, root: Path | None) -> Example:
         if empty := [name for name, cell in cells.items() if not cell]:

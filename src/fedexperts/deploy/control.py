@@ -102,8 +102,8 @@ def stop(deployment: Deployment, run: Run) -> None:
 
 def carried_out(deployment: Deployment, run: Run) -> bool:
     """Whether Flower is still at it; FlowerError if the server is not there."""
-    found = _flwr(deployment, "list", "--run-id", str(run.number), "here")["runs"]
-    return bool(found) and not str(found[0]["status"]).startswith("finished")
+    runs = _flwr(deployment, "list", "--run-id", str(run.number), "here")["runs"]
+    return bool(runs) and not str(runs[0]["status"]).startswith("finished")
 
 
 def _flwr(deployment: Deployment, *arguments: str) -> Values:

@@ -1,7 +1,7 @@
 """A listening socket that bears a crowd: so many connections, so long without a key. It never sees
 what is said.
 
-It acts before TLS does, whose handshake alone costs memory. Who comes when all places are taken
+It acts before TLS does, whose handshake alone costs memory. Who comes when all connections are taken
 gets that of the stranger who has been there longest; a connection on which a site has shown its key
 is not given away.
 """
@@ -54,7 +54,7 @@ class Entrance(socket.socket):
         return line, address
 
     def knows(self, who: Address, seconds: float) -> None:
-        """This caller has shown a key: its place is its own for some seconds."""
+        """This caller has shown a key: its connection is its own for some seconds."""
         if caller := self._callers.get(who):
             caller.known, caller.until = True, time.monotonic() + seconds
 

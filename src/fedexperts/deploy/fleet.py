@@ -108,25 +108,25 @@ class Fleet:
         }.get(call)
         if not reading:
             return content
-        answer: Any = CALLS[call][1].FromString(content)
-        reading(self._sent(member), request, answer)
-        return answer.SerializeToString() if call == "get-run" else content
+        response: Any = CALLS[call][1].FromString(content)
+        reading(self._sent(member), request, response)
+        return response.SerializeToString() if call == "get-run" else content
 
     def _sent(self, member: Member) -> _Sent:
         return self._sites.setdefault(member.name, _Sent())
 
     def _pulled(
-        self, sent: _Sent, request: Request, answer: fleet_pb2.PullMessagesResponse
+        self, sent: _Sent, request: Request, response: fleet_pb2.PullMessagesResponse
     ) -> None:
-        for order, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
+        for order, tree in zip(response.messages_list, response.message_object_trees, strict=True):
             sent.remember(order, tree)
 
     def _pushed(
-        self, sent: _Sent, request: Request, answer: fleet_pb2.PushMessagesResponse
+        self, sent: _Sent, request: Request, response: fleet_pb2.PushMessagesResponse
     ) -> None:
         metadata = request.messages_list[0].metadata
         sent.orders[metadata.reply_to_message_id].reply = metadata.message_id
-        sent.uploads[answer.session_id] = _Upload(set(answer.objects_to_push), self._upload)
+        sent.uploads[response.session_id] = _Upload(set(response.objects_to_push), self._upload)
         _forget(sent.uploads)
 
 
@@ -181,9 +181,9 @@ def _in_run(sent: _Sent, request: Request) -> None:
         raise NotAllowedError("a run that it was sent no order of")
 
 
-def _without_paths(sent: _Sent, request: Request, answer: run_pb2.GetRunResponse) -> None:
+def _without_paths(sent: _Sent, request: Request, response: run_pb2.GetRunResponse) -> None:
     """The run's config says where on the server its folder lies; a site needs nothing of it."""
-    answer.run.override_config.clear()
+    response.run.override_config.clear()
 
 
 _RULES: Mapping[str, Callable[[_Sent, Request], None]] = {

@@ -48,10 +48,10 @@ class Deployment:
     def create(cls, path: Path, server: str, port: int, sites: Sequence[str]) -> "Deployment":
         """A new folder, and its signing key apart; ValueError if one of them is there."""
         signing_key = signing_key_of(path)
-        for place in (path, signing_key.parent):
-            if place.exists():
+        for folder in (path, signing_key.parent):
+            if folder.exists():
                 raise ValueError(
-                    f"{place} is there already; use a new folder, or `fedexperts deploy"
+                    f"{folder} is there already; use a new folder, or `fedexperts deploy"
                     f" add {path} SITE`"
                 )
         made = cls(path.with_name(f".{path.name}.{os.getpid()}.part"))
@@ -63,8 +63,8 @@ class Deployment:
                 made.add(name)
             os.replace(made.path, path)
         except BaseException:
-            for place in (made.path, signing_key.parent):
-                shutil.rmtree(place, ignore_errors=True)
+            for folder in (made.path, signing_key.parent):
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         return cls(path)
 
@@ -125,17 +125,17 @@ class Deployment:
                 f"a site {name} is there already; remove it first: fedexperts deploy remove"
                 f" {self.path} {name}"
             )
-        place = self.path / "sites" / name
+        folder = self.path / "sites" / name
         node = new_key()
-        keep_key(place / "node.key", node, PrivateFormat.OpenSSH)
-        self._certify(place / "tls.key", place / "tls.crt", _LOCAL)
-        write(place / "ca.crt", (self.path / "ca.crt").read_bytes())
-        write(place / "app.pub", self._signer().encode())
+        keep_key(folder / "node.key", node, PrivateFormat.OpenSSH)
+        self._certify(folder / "tls.key", folder / "tls.crt", _LOCAL)
+        write(folder / "ca.crt", (self.path / "ca.crt").read_bytes())
+        write(folder / "app.pub", self._signer().encode())
         host, port = self.address
-        write(place / "site.toml", unasked(name, f"{host}:{port}").encode())
+        write(folder / "site.toml", unasked(name, f"{host}:{port}").encode())
         public = certificates.public_line(node)
         self._change(lambda asked: asked["sites"].add(name, public))
-        return place
+        return folder
 
     @unseen()
     def remove(self, name: str) -> None:
@@ -171,7 +171,7 @@ class Deployment:
         if public.exists():
             return []
         write(public, public_half(key).encode())
-        here = {place.parent.name for place in self.path.glob("sites/*/site.toml")}
+        here = {file.parent.name for file in self.path.glob("sites/*/site.toml")}
         for name in here:
             write(self.path / "sites" / name / "app.pub", public.read_bytes())
         return [name for name in self.sites if name not in here]
@@ -183,17 +183,17 @@ class Deployment:
         if not file.exists():
             raise ValueError(f"{file} is missing, so that no site would run the app: {again}")
         try:
-            found = Signed.read(file.read_bytes())
+            signed = Signed.read(file.read_bytes())
         except ValueError as error:
             raise ValueError(f"{file} is damaged: {error}: {again}") from None
-        if not found.holds(public):
+        if not signed.holds(public):
             raise ValueError(
                 f"{file} is not signed by the key that sites trust, so that none would run it:"
                 f" {again}"
             )
-        if found.app != built():
+        if signed.app != built():
             raise ValueError(f"{file} is the app of another version of fedexperts: {again}")
-        return found
+        return signed
 
     def _signer(self) -> str:
         """The public key of the app; ValueError, with what to type, if the deployment has none."""
@@ -221,8 +221,8 @@ class Deployment:
     def _document(self) -> tomlkit.TOMLDocument:
         file = self.path / "deploy.toml"
         try:
-            found = tomlkit.parse(file.read_text())
-            host, port, sites = found["server"], found["port"], found["sites"]
+            document = tomlkit.parse(file.read_text())
+            host, port, sites = document["server"], document["port"], document["sites"]
         except (tomllib.TOMLDecodeError, ValueError, KeyError) as error:
             raise ValueError(f"{file} is damaged ({error}): put a backup in its place") from None
         if not (isinstance(host, str) and isinstance(port, int) and isinstance(sites, dict)):
@@ -232,7 +232,7 @@ class Deployment:
             )
         for name in sites:
             check_name(str(name))
-        return found
+        return document
 
     def _change(self, change: Callable[[tomlkit.TOMLDocument], object]) -> None:
         asked = self._document()

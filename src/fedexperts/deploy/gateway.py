@@ -123,16 +123,16 @@ class Gateway:
             "content-type": _KIND
         }
         try:
-            answer = await self._inside.post(f"/v1/fleet/{call}", content=body, headers=kept)
+            response = await self._inside.post(f"/v1/fleet/{call}", content=body, headers=kept)
         except httpx.TransportError:
             raise _RefusedError(503, "the server is not there") from None
-        if answer.status_code != 200:
+        if response.status_code != 200:
             return (
-                answer.status_code,
-                answer.headers.get("content-type", "text/plain"),
-                answer.content,
+                response.status_code,
+                response.headers.get("content-type", "text/plain"),
+                response.content,
             )
-        return 200, _KIND, self._fleet.answered(call, member, request, answer.content)
+        return 200, _KIND, self._fleet.answered(call, member, request, response.content)
 
     def _log(self, site: str, call: str, why: str) -> None:
         now = time.monotonic()

@@ -22,13 +22,13 @@ def hub(signed: Callable[[], Signed]) -> Iterator[str]:
         def do_POST(self) -> None:  # what is there of an app?
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self._send(
-                lambda found: json.dumps(
-                    {"fab_url": f"{address}/", "verifications": [found.told()]}
+                lambda signed: json.dumps(
+                    {"fab_url": f"{address}/", "verifications": [signed.told()]}
                 ).encode()
             )
 
         def do_GET(self) -> None:  # the app itself
-            self._send(lambda found: found.app)
+            self._send(lambda signed: signed.app)
 
         def _send(self, what: Callable[[Signed], bytes]) -> None:
             try:

@@ -66,11 +66,11 @@ class Roster:
 def _public(name: str, key: str) -> ec.EllipticCurvePublicKey:
     """A site's key as it stands in deploy.toml; ValueError if it is none."""
     try:
-        found = form.load_ssh_public_key(key.encode())
+        public = form.load_ssh_public_key(key.encode())
     except ValueError:
-        found = None
-    if not isinstance(found, ec.EllipticCurvePublicKey):
+        public = None
+    if not isinstance(public, ec.EllipticCurvePublicKey):
         raise ValueError(
             f"the key of the site {name} is {key[:40]!r}: expected the line that `deploy add` wrote"
         )
-    return found
+    return public

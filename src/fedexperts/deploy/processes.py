@@ -317,7 +317,7 @@ def _last(log: Path) -> str:
     """What a log says was wrong, without colours; or its last words."""
     text = re.sub("\x1b\\[[0-9;]*m", "", log.read_text(errors="replace"))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    wrong = [place for place, line in enumerate(lines) if line.startswith("ERROR")]
+    wrong = [position for position, line in enumerate(lines) if line.startswith("ERROR")]
     last = lines[-1:]
     if wrong:
         last = lines[wrong[-1] + 1 : wrong[-1] + 3]

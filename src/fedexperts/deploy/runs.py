@@ -59,25 +59,25 @@ class Run:
         known_as = f"{name}-{secrets.token_hex(4)}"
         check_folder(f"the run's name {name!r:.200}", known_as)
         job, federation = door.served(config, deployment.data)
-        found = cls(
+        run = cls(
             RunDir.create(
                 deployment.path / "runs" / name, config.toml(), door.about(config, federation)
             ).path
         )
-        write_checked(found.path / "flower.json", {"id": known_as, "run": 0})
-        found.stands(Status(rounds=job.rounds))
-        return found
+        write_checked(run.path / "flower.json", {"id": known_as, "run": 0})
+        run.stands(Status(rounds=job.rounds))
+        return run
 
     @classmethod
     def at(cls, deployment: Deployment, name: str) -> "Run":
         """The run of this name; ValueError if there is none."""
-        found = cls(deployment.path / "runs" / name)
-        if not (found.path / "flower.json").exists():
-            known = sorted(path.parent.name for path in found.path.parent.glob("*/flower.json"))
+        run = cls(deployment.path / "runs" / name)
+        if not (run.path / "flower.json").exists():
+            known = sorted(path.parent.name for path in run.path.parent.glob("*/flower.json"))
             raise ValueError(
                 f"no run {name} in {deployment.path}; there are {', '.join(known) or 'none yet'}"
             )
-        return found
+        return run
 
     @property
     def folder(self) -> RunDir:
@@ -161,26 +161,30 @@ def fitted(config: Config, deployment: Deployment) -> Config:
 
 def carry_out(deployment: Deployment, name: str, nodes: Nodes, make: MakeEngine) -> None:
     """The run's rounds, from wherever it stands, with the sites that are there."""
-    found = Run(deployment.path / "runs" / name)
-    config = found.config
+    deployed = Run(deployment.path / "runs" / name)
+    config = deployed.config
     settings: FlowerSettings = config.section("engine")
     rounds = config.values["run"]["rounds"]
 
     def stands(state: str, why: str = "") -> None:
         online = sorted(nodes().keys() & set(settings.sites))
-        found.stands(Status(state, rounds, online, sorted(set(settings.sites) - set(online)), why))
+        deployed.stands(
+            Status(state, rounds, online, sorted(set(settings.sites) - set(online)), why)
+        )
 
     over = threading.Event()
-    threading.Thread(target=_beat, args=(found, over), daemon=True).start()
+    threading.Thread(target=_beat, args=(deployed, over), daemon=True).start()
     try:
         job, _ = door.served(config, deployment.data)
-        engine = make(settings.sites, {"config": config.toml(), "run": found.id}, settings.deadline)
+        engine = make(
+            settings.sites, {"config": config.toml(), "run": deployed.id}, settings.deadline
+        )
         _wait(settings, nodes, stands)
         stands("running")
-        run(job, engine, config.section("run"), found.folder, lambda _: stands("running"))
+        run(job, engine, config.section("run"), deployed.folder, lambda _: stands("running"))
         stands("finished")
     except BaseException as error:
-        found.stands(Status("failed", rounds, why=str(error) or type(error).__name__))
+        deployed.stands(Status("failed", rounds, why=str(error) or type(error).__name__))
         raise
     finally:
         over.set()

@@ -78,11 +78,11 @@ class Signed:
     def read(cls, data: bytes) -> "Signed":
         """ValueError if these are not the bytes of one."""
         try:
-            found = json.loads(data)
+            fields = json.loads(data)
             return cls(
-                base64.b64decode(found["app"]),
-                int(found["at"]),
-                base64.b64decode(found["signature"]),
+                base64.b64decode(fields["app"]),
+                int(fields["at"]),
+                base64.b64decode(fields["signature"]),
             )
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"it holds no signed app ({type(error).__name__}: {error})") from None

@@ -29,7 +29,7 @@ Tell = Callable[[str], None]
 
 @contextmanager
 def answering(site: SiteFolder, tell: Tell) -> Iterator[str]:
-    """A socket behind which the site's orders are answered, as long as it is needed; its place."""
+    """A socket behind which the site's orders are answered, as long as it is needed; its path."""
     one_at_a_time = Lock()
 
     class Line(socketserver.BaseRequestHandler):
@@ -39,20 +39,20 @@ def answering(site: SiteFolder, tell: Tell) -> Iterator[str]:
                 data = take(self.request)
                 with one_at_a_time:
                     began = time.monotonic()
-                    answer, what = _answer(site, about, data, tell)
+                    reply, what = _answer(site, about, data, tell)
                     tell(f"{what} ({time.monotonic() - began:.1f} s)")
-                put(self.request, answer)
+                put(self.request, reply)
             # Flower's process ended meanwhile, as it does when a run is stopped
             except ConnectionError as error:
                 tell(f"An answer was not wanted any more: {error}.")
 
     # its owner's alone; a socket's path must be short
     with TemporaryDirectory(prefix="fedexperts-") as folder:
-        place = str(Path(folder) / "orders")
-        with socketserver.ThreadingUnixStreamServer(place, Line) as server:
+        path = str(Path(folder) / "orders")
+        with socketserver.ThreadingUnixStreamServer(path, Line) as server:
             Thread(target=server.serve_forever, daemon=True).start()
             try:
-                yield place
+                yield path
             finally:
                 server.shutdown()
 

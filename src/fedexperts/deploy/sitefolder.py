@@ -57,14 +57,14 @@ class SiteFolder:
     @classmethod
     def at(cls, path: Path, name: str) -> "SiteFolder":
         """The part of the site `name`: the folder itself, or sites/NAME in it."""
-        for place in (path / "sites" / name, path):
-            if (place / "site.toml").exists():
-                found = cls(place.absolute())
-                if found.name != name:
+        for folder in (path / "sites" / name, path):
+            if (folder / "site.toml").exists():
+                site = cls(folder.absolute())
+                if site.name != name:
                     raise ValueError(
-                        f"{place} is the site {found.name}, not {name}; use --name {found.name}"
+                        f"{folder} is the site {site.name}, not {name}; use --name {site.name}"
                     )
-                return found
+                return site
         raise ValueError(
             f"{path} holds no site {name}: carry FOLDER/sites/{name} of the server's deployment"
             " here"
@@ -121,11 +121,11 @@ class SiteFolder:
     def _asked(self) -> Values:
         file = self.path / "site.toml"
         try:
-            found = tomllib.loads(file.read_text())
-            check_name(str(found["name"]))
-            _ = found["server"]
+            asked = tomllib.loads(file.read_text())
+            check_name(str(asked["name"]))
+            _ = asked["server"]
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
             raise ValueError(
                 f"{file} is damaged ({error}): expected name, server and [data]"
             ) from None
-        return found
+        return asked

@@ -31,7 +31,7 @@ from ..tensors import Tensors, named, rng, under
 
 @dataclass(frozen=True)
 class FedJETs(Method):
-    """Clients name the n experts they hold by place: 0 to n - 1. The server knows which those
+    """Clients name the n experts they hold by position: 0 to n - 1. The server knows which those
     are.
     """
 
@@ -82,7 +82,7 @@ class FedJETs(Method):
                 (u, own.index(k)) for u, own in zip(uploads, chosen, strict=True) if k in own
             ]
             if holders:
-                trained = [under(u.tensors, f"expert.{place}") for u, place in holders]
+                trained = [under(u.tensors, f"expert.{position}") for u, position in holders]
                 expert = given.average(trained, [u.examples for u, _ in holders])
                 shared |= named(f"expert.{k}", expert)
         common = [_part(u.tensors, ()) for u in uploads]
@@ -136,13 +136,13 @@ class FewExperts(Predictor):
         """log y(x)."""
         mixture, tensors, chosen_n = self.model, self.local.trained, self.local.fixed["chosen"]
         routed = [
-            mixture.expert.logits(under(tensors, f"expert.{place}"), x)
-            for place in range(len(chosen_n))
+            mixture.expert.logits(under(tensors, f"expert.{position}"), x)
+            for position in range(len(chosen_n))
         ]
         weights_Bn = _gate(mixture, tensors, x)[:, chosen_n].softmax(-1)
         return mixture.mix(
             tensors,
-            mixture.answers(tensors, "main", x),
+            mixture.probabilities(tensors, "main", x),
             torch.stack(routed).softmax(-1),
             weights_Bn,
         )
@@ -162,8 +162,8 @@ def _part(tensors: Tensors, chosen: Iterable[int]) -> Tensors:
         for name, value in tensors.items()
         if name.split(".")[0] not in ("expert", "use")
     }
-    for place, k in enumerate(chosen):
-        part |= named(f"expert.{place}", under(tensors, f"expert.{k}"))
+    for position, k in enumerate(chosen):
+        part |= named(f"expert.{position}", under(tensors, f"expert.{k}"))
     return part
 
 

@@ -279,7 +279,7 @@ class FedMoE(Method):
         x, y = given.reserve.x[:, 0], given.reserve.y
         with torch.no_grad():
             mains_MRC, routed_KRC = (
-                mixture.answers(server, prefix, x) for prefix in ("main", "expert")
+                mixture.probabilities(server, prefix, x) for prefix in ("main", "expert")
             )
         gate = {name: value.clone() for name, value in under(server, "gate").items()}
         alpha = {"alpha": server["alpha"].clone().requires_grad_()} if mixture.mains else {}
@@ -299,8 +299,8 @@ class FedMoE(Method):
             for rows in torch.randperm(len(y), generator=generator).split(given.learning.batch):
                 logits, moved = mixture.gate.step(gate, x[rows])
                 weights_BK = self._weights(logits)
-                answer_BC = mixture.mix(alpha, mains_MRC[:, rows], routed_KRC[:, rows], weights_BK)
-                loss = nll_loss(answer_BC, y[rows]) + self.beta * entropy(weights_BK)
+                mixed_BC = mixture.mix(alpha, mains_MRC[:, rows], routed_KRC[:, rows], weights_BK)
+                loss = nll_loss(mixed_BC, y[rows]) + self.beta * entropy(weights_BK)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

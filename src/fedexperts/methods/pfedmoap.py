@@ -109,14 +109,16 @@ class PFedMoAP(TextGate, Method):
         payload, pool = self.publish(server), under(server, "pool")
         sent = dict.fromkeys(clients, Sent(payload))
         names = sorted(pool)
-        places = {name: place for place, name in enumerate(names)}
+        positions = {name: position for position, name in enumerate(names)}
         known = [client for client in clients if client in pool]
         if not known:
             return sent
         entries_NlW = torch.stack([pool[name] for name in names])
-        own = [places[client] for client in known]
-        for client, place, distance_N in zip(known, own, _distances(entries_NlW, own), strict=True):
-            chosen = self._chosen(distance_N, place, rng(seed, "experts", round, client))
+        own = [positions[client] for client in known]
+        for client, position, distance_N in zip(
+            known, own, _distances(entries_NlW, own), strict=True
+        ):
+            chosen = self._chosen(distance_N, position, rng(seed, "experts", round, client))
             received = [names[i] for i in chosen.tolist()]
             facts: Facts = {"received": received, "distances": distance_N[chosen].tolist()}
             sent[client] = Sent(payload | {"experts": entries_NlW[chosen]}, facts)

@@ -56,7 +56,9 @@ class ServedMixture(MixturePredictor):
     def _answer(self, server: Tensors, x: Tensor) -> Tensor:
         if self.trained:
             return self.model.predict(server, x)
-        mains_MBC, routed_KBC = (self.model.answers(server, kind, x) for kind in ("main", "expert"))
+        mains_MBC, routed_KBC = (
+            self.model.probabilities(server, kind, x) for kind in ("main", "expert")
+        )
         return self.model.mix(server, mains_MBC, routed_KBC, self._weigh(server, x))
 
     def _weigh(self, server: Tensors, x: Tensor) -> Tensor:
@@ -113,5 +115,5 @@ def clusters_of(x: Tensor, count: int, seed: int) -> Tensor:
         x = torch.zeros(len(x), int(x.max()) + 1).scatter_add_(
             1, x.flatten(1), torch.ones(x.flatten(1).shape)
         )
-    found = KMeans(count, n_init=10, random_state=seed).fit(x.flatten(1).double().numpy())
-    return torch.from_numpy(found.labels_).long()
+    clusters = KMeans(count, n_init=10, random_state=seed).fit(x.flatten(1).double().numpy())
+    return torch.from_numpy(clusters.labels_).long()

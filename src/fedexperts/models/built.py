@@ -31,21 +31,21 @@ class Built:
     key: str
 
 
-_place: ContextVar[torch.device] = ContextVar("place", default=CPU)
+_device: ContextVar[torch.device] = ContextVar("device", default=CPU)
 
 
 @contextmanager
 def computing_on(device: torch.device) -> Iterator[None]:
-    """Models that are made in here compute on a device. Nothing else changes place: torch's default
+    """Models that are made in here compute on a device. Nothing else moves: torch's default
     device does not.
     """
-    before = _place.set(device)
+    before = _device.set(device)
     try:
         yield
     finally:
-        _place.reset(before)
+        _device.reset(before)
 
 
 def device() -> torch.device:
     """Where a model that is made now computes."""
-    return _place.get()
+    return _device.get()

@@ -27,7 +27,9 @@ from ..model import Model, Portable, PromptModel
 from ..tensors import Tensors
 
 Name = tuple[int, ...]  # the token ids behind the context: class name, full stop, [EOS]
-Row = dict[Name, int]  # the beginning of a name -> the place in the row of the token that ends it
+Row = dict[
+    Name, int
+]  # the beginning of a name -> the position in the row of the token that ends it
 # queries, keys, values [.., H, S, d] -> [.., H, S, d]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -244,7 +246,7 @@ class Tree:
     words: Tensor  # [Rs, W]: embeddings
     # [R, s, T + s]: 0 where a token sees one of the trunk or of its own row, -inf where it does not
     mask: Tensor
-    # [C]: place of each class's [EOS] among the T + Rs, where the text encoder is: a step copies
+    # [C]: position of each class's [EOS] among the T + Rs, where the text encoder is: a step copies
     # nothing
     ends: Tensor
 
@@ -350,7 +352,7 @@ def _attend_tree(query: Tensor, key: Tensor, value: Tensor, mask_RsS: Tensor) ->
 
 
 def _causal(x: Tensor) -> Tensor:
-    """[S, S] for [.., S, d]: 0 up to a token's own place, -inf behind it."""
+    """[S, S] for [.., S, d]: 0 up to a token's own position, -inf behind it."""
     return torch.full((x.shape[-2],) * 2, float("-inf"), dtype=x.dtype, device=x.device).triu(1)
 
 

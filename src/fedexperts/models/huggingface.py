@@ -99,10 +99,10 @@ def pickled(folder: Path, kind: str) -> str:
     """Why the weights in a folder are not read, with what to type, for a class of transformers; ""
     if they are safe.
     """
-    if any(folder.glob("*.safetensors")) or not (found := sorted(folder.glob("*.bin"))):
+    if any(folder.glob("*.safetensors")) or not (pickles := sorted(folder.glob("*.bin"))):
         return ""
     return (
-        f"{found[0].name} is a pickle, which can run programs when it is read, so only"
+        f"{pickles[0].name} is a pickle, which can run programs when it is read, so only"
         " model.safetensors is. If you "
         f'trust who made it, type: python -c "from transformers import {kind} as M; '
         f'M.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"'
@@ -294,8 +294,8 @@ def _vocabulary(folder: Path) -> Path:
         return own
     for name in VOCABULARIES:
         with suppress(OSError, ValueError):
-            if _has_vocabulary(found := Path(snapshot_download(name, local_files_only=True))):
-                return found
+            if _has_vocabulary(folder := Path(snapshot_download(name, local_files_only=True))):
+                return folder
     raise _broken(
         own,
         f'it has no tokenizer.json; type "hf download {VOCABULARIES[0]} tokenizer.json" for that'

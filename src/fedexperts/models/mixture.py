@@ -57,14 +57,14 @@ class Mixture(MixtureModel):
     def step(self, tensors: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
         """[B, C]: log y(x) with every expert and the gate in training, and what moved in them."""
         weights_BK, moved = _step(self.gate, tensors, "gate", x)
-        answers = []
+        outputs = []
         for name in self._names():
-            answer_BC, of_one = _step(self.expert, tensors, name, x)
-            answers.append(answer_BC)
+            output_BC, of_one = _step(self.expert, tensors, name, x)
+            outputs.append(output_BC)
             moved |= of_one
-        answers_EBC = torch.stack(answers)
+        outputs_EBC = torch.stack(outputs)
         return (
-            self.mix(tensors, answers_EBC[: self.mains], answers_EBC[self.mains :], weights_BK),
+            self.mix(tensors, outputs_EBC[: self.mains], outputs_EBC[self.mains :], weights_BK),
             moved,
         )
 
@@ -76,9 +76,9 @@ class Mixture(MixtureModel):
 
     def logits(self, tensors: Tensors, x: Tensor) -> Tensor:
         """[B, C]: log y(x), every expert computed and weighed."""
-        routed_KBC = self.answers(tensors, "expert", x)
+        routed_KBC = self.probabilities(tensors, "expert", x)
         return self.mix(
-            tensors, self.answers(tensors, "main", x), routed_KBC, self.weigh(tensors, x)
+            tensors, self.probabilities(tensors, "main", x), routed_KBC, self.weigh(tensors, x)
         )
 
     def predict(self, tensors: Tensors, x: Tensor) -> Tensor:
@@ -89,9 +89,9 @@ class Mixture(MixtureModel):
         routed_BC = weights_BK.new_zeros(len(x), len(self.classes))
         for k in weights_BK.any(0).nonzero().flatten().tolist():
             rows = weights_BK[:, k].nonzero().flatten()
-            answer = self.expert.logits(under(tensors, f"expert.{k}"), x[rows]).softmax(-1)
-            routed_BC[rows] += weights_BK[rows, k, None] * answer
-        return self._with_main(tensors, self.answers(tensors, "main", x), routed_BC)
+            own_BC = self.expert.logits(under(tensors, f"expert.{k}"), x[rows]).softmax(-1)
+            routed_BC[rows] += weights_BK[rows, k, None] * own_BC
+        return self._with_main(tensors, self.probabilities(tensors, "main", x), routed_BC)
 
     def routed(self, tensors: Tensors, x: Tensor) -> Tensor:
         """[B, K]: the weights of the `top` routed experts, renormalised; 0 for all others."""
@@ -126,17 +126,17 @@ class Mixture(MixtureModel):
             carried, counts | {"expert": expert.numbers, "gate": gate.numbers}, _FORMULA, code
         )
 
-    def answers(self, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
+    def probabilities(self, tensors: Tensors, prefix: str, x: Tensor) -> Tensor:
         """[E, B, C]: probabilities from each of the experts `main.*` or `expert.*`."""
         count = self.mains if prefix == "main" else self.experts
         experts = [under(tensors, f"{prefix}.{i}") for i in range(count)]
         if not experts:
             return x.new_zeros(0, len(x), len(self.classes), dtype=torch.float32)
         if self.together and count > 1:
-            answers_EBC: Tensor = vmap(self.expert.logits, (0, None))(stack(experts), x)
+            outputs_EBC: Tensor = vmap(self.expert.logits, (0, None))(stack(experts), x)
         else:
-            answers_EBC = torch.stack([self.expert.logits(expert, x) for expert in experts])
-        return answers_EBC.softmax(-1)
+            outputs_EBC = torch.stack([self.expert.logits(expert, x) for expert in experts])
+        return outputs_EBC.softmax(-1)
 
     def mix(
         self, tensors: Tensors, mains_MBC: Tensor, routed_KBC: Tensor, weights_BK: Tensor

@@ -67,8 +67,8 @@ class Network(Model):
         """
         module: Any = self._hollow.evaluating
         if hasattr(module, "portable"):
-            found: Portable = module.portable(tensors, self.classes)
-            return found
+            portable: Portable = module.portable(tensors, self.classes)
+            return portable
         sources = {
             type(part): getsource(type(part)) for part in module.modules() if hasattr(part, "parts")
         }
@@ -85,8 +85,8 @@ class Network(Model):
         # these the module writes into
         moved = {name: there[name].detach().clone() for name in self.buffers}
         try:
-            answer = functional_call(self._hollow.training, there | moved, (x.to(self.device),))
-            return answer.to(x.device), on(x.device, moved)
+            output = functional_call(self._hollow.training, there | moved, (x.to(self.device),))
+            return output.to(x.device), on(x.device, moved)
         except ValueError as error:
             if not (self.buffers and len(x) == 1):
                 raise

@@ -64,29 +64,29 @@ class Checkpoint:
         return SHRUNK * math.isqrt(len(self.tensors["visual.attnpool.positional_embedding"]) - 1)
 
 
-def checkpoint(place: Path) -> Checkpoint | None:
+def checkpoint(path: Path) -> Checkpoint | None:
     """The checkpoint in a folder, or in a file .pt; None if there is none of these. ValueError if
     it cannot be read.
     """
-    archives = [place] if place.suffix == ".pt" else sorted(place.glob("*.pt"))
-    if (place / SETTINGS).exists():
-        return _open_clip(place)
+    archives = [path] if path.suffix == ".pt" else sorted(path.glob("*.pt"))
+    if (path / SETTINGS).exists():
+        return _open_clip(path)
     if len(archives) > 1:
         raise ValueError(
-            f"{place} holds {len(archives)} checkpoints; expected one of them, as {archives[0]}"
+            f"{path} holds {len(archives)} checkpoints; expected one of them, as {archives[0]}"
         )
     return _archive(archives[0]) if archives else None
 
 
 def _archive(file: Path) -> Checkpoint:
     with open(file, "rb") as data:
-        found = hashlib.file_digest(data, "sha256").hexdigest()
-    if found not in PUBLISHED.values():
+        sha256 = hashlib.file_digest(data, "sha256").hexdigest()
+    if sha256 not in PUBLISHED.values():
         why = (
             "it is none of the archives that OpenAI published, and another may write files when it"
             " is loaded"
         )
-        raise _broken(file, f"{why} (its sha256 is {found})")
+        raise _broken(file, f"{why} (its sha256 is {sha256})")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it is what OpenAI published
         try:
@@ -127,10 +127,10 @@ def _float(tensors: Mapping[str, Tensor]) -> Tensors:
     }
 
 
-def _check(place: Path, tensors: Mapping[str, Tensor]) -> None:
+def _check(path: Path, tensors: Mapping[str, Tensor]) -> None:
     if missing := [name for name in NEEDED if name not in tensors]:
         raise ValueError(
-            f"{place} is no CLIP with a ModifiedResNet and a text encoder of its own (it has no"
+            f"{path} is no CLIP with a ModifiedResNet and a text encoder of its own (it has no"
             f' {missing[0]}); expected one as "timm/resnet50_clip.openai", or a CLIP in'
             ' Hugging Face\'s layout, as "openai/clip-vit-base-patch16"'
         )
@@ -233,9 +233,9 @@ def _filled(kind: type, t: Tensors) -> Any:
     return made.requires_grad_(False)
 
 
-def _broken(place: Path, why: str) -> ValueError:
+def _broken(path: Path, why: str) -> ValueError:
     return ValueError(
-        f"{place} does not hold a whole CLIP: {why}. Expected OpenAI's RN50.pt, or a folder"
+        f"{path} does not hold a whole CLIP: {why}. Expected OpenAI's RN50.pt, or a folder"
         f" with {SETTINGS} and "
         f'{WEIGHTS}, as "hf download timm/resnet50_clip.openai" brings it'
     )

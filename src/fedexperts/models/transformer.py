@@ -84,7 +84,7 @@ class Own(nn.Module):
         """As Hugging Face has it: its config, its names of tensors."""
         names = {
             "id2label": dict(enumerate(classes)),
-            "label2id": {name: place for place, name in enumerate(classes)},
+            "label2id": {name: number for number, name in enumerate(classes)},
         }
         return Portable(
             under(tensors, "classifier"), _described(self.classifier) | names, _FORMULA, _OWN
@@ -119,7 +119,7 @@ POOLINGS: dict[str, Callable[[Any, int], nn.Module]] = {"own": Own, "mean": Mean
 
 def tokenized(tokenizer: Any, tokens: int, texts: Sequence[str]) -> Tensor:
     """Texts as a tokenizer of Hugging Face has them, int64 [B, 2, L], padded on the right."""
-    found = tokenizer(
+    encoded = tokenizer(
         list(texts),
         padding="max_length",
         truncation=True,
@@ -127,7 +127,7 @@ def tokenized(tokenizer: Any, tokens: int, texts: Sequence[str]) -> Tensor:
         padding_side="right",  # where GPT-2's own pooling and positions expect it
         return_tensors="pt",
     )
-    x = torch.stack([found.input_ids, found.attention_mask], dim=1)
+    x = torch.stack([encoded.input_ids, encoded.attention_mask], dim=1)
     x[:, 1, 0] = 1  # a text without any token is one of padding: nobody takes a mean of nothing
     return x
 
@@ -207,8 +207,8 @@ def inputs(texts):
 
 def _described(network: Any) -> Values:
     """Its config as plain values, without the folder that it came from."""
-    found: Values = json.loads(network.config.to_json_string(use_diff=False))
-    return {key: value for key, value in found.items() if key != "_name_or_path"}
+    described: Values = json.loads(network.config.to_json_string(use_diff=False))
+    return {key: value for key, value in described.items() if key != "_name_or_path"}
 
 
 def _saved(tokenizer: Any) -> dict[str, bytes]:

@@ -62,7 +62,7 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         (k, _), (s, _), p = self.kernel_size, self.stride, int(self.padding[0])
-        patches = unfold(x, k, padding=p, stride=s)  # [B, in * k * k, places]
+        patches = unfold(x, k, padding=p, stride=s)  # [B, in * k * k, positions]
         assert self.bias is not None
         flat = self.weight.flatten(1) @ patches + self.bias[:, None]
         out: Tensor = flat.unflatten(-1, ((x.shape[-2] + 2 * p - k) // s + 1, -1))

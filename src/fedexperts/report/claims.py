@@ -60,34 +60,38 @@ def legend(claims: Sequence[Claim]) -> list[str]:
     ]
 
 
-def estimate(found: Difference) -> str:
+def estimate(difference: Difference) -> str:
     """A difference in numbers: with its interval, or else seed by seed."""
-    seeds = plural(len(found.by_seed), "seed")
-    if found.nothing:
+    seeds = plural(len(difference.by_seed), "seed")
+    if difference.nothing:
         return f"no difference at all in {seeds}"
-    if len(found.by_seed) < paired.SEEDS:
+    if len(difference.by_seed) < paired.SEEDS:
         values = ", ".join(
-            f"{signed(value)} (seed {seed})" for seed, value in found.by_seed.items()
+            f"{signed(value)} (seed {seed})" for seed, value in difference.by_seed.items()
         )
         return f"{values} points; an interval needs {paired.SEEDS} seeds"
-    if not found.judged:
+    if not difference.judged:
         return (
-            f"{signed(found.mean)} points in each of {seeds}; an interval needs seeds that differ"
+            f"{signed(difference.mean)} points in each of {seeds};"
+            " an interval needs seeds that differ"
         )
-    low, high = found.interval
-    return f"{signed(found.mean)} points (between {signed(low)} and {signed(high)}, 95 %, {seeds})"
+    low, high = difference.interval
+    return (
+        f"{signed(difference.mean)} points"
+        f" (between {signed(low)} and {signed(high)}, 95 %, {seeds})"
+    )
 
 
-def _verdict(found: Difference, holds: bool, comparisons: int) -> str:
+def _verdict(difference: Difference, holds: bool, comparisons: int) -> str:
     """The same with a verdict; `holds` if zero is ruled out among all comparisons."""
-    says = estimate(found)
-    if not found.judged:
+    says = estimate(difference)
+    if not difference.judged:
         return says
-    if holds and found.mean > 0:
+    if holds and difference.mean > 0:
         return f"{says}, better"
     if holds:
         return f"{says}, worse"
-    low, high = found.interval
+    low, high = difference.interval
     if low <= 0 <= high:
         return f"{says}, no difference is established"
     return f"{says}, not established among {comparisons} comparisons"
@@ -123,14 +127,14 @@ def claims(experiments: Sequence[Experiment]) -> list[Claim]:
             shown(other.name),
             control["what"],
             control["of"],
-            found,
+            difference,
             _beside(experiment, other),
         )
         for experiment in experiments
         for control in experiment.controls
         for other in experiments
         if fits(experiment, control, other)
-        and (found := compared(experiment, other, control["of"]))
+        and (difference := compared(experiment, other, control["of"]))
     ]
 
 
@@ -228,8 +232,8 @@ def _average(experiment: Experiment, of: str) -> str:
 
 def _first_and_next(best: Experiment, second: Experiment, of: str) -> list[str]:
     says = "no client in common, so the two cannot be compared"
-    if found := compared(best, second, of):
-        says = estimate(found)
+    if difference := compared(best, second, of):
+        says = estimate(difference)
     return [
         f"Highest {WHOSE[of]} accuracy: {_average(best, of)}.",
         f"Next: {shown(second.name)}, {_ACCURACY[of](second):.1f} %."
@@ -239,17 +243,17 @@ def _first_and_next(best: Experiment, second: Experiment, of: str) -> list[str]:
 
 def _about_experts(experiments: Sequence[Experiment]) -> list[str]:
     """Each experiment with experts against the control that its method names first."""
-    found = claims(experiments)
+    made = claims(experiments)
     return [
         f"What experts add: {line}"
-        for claim, line in zip(found, sentences(found), strict=True)
+        for claim, line in zip(made, sentences(made), strict=True)
         if claim.what == claim.experiment.controls[0]["what"]
     ]
 
 
 def notes(experiments: Sequence[Experiment]) -> list[str]:
     """What a reader must know beside the figures: what is not counted, and what is not alike."""
-    found = [
+    lines = [
         f"Not counted: {shown(e.name)}, seed {seed}: {run.unfinished}."
         for e in experiments
         for seed, run in e.runs.items()
@@ -257,17 +261,17 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
     ]
     counted = [e for e in experiments if e.finished]
     for e in counted:
-        found += [*_silent(e), *_simulated(e), *_refused(e)]
+        lines += [*_silent(e), *_simulated(e), *_refused(e)]
     if not same_data(counted):
-        found.append(
+        lines.append(
             "The experiments do not have the same data, so their figures cannot be compared."
         )
     if not same_seeds(counted):
-        found.append(
+        lines.append(
             "The experiments do not have the same seeds: compare the paired differences, not the"
             " means."
         )
-    return found
+    return lines
 
 
 def _silent(experiment: Experiment) -> Iterator[str]:
@@ -296,10 +300,10 @@ def _refused(experiment: Experiment) -> Iterator[str]:
     """Uploads that were not taken; a client of whom none was ever taken is named."""
     count = 0
     for seed, run in experiment.finished.items():
-        found = refusals(run.rounds)
-        count += len(found)
+        refused = refusals(run.rounds)
+        count += len(refused)
         trained = {client for row in run.rounds for client in row["trained"]}
-        for client in sorted({client for _, client, _ in found} - trained):
+        for client in sorted({client for _, client, _ in refused} - trained):
             yield (
                 f"WARNING: {shown(experiment.name)}, seed {seed}: every upload from"
                 f" {shown(client)} was refused, so it contributed nothing to this result."

@@ -111,16 +111,16 @@ class Experiment:
     def routing(self) -> dict[int, Routing]:
         """The server's mixture and its parts after the last round, by seed."""
         return {
-            seed: found for seed, run in self.finished.items() if (found := routing(run.server))
+            seed: routed for seed, run in self.finished.items() if (routed := routing(run.server))
         }
 
     @cached_property
     def sizes(self) -> dict[tuple[str, str], float]:
         """What is held and sent, as `metrics.sizes` names it: means over the runs that count."""
-        found = [sizes(run.rounds, run.server) for run in self.finished.values()]
+        each_run = [sizes(run.rounds, run.server) for run in self.finished.values()]
         return {
-            key: statistics.fmean(each[key] for each in found if key in each)
-            for key in set().union(*found)
+            key: statistics.fmean(each[key] for each in each_run if key in each)
+            for key in set().union(*each_run)
         }
 
     @cached_property
@@ -176,7 +176,7 @@ class Experiment:
         None if its runs do not know what classes their clients have.
         """
         logged = [run.environment.get("commonest") for run in self.runs.values()]
-        levels = [float(found[of]) for found in logged if found]
+        levels = [float(shares[of]) for shares in logged if shares]
         if not levels:
             return None
         return statistics.fmean(levels)
@@ -206,8 +206,8 @@ def collect(paths: Sequence[Path]) -> list[Experiment]:
     """
     if not paths:
         raise ValueError("no folder was given; expected a folder made by `fedexperts run`")
-    found = {folder.resolve(): folder for path in paths for folder in runs(path)}
-    return _grouped([_read(folder) for folder in found.values()])
+    folders = {folder.resolve(): folder for path in paths for folder in runs(path)}
+    return _grouped([_read(folder) for folder in folders.values()])
 
 
 def runs(path: Path) -> list[Path]:
@@ -217,9 +217,9 @@ def runs(path: Path) -> list[Path]:
         raise ValueError(f"{path}: this is a file; {expected}")
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder; {expected}")
-    found = list(_walk(path))
-    folders = [folder for folder in found if "tune" not in folder.relative_to(path).parts[:-1]]
-    if not found:
+    below = list(_walk(path))
+    folders = [folder for folder in below if "tune" not in folder.relative_to(path).parts[:-1]]
+    if not below:
         raise ValueError(f"{path} holds no run (no folder with config.toml in it); {expected}")
     if not folders:
         raise ValueError(f"{path} holds only trials (in folders called tune); {expected}")
@@ -235,8 +235,10 @@ def _walk(path: Path) -> Iterator[Path]:
         for entry in os.scandir(path)
         if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."
     ]
-    place = {name: number for number, name in enumerate(_asked(path))}
-    for folder in sorted(below, key=lambda each: (place.get(each.name, len(place)), each.name)):
+    position = {name: number for number, name in enumerate(_asked(path))}
+    for folder in sorted(
+        below, key=lambda each: (position.get(each.name, len(position)), each.name)
+    ):
         yield from _walk(folder)
 
 
@@ -308,9 +310,9 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
     names = [group[0].name for group in groups]
     folders = [group[0].path.resolve() for group in groups]
     base = os.path.commonpath(folders)
-    found = []
+    names = []
     for name, folder in zip(names, folders, strict=True):
         if names.count(name) > 1:
             name = f"{name} ({folder.relative_to(base)})"
-        found.append(name)
-    return found
+        names.append(name)
+    return names

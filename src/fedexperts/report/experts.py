@@ -95,8 +95,8 @@ def shares(server_row: Row) -> dict[str, list[float]]:
 
 def largest_share(server_rows: Sequence[Row]) -> dict[int, float]:
     """The largest share that a client has in one expert, mean over clients."""
-    found = {row["round"]: [max(share) for share in shares(row).values()] for row in server_rows}
-    return {round: statistics.fmean(values) for round, values in found.items() if values}
+    largest = {row["round"]: [max(share) for share in shares(row).values()] for row in server_rows}
+    return {round: statistics.fmean(values) for round, values in largest.items() if values}
 
 
 def own_shares(client_rows: Sequence[Row]) -> dict[str, list[float]]:

@@ -45,11 +45,11 @@ def draw(experiments: Sequence[Experiment]) -> list[Picture]:
     accuracy = [_accuracy(counted)]
     if judged_by(counted) == "server" or any(e.routing for e in counted):
         accuracy.insert(0, _server([e for e in counted if e.has_global]))
-    found: list[Picture | None] = [*accuracy, _clients(counted)]
+    pictures: list[Picture | None] = [*accuracy, _clients(counted)]
     for experiment in counted:
-        found += [_own_shares(experiment), _received(experiment)]
-    found += [*mixtures(counted), _moved(counted), *_declared(counted), _bytes(counted)]
-    return [picture for picture in found if picture]
+        pictures += [_own_shares(experiment), _received(experiment)]
+    pictures += [*mixtures(counted), _moved(counted), *_declared(counted), _bytes(counted)]
+    return [picture for picture in pictures if picture]
 
 
 # ---- over rounds
@@ -140,15 +140,17 @@ def _moved(experiments: Sequence[Experiment]) -> Picture | None:
 def _declared(experiments: Sequence[Experiment]) -> list[Picture | None]:
     """A picture for each number that methods declared, of the experiments whose method did."""
     every = [metric for e in experiments for metric in e.metrics]
-    found = []
-    for metric in [metric for place, metric in enumerate(every) if metric not in every[:place]]:
+    pictures = []
+    for metric in [
+        metric for position, metric in enumerate(every) if metric not in every[:position]
+    ]:
         runs = {e.name: e.finished.values() for e in experiments if metric in e.metrics}
         series = [
             (name, [logged(getattr(run, metric["of"]), metric["name"]) for run in each])
             for name, each in runs.items()
         ]
-        found.append(over_rounds(series, metric["title"], metric["unit"], metric["says"]))
-    return found
+        pictures.append(over_rounds(series, metric["title"], metric["unit"], metric["says"]))
+    return pictures
 
 
 # ---- clients
@@ -159,12 +161,12 @@ def _clients(experiments: Sequence[Experiment]) -> Picture:
     domains = sorted({domain(client) for e in experiments for client in e.clients})
     figure, axes = paper(0.7 + 0.62 * len(experiments) + 0.25)
     worst = []
-    for place, experiment in enumerate(experiments):
+    for position, experiment in enumerate(experiments):
         scores = list(experiment.last.values())
         values = [pair for score in scores for pair in score.clients.items()]
         for number, name in enumerate(domains):
             own = [value for client, value in values if domain(client) == name]
-            lane = place - 0.3 + 0.6 * (number + 0.5) / len(domains)
+            lane = position - 0.3 + 0.6 * (number + 0.5) / len(domains)
             drawn = axes.scatter(
                 own,
                 [lane] * len(own),
@@ -174,10 +176,10 @@ def _clients(experiments: Sequence[Experiment]) -> Picture:
                 alpha=0.65,
                 linewidths=0,
             )
-            if place == 0:  # the legend names each domain once
+            if position == 0:  # the legend names each domain once
                 drawn.set_label(plain(name))
         mean = statistics.fmean(score.mean for score in scores)
-        axes.plot([mean, mean], [place - 0.38, place + 0.38], color="black", linewidth=1.6)
+        axes.plot([mean, mean], [position - 0.38, position + 0.38], color="black", linewidth=1.6)
         low = lowest(experiment.last)
         worst.append(
             f"{shown(experiment.name)} {low.correct} of {low.examples} ({shown(low.client)}, seed"
@@ -199,7 +201,7 @@ def _clients(experiments: Sequence[Experiment]) -> Picture:
 def _own_shares(experiment: Experiment) -> Picture | None:
     """Shares of the experts at each client, relative to equal ones."""
     seeds = [own_shares(rows) for rows in experiment.rows.values()]
-    width = max((len(found) for seed in seeds for found in seed.values()), default=0)
+    width = max((len(shares) for seed in seeds for shares in seed.values()), default=0)
     if width < 2:
         return None
     names = sorted(set().union(*seeds), key=order)
@@ -229,11 +231,11 @@ def _own_shares(experiment: Experiment) -> Picture | None:
 
 def _relative(seeds: Sequence[Sequence[float]], width: int) -> list[float]:
     """A client's shares in multiples of equal ones, means over seeds; NaN where there is none."""
-    found = []
-    for place in range(width):
-        each = [shares[place] * len(shares) for shares in seeds if place < len(shares)]
-        found.append(_mean(each))
-    return found
+    means = []
+    for position in range(width):
+        each = [shares[position] * len(shares) for shares in seeds if position < len(shares)]
+        means.append(_mean(each))
+    return means
 
 
 def _received(experiment: Experiment) -> Picture | None:
@@ -244,8 +246,8 @@ def _received(experiment: Experiment) -> Picture | None:
         return None
     names = sorted({*experiment.clients, *chain.from_iterable(times)}, key=order)
     grid = [[float(times[receiver, giver]) for giver in names] for receiver in names]
-    for place in range(len(names)):
-        grid[place][place] = math.nan
+    for position in range(len(names)):
+        grid[position][position] = math.nan
     figure, axes = paper(WIDTH * 0.92)
     image = axes.imshow(grid, cmap="Blues", vmin=0, interpolation="nearest")
     figure.colorbar(
@@ -299,8 +301,8 @@ def _bytes(experiments: Sequence[Experiment]) -> Picture | None:
         ("up, from a client", 0.19, COLOURS[5], [up for _, up in means]),
     )
     for way, shift, colour, sizes in ways:
-        places = [place + shift for place in range(len(experiments))]
-        bars = axes.barh(places, sizes, 0.36, color=colour, label=way)
+        positions = [position + shift for position in range(len(experiments))]
+        bars = axes.barh(positions, sizes, 0.36, color=colour, label=way)
         axes.bar_label(bars, [f"{size:.1f}" for size in sizes], padding=3, fontsize=9)
     axes.set_yticks(range(len(experiments)), [short(e.name) for e in experiments])
     axes.set_ylim(len(experiments) - 0.5, -0.5)

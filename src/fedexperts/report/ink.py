@@ -58,20 +58,20 @@ def over_rounds(series: Series, title: str, unit: str, caption: str) -> Picture 
 
 
 def lines(axes: Axes, series: Series) -> None:
-    """Mean over seeds with a band of one standard deviation, coloured by place in `series`.
+    """Mean over seeds with a band of one standard deviation, coloured by position in `series`.
 
     What has nothing in a seed is left out.
     """
-    for place, (name, seeds) in enumerate(series):
+    for position, (name, seeds) in enumerate(series):
         if not seeds or not all(seeds):
             continue
         rounds = sorted(set.intersection(*map(set, seeds)))
         values = [[seed[round] for seed in seeds] for round in rounds]
         means = [statistics.fmean(each) for each in values]
-        colour, stroke = COLOURS[place % len(COLOURS)], STROKES[place % len(STROKES)]
+        colour, stroke = COLOURS[position % len(COLOURS)], STROKES[position % len(STROKES)]
         style: dict[str, Any] = {"color": colour, "linewidth": 1.8, "label": plain(name)}
         if len(rounds) < 2:  # a point is no line
-            style["marker"] = MARKS[place % len(MARKS)]
+            style["marker"] = MARKS[position % len(MARKS)]
         axes.plot(rounds, means, stroke, **style)
         if len(seeds) > 1:
             pairs = list(zip(means, map(statistics.stdev, values), strict=True))
@@ -97,14 +97,14 @@ def name_clients(axes: Axes, names: Sequence[str], side: str) -> None:
     if len(names) <= CROWD:
         axis.set_ticks(range(len(names)), [short(name) for name in names], fontsize=7.5)
     else:
-        places: dict[str, list[int]] = {}
-        for place, name in enumerate(names):
-            places.setdefault(domain(name), []).append(place)
-        middles = [statistics.fmean(each) for each in places.values()]
-        axis.set_ticks(middles, [short(name) for name in places])
-    for place, (before, after) in enumerate(pairwise(names)):
+        positions: dict[str, list[int]] = {}
+        for position, name in enumerate(names):
+            positions.setdefault(domain(name), []).append(position)
+        middles = [statistics.fmean(each) for each in positions.values()]
+        axis.set_ticks(middles, [short(name) for name in positions])
+    for position, (before, after) in enumerate(pairwise(names)):
         if domain(before) != domain(after):
-            line(place + 0.5, color="0.35", linewidth=0.8)
+            line(position + 0.5, color="0.35", linewidth=0.8)
 
 
 def domain(client: str) -> str:
@@ -114,10 +114,10 @@ def domain(client: str) -> str:
 
 def order(client: str) -> tuple[str, int, str]:
     """Clients of one domain together, by number."""
-    place = -1
-    if number := re.search(r"\d+$", client):
-        place = int(number[0])
-    return domain(client), place, client
+    number = -1
+    if digits := re.search(r"\d+$", client):
+        number = int(digits[0])
+    return domain(client), number, client
 
 
 # ---- paper and ink

@@ -68,11 +68,11 @@ def _logged(
 
 def _use(experiment: Experiment) -> Picture:
     """Of each class, the share of inputs whose first choice an expert is."""
-    found = next(iter(experiment.routing.values()))
-    totals = [sum(column) for column in zip(*found.use, strict=True)]
+    routing = next(iter(experiment.routing.values()))
+    totals = [sum(column) for column in zip(*routing.use, strict=True)]
     grid = [
         [100 * count / max(total, 1) for count, total in zip(row, totals, strict=True)]
-        for row in found.use
+        for row in routing.use
     ]
     figure, axes = paper(1.3 + 0.28 * min(len(grid), 20))
     image = axes.imshow(
@@ -87,7 +87,7 @@ def _use(experiment: Experiment) -> Picture:
         if max(map(len, experiment.classes)) > 3:
             axes.tick_params(axis="x", rotation=90)
     said = (
-        f"The most chosen expert is the first choice for {100 * found.busiest:.0f} % of the test"
+        f"The most chosen expert is the first choice for {100 * routing.busiest:.0f} % of the test"
         " inputs."
     )
     caption = f"{said} After the last round of the first seed."
@@ -98,15 +98,15 @@ def _use(experiment: Experiment) -> Picture:
 
 def _shares(experiment: Experiment) -> Picture | None:
     """Of which experts each client's blend is made."""
-    found = next(iter(experiment.routing.values()))
-    if not found.shares:
+    routing = next(iter(experiment.routing.values()))
+    if not routing.shares:
         return None
-    names = sorted(found.shares, key=order)
-    grid = [found.shares[name] for name in names]
+    names = sorted(routing.shares, key=order)
+    grid = [routing.shares[name] for name in names]
     figure, axes = paper(1.2 + 0.17 * min(len(names), 60))
     image = axes.imshow(grid, aspect="auto", cmap="Blues", vmin=0, interpolation="nearest")
     figure.colorbar(image, ax=axes, label="share", pad=0.02)
-    labels = ["main", *(str(k) for k in range(len(found.experts)))][-len(grid[0]) :]
+    labels = ["main", *(str(k) for k in range(len(routing.experts)))][-len(grid[0]) :]
     every = 1 + len(labels) // 12  # so that they do not touch
     axes.set_xticks(range(0, len(labels), every), labels[::every])
     axes.set_xlabel("expert")

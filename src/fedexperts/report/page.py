@@ -125,8 +125,8 @@ def _clients(experiments: Sequence[Experiment]) -> list[str]:
     scores = [[score.clients for score in e.last.values()] for e in counted]
     rows = []
     for client in sorted({client for e in counted for client in e.clients}):
-        found = [[seed[client] for seed in seeds if client in seed] for seeds in scores]
-        rows.append([client, *map(_mean, found)])
+        values = [[seed[client] for seed in seeds if client in seed] for seeds in scores]
+        rows.append([client, *map(_mean, values)])
     grid = _grid(["client", *(e.name for e in counted)], rows)
     return [
         _more(
@@ -168,11 +168,11 @@ def _noted(
     title: str,
     says: str,
     head: Sequence[str],
-    found: Callable[[Run], Iterable[Sequence[object]]],
+    rows_of: Callable[[Run], Iterable[Sequence[object]]],
 ) -> list[str]:
     """What was noted of runs, a row each; nothing where there is nothing."""
     runs = [(e.name, seed, run) for e in experiments for seed, run in e.runs.items()]
-    rows = [[name, seed, *row] for name, seed, run in runs for row in found(run)]
+    rows = [[name, seed, *row] for name, seed, run in runs for row in rows_of(run)]
     if not rows:
         return []
     paragraph = says and f"<p>{says}</p>"
@@ -187,15 +187,15 @@ def _settings(experiments: Sequence[Experiment]) -> list[str]:
         values = [_value(each, key) for each in settings]
         if len(set(values)) > 1:
             rows.append([key, *values])
-    found = ["<h2>Settings</h2>"]
+    html = ["<h2>Settings</h2>"]
     if rows:
         names = [e.name for e in experiments]
-        found += ["<p>Where the experiments differ:</p>", _grid(["key", *names], rows, "words")]
+        html += ["<p>Where the experiments differ:</p>", _grid(["key", *names], rows, "words")]
     for e in experiments:
         seeds = ", ".join(map(str, e.runs))
         text = f"<pre>{escape(e.first.text)}</pre>"
-        found.append(_more(f"{e.name}: all settings (seeds {seeds}; the first is shown)", text))
-    return [*found, *_environments(experiments)]
+        html.append(_more(f"{e.name}: all settings (seeds {seeds}; the first is shown)", text))
+    return [*html, *_environments(experiments)]
 
 
 def _environments(experiments: Sequence[Experiment]) -> list[str]:
@@ -206,14 +206,14 @@ def _environments(experiments: Sequence[Experiment]) -> list[str]:
             where.setdefault(json.dumps(run.environment, sort_keys=True), []).append(
                 f"{e.name} seed {seed}"
             )
-    found = []
+    html = []
     for text, runs in where.items():
         rows = [[key, _said(value)] for key, value in json.loads(text).items()]
         whose = ", ".join(runs)
         if len(where) == 1:
             whose = "all runs"
-        found.append(_more(f"Environment of {whose}", _grid(["what", "value"], rows, "words")))
-    return found
+        html.append(_more(f"Environment of {whose}", _grid(["what", "value"], rows, "words")))
+    return html
 
 
 def _more(title: str, inside: str) -> str:

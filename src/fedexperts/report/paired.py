@@ -77,34 +77,36 @@ def local(
 ) -> Difference | None:
     """Local accuracy of these minus that of those; None without a seed in common."""
     pairs = {seed: _pairs(these[seed], those[seed]) for seed in sorted(set(these) & set(those))}
-    pairs = {seed: found for seed, found in pairs.items() if found}
+    pairs = {seed: differences for seed, differences in pairs.items() if differences}
     if not pairs:
         return None
-    every = [difference for found in pairs.values() for difference in found]
+    every = [difference for differences in pairs.values() for difference in differences]
     better = sum(difference > 0 for difference in every)
     worse = sum(difference < 0 for difference in every)
-    by_seed = {seed: statistics.fmean(found) for seed, found in pairs.items()}
+    by_seed = {seed: statistics.fmean(differences) for seed, differences in pairs.items()}
     return Difference(by_seed, better, worse, len(every) - better - worse)
 
 
 def server(these: Mapping[int, float], those: Mapping[int, float]) -> Difference | None:
     """The server's accuracy of these minus that of those; None without a seed in common."""
-    found = {seed: these[seed] - those[seed] for seed in sorted(set(these) & set(those))}
-    if not found:
+    by_seed = {seed: these[seed] - those[seed] for seed in sorted(set(these) & set(those))}
+    if not by_seed:
         return None
-    return Difference(found)
+    return Difference(by_seed)
 
 
-def established(found: Sequence[Difference]) -> list[bool]:
+def established(differences: Sequence[Difference]) -> list[bool]:
     """Which of a table's differences are not zero, by Holm."""
     told = sorted(
-        (difference.p, place) for place, difference in enumerate(found) if difference.judged
+        (difference.p, position)
+        for position, difference in enumerate(differences)
+        if difference.judged
     )
-    said = [False] * len(found)
-    for rank, (p, place) in enumerate(told):
+    said = [False] * len(differences)
+    for rank, (p, position) in enumerate(told):
         if p * (len(told) - rank) > 1 - LEVEL:
             break
-        said[place] = True
+        said[position] = True
     return said
 
 

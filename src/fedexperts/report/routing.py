@@ -24,33 +24,33 @@ def mean(experiment: Experiment, fact: str) -> float:
 def lines(experiments: Sequence[Experiment]) -> list[str]:
     """What can be said of every experiment whose gate is meant to tell its experts apart."""
     routing = [e for e in experiments if e.routing and not e.ablation]
-    found = [claim for e in routing for claim in _own_gate(e)]
+    claims = [claim for e in routing for claim in _own_gate(e)]
     collapsed = [line for e in routing for line in _collapse(e)]
-    return [*legend(found), *sentences(found), *collapsed]
+    return [*legend(claims), *sentences(claims), *collapsed]
 
 
 def _own_gate(experiment: Experiment) -> Iterator[Claim]:
     """The gate against none, with the same experts."""
     routing = experiment.routing.items()
-    found = paired.server(
+    difference = paired.server(
         {seed: r.top for seed, r in routing}, {seed: r.uniform for seed, r in routing}
     )
-    if found:
-        yield Claim(experiment, "its own experts under a uniform gate", "", "server", found)
+    if difference:
+        yield Claim(experiment, "its own experts under a uniform gate", "", "server", difference)
 
 
 def _collapse(experiment: Experiment) -> Iterator[str]:
     """A note on experts that are copies of each other, or of which one does all."""
-    found = [r for r in experiment.routing.values() if _is_one(r)]
-    if found:
+    collapsed = [r for r in experiment.routing.values() if _is_one(r)]
+    if collapsed:
         apart, busiest = (
             statistics.fmean(values)
-            for values in zip(*((r.apart, r.busiest) for r in found), strict=True)
+            for values in zip(*((r.apart, r.busiest) for r in collapsed), strict=True)
         )
         yield (
-            f"The routed experts of {shown(experiment.name)} collapsed into one: in {len(found)} of"
-            f" {plural(len(experiment.routing), 'seed')} they are {apart:.2g} apart, and one is the"
-            f" first choice for {100 * busiest:.0f} % of the test inputs."
+            f"The routed experts of {shown(experiment.name)} collapsed into one: in"
+            f" {len(collapsed)} of {plural(len(experiment.routing), 'seed')} they are {apart:.2g}"
+            f" apart, and one is the first choice for {100 * busiest:.0f} % of the test inputs."
         )
 
 

@@ -40,12 +40,12 @@ from .routing import lines, mean
 
 def tables(experiments: Sequence[Experiment]) -> list[Table]:
     """All tables for which there is something to show."""
-    found = [comparison(experiments), differing(experiments), held(experiments)]
+    made = [comparison(experiments), differing(experiments), held(experiments)]
     if any(e.controls for e in experiments):
-        found.append(added(experiments))
+        made.append(added(experiments))
     if any(e.routing for e in experiments):
-        found.append(routed(experiments))
-    return found
+        made.append(routed(experiments))
+    return made
 
 
 def comparison(experiments: Sequence[Experiment]) -> Table:
@@ -61,8 +61,8 @@ def comparison(experiments: Sequence[Experiment]) -> Table:
 
 def _commonest(experiments: Sequence[Experiment], of: str) -> str:
     """What is reached without looking at an input; "" where runs do not know."""
-    found = [experiment.commonest(of) for experiment in experiments]
-    levels = sorted({f"{level:.3g} %" for level in found if level})
+    shares = [experiment.commonest(of) for experiment in experiments]
+    levels = sorted({f"{level:.3g} %" for level in shares if level})
     if not levels:
         return ""
     whose = {"clients": "each client's", "server": "the"}[of]
@@ -126,9 +126,9 @@ def _held(who: str, what: str) -> Column[Experiment]:
 
 def added(experiments: Sequence[Experiment]) -> Table:
     """Paired differences of every experiment to the controls that its method names."""
-    found = claims(experiments)
-    below = [*legend(found), *sentences(found), *unknown(experiments)]
-    return _table("What do experts add?", found, _added(), "", below)
+    compared = claims(experiments)
+    below = [*legend(compared), *sentences(compared), *unknown(experiments)]
+    return _table("What do experts add?", compared, _added(), "", below)
 
 
 def _added() -> list[Column[Claim]]:
@@ -165,10 +165,12 @@ def _end(claim: Claim, which: int) -> str:
 
 def _pairs(which: str) -> Callable[[Claim], str]:
     def cell(claim: Claim) -> str:
-        found = claim.difference
-        if not (found.better or found.worse or found.same):  # the server's accuracy has no pairs
+        difference = claim.difference
+        if not (
+            difference.better or difference.worse or difference.same
+        ):  # the server's accuracy has no pairs
             return NONE
-        return str(getattr(found, which))
+        return str(getattr(difference, which))
 
     return cell
 

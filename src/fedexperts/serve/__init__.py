@@ -110,12 +110,12 @@ def _said(predictor: Learned, body: bytes) -> Values:
     if not body.strip():
         raise ValueError("it is empty")
     given: Any = decoded(body, predictor.side) if predictor.side else [_text(body)]
-    (found,) = predictor.say([""], given, most=len(predictor.model.classes))
-    experts = sorted(found.experts.items(), key=lambda pair: -pair[1])
+    (prediction,) = predictor.say([""], given, most=len(predictor.model.classes))
+    experts = sorted(prediction.experts.items(), key=lambda pair: -pair[1])
     return {
-        "class": found.label,
-        "probability": found.probability,
-        "classes": list(found.classes.items()),
+        "class": prediction.label,
+        "probability": prediction.probability,
+        "classes": list(prediction.classes.items()),
         "experts": experts,
     }
 

@@ -21,7 +21,7 @@ TOGETHER = 2**27  # bytes of all questions that are being heard
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket at `host`, at any free port if `port` is 0; ValueError if there is no such place."""
+    """A socket at `host`, at any free port if `port` is 0; ValueError if there is no such address."""
     try:
         return socket.create_server((host, port))
     except OSError as error:
@@ -47,7 +47,7 @@ def server(application: Any) -> uvicorn.Server:
 
 
 class Visitor(H11Protocol):
-    """One connection, dropped if it is slow to ask or to listen, or if others need its place."""
+    """One connection, dropped if it is slow to ask or to listen, or if others need room."""
 
     _numbers = itertools.count()
 

@@ -40,7 +40,7 @@ class Followed:
 
 
 class Tracker(Protocol):
-    """One run at one tracker, made by `begin(place, run, told)` of a file in this room."""
+    """One run at one tracker, made by `begin(address, run, told)` of a file in this room."""
 
     def tell(self, round: int, figures: Mapping[str, float]) -> None: ...
 
@@ -50,9 +50,9 @@ class Tracker(Protocol):
 Begin = Callable[[str, Followed, int], Tracker]
 
 
-def create(study: Path, name: str, places: Mapping[str, str]) -> None:
+def create(study: Path, name: str, addresses: Mapping[str, str]) -> None:
     """Write down who follows a study; ValueError if TensorBoard's folder exists already."""
-    fixed = {kind: _absolute(kind, place) for kind, place in places.items()}
+    fixed = {kind: _absolute(kind, address) for kind, address in addresses.items()}
     if "tensorboard" in fixed:
         fixed["tensorboard"] = str(Path(fixed["tensorboard"]) / name)
         if Path(fixed["tensorboard"]).exists():
@@ -63,15 +63,15 @@ def create(study: Path, name: str, places: Mapping[str, str]) -> None:
         write_checked(study / PLACES, fixed)
 
 
-def _absolute(kind: str, place: str) -> str:
+def _absolute(kind: str, address: str) -> str:
     """A study may be resumed from another folder than it was begun in."""
     file = "sqlite:///"
-    if kind == "mlflow" and place.startswith(file):
-        return file + str(Path(place.removeprefix(file)).absolute())
-    return str(Path(place).absolute()) if kind == "tensorboard" else place
+    if kind == "mlflow" and address.startswith(file):
+        return file + str(Path(address.removeprefix(file)).absolute())
+    return str(Path(address).absolute()) if kind == "tensorboard" else address
 
 
-def places(study: Path) -> dict[str, str]:
+def addresses(study: Path) -> dict[str, str]:
     """Who follows a study, and where."""
     file = study / PLACES
     return read_checked(file, _UNTOLD) if file.exists() else {}
@@ -82,7 +82,7 @@ class Following:
     """The trackers of a study. A failing one is reported once and dropped; the runs continue."""
 
     study: Path
-    trackers: dict[str, tuple[Begin, str]]  # by kind, with the place
+    trackers: dict[str, tuple[Begin, str]]  # by kind, with the address
     warn: Callable[[str], None]
     _begun: dict[tuple[str, Path], Tracker] = field(default_factory=dict)
 
@@ -116,9 +116,9 @@ class Following:
         if newest is None or newest <= heard:
             return
         if (kind, folder) not in self._begun:
-            begin, place = self.trackers[kind]
+            begin, address = self.trackers[kind]
             followed = Followed(self.study.name, name, told["id"], folder, settings)
-            self._begun[kind, folder] = begin(place, followed, heard)
+            self._begun[kind, folder] = begin(address, followed, heard)
         for round, values in figures(*(run.rows(log) for log in LOGS)).items():
             if heard < round <= newest:  # a later one may just be written
                 self._begun[kind, folder].tell(round, values)

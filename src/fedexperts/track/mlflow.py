@@ -26,13 +26,13 @@ class _Run:
         self.client.set_terminated(self.run, "FINISHED" if finished else "KILLED")
 
 
-def begin(place: str, run: Followed, told: int) -> _Run:
-    client = MlflowClient(place)
+def begin(address: str, run: Followed, told: int) -> _Run:
+    client = MlflowClient(address)
     known = client.get_experiment_by_name(run.study)
     experiment = known.experiment_id if known else client.create_experiment(run.study)
-    for found in client.search_runs([experiment], f"tags.`{RUN}` = '{run.id}'"):
-        client.update_run(found.info.run_id, "RUNNING")
-        return _Run(client, found.info.run_id, max(told, int(found.data.tags.get(ROUND, -1))))
+    for earlier in client.search_runs([experiment], f"tags.`{RUN}` = '{run.id}'"):
+        client.update_run(earlier.info.run_id, "RUNNING")
+        return _Run(client, earlier.info.run_id, max(told, int(earlier.data.tags.get(ROUND, -1))))
     made = client.create_run(experiment, tags={RUN: run.id}, run_name=run.name)
     client.log_batch(
         made.info.run_id, params=[Param(key, str(value)) for key, value in run.settings.items()]

@@ -21,9 +21,9 @@ class _Run:
         self.writer.close()
 
 
-def begin(place: str, run: Followed, told: int) -> _Run:
+def begin(address: str, run: Followed, told: int) -> _Run:
     """What a crash left behind of rounds after `told` is purged: TensorBoard shows each once."""
-    writer = SummaryWriter(str(Path(place) / run.name), purge_step=told + 1)
+    writer = SummaryWriter(str(Path(address) / run.name), purge_step=told + 1)
     if told < 0:
         writer.add_text(
             "settings", "\n".join(f"    {key} = {value}" for key, value in run.settings.items())

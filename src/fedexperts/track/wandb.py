@@ -29,13 +29,13 @@ class _Run:
         self.run.finish(0 if finished else 1)
 
 
-def begin(place: str, run: Followed, told: int) -> _Run:
+def begin(address: str, run: Followed, told: int) -> _Run:
     offline = wandb.setup().settings.mode in ("offline", "dryrun")
     if not offline and not wandb.login(prompt=False, verify=False):
         raise ValueError("you are not logged in; use `wandb login`, or WANDB_MODE=offline")
     return _Run(
         wandb.init(
-            project=place,
+            project=address,
             group=run.study,
             name=run.name,
             id=run.id,
