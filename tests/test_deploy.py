@@ -427,7 +427,7 @@ def test_a_missing_or_extra_class_is_an_error_of_that_site(
 
 
 def test_a_site_without_a_path_says_what_to_type(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="data.path is missing: use .* --data PLACE at a site"):
+    with pytest.raises(ValueError, match="data.path is missing: use .* --data FOLDER at a site"):
         at_site(own(path="/of/the/operator"), "a", tmp_path)
 
 

@@ -229,7 +229,7 @@ def test_equal_images_at_two_clients_or_in_two_parts_are_found(sites: Path) -> N
 
 def test_a_folder_that_is_not_there_or_empty_is_said_with_the_layout(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match="no such folder, seen from .*; expected FOLDER/site/class/image.jpg"
+        ValueError, match="no such folder, seen from .*; expected FOLDER/client/class/image.jpg"
     ):
         load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds no folder; expected"):
@@ -253,7 +253,7 @@ def test_parts_are_not_taken_for_sites(tmp_path: Path, parts: tuple[str, ...]) -
     for place, part in enumerate(parts):
         fill(tmp_path / part, {"cat": 6, "dog": 6}, 100 * place)
     with pytest.raises(
-        ValueError, match="parts of one site's own data and no sites: use data.site ="
+        ValueError, match="parts of one client's own data and no clients: use data.site ="
     ):
         load(tmp_path)
 

@@ -140,9 +140,9 @@ def test_columns_have_any_names_and_others_are_named_in_a_note(texts: Path, tmp_
         ({"path_column": "label"}, "it must have one of files, 'label', or one of texts, 'text'"),
         (
             {"site": "a", "classes": ("good", "so so")},
-            "use either one of sites, .*or data.site = 'NAME'",
+            "use either one of clients, .*or data.site = 'NAME'",
         ),
-        ({"site_column": ""}, "use either one of sites"),
+        ({"site_column": ""}, "use either one of clients"),
         ({"classes": ("good", "bad")}, "'so so': not among data.classes, which are good, bad"),
         ({"root": "", "path": "nowhere.csv"}, "data.path = 'nowhere.csv': no such file, seen from"),
     ],

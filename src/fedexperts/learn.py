@@ -216,8 +216,8 @@ def _batches(
 
 
 def _plan(count: int, views: int, generator: torch.Generator, learning: Learning) -> Tensor:
-    """[steps, 2, B]: which example and which view of it stands in each position of each step; -1 where
-    there is none.
+    """[steps, 2, B]: which example and which view of it stands in each position of each step; -1
+    where there is none.
     """
     steps = -(-count // learning.batch)
     plan = torch.full((learning.epochs, 2, steps * learning.batch), -1)

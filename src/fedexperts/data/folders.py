@@ -1,9 +1,9 @@
 """Your own images in folders: a folder of clients, client/class/image.jpg, or one client's own,
 class/image.jpg.
 
-In a client's folder, train/class/image.jpg, valid/... and test/... give the parts. Hidden files are passed
-over, other files that are no images are named in a note, and what else does not fit is refused by
-name. This room reads names, not images.
+In a client's folder, train/class/image.jpg, valid/... and test/... give the parts. Hidden files are
+passed over, other files that are no images are named in a note, and what else does not fit is
+refused by name. This room reads names, not images.
 """
 
 from collections.abc import Iterator
@@ -75,7 +75,7 @@ class _Walk:
                     yield Example(below(self.root, file), words(folder.name), client, part)
 
     def folders(self, home: Path) -> list[Path]:
-        """The folders in `home`, where no image may lie: it would be without a client or a class."""
+        """The folders in `home`, where no image may lie: it would have no client or no class."""
         folders, images = self._entries(home)
         if images:
             names = several((file.name for file in images), 3)

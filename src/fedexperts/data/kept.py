@@ -132,7 +132,7 @@ def _entries(given: Manifest) -> list[tuple[Entry, Seat]]:
 
 
 def _matched(then: Sequence[Entry], now: Sequence[Entry]) -> dict[int, int]:
-    """Position now -> position then, of what was there: by owner and hash, then by name or by class."""
+    """Position now -> position then: by owner and hash, then by name or by class."""
     keys: list[Callable[[Entry], Hashable]] = [
         lambda entry: (entry.owner, entry.sha256, entry.name),
         lambda entry: (entry.owner, entry.sha256, entry.label),

@@ -1,9 +1,9 @@
 """A listening socket that bears a crowd: so many connections, so long without a key. It never sees
 what is said.
 
-It acts before TLS does, whose handshake alone costs memory. Who comes when all connections are taken
-gets that of the stranger who has been there longest; a connection on which a site has shown its key
-is not given away.
+It acts before TLS does, whose handshake alone costs memory. Who comes when all connections are
+taken gets that of the stranger who has been there longest; a connection on which a site has shown
+its key is not given away.
 """
 
 import asyncio

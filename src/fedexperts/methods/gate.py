@@ -113,8 +113,8 @@ class TextGate:
         return similarity, weights_BCHE.mean(-2)
 
     def _weigh(self, gate: Tensors, image_BG: Tensor, texts_ECG: Tensor) -> tuple[Tensor, Tensor]:
-        """The paper's linear gate: one weight for each position in the list of experts, the same for
-        every class.
+        """The paper's linear gate: one weight for each position in the list of experts, the
+        same for every class.
         """
         E, C, _ = texts_ECG.shape
         weights_BE = _apply(gate, "mix", image_BG)[:, :E].softmax(-1)

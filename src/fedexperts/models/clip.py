@@ -27,9 +27,7 @@ from ..model import Model, Portable, PromptModel
 from ..tensors import Tensors
 
 Name = tuple[int, ...]  # the token ids behind the context: class name, full stop, [EOS]
-Row = dict[
-    Name, int
-]  # the beginning of a name -> the position in the row of the token that ends it
+Row = dict[Name, int]  # the beginning of a name -> the position in the row of its last token
 # queries, keys, values [.., H, S, d] -> [.., H, S, d]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -21,7 +21,7 @@ TOGETHER = 2**27  # bytes of all questions that are being heard
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket at `host`, at any free port if `port` is 0; ValueError if there is no such address."""
+    """A socket at `host`, at any free port if `port` is 0; ValueError for an unknown address."""
     try:
         return socket.create_server((host, port))
     except OSError as error:
