@@ -104,14 +104,14 @@ class DigitsScanners(Drawn):
         for scanner, own, reserve in zip(names, piles, reserves, strict=True):
             seen = torch.cat([own, reserve])  # in one go, so that no two images share their noise
             scans[seen] = SCANNERS[scanner](images[seen], seed)
-            names = [
+            clients = [
                 f"{scanner}-{i}" for i in range(self.clients) if names[i % len(names)] == scanner
             ]
-            if names:
+            if clients:
                 draw = rng(seed, "dirichlet", client=scanner)
-                hands = split.dirichlet(labels[own], len(names), self.alpha, draw)
-                owned |= {name: own[hand] for name, hand in zip(names, hands, strict=True)}
-        domains = {name: name.rpartition("-")[0] for name in owned}
+                hands = split.dirichlet(labels[own], len(clients), self.alpha, draw)
+                owned |= {client: own[hand] for client, hand in zip(clients, hands, strict=True)}
+        domains = {client: client.rpartition("-")[0] for client in owned}
         return _federation(self, seed, scans, labels, owned, domains, server)
 
     def _scanned(self, labels: Tensor, free: Tensor, seed: int) -> list[Tensor]:

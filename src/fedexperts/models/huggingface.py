@@ -294,8 +294,8 @@ def _vocabulary(folder: Path) -> Path:
         return own
     for name in VOCABULARIES:
         with suppress(OSError, ValueError):
-            if _has_vocabulary(folder := Path(snapshot_download(name, local_files_only=True))):
-                return folder
+            if _has_vocabulary(other := Path(snapshot_download(name, local_files_only=True))):
+                return other
     raise _broken(
         own,
         f'it has no tokenizer.json; type "hf download {VOCABULARIES[0]} tokenizer.json" for that'

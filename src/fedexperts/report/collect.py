@@ -310,9 +310,9 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
     names = [group[0].name for group in groups]
     folders = [group[0].path.resolve() for group in groups]
     base = os.path.commonpath(folders)
-    names = []
+    distinct = []
     for name, folder in zip(names, folders, strict=True):
         if names.count(name) > 1:
             name = f"{name} ({folder.relative_to(base)})"
-        names.append(name)
-    return names
+        distinct.append(name)
+    return distinct
