@@ -12,12 +12,11 @@ be read.
 
 from pathlib import Path
 
-from grid import choices, rows, run, variant
+from grid import SEEDS, choices, rows, run, variant
 
 from fedexperts import config as door
 from fedexperts.metrics import score, valid
 
-SEEDS = (0, 1, 2)
 SHARED = {
     "run.rounds": 12,
     "run.evaluate_every": 12,

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fedexperts import config as door
-from fedexperts import study
+from fedexperts import study, units
 from fedexperts.config import Config
 from fedexperts.metrics import Row, by_round, last, last_valid
 from fedexperts.report import paired
 from fedexperts.report.paired import Difference
 from fedexperts.rundir import RunDir
+
+SEEDS = (100, 101, 102, 103, 104)  # of choices; what is reported of them is measured on others
 
 
 def variant(base: Config, name: str, changes: Mapping[str, Any]) -> Config:
@@ -24,7 +26,7 @@ def variant(base: Config, name: str, changes: Mapping[str, Any]) -> Config:
     return door.resolve([(plain, str(base.name))]).having(changes, "benchmark")
 
 
-def _tell(beat: study.Beat) -> None:
+def _tell(beat: units.Beat) -> None:
     if sys.stderr.isatty():
         print(f"\rround {beat.done} of {beat.total}", end="", file=sys.stderr)
 

@@ -12,17 +12,16 @@ to be read.
 
 from pathlib import Path
 
-from grid import choices, run, served, variant
+from grid import SEEDS, choices, run, served, variant
 
 from fedexperts import config as door
 
-SEEDS = (0, 1, 2)
 CHOICES = {
     "in strength": {},
     "experts keep nine tenths (lam = 0.1)": {"method.lam": 0.1},
     "clients keep a tenth of their own (lam_client = 0.1)": {"method.lam_client": 0.1},
-    "relevance as in the paper": {"method.relevance": "mean"},
-    "the same at temperatures of 0.01": {
+    "relevance as in the paper": {"method.relevance": "sum"},
+    "its mean over the reserve set at temperatures of 0.01": {
         "method.relevance": "mean",
         "method.temperature": 0.01,
         "method.blend_temperature": 0.01,

@@ -96,7 +96,7 @@ def gate_of(mixture: Mixture, server: Tensors, x: Tensor) -> Tensor:
 def relevance_of(
     mixture: Mixture, server: Tensors, reserve: Examples, sent: Sequence[Upload]
 ) -> Tensor:
-    """B.0 and B.2: the mean over D_r of the outer product of Q(x) with the clients' probabilities
+    """B.0 and B.2: the sum over D_r of the outer products of Q(x) with the clients' probabilities
     of x's label.
     """
     gate, total = gate_of(mixture, server, reserve.x[:, 0]), torch.zeros(mixture.experts, len(sent))
@@ -105,7 +105,7 @@ def relevance_of(
             total[:, j] += (
                 gate[r] * mixture.expert.logits(upload.tensors, x[None]).softmax(-1)[0, y]
             )
-    return total / len(reserve)
+    return total
 
 
 def answer_of(mixture: Mixture, server: Tensors, x: Tensor, weights_BK: Tensor) -> Tensor:
@@ -141,16 +141,21 @@ every_mains = pytest.mark.parametrize("mains", [0, 1, 2])
 
 
 @every_mains
-@pytest.mark.parametrize("temperature", [1.0, 0.02])
+@pytest.mark.parametrize(
+    ("relevance", "temperature"), [("sum", 1.0), ("sum", 5.0), ("mean", 1.0), ("mean", 0.02)]
+)
 @pytest.mark.parametrize("weights", ["equal", "examples"])
 def test_experts_are_fused_by_relevance_and_main_experts_by_the_mean(
-    mains: int, temperature: float, weights: Any
+    mains: int, relevance: Any, temperature: float, weights: Any
 ) -> None:
-    """B.2 and B.3, with W^r the softmax of each row; `examples` makes each client as many as it has
-    examples.
+    """B.2 and B.3, with W^r the softmax of each row; `mean` divides W by the size of D_r;
+    `examples` makes each client as many as it has examples.
     """
-    method, mixture = FedMoE(lam=0.3, temperature=temperature, weights=weights), mixed(mains)
+    method = FedMoE(lam=0.3, relevance=relevance, temperature=temperature, weights=weights)
+    mixture = mixed(mains)
     server, sent, own = state(mixture), uploads(mixture), having(mixture)
+    if relevance == "mean":
+        temperature *= len(own.reserve)
     after = method.merge(own, server, sent, 1)
     counts = torch.tensor([1.0, 2, 3, 4] if weights == "examples" else [1.0, 1, 1, 1])
     rows = (relevance_of(mixture, server, own.reserve, sent) / temperature).exp() * counts
@@ -165,12 +170,12 @@ def test_one_expert_alone_is_a_mean_weighted_by_relevance() -> None:
     """lambda = 1, T = 1, K = 1, no main expert: FedAvg, with the softmax of W in place of the
     examples.
     """
-    method, mixture = FedMoE(lam=1.0, temperature=0.1), mixed(0, experts=1)
+    method, mixture = FedMoE(lam=1.0, temperature=2.0), mixed(0, experts=1)
     sent, own = uploads(mixture), having(mixture)
     (row,) = relevance_of(mixture, state(mixture), own.reserve, sent)
     after = method.merge(own, state(mixture), sent, 1)
     assert close(
-        under(after, "expert.0"), summed((row / 0.1).softmax(0), [u.tensors for u in sent])
+        under(after, "expert.0"), summed((row / 2).softmax(0), [u.tensors for u in sent])
     )
 
 
@@ -230,7 +235,7 @@ def test_each_client_is_given_its_own_blend(mains: int) -> None:
     """C: W is computed anew; W^c, the softmax of each column of concat(1 - alpha, alpha W); lambda
     of one's own.
     """
-    method, mixture = FedMoE(inner=2, lam=0.5, lam_client=0.2, blend_temperature=0.05), mixed(mains)
+    method, mixture = FedMoE(inner=2, lam=0.5, lam_client=0.2, blend_temperature=2.0), mixed(mains)
     sent, own = uploads(mixture), having(mixture)
     after = method.merge(own, state(mixture), sent, 1)
     alpha = after["alpha"] if mains else torch.tensor(1.0)
@@ -241,7 +246,7 @@ def test_each_client_is_given_its_own_blend(mains: int) -> None:
         experts.insert(
             0, summed([1 / mains] * mains, [under(after, f"main.{i}") for i in range(mains)])
         )
-    back, shares = method.give_back(after, sent), (rows / 0.05).softmax(0)
+    back, shares = method.give_back(after, sent), (rows / 2).softmax(0)
     for j, upload in enumerate(sent):
         blend = summed(shares[:, j], experts)
         given_back = under(back[upload.client].tensors, "blend")
@@ -283,7 +288,7 @@ def test_who_is_who_decides_nothing() -> None:
     """Other names for the same models: relevance goes with the model, all else stays (up to the
     order of sums).
     """
-    method, mixture = FedMoE(lam=0.5, temperature=0.01), mixed()
+    method, mixture = FedMoE(lam=0.5, temperature=0.1), mixed()
     sent, own = uploads(mixture), having(mixture)
     renamed = [replace(sent[j], client=name) for name, j in zip(CLIENTS, (2, 0, 3, 1), strict=True)]
     before, after = (method.merge(own, state(mixture), each, 1) for each in (sent, renamed))
@@ -423,10 +428,10 @@ def test_texts_are_clustered_by_the_words_in_them() -> None:
 
 def test_running_statistics_are_averaged_and_counters_copied() -> None:
     """Pitfall 17, for fused experts and for blends; the counter is that of whoever counts most."""
-    method, mixture = FedMoE(lam=1.0, temperature=0.001, lam_client=0.4), mixed(kind="norm")
+    method, mixture = FedMoE(lam=1.0, temperature=0.02, lam_client=0.4), mixed(kind="norm")
     server, sent, own = state(mixture), uploads(mixture), having(mixture)
     after = method.merge(own, server, sent, 1)
-    shares = (relevance_of(mixture, server, own.reserve, sent) / 0.001).softmax(1)
+    shares = (relevance_of(mixture, server, own.reserve, sent) / 0.02).softmax(1)
     for k in range(K):
         expert = under(after, f"expert.{k}")
         statistics = [

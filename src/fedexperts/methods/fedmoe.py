@@ -78,10 +78,10 @@ class FedMoE(Method):
         le=1,
     )
     inner: int = option(1, says="T, times a round's models are fused and the gate is trained", ge=1)
-    relevance: Literal["mean", "relative", "uniform"] = option(
-        "mean",
-        says="of clients to experts: the mean outer product (paper); against the other clients;"
-        " none",
+    relevance: Literal["sum", "mean", "relative", "uniform"] = option(
+        "sum",
+        says="of clients to experts: the outer product (paper), or its mean over the reserve set;"
+        " against the other clients; none",
     )
     temperature: float = option(1.0, says="of the softmax over clients, a row an expert", gt=0)
     blend_temperature: float = option(
@@ -217,10 +217,13 @@ class FedMoE(Method):
         """W [K, m]: a client's model's worth on the reserve examples that an expert is given."""
         with torch.no_grad():
             gate_RK = self._weigh(mixture, server, reserve.x[:, 0])
-        if self.relevance == "mean":
-            return gate_RK.T @ answers_mR.T / len(gate_RK)
         if self.relevance == "uniform":
             return torch.zeros(gate_RK.shape[1], len(answers_mR))
+        outer_Km = gate_RK.T @ answers_mR.T
+        if self.relevance == "sum":
+            return outer_Km
+        if self.relevance == "mean":
+            return outer_Km / len(gate_RK)
         ahead_mR = answers_mR - answers_mR.mean(0)
         return (gate_RK / gate_RK.sum(0).clamp_min(NEVER)).T @ ahead_mR.T
 
