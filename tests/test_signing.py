@@ -313,7 +313,7 @@ def test_code_that_the_site_allows_by_name_is_run(trap: Callable[[], bool], tmp_
     assert trap()
 
 
-PLACES: dict[str, dict[str, dict[str, Any]]] = {
+PATHS: dict[str, dict[str, dict[str, Any]]] = {
     "a split": {"data": {"name": "image-folders", "split": "/etc/hostname", "classes": ["a", "b"]}},
     "a table's root": {"data": {"name": "table", "root": "/", "classes": ["a", "b"]}},
     "a copy of a set": {"data": {"name": "hub", "dataset": "flowers102", "path": "/srv"}},
@@ -325,9 +325,9 @@ PLACES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("what", PLACES)
+@pytest.mark.parametrize("what", PATHS)
 def test_a_run_cannot_name_a_place_of_the_site(what: str, tmp_path: Path) -> None:
-    config = door.resolve([(experiment(), "test"), (PLACES[what], "the run")])
+    config = door.resolve([(experiment(), "test"), (PATHS[what], "the run")])
     with pytest.raises(
         ValueError,
         match=r"is a path on the site's machine that its site.toml does not allow: leave",
@@ -364,7 +364,7 @@ def test_no_shipped_experiment_needs_a_permission() -> None:
     for config in map(door.load, files):
         deployed._check_code(config.toml().split("[tune]")[0], Allowed())  # a run at sites has none
         own = {"path": "a site's own"} if hasattr(config.section("data"), "server") else {}
-        deployed._check_places(config, own, Allowed())
+        deployed._check_paths(config, own, Allowed())
     assert len(files) > 20
 
 
@@ -391,7 +391,7 @@ def test_every_option_of_text_that_could_be_a_place_is_looked_at() -> None:
                 if "str" in str(get_type_hints(kind)[field.name]) and "Literal" not in str(
                     get_type_hints(kind)
                 ):
-                    assert field.name in words or (section, field.name) in names.PLACES, (
+                    assert field.name in words or (section, field.name) in names.PATHS, (
                         section,
                         field.name,
                     )
