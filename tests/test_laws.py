@@ -311,7 +311,7 @@ FIELDS: dict[type, dict[str, Other]] = {
         "lam": moe(0.1, 1.0),
         "lam_client": moe(0.5),
         "inner": moe(2),
-        "relevance": moe("relative", "uniform"),
+        "relevance": moe("mean", "relative", "uniform"),
         "temperature": moe(1.0),
         "blend_temperature": moe(0.1),
         "weights": moe("examples"),
