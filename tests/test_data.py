@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,16 @@ def every(federation: Federation) -> Tensor:
     return torch.cat(
         [index for each in federation.parts.values() for index in each.named().values()]
     )
+
+
+def learned(federation: Federation, client: str) -> Tensor:
+    """All that a client trains and validates on."""
+    own = federation.parts[client]
+    return torch.cat([own.train, own.valid])
+
+
+def held(federation: Federation, client: str) -> set[int]:
+    return set(learned(federation, client).tolist())
 
 
 # A federation
@@ -532,14 +543,10 @@ def test_digits_are_scikit_learns_enlarged_and_keep_their_labels() -> None:
 
 def test_every_image_is_its_own_digit_through_its_clients_scanner(scanned: Federation) -> None:
     plain, labels = digits()
-    assert torch.equal(scanned.labels, labels)
+    assert torch.equal(scanned.labels[:1797], labels)
     for scanner, scan in SCANNERS.items():
         sites = [client for client, domain in scanned.domains.items() if domain == scanner]
-        own = (
-            torch.cat([index for site in sites for index in scanned.parts[site].named().values()])
-            .sort()
-            .values
-        )
+        own = torch.cat([learned(scanned, site) for site in sites]).sort().values
         assert torch.equal(scanned.inputs[own], scan(plain[own], 4))
 
 
@@ -560,13 +567,59 @@ def test_digits_know_their_class_as_well_after_the_split_as_before() -> None:
 def test_the_default_scanners_use_every_digit_once_at_twenty_clients_of_equal_size(
     scanned: Federation,
 ) -> None:
-    assert torch.equal(every(scanned).sort().values, torch.arange(1797))
-    sizes = [sum(map(len, own.named().values())) for own in scanned.parts.values()]
+    learned_from = torch.cat([learned(scanned, client) for client in scanned.parts])
+    rest = torch.ones(1797, dtype=torch.bool)
+    rest[pool()] = False
+    assert torch.equal(learned_from.sort().values, rest.nonzero().flatten())
+    sizes = [len(learned(scanned, client)) for client in scanned.parts]
     assert len(sizes) == 20
-    assert {*sizes} <= {89, 90}
+    assert {*sizes} <= {62, 63}
     assert scanned.classes == CLASSES
     assert scanned.classes[7] == "seven"
     assert scanned.domains["inverted-1"] == scanned.domains["inverted-17"] == "inverted"
+
+
+def pool(**options: Any) -> Tensor:
+    """The scans that are tested on, by their place among all."""
+    whole = DigitsScanners(scanners=1, clients=1, **options).load(0)
+    return whole.parts["as-scanned-0"].test
+
+
+def test_no_scan_that_is_tested_on_is_learned_from_under_any_seed() -> None:
+    for source in (DigitsScanners(reserve=10), DigitsPathological(), DigitsScanners(pool="sheets")):
+        tests = {*pool(pool=source.pool).tolist()}
+        for seed in range(3):
+            made = source.load(seed)
+            assert not tests & {*made.reserve.tolist()}
+            for client in made.parts:
+                assert not tests & held(made, client)
+
+
+def test_every_scanner_reads_the_whole_pool_alike_under_every_seed() -> None:
+    plain, _ = digits()
+    for seed in (0, 1):
+        made = DigitsScanners().load(seed)
+        for scanner, scan in SCANNERS.items():
+            sites = [client for client, domain in made.domains.items() if domain == scanner]
+            exam = torch.cat([made.parts[site].test for site in sites]).sort().values
+            assert torch.equal(made.inputs[exam], scan(plain[pool()], -1))
+            assert torch.equal(made.labels[exam], made.labels[pool()])
+
+
+def test_a_client_is_tested_on_fifty_scans_or_more_with_the_classes_that_it_learns(
+    scanned: Federation,
+) -> None:
+    for client, counts in scanned.counts().items():
+        assert len(scanned.parts[client].test) >= 100
+        taught, tested = (torch.tensor(counts[part]).double() for part in ("train", "test"))
+        assert (taught / taught.sum() - tested / tested.sum()).abs().max() < 0.05
+
+
+def test_a_sheet_is_tested_on_whole_or_not_at_all() -> None:
+    sheets = torch.arange(1797).tensor_split(14)
+    tests = pool(pool="sheets")
+    shares = [float(torch.isin(sheet, tests).double().mean()) for sheet in sheets]
+    assert sorted(shares) == [0.0] * 10 + [1.0] * 4
 
 
 def test_each_scanner_sees_all_digits_alike(scanned: Federation) -> None:
@@ -589,17 +642,17 @@ def test_any_scanners_federation_is_sound_and_balanced(
     assert sorted(made.parts) == sorted(
         f"{list(SCANNERS)[i % scanners]}-{i}" for i in range(clients)
     )
-    tests = [len(own.test) for own in made.parts.values()]
-    assert max(tests) - min(tests) <= 2
+    sizes = [len(own.valid) for own in made.parts.values()]
+    assert max(sizes) - min(sizes) <= 1
     if shots:
         assert max(max(counts["train"]) for counts in made.counts().values()) <= shots
     else:
-        assert len(every(made)) == 1797
+        assert sum(len(learned(made, client)) for client in made.parts) == 1797 - 539
 
 
 def test_images_go_to_scanners_in_proportion_to_their_clients() -> None:
     made = DigitsScanners(clients=5, scanners=4).load(0)
-    sizes = [len(held(made, client)) for client in made.parts]
+    sizes = [len(learned(made, client)) for client in made.parts]
     assert max(sizes) - min(sizes) <= 2
     assert [client for client, domain in made.domains.items() if domain == "as-scanned"] == [
         "as-scanned-0",
@@ -627,10 +680,6 @@ def test_equal_seeds_give_equal_federations_and_other_seeds_others(name: str) ->
     assert one["clients"] != other["clients"]
 
 
-def held(federation: Federation, client: str) -> set[int]:
-    return set(torch.cat(list(federation.parts[client].named().values())).tolist())
-
-
 def test_one_seed_reaches_every_draw() -> None:
     # each time with options that leave all earlier draws nothing to decide
     scanner = [held(DigitsScanners(clients=4).load(seed), "as-scanned-0") for seed in (0, 1)]
@@ -642,9 +691,14 @@ def test_one_seed_reaches_every_draw() -> None:
     owned = [DigitsPathological().load(seed).counts()["site-0"]["test"] for seed in range(3)]
     assert len({tuple(count > 0 for count in counts) for counts in owned}) > 1
     part = [
-        set(DigitsPathological(clients=1).load(seed).parts["site-0"].test.tolist())
+        set(DigitsPathological(clients=1).load(seed).parts["site-0"].valid.tolist())
         for seed in (0, 1)
     ]
+    exam = [
+        set(DigitsScanners(scanners=1, clients=2).load(seed).parts["as-scanned-0"].test.tolist())
+        for seed in (0, 1)
+    ]
+    assert exam[0] != exam[1]
     assert part[0] != part[1]
     # one image is not to train on
     nearly_all = DigitsPathological(clients=1, shots=1, valid=0, test=0.0005)
@@ -660,7 +714,10 @@ def test_the_server_holds_its_images_of_each_digit_and_the_clients_all_others(
 ) -> None:
     made = replace(source, shots=0, reserve=10).load(0)
     assert made.reserve_counts() == [10] * 10
-    assert torch.equal(torch.cat([every(made), made.reserve]).sort().values, torch.arange(1797))
+    learned_from = torch.cat([learned(made, client) for client in made.parts])
+    assert torch.equal(
+        torch.cat([learned_from, made.reserve, pool()]).sort().values, torch.arange(1797)
+    )
     assert not torch.equal(replace(source, reserve=10).load(1).reserve, made.reserve)
     skewed = replace(source, reserve=10, reserve_alpha=0.3).load(0)
     assert sum(skewed.reserve_counts()) == 100
@@ -686,11 +743,7 @@ def test_images_of_the_server_do_not_share_the_noise_of_the_clients() -> None:
     made, plain = DigitsScanners(scanners=3, reserve=20).load(0), digits()[0]
     server = made.reserve[(made.inputs[made.reserve] >= 85 - 36).flatten(1).all(1)]
     clients = torch.cat(
-        [
-            ints(*held(made, client))
-            for client, scanner in made.domains.items()
-            if scanner == "faint"
-        ]
+        [learned(made, client) for client, scanner in made.domains.items() if scanner == "faint"]
     )
     noise = [
         (made.inputs[own].float() - plain[own] // 3)[:, 0].flatten(1) for own in (server, clients)
@@ -707,7 +760,7 @@ def test_sites_of_a_small_alpha_see_few_digits() -> None:
 def test_a_federation_is_the_same_on_every_machine(scanned: Federation) -> None:
     # If this number changes, everybody's splits change: say so in the changelog.
     text = json.dumps([scanned.manifest(), DigitsPathological().load(0).manifest()])
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "5ace70c7dedf57b2"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "7bb3b1c792ca51f1"
 
 
 @pytest.mark.parametrize(
@@ -720,6 +773,8 @@ def test_a_federation_is_the_same_on_every_machine(scanned: Federation) -> None:
                 {"clients": 12, "scanners": 3, "alpha": 0.5, "shots": 2, "valid": 0.1, "test": 0.2},
             ),
             (DigitsPathological(), {"clients": 4, "shots": 2, "valid": 0.1, "test": 0.2}),
+            (DigitsScanners(), {"pool": "sheets"}),
+            (DigitsPathological(), {"pool": "sheets"}),
             (DigitsScanners(), {"reserve": 3}),
             (DigitsScanners(reserve=3), {"reserve_alpha": 0.5}),
             (DigitsPathological(), {"reserve": 3}),
@@ -771,7 +826,7 @@ def test_wrong_scanner_options_are_refused_at_the_door(wrong: dict[str, object])
 
 def test_too_many_clients_for_the_digits_are_refused_by_name() -> None:
     with pytest.raises(
-        ValueError, match=r"client 'as-scanned-\d+' with 2 images: .*use fewer clients"
+        ValueError, match=r"client 'as-scanned-\d+' with 1 images, and .*use fewer clients"
     ):
         DigitsScanners(clients=700).load(0)
 

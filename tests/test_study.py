@@ -41,28 +41,43 @@ def validation(folder):
     return valid(rounds[max(rounds)])
 
 
-def test_the_values_that_are_best_on_validation_data_are_used_for_every_seed(finished):
-    trials = {
-        rate: validation(finished / "linear-probe" / "tune" / f"00{i}")
-        for i, rate in enumerate(RATES, 1)
+def config_of(folder):
+    return study.door.parse((folder / "config.toml").read_text(), "run").values
+
+
+def trials(finished):
+    """Rate -> validation accuracy, in the order in which they were tried."""
+    return {
+        config_of(folder)["learning"]["rate"]: validation(folder)
+        for folder in sorted((finished / "linear-probe" / "tune").iterdir())
     }
-    best = max(RATES, key=trials.__getitem__)
-    assert len(set(trials.values())) == 2
+
+
+def test_the_values_that_are_best_on_validation_data_are_used_for_every_seed(finished):
+    tried = trials(finished)
+    best = max(tried, key=tried.__getitem__)
+    assert len(set(tried.values())) > 1
     for seed in (0, 1):
-        used = study.door.parse(
-            (finished / "linear-probe" / f"seed-{seed}" / "config.toml").read_text(), "run"
-        ).values
+        used = config_of(finished / "linear-probe" / f"seed-{seed}")
         assert used["learning"]["rate"] == best
         assert used["run"]["seed"] == seed
 
 
-def test_the_winning_trial_and_the_run_of_its_seed_are_one(finished):
-    places = ("tune/001", "tune/002", "seed-0", "seed-1")
-    one, two, seed_0, seed_1 = (
-        RunDir(finished / "linear-probe" / place).rows("clients.jsonl") for place in places
-    )
-    assert seed_0 in (one, two)
-    assert seed_1 not in (one, two)
+def test_trials_have_a_seed_of_their_own_and_half_the_rounds(finished):
+    for folder in (finished / "linear-probe" / "tune").iterdir():
+        run = config_of(folder)["run"]
+        assert (run["seed"], run["rounds"]) == (study.TUNING_SEED, 1)
+    with pytest.raises(ConfigError, match="values are chosen with this seed"):
+        study.create(finished / "other", [experiment()], [study.TUNING_SEED])
+
+
+def test_what_was_tried_is_written_beside_the_runs(finished):
+    found = json.loads((finished / "linear-probe" / "tune.json").read_text())
+    tried = trials(finished)
+    assert [point["learning.rate"] for point in found["trials"]] == list(tried)
+    assert found["valid"] == list(tried.values())
+    assert found["rounds"] == [1] * len(tried)
+    assert found["chosen"] == {"learning.rate": max(tried, key=tried.__getitem__)}
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +120,7 @@ def test_a_study_that_was_stopped_ends_like_one_that_was_not(finished, tmp_path)
         pass
 
     def stop(beat):
-        if beat.done == 5:
+        if beat.done == 7:
             raise StopError
 
     path = tmp_path / "runs"
@@ -127,7 +142,7 @@ def test_processes_give_what_one_process_gives(finished, tmp_path):
     beats = []
     study.advance(path, jobs=2, tell=beats.append)
     assert beats[-1].done == beats[-1].total == 6
-    for place in ("tune/001", "tune/002", "seed-0", "seed-1"):
+    for place in ("tune/001", "tune/004", "seed-0", "seed-1"):
         there, here = (
             RunDir(p / "linear-probe" / place).rows("clients.jsonl") for p in (finished, path)
         )
@@ -141,7 +156,7 @@ def test_a_rate_that_diverges_loses_and_does_not_end_the_study(tmp_path):
     )
     study.create(tmp_path / "runs", [config], [0])
     study.advance(tmp_path / "runs")
-    assert study.choose(tmp_path / "runs", config, 0) == {"learning.rate": 0.1}
+    assert study.choose(tmp_path / "runs", config) == {"learning.rate": 0.1}
 
 
 def test_a_folder_is_never_shared_and_names_are_never_twice(finished, tmp_path):

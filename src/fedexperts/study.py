@@ -3,22 +3,23 @@ seeds.
 
     OUT/study.json            what was asked: experiments and seeds
     OUT/track.json            who follows the seeds' runs elsewhere, if anybody does; not the trials
-    OUT/EXPERIMENT/tune/001/  a run for each combination of the values to tune, with the first seed
+    OUT/EXPERIMENT/tune/001/  a trial: a shorter run, with a seed that no other run has
+    OUT/EXPERIMENT/tune.json  what was tried, and what was chosen
     OUT/EXPERIMENT/seed-0/    a run for each seed, with the values that were best on validation data
 
 What is left to do is read off the folder, so running a study and resuming one are the same
 function. Test data are not looked at here: a trial's score is its validation accuracy after its
-last round, the clients' or the server's. How a run is carried out is in units.py.
+last round, the clients' or the server's. What to try is decided in tuning.py, how a run is carried
+out in units.py.
 """
 
 import itertools
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from . import config as door
-from . import track
+from . import track, tuning
 from .config import Config, ConfigError
 from .disk import making, read_checked, sweep, write_checked
 from .loop import NobodyLeftError
@@ -27,8 +28,8 @@ from .options import Values
 from .rundir import RunDir, is_run
 from .units import Progress, Unit, run_all, work
 
-STUDY = "study.json"
-
+STUDY, TUNE = "study.json", "tune.json"
+TUNING_SEED = 1_000_000  # of all trials, and of no run that is reported
 
 Warn = Callable[[str], None]
 
@@ -44,7 +45,7 @@ def create(
     `trackers` follow its runs: "tensorboard" and a folder, "mlflow" and an address, "wandb" and a
     project.
     """
-    _check(configs)
+    _check(configs, seeds)
     for kind in trackers or {}:
         door.tracker_room(kind)  # is it installed?
     with making(path) as part:
@@ -57,7 +58,7 @@ def widen(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
 
     ValueError if it holds another experiment of the same name.
     """
-    _check(configs)
+    _check(configs, seeds)
     path.mkdir(parents=True, exist_ok=True)
     with RunDir(path).locked():
         before: list[int] = []
@@ -75,8 +76,13 @@ def widen(path: Path, configs: Sequence[Config], seeds: Sequence[int]) -> None:
         _ask(path, list(known.values()), list(dict.fromkeys([*before, *seeds])))
 
 
-def _check(configs: Sequence[Config]) -> None:
+def _check(configs: Sequence[Config], seeds: Sequence[int]) -> None:
     """ConfigError if experiments cannot stand beside each other, or one cannot be tuned."""
+    if TUNING_SEED in seeds:
+        raise ConfigError(
+            f"run.seed = {TUNING_SEED}: values are chosen with this seed, so no result may come"
+            " from it; use another"
+        )
     names = [config.name for config in configs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two experiments are named {', '.join(twice)}; use a name for each")
@@ -126,8 +132,7 @@ def advance(
         seeds, configs = read(path)
         with RunDir(path).locked(), _followed(path, warn) as follow:
             sweep([*path.glob(".*.part"), *path.glob("*/.*.part"), *path.glob("*/tune/.*.part")])
-            tried = [unit for config in configs for unit in trials(path, config, seeds[0])]
-            run_all(tried, jobs, changed_data, tell, "tuning")
+            _tune(path, configs, lambda tried: run_all(tried, jobs, changed_data, tell, "tuning"))
             units = [unit for config in configs for unit in repeats(path, config, seeds)]
             failed = run_all(units, jobs, changed_data, tell, "running", follow)
     if failed:
@@ -173,50 +178,99 @@ def read(path: Path) -> tuple[list[int], list[Config]]:
     return list(asked["seeds"]), configs
 
 
-def trials(path: Path, config: Config, seed: int) -> list[Unit]:
-    """A run for every combination of the values to tune; none where there is nothing to choose."""
-    if not config.tune:
-        return []
-    units = []
-    for number, choice in enumerate(itertools.product(*config.tune.values()), start=1):
-        chosen = dict(zip(config.tune, choice, strict=True)) | {"run.seed": seed}
-        folder = path / config.name / "tune" / f"{number:03d}"
-        units.append(Unit(config.having(chosen, "tune"), folder))
-    return units
+def budget(configs: Sequence[Config]) -> int:
+    """Trials of each experiment with something to choose: the same number for all of a study."""
+    return max(len(tuning.grid(config.tune)) for config in configs) + tuning.BEYOND
 
 
-def choose(path: Path, config: Config, seed: int) -> Values:
-    """The tuned keys, with the values of the trial that is best on validation data.
+def trial(path: Path, config: Config, number: int, point: Values) -> Unit:
+    """A run with these values, half as long and with the tuning seed."""
+    chosen = config.having(point, "tune")
+    rounds = (chosen.values["run"]["rounds"] + 1) // 2
+    asked = chosen.having({"run.seed": TUNING_SEED, "run.rounds": rounds}, "tune")
+    return Unit(asked, path / config.name / "tune" / f"{number:03d}")
 
-    Of equals, it is the first.
+
+def _tune(path: Path, configs: Sequence[Config], carry_out: Callable[[list[Unit]], object]) -> None:
+    """Try values until every experiment has spent its budget; write down what was found.
+
+    What to try next follows from the scores so far, so that a study that was stopped tries the
+    same.
     """
-    scored = [(trial_score(unit), unit) for unit in trials(path, config, seed)]
-    finished = [(score, unit) for score, unit in scored if score is not None]
+    tuned = [config for config in configs if config.tune]
+    points = {config.name: tuning.grid(config.tune) for config in tuned}
+    while True:
+        carry_out([unit for config in tuned for unit in _units(path, config, points[config.name])])
+        more = {}
+        for config in tuned:
+            tried = _tried(path, config, points[config.name])
+            if len(tried) < budget(tuned) and (point := _next(config, tried)):
+                more[config.name] = point
+        if not more:
+            break
+        for name, point in more.items():
+            points[name].append(point)
+    for config in tuned:
+        _note(path, config, _tried(path, config, points[config.name]))
+
+
+def _units(path: Path, config: Config, points: Sequence[Values]) -> list[Unit]:
+    return [trial(path, config, number, point) for number, point in enumerate(points, start=1)]
+
+
+def _tried(path: Path, config: Config, points: Sequence[Values]) -> list[tuning.Tried]:
+    units = _units(path, config, points)
+    return [
+        tuning.Tried(point, trial_score(unit)) for point, unit in zip(points, units, strict=True)
+    ]
+
+
+def _next(config: Config, tried: Sequence[tuning.Tried]) -> Values | None:
+    return tuning.following(config.tune, tried, lambda point: _allowed(config, point))
+
+
+def _allowed(config: Config, point: Values) -> bool:
+    """Whether an experiment can have these values."""
+    try:
+        config.having(point, "tune")
+    except ConfigError:
+        return False
+    return True
+
+
+def _note(path: Path, config: Config, tried: Sequence[tuning.Tried]) -> None:
+    """Write down what was tried and chosen."""
+    top = tuning.best(tried)
+    if top is None:
+        raise NobodyLeftError(f"{config.name}: every trial diverged; use lower values in [tune]")
+    units = _units(path, config, [each.point for each in tried])
+    found: Values = {
+        "seed": TUNING_SEED,
+        "rounds": [unit.rounds - 1 for unit in units],
+        "trials": [each.point for each in tried],
+        "valid": [each.score for each in tried],
+        "chosen": top.point,
+        "edges": tuning.edges(config.tune, tried, lambda point: _allowed(config, point)),
+    }
+    write_checked(path / config.name / TUNE, found)
+
+
+def choose(path: Path, config: Config) -> Values:
+    """The tuned keys, with the values that were best on validation data."""
     if not config.tune:
         return {}
-    if not finished:
-        raise NobodyLeftError(f"{config.name}: every trial diverged; use lower values in [tune]")
-    _, best = max(finished, key=lambda pair: pair[0])
-    chosen = {}
-    for key in config.tune:
-        section, option = key.split(".", 1)
-        chosen[key] = best.config.values[section][option]
+    found = read_checked(path / config.name / TUNE, "run the study again")
+    chosen: Values = found["chosen"]
     return chosen
 
 
 def repeats(path: Path, config: Config, seeds: Sequence[int]) -> list[Unit]:
-    """A run for every seed with the chosen values; the first seed's is its best trial, copied."""
-    chosen = choose(path, config, seeds[0])
+    """A run for every seed with the chosen values."""
+    chosen = choose(path, config)
     units = []
     for seed in seeds:
         repeated = config.having({**chosen, "run.seed": seed}, "tuned")
         units.append(Unit(repeated, path / config.name / f"seed-{seed}"))
-    first = units[0]
-    tried = trials(path, config, seeds[0])
-    won = [unit for unit in tried if unit.config.values == first.config.values]
-    if won and not first.folder.exists():
-        with making(first.folder) as part:
-            shutil.copytree(won[0].folder, part, dirs_exist_ok=True)
     return units
 
 

@@ -274,13 +274,14 @@ def _announce(folder: Path) -> None:
     from ..report.claims import plural
 
     seeds, experiments = study.read(folder)
-    trials = sum(len(study.trials(folder, e, seeds[0])) for e in experiments)
-    runs = trials + len(experiments) * len(seeds)
-    counts = (
-        f"{plural(len(experiments), 'experiment')}, {plural(len(seeds), 'seed')},"
-        f" {plural(runs, 'run')}"
-    )
-    out.print(f"{counts}, {trials} of them for tuning, in {folder}", soft_wrap=True)
+    runs = plural(len(experiments) * len(seeds), "run")
+    tuned = [experiment for experiment in experiments if experiment.tune]
+    before = ""
+    if tuned:
+        trials = plural(len(tuned) * study.budget(tuned), "trial")
+        before = f", after {trials} of half the rounds with seed {study.TUNING_SEED}"
+    counts = f"{plural(len(experiments), 'experiment')}, {plural(len(seeds), 'seed')}, {runs}"
+    out.print(f"{counts}{before}, in {folder}", soft_wrap=True)
 
 
 @contextmanager

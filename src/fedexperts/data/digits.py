@@ -2,12 +2,13 @@
 scanner.
 
 1,797 scans of 8 x 8 pixels, drawn here at 32 x 32, bright ink on dark. All pixel arithmetic is in
-whole numbers, so a seed gives the same images on every machine. This room does not know models or
-methods.
+whole numbers, so a seed gives the same images on every machine. Which scans are tested on is fixed
+once, for all seeds; each scanner reads all of them. This room does not know models or methods.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
@@ -16,11 +17,12 @@ from torch.nn.functional import interpolate, pad
 from ..options import option
 from ..tensors import rng
 from . import split
-from .drawn import SHOTS, Drawn
+from .drawn import POOL, SHOTS, Drawn
 from .federation import Federation, Parts
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIDE = 32  # pixels
+SHEETS = 14  # runs of the scans that repeat one order of digits, each by one hand
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -77,9 +79,24 @@ SCANNERS: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Digits(Drawn):
+    """What is asked of both federations: what is tested on, for all seeds, and what is not."""
+
+    valid: float = option(0.2, says="share of all scans to validate on", ge=0, lt=1)
+    test: float = option(
+        0.3, says="share of all scans to test on, the same ones for every seed", gt=0, lt=1
+    )
+    pool: Literal["scans", "sheets"] = option(
+        "scans",
+        says="what is kept to test on: single scans, or whole sheets, so that their writers are"
+        " not trained on",
+    )
+
+
 @dataclass(frozen=True)
-class DigitsScanners(Drawn):
-    """Sites that read the same digits with different scanners, and some digits more than others.
+class DigitsScanners(Digits):
+    """Clients that read digits with different scanners, and some digits more than others.
 
     The protocol of DomainNet in arXiv:2410.10114: several clients a domain, Dirichlet(0.3) inside
     it.
@@ -93,26 +110,40 @@ class DigitsScanners(Drawn):
     def load(self, seed: int) -> Federation:
         """ValueError if a client would get too few images to fill its parts."""
         images, labels = digits()
-        server, free = _reserved(self, labels, seed)
-        names = list(SCANNERS)[: self.scanners]
-        scans = images.clone()
+        pool = _pool(self, labels)
+        server, free = _reserved(self, labels, pool, seed)
+        scanners = list(SCANNERS)[: self.scanners]
+        scans, exams = _scanned_exams(images, pool, scanners)
         owned: dict[str, Tensor] = {}
+        tested: dict[str, Tensor] = {}
         piles, reserves = (
             self._scanned(labels, free, seed),
             self._reserve_scanned(labels, server, seed),
         )
-        for scanner, own, reserve in zip(names, piles, reserves, strict=True):
+        for scanner, own, reserve in zip(scanners, piles, reserves, strict=True):
             seen = torch.cat([own, reserve])  # in one go, so that no two images share their noise
             scans[seen] = SCANNERS[scanner](images[seen], seed)
             clients = [
-                f"{scanner}-{i}" for i in range(self.clients) if names[i % len(names)] == scanner
+                f"{scanner}-{i}"
+                for i in range(self.clients)
+                if scanners[i % len(scanners)] == scanner
             ]
             if clients:
                 draw = rng(seed, "dirichlet", client=scanner)
                 hands = split.dirichlet(labels[own], len(clients), self.alpha, draw)
-                owned |= {client: own[hand] for client, hand in zip(clients, hands, strict=True)}
+                has = {name: own[hand] for name, hand in zip(clients, hands, strict=True)}
+                draw = rng(seed, "tests", client=scanner)
+                owned |= has
+                tested |= _tested(labels, has, pool, exams[scanner], draw)
         domains = {client: client.rpartition("-")[0] for client in owned}
-        return _federation(self, seed, scans, labels, owned, domains, server)
+        labels = torch.cat([labels, labels[pool].repeat(len(scanners) - 1)])
+        notes: tuple[str, ...] = ()
+        if len(scanners) > 1:
+            notes = (
+                f"All {len(scanners)} scanners read the same {len(pool)} test scans: tests of"
+                " clients with different scanners are not independent.",
+            )
+        return _federation(self, seed, scans, labels, owned, tested, domains, server, notes)
 
     def _scanned(self, labels: Tensor, free: Tensor, seed: int) -> list[Tensor]:
         """Each scanner's images for clients, in proportion to its number of clients."""
@@ -125,8 +156,8 @@ class DigitsScanners(Drawn):
 
 
 @dataclass(frozen=True)
-class DigitsPathological(Drawn):
-    """Sites that see different digits, few of each: 'pathological' in arXiv:2410.10114."""
+class DigitsPathological(Digits):
+    """Clients that see different digits, few of each: 'pathological' in arXiv:2410.10114."""
 
     clients: int = option(
         5, says="number of clients, who divide the ten classes", ge=1, le=len(CLASSES) // 2
@@ -136,23 +167,59 @@ class DigitsPathological(Drawn):
     def load(self, seed: int) -> Federation:
         """ValueError if a client would get fewer than two classes."""
         images, labels = digits()
-        server, free = _reserved(self, labels, seed)
+        pool = _pool(self, labels)
+        server, free = _reserved(self, labels, pool, seed)
         hands = split.pathological(labels[free], self.clients, rng(seed, "pathological"))
         owned = {f"site-{i}": free[hand] for i, hand in enumerate(hands)}
-        return _federation(
-            self, seed, images, labels, owned, dict.fromkeys(owned, "as-scanned"), server
-        )
+        tested = _tested(labels, owned, pool, pool, rng(seed, "tests"))
+        domains = dict.fromkeys(owned, "as-scanned")
+        return _federation(self, seed, images, labels, owned, tested, domains, server)
 
 
-Spec = DigitsScanners | DigitsPathological
+def _pool(spec: Digits, labels: Tensor) -> Tensor:
+    """Positions of the scans to test on; the seed has no say in it."""
+    weights = [1 - spec.test, spec.test]
+    if spec.pool == "sheets":
+        _, count = split.apportion(SHEETS, weights, least=1)
+        chosen = torch.randperm(SHEETS, generator=rng(POOL, "sheets"))[:count]
+        sheets = torch.arange(len(labels)).tensor_split(SHEETS)
+        return torch.cat([sheets[number] for number in sorted(chosen.tolist())])
+    sizes = split.apportion(len(labels), weights, least=1)
+    return split.deal(labels, sizes, rng(POOL, "pool"))[1]
 
 
-def _reserved(spec: Spec, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Positions of the server's images, and of those that are left for clients."""
-    server = split.reserve(labels, spec.reserve, spec.reserve_alpha, rng(seed, "reserve"))
+def _scanned_exams(
+    images: Tensor, pool: Tensor, scanners: list[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """All images and, behind them, the pool as each scanner but the first reads it; and where each
+    one's lies.
+
+    The first reads scans as they are.
+    """
+    exams = {scanners[0]: pool}
+    read = [images]
+    for number, scanner in enumerate(scanners[1:]):
+        exams[scanner] = torch.arange(len(pool)) + len(images) + number * len(pool)
+        read.append(SCANNERS[scanner](images[pool], POOL))
+    return torch.cat(read), exams
+
+
+def _tested(
+    labels: Tensor, owned: dict[str, Tensor], pool: Tensor, exam: Tensor, generator: Generator
+) -> dict[str, Tensor]:
+    """Client -> its part of an exam [P], which shows the pool [P], with its own classes' shares."""
+    hands = split.alike(labels[pool], [labels[own] for own in owned.values()], generator)
+    return {client: exam[hand] for client, hand in zip(owned, hands, strict=True)}
+
+
+def _reserved(spec: Digits, labels: Tensor, pool: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Positions of the server's images, and of those that are left for clients to learn from."""
     free = torch.ones(len(labels), dtype=torch.bool)
-    free[server] = False
-    return server, free.nonzero().flatten()
+    free[pool] = False
+    rest = free.nonzero().flatten()
+    drawn = split.reserve(labels[rest], spec.reserve, spec.reserve_alpha, rng(seed, "reserve"))
+    free[rest[drawn]] = False
+    return rest[drawn], free.nonzero().flatten()
 
 
 def _deal(labels: Tensor, own: Tensor, weights: list[int], generator: Generator) -> list[Tensor]:
@@ -164,27 +231,48 @@ def _deal(labels: Tensor, own: Tensor, weights: list[int], generator: Generator)
 
 
 def _federation(
-    spec: Spec,
+    spec: DigitsScanners | DigitsPathological,
     seed: int,
     images: Tensor,
     labels: Tensor,
     owned: dict[str, Tensor],
+    tested: dict[str, Tensor],
     domains: dict[str, str],
     server: Tensor,
+    notes: tuple[str, ...] = (),
 ) -> Federation:
-    parts = {client: _parts(spec, seed, client, own, labels[own]) for client, own in owned.items()}
+    parts = {}
+    for client, own in owned.items():
+        trained, validated = _learned(spec, seed, client, own, labels[own], len(tested[client]))
+        parts[client] = Parts(train=trained, valid=validated, test=tested[client])
     return Federation(
-        inputs=images, labels=labels, classes=CLASSES, parts=parts, domains=domains, reserve=server
+        inputs=images,
+        labels=labels,
+        classes=CLASSES,
+        parts=parts,
+        domains=domains,
+        reserve=server,
+        notes=notes,
     )
 
 
-def _parts(spec: Spec, seed: int, client: str, own: Tensor, labels: Tensor) -> Parts:
-    """One client's examples `own` [n], with labels [n], in parts; few of those to train on."""
-    try:
-        parts = split.cut(labels, spec.valid, spec.test, rng(seed, "parts", client=client))
-    except ValueError as error:
+def _learned(
+    spec: DigitsScanners | DigitsPathological,
+    seed: int,
+    client: str,
+    own: Tensor,
+    labels: Tensor,
+    tested: int,
+) -> tuple[Tensor, Tensor]:
+    """What one client trains on, few if so asked, and validates on: `own` [n], with labels [n]."""
+    train, valid, _ = split.shares(spec.valid, spec.test)
+    needed = 1 + (valid > 0)
+    if len(own) < needed or not tested:
         raise ValueError(
-            f"client {client!r} with {len(own)} images: {error}; use fewer clients"
-        ) from None
-    kept = split.few(labels[parts.train], spec.shots, rng(seed, "shots", client=client))
-    return Parts(train=own[parts.train][kept], valid=own[parts.valid], test=own[parts.test])
+            f"client {client!r} with {len(own)} images, and {tested} to test on: it must have"
+            f" {needed} and 1; use fewer clients"
+        )
+    sizes = split.apportion(len(own), [train, valid], least=1)
+    trained, validated = split.deal(labels, sizes, rng(seed, "parts", client=client))
+    kept = split.few(labels[trained], spec.shots, rng(seed, "shots", client=client))
+    return own[trained][kept], own[validated]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from ..options import option
 from . import split
 
+# the seed of every test pool, which no run can have: what is tested on is the same for all seeds
+POOL = -1
 SHOTS = "at most so many training examples a class and client; 0: all"
 
 

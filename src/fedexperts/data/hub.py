@@ -1,10 +1,12 @@
 """A data set of the papers as a federation: five ways to make clients of it.
 
+What is tested on is the same for all seeds: the set's own test part or, where it has none or is
+pooled, a share of its examples that the seed has no say in; seeds deal it out to clients.
 This room does not know how a set is kept or read.
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from ..options import REQUIRED, Outside, option
 from ..tensors import rng
 from . import split
+from .drawn import POOL
 from .examples import Example, Listing
 from .federation import Federation
 from .images import several
@@ -83,8 +86,10 @@ class Hub(Listed, Outside):
         rows = Rows.opened(folder(self.dataset, self.path), known)
         words = self._words(rows.names())
         whats, labels, groups = rows.listed(list(words))
-        kept = split.few(labels, self.per_class, rng(seed, "per-class"))
+        kept = split.few(labels, self.per_class, rng(POOL, "per-class"))
         hands = self._hands(labels[kept], [groups[position] for position in kept.tolist()], seed)
+        parts = self._given(whats)
+        pool = self._pool(kept.tolist(), labels, groups, parts)
         own = {client: kept[hand] for client, hand in hands.items()}
         positions = torch.cat(list(own.values())).sort().values.tolist()
         owners = {position: client for client, index in own.items() for position in index.tolist()}
@@ -92,10 +97,10 @@ class Hub(Listed, Outside):
         named = list(words.values())
         examples = []
         for position, what in zip(positions, shown, strict=True):
-            example = Example(what, named[int(labels[position])], owners[position])
-            if self.given:
-                split_name, _, _ = whats[position].partition("/")
-                example = replace(example, part=known.parts[split_name])
+            part = parts[position]
+            if position in pool:
+                part = "test"
+            example = Example(what, named[int(labels[position])], owners[position], part)
             if self.partition == "dirichlet-in-domains":
                 example = replace(example, domain=groups[position])
             examples.append(example)
@@ -106,7 +111,41 @@ class Hub(Listed, Outside):
                 f"Left out, by classes, per_class or least: {left} of {rows.count} examples."
             )
         store = None if rows.texts else rows
-        return self.build(Listing(examples, store=store, notes=tuple(notes)), tuple(named), seed)
+        asked = self
+        if pool and not self.split:  # what is left to draw from is without the pool
+            asked = replace(self, valid=self.valid / (1 - self.test))
+        return asked.build(Listing(examples, store=store, notes=tuple(notes)), tuple(named), seed)
+
+    def _given(self, whats: Sequence[str]) -> list[str]:
+        """Each row's part, as the set gives it; of a pooled set, all are to train on."""
+        if not self.given:
+            return ["train"] * len(whats)
+        parts = SETS[self.dataset].parts
+        return [parts[what.partition("/")[0]] for what in whats]
+
+    def _pool(
+        self, kept: Sequence[int], labels: Tensor, groups: Sequence[str], parts: Sequence[str]
+    ) -> set[int]:
+        """Positions to test on, where the set says none: of each domain, writer or user the same
+        share, if that is what a client is made of.
+        """
+        whole = self.partition not in ("natural", "dirichlet-in-domains")
+        owned: dict[str, list[int]] = {}
+        for position in kept:
+            owned.setdefault("" if whole else groups[position], []).append(position)
+        pool: set[int] = set()
+        for group, own in sorted(owned.items()):
+            if any(parts[position] == "test" for position in own):
+                continue
+            free = torch.tensor([i for i in own if parts[i] == "train"], dtype=torch.int64)
+            sizes = split.apportion(len(free), [1 - self.test, self.test])
+            _, tested = split.deal(labels[free], sizes, rng(POOL, "pool", client=group))
+            pool |= {*free[tested].tolist()}
+        return pool
+
+    def _share(self, given: Set[str]) -> dict[str, float]:
+        """Nothing to test on is drawn by a seed."""
+        return super()._share({*given, "test"})
 
     def _words(self, names: Sequence[str]) -> dict[str, str]:
         """The classes to keep, as the set names them, with the words for each."""

@@ -145,6 +145,22 @@ def dominant(labels: Tensor, clients: int, share: float, generator: Generator) -
     ]
 
 
+def alike(labels: Tensor, owned: Sequence[Tensor], generator: Generator) -> list[Tensor]:
+    """Share labels [n] out so that each client gets as much of a class as it has of it in `owned`.
+
+    `owned` are the labels that each client has already; a class that nobody has goes to nobody.
+    """
+    hands: list[list[int]] = [[] for _ in owned]
+    for name, pile in zip(_classes(labels), _stock(labels, generator), strict=True):
+        shares = [int((own == name).sum()) for own in owned]
+        if not any(shares):
+            continue
+        for hand, size in zip(hands, apportion(len(pile), shares), strict=True):
+            hand += pile[:size]
+            del pile[:size]
+    return [_positions(hand) for hand in hands]
+
+
 def natural(groups: Sequence[str]) -> dict[str, Tensor]:
     """Every group whole, by name: positions of each domain, writer or user; groups in order."""
     own: dict[str, list[int]] = {name: [] for name in sorted(set(groups))}
