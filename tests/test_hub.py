@@ -128,6 +128,25 @@ def test_parts_of_the_set_stay_and_pooled_ones_are_drawn(copies: Path) -> None:
         assert (tested == {name for name in part if name.startswith("validation/")}) == given
 
 
+@every_set
+def test_no_seed_learns_from_what_another_tests_on(copies: Path, name: str) -> None:
+    for way in ways(name):
+        tested, learned = set(), set()
+        for seed in range(3):
+            made = load(copies, name, seed, reserve=1, **way)
+            files = list(made.files) or list(made.inputs)
+            for place, (_, part) in made.holders().items():
+                (tested if part == "test" else learned).add(files[place])
+        assert tested, way
+        assert not tested & learned, way
+
+
+def test_a_pooled_sets_parts_have_the_shares_that_are_asked_for(copies: Path) -> None:
+    made = load(copies, "cifar10", given=False, partition="dirichlet", valid=0.2, test=0.3)
+    parts = [part for _, part in made.holders().values()]
+    assert Counter(parts) == {"train": 40, "valid": 16, "test": 24}
+
+
 def test_clients_of_a_domain_have_its_images_alone(copies: Path) -> None:
     made = load(copies, "office-caltech10", partition="dirichlet-in-domains", clients=7, alpha=0.3)
     assert Counter(made.domains.values()) == {"amazon": 3, "dslr": 2, "webcam": 2}

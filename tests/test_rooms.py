@@ -14,7 +14,7 @@ import fedexperts
 ROOT = Path(fedexperts.__file__).parent
 FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do not know each other
     ("tensors", "declared", "catalog", "options"),
-    ("disk",),
+    ("disk", "tuning"),
     ("learn", "average"),
     ("model",),
     ("predictor", "upload"),

@@ -227,11 +227,14 @@ def assembled(config: Config, federation: Federation, private: Path) -> tuple[Jo
         positions = torch.cat(index) if index else torch.empty(0, dtype=torch.int64)
         return Examples(inputs[positions], federation.labels[positions])
 
+    everybody = [own.train for own in federation.parts.values()]
+
     def client(name: str, own: Parts) -> Client:
+        trained = everybody if run.pooled else [own.train]
         changed: Facts = {**federation.changed[name].counts()} if name in federation.changed else {}
         return Client(
             name,
-            examples(own.train),
+            examples(*trained),
             examples(own.valid),
             examples(own.test),
             Private(private),

@@ -27,6 +27,11 @@ def served(config: Config, data: Mapping[str, object]) -> tuple[Job, Federation]
     """A federation's server: its job and its data, the classes and its own reserve set, which
     `data` leads to.
     """
+    if config.values["run"]["pooled"]:
+        raise ValueError(
+            "run.pooled = true gives every client the data of all, and sites keep theirs; use it"
+            " in a simulation"
+        )
     if at_sites := isinstance(config.section("data"), Own):
         data = {"path": ""} | dict(data)
     config = _with_data(config, data)

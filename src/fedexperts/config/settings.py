@@ -22,6 +22,11 @@ class RunSettings(Schedule):
     threads: int = option(
         1, says="threads of one computation; another number may round sums differently", ge=1
     )
+    pooled: bool = option(
+        False,
+        says="whoever trains has all clients' training examples, as only a simulation can: an"
+        " upper bound",
+    )
     judged_by: Literal["clients", "server"] = option(
         "clients",
         says="whose validation accuracy chooses rates and rounds: each client's own, or the"

@@ -2,7 +2,7 @@
 
 FedAvg of a prompted CLIP is PromptFL; with `mu` it is PromptFL + FedProx; `Alone` on a prompted
 CLIP is CoOp on each client, on a linear head a linear probe; either of them for zero rounds, from a
-context made of words, is zero-shot.
+context made of words, is zero-shot. With `personal`, FedAvg is FedAvg with local fine-tuning.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,11 @@ class FedAvg(Method):
 
     mu: float = option(
         0.0, says="FedProx: weight of half the squared distance to the global model", ge=0
+    )
+    personal: bool = option(
+        False,
+        says="a client predicts with what its own last training made of the global model: local"
+        " fine-tuning",
     )
 
     def uploads(self, model: Model) -> frozenset[str]:
@@ -53,9 +58,12 @@ class FedAvg(Method):
         return proximal(self.mu, local)
 
     def finish(self, model: Model, local: Local) -> Finished:
-        return Finished(stays={}, leaves=local.trained)
+        stays = named("trained", local.trained) if self.personal else {}
+        return Finished(stays, leaves=local.trained)
 
     def restore(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
+        if own:
+            return Local(under(own, "trained"))
         return Local(under(sent, "global"))
 
 

@@ -37,7 +37,26 @@ _CONTROLS = (
         ),
     ),
     Control("random experts", {"method.select": ("random",)}),
-    Control("linear probe", {"model.name": ("linear-probe",)}, alike=("data.",)),
+    Control(
+        "prompts averaged, then tuned by each client",
+        {"method.name": ("fedavg",), "method.personal": (True,)},
+        alike=("data.", "model."),
+    ),
+    Control(
+        "linear probe",
+        {"model.name": ("linear-probe",), "method.name": ("alone",)},
+        alike=("data.",),
+    ),
+    Control(
+        "linear probes averaged",
+        {
+            "model.name": ("linear-probe",),
+            "method.name": ("fedavg",),
+            "run.pooled": (False, None),
+        },
+        alike=("data.",),
+    ),
+    Control("all data in one place", {"run.pooled": (True,)}, alike=("data.",)),
 )
 _APART = Metric(
     "experts_apart",
