@@ -202,6 +202,7 @@ CASES = {
     "fedavg": Case({"name": "fedavg"}),
     "fedavg-probe": Case({"name": "fedavg"}, "probe"),
     "fedprox": Case({"name": "fedavg", "mu": 0.3}),
+    "fedavg-personal": Case({"name": "fedavg", "personal": True}),
     "alone": Case({"name": "alone"}, secret=True),
     "alone-probe": Case({"name": "alone"}, "probe", secret=True),
     "nearest": Case(GATE, secret=True, own=True),

@@ -65,6 +65,33 @@ UPLOADS = [
 ]
 
 
+# ---- local fine-tuning, and data in one place
+
+
+def test_a_client_predicts_with_what_it_trained_and_sends_the_same(tmp_path):
+    config = tiny(CASES["fedavg-personal"], run={"rounds": 1, "participation": 1.0})
+    plain = tiny(CASES["fedavg"], run={"rounds": 1, "participation": 1.0})
+    personal = carry_out(config, tmp_path / "personal")
+    assert same_bits(server(personal), server(carry_out(plain, tmp_path / "plain")))
+    rows = [row for row in personal.rows("clients.jsonl") if row["round"] == 1]
+    own, shared = (sum(row[key] for row in rows) for key in ("test_correct", "test_global_correct"))
+    assert own > shared
+
+
+def test_with_pooled_data_a_client_trains_on_all_and_is_tested_on_its_own(tmp_path):
+    schedule = {"rounds": 1, "participation": 0.01}
+    apart, pooled = (
+        carry_out(tiny(CASES["fedavg"], run=schedule | {"pooled": pooled}), tmp_path / str(pooled))
+        for pooled in (False, True)
+    )
+    counts = parts(tiny(CASES["fedavg"]))[0].counts()
+    everybody = sum(sum(own["train"]) for own in counts.values())
+    (one,), (whole,) = (run.rows("rounds.jsonl")[0]["trained"].values() for run in (apart, pooled))
+    assert one["examples"] < whole["examples"] == everybody
+    for row in pooled.rows("clients.jsonl"):
+        assert row["test_examples"] == sum(counts[row["client"]]["test"])
+
+
 # ---- the reserve set
 
 

@@ -143,7 +143,7 @@ def test_a_number_is_finite():
 
 
 def test_a_folder_of_configs_is_not_one_config():
-    with pytest.raises(ConfigError, match="a folder with 8 configs"):
+    with pytest.raises(ConfigError, match="a folder with 11 configs"):
         load("configs/demo")
 
 
@@ -189,6 +189,9 @@ def test_a_gate_wider_than_the_features_is_refused_before_anything_runs():
         door.parts(load(DEMO, ["method.width=256"]))
 
 
+POOLED = {"pooled": True, "participation": 0.01}  # all data in one place: one client trains
+
+
 def test_every_shipped_config_loads_and_all_of_the_demo_have_the_same_tuning_budget():
     configs = {path.stem: load(path) for path in door.find(Path("configs/demo"))}
     budgets = {}
@@ -197,16 +200,18 @@ def test_every_shipped_config_loads_and_all_of_the_demo_have_the_same_tuning_bud
         for choices in config.tune.values():
             budgets[name] *= len(choices)
     assert budgets.pop("zero-shot") == 1
-    assert len(budgets) == 7
+    assert len(budgets) == 10
     assert set(budgets.values()) == {4}
-    shared = [{k: v for k, v in c.values["run"].items() if k != "rounds"} for c in configs.values()]
-    assert all(s == shared[0] for s in shared)
+    shared = configs["pfedmoap"].values["run"]
+    for name, config in configs.items():
+        other = {"zero-shot": {"rounds": 0}, "linear-probe-pooled": POOLED}.get(name, {})
+        assert config.values["run"] == shared | other, name
     assert all(c.values["data"] == configs["pfedmoap"].values["data"] for c in configs.values())
 
 
 def test_the_experiments_of_fed_moe_differ_in_their_method_alone_and_are_tuned_alike():
     configs = {path.stem: load(path) for path in door.find(Path("configs/demo/fedmoe-digits"))}
-    assert len(configs) == 12
+    assert len(configs) == 14
     shared = configs["fedavg"].values
     for name, config in configs.items():
         assert config.name == name
@@ -214,9 +219,9 @@ def test_the_experiments_of_fed_moe_differ_in_their_method_alone_and_are_tuned_a
         assert all(
             config.values[section] == shared[section] for section in ("data", "model", "engine")
         ), name
-        judge = "clients" if name == "alone" else "server"
-        rounds = 0 if name == "cent-moe" else shared["run"]["rounds"]
-        assert config.values["run"] == shared["run"] | {"judged_by": judge, "rounds": rounds}, name
+        own = {"judged_by": "clients"}
+        other = {"alone": own, "fedavg-personal": own, "cent-moe": {"rounds": 0}, "pooled": POOLED}
+        assert config.values["run"] == shared["run"] | other.get(name, {}), name
 
 
 def test_a_shipped_experiment_stands_at_one_of_the_values_that_it_tries():

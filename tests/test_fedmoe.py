@@ -174,9 +174,7 @@ def test_one_expert_alone_is_a_mean_weighted_by_relevance() -> None:
     sent, own = uploads(mixture), having(mixture)
     (row,) = relevance_of(mixture, state(mixture), own.reserve, sent)
     after = method.merge(own, state(mixture), sent, 1)
-    assert close(
-        under(after, "expert.0"), summed((row / 2).softmax(0), [u.tensors for u in sent])
-    )
+    assert close(under(after, "expert.0"), summed((row / 2).softmax(0), [u.tensors for u in sent]))
 
 
 @every_mains

@@ -278,7 +278,7 @@ def start(*values: Any, **settings: Any) -> Other:
 
 
 FIELDS: dict[type, dict[str, Other]] = {
-    METHODS["fedavg"]: {"mu": avg(0.3)},
+    METHODS["fedavg"]: {"mu": avg(0.3), "personal": avg(True)},
     METHODS["alone"]: {},
     METHODS["central"]: {
         "epochs": Other((2,), CASES["central"]),
@@ -286,6 +286,7 @@ FIELDS: dict[type, dict[str, Other]] = {
     },
     METHODS["fedavg-tuned"]: {
         "mu": tuned(0.3),
+        "personal": tuned(True),
         "epochs": tuned(3),
         "tune_rate": tuned(0.1),
         "keep": tuned(False),
