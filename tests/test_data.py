@@ -4,6 +4,7 @@ labels.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import cache
@@ -613,6 +614,21 @@ def test_a_client_is_tested_on_fifty_scans_or_more_with_the_classes_that_it_lear
         assert len(scanned.parts[client].test) >= 100
         taught, tested = (torch.tensor(counts[part]).double() for part in ("train", "test"))
         assert (taught / taught.sum() - tested / tested.sum()).abs().max() < 0.05
+
+
+def test_skew_is_that_of_what_clients_train_on() -> None:
+    one, both = Parts(ints(0, 1), ints(2), ints(3)), Parts(ints(4, 5), ints(6), ints(7))
+    made = Federation(
+        torch.zeros(8, 3, 8, 8, dtype=torch.uint8),
+        ints(0, 0, 1, 1, 0, 1, 1, 1),
+        ("a", "b"),
+        {"one": one, "both": both},
+        {"one": "x", "both": "x"},
+    )
+    two = math.log(2)
+    assert made.skew() == pytest.approx(
+        {"largest": 0.75, "entropy": two / 2, "most": two, "single": 1, "clients": 2}
+    )
 
 
 def test_a_sheet_is_tested_on_whole_or_not_at_all() -> None:

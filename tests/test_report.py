@@ -668,13 +668,98 @@ def test_the_headline_ranks_and_says_the_interval(experiments):
     poor = with_rows(experiments[1], "poor", {s: rows([[5, 5, 5, 5]]) for s in SEEDS})
     text = " ".join(claims.headline([poor, good]))
     assert text.startswith(
-        "Highest local accuracy: good, 75.0 % on average over 4 clients and 3 seeds; the commonest"
+        "Highest local accuracy on validation data: good. On test data: good, 75.0 % on average"
+        " over 4 clients and 3 seeds; the commonest"
     )
     assert (
-        "Next: poor, 50.0 %. The first minus the next: +25.0 points (between +18.8 and +31.2, 95 %,"
-        " 3 seeds)." in text
+        "Next on validation data: poor, on test data 50.0 %. The first minus the next, on test"
+        " data: +25.0 points (between +18.8 and +31.2, 95 %, 3 seeds)." in text
     )
     assert "What experts add: good against poor (gate alone): +25.0 points" in text
+
+
+def test_who_comes_first_is_chosen_on_validation_data_and_claimed_on_test_data(experiments):
+    lucky = with_rows(experiments[0], "lucky", {0: rows([[9]], valid=[[3]])})
+    sound = with_rows(experiments[1], "sound", {0: rows([[5]], valid=[[7]])})
+    first, after = claims.headline([lucky, sound])[:2]
+    assert first.startswith(
+        "Highest local accuracy on validation data: sound. On test data: sound, 50"
+    )
+    assert "Next on validation data: lucky, on test data 90.0 %" in after
+    assert "on test data: -40.0 (seed 0) points" in after
+
+
+def test_without_validation_data_it_is_said_that_test_data_chose(experiments):
+    bare = [row | {"valid_examples": 0} for row in rows([[9]])]
+    one, other = (with_rows(experiments[i], name, {0: bare}) for i, name in enumerate("xy"))
+    assert claims.headline([one, other])[0].startswith("Highest local accuracy on test data: x. On")
+
+
+def test_pooled_data_are_a_bound_and_come_first_of_nobody(experiments):
+    bound = with_rows(experiments[0], "bound", {0: rows([[9]])}, run__pooled=True)
+    one, other = (with_rows(experiments[i], name, {0: rows([[5]])}) for i, name in enumerate("xy"))
+    assert "bound" not in " ".join(claims.headline([bound, one, other])[:2])
+
+
+def searched(experiment, path, trials, edges, rounds=3):
+    """An experiment whose study wrote down what it tried of its rate."""
+    folder = path / experiment.name
+    folder.mkdir()
+    tried = {
+        "seed": 1_000_000,
+        "rounds": [rounds] * len(trials),
+        "trials": [{"learning.rate": rate} for rate in trials],
+        "valid": [50.0] * len(trials),
+        "chosen": {"learning.rate": trials[0]},
+        "edges": edges,
+    }
+    write_checked(folder / "tune.json", tried)
+    tuned = frozenset({"learning.rate"})
+    runs = {
+        seed: replace(run, path=folder / f"seed-{seed}", tuned=tuned)
+        for seed, run in experiment.runs.items()
+    }
+    return report.Experiment(experiment.name, runs)
+
+
+def test_a_value_at_the_end_of_what_was_tried_is_marked(experiments, tmp_path):
+    inside = searched(experiments[0], tmp_path, [0.3, 0.1, 1.0], {})
+    end = searched(experiments[1], tmp_path, [0.3, 0.1, 0.03], {"learning.rate": "highest"})
+    table = table_of([inside, end], "How values were chosen")
+    assert [cells(table, i)["chosen"] for i in (0, 1)] == [
+        "learning.rate = 0.3",
+        "learning.rate = 0.3 (highest tried)",
+    ]
+    assert cells(table, 0)["trials"] == "3"
+    assert cells(table, 0)["passes"] == str(9 * inside.values["learning"]["epochs"])
+    text = said(inside, end)
+    name = end.name
+    assert f"{name}: learning.rate = 0.3 is the highest value that was tried; a higher one" in text
+    assert f"{inside.name}: learning.rate = 0.3 is" not in text
+    assert "All had the same number of trials" in text
+
+
+def test_unequal_budgets_are_said(experiments, tmp_path):
+    one = searched(experiments[0], tmp_path, [0.3, 0.1, 1.0], {})
+    more = searched(experiments[1], tmp_path, [0.3, 0.1, 0.03, 1.0], {})
+    assert "They did NOT have the same number of trials" in said(one, more)
+    longer = searched(experiments[2], tmp_path, [0.3, 0.1, 0.03], {}, rounds=4)
+    assert "They did NOT have the same number of trials" in said(one, longer)
+
+
+def test_the_skew_that_clients_have_stands_beside_what_was_asked_for(experiments):
+    asked = with_rows(experiments[0], "x", {0: rows([[5]])}, data__alpha=0.3)
+    skew = {"largest": 0.36, "entropy": 1.6, "most": 2.303, "single": 1, "clients": 20}
+    runs = {
+        s: replace(r, environment=r.environment | {"skew": skew}) for s, r in asked.runs.items()
+    }
+    says = (
+        "A client's largest class has 36 % of its training data on average (Dirichlet(0.3) was"
+        " asked for); entropy of its classes 1.60 of 2.30 nats; one class alone: 1 of 20 clients."
+    )
+    assert says in said(report.Experiment("x", runs))
+    plain = {"partition": "pathological", "alpha": 0.5}
+    assert "asked for" not in claims.skewed(skew, plain)
 
 
 def test_experiments_over_different_seeds_are_not_ranked_in_words(experiments):
@@ -1156,7 +1241,9 @@ def test_a_mixture_is_held_against_copies_and_against_averaging(experiments):
     assert "copies against" not in text
     assert "do not tell" not in text
     lines = claims.headline([fedavg, moe, copies])
-    assert lines[0].startswith("Highest server accuracy: moe, 63.0 %")
+    assert lines[0].startswith(
+        "Highest server accuracy on validation data: moe. On test data: moe, 63.0 %"
+    )
     assert lines[-1].startswith(
         "What experts add: moe against fedavg (one averaged model): +8.0 points"
     )

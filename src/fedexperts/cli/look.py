@@ -65,6 +65,7 @@ def check(
 ) -> None:
     """Load data and model and print the split; nothing is trained."""
     from .. import config as door
+    from ..report.claims import skewed
 
     with errors():
         experiment = door.load(config, settings or [])
@@ -82,6 +83,8 @@ def check(
             f" clients.\nA client trains {trained:,} numbers; only these tensors may leave it:"
             f" {_listed(sorted(leaving))}."
         )
+        if skew := federation.skew():
+            out.print(skewed(skew, experiment.values["data"]), soft_wrap=True)
         for remark in (*federation.notes, *_twins(federation)):
             out.print(f"[yellow]Note:[/] {escape(remark)}", soft_wrap=True)
         if picture:

@@ -76,6 +76,7 @@ def about(config: Config, federation: Federation) -> Values:
         "classes": list(federation.classes),
         "side": federation.side,
         "commonest": federation.commonest(),
+        "skew": federation.skew(),
         "declared": asdict(config.section("method").declares()),
     }
     return machine | ({"simulated": simulated} if simulated else {})

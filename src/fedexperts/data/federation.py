@@ -7,6 +7,7 @@ them.
 """
 
 import hashlib
+import math
 import statistics
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -162,6 +163,25 @@ class Federation:
             return {}
         alone = statistics.fmean(map(_guessed, trains, tests))
         return {"clients": alone, "server": _guessed(torch.cat(trains), torch.cat(tests))}
+
+    def skew(self) -> dict[str, float]:
+        """How unequal classes are among what clients train on, means over clients.
+
+        "largest": share of a client's largest class; "entropy" of its classes, and the "most" that
+        it could be, in nats; "single": clients of one class alone, of all "clients". Empty without
+        clients.
+        """
+        if not self.parts:
+            return {}
+        counts = torch.tensor([self._count(own.train) for own in self.parts.values()]).double()
+        shares = counts / counts.sum(1, keepdim=True)
+        return {
+            "largest": float(shares.amax(1).mean()),
+            "entropy": float(torch.special.entr(shares).sum(1).mean()),
+            "most": math.log(len(self.classes)),
+            "single": int(((counts > 0).sum(1) == 1).sum()),
+            "clients": len(self.parts),
+        }
 
     def _count(self, index: Tensor) -> list[int]:
         counts: list[int] = self.labels[index].bincount(minlength=len(self.classes)).tolist()

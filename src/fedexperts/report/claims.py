@@ -7,11 +7,12 @@ sentences; it knows no method, table, page or picture.
 """
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..metrics import refusals, silent
+from ..options import Values
 from . import paired
 from .collect import Experiment, judged_by
 from .paired import Difference
@@ -197,10 +198,13 @@ def same_seeds(experiments: Sequence[Experiment]) -> bool:
 
 
 def headline(experiments: Sequence[Experiment]) -> list[str]:
-    """The result in words and numbers, a sentence or two a line."""
+    """The result in words and numbers, a sentence or two a line.
+
+    Who comes first is chosen on validation data, and what is claimed of it comes from test data.
+    """
     of = judged_by(experiments)
     counted = [e for e in experiments if e.finished and (e.has_global or of == "clients")]
-    ranked = sorted(counted, key=_ACCURACY[of], reverse=True)
+    ranked, by = _ranked([e for e in counted if not e.pooled], of)
     if not ranked:
         return ["No run is finished yet, so there is no result."]
     if not same_data(ranked):
@@ -212,7 +216,16 @@ def headline(experiments: Sequence[Experiment]) -> list[str]:
         ]
     if len(ranked) == 1:
         return [f"{_average(ranked[0], of)}.", *_about_experts(experiments)]
-    return [*_first_and_next(ranked[0], ranked[1], of), *_about_experts(experiments)]
+    return [*_first_and_next(ranked[0], ranked[1], of, by), *_about_experts(experiments)]
+
+
+def _ranked(experiments: Sequence[Experiment], of: str) -> tuple[list[Experiment], str]:
+    """The best first, and the part of the data that says so."""
+    valid = [(e.valid(of), e) for e in experiments]
+    chosen = [(accuracy, e) for accuracy, e in valid if accuracy is not None]
+    if len(chosen) == len(valid):
+        return [e for _, e in sorted(chosen, key=lambda pair: -pair[0])], "validation"
+    return sorted(experiments, key=_ACCURACY[of], reverse=True), "test"
 
 
 WHOSE = {"clients": "local", "server": "server"}  # accuracy
@@ -230,14 +243,15 @@ def _average(experiment: Experiment, of: str) -> str:
     return text
 
 
-def _first_and_next(best: Experiment, second: Experiment, of: str) -> list[str]:
+def _first_and_next(best: Experiment, second: Experiment, of: str, by: str) -> list[str]:
     says = "no client in common, so the two cannot be compared"
     if difference := compared(best, second, of):
         says = estimate(difference)
     return [
-        f"Highest {WHOSE[of]} accuracy: {_average(best, of)}.",
-        f"Next: {shown(second.name)}, {_ACCURACY[of](second):.1f} %."
-        f" The first minus the next: {says}.",
+        f"Highest {WHOSE[of]} accuracy on {by} data: {shown(best.name)}. On test data:"
+        f" {_average(best, of)}.",
+        f"Next on {by} data: {shown(second.name)}, on test data {_ACCURACY[of](second):.1f} %."
+        f" The first minus the next, on test data: {says}.",
     ]
 
 
@@ -271,7 +285,47 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
             "The experiments do not have the same seeds: compare the paired differences, not the"
             " means."
         )
-    return lines
+    return [*lines, *_at_edges(counted), *_skews(counted)]
+
+
+def _at_edges(experiments: Sequence[Experiment]) -> Iterator[str]:
+    """Values that were taken though they are the lowest or highest of what was tried."""
+    for e in experiments:
+        for key, end in e.search.get("edges", {}).items():
+            further = {"lowest": "lower", "highest": "higher"}[end]
+            yield (
+                f"{shown(e.name)}: {shown(key)} = {e.search['chosen'][key]} is the {end} value that"
+                f" was tried; a {further} one may be better."
+            )
+
+
+def unequal(experiments: Sequence[Experiment]) -> list[str]:
+    """Whether all had as many trials, and those that train by rounds as many rounds in them."""
+    trials = {len(e.search["trials"]) for e in experiments}
+    rounds = {sum(e.search["rounds"]) for e in experiments} - {0}
+    if len(trials) < 2 and len(rounds) < 2:
+        return [
+            "All had the same number of trials, with the same number of rounds in them, if any."
+        ]
+    return ["They did NOT have the same number of trials, or of rounds in them."]
+
+
+def _skews(experiments: Sequence[Experiment]) -> Iterator[str]:
+    """How differently classes are spread over clients, said once for equal data."""
+    yield from dict.fromkeys(skewed(e.skew, e.values["data"]) for e in experiments if e.skew)
+
+
+def skewed(skew: Mapping[str, float], data: Values) -> str:
+    """The skew of a split in words, with what was asked for, among the options of its data."""
+    asked = ""
+    if "alpha" in data and "dirichlet" in data.get("partition", "dirichlet"):
+        asked = f" (Dirichlet({data['alpha']:g}) was asked for)"
+    return (
+        "A client's largest class has"
+        f" {100 * skew['largest']:.0f} % of its training data on average{asked}; entropy of its"
+        f" classes {skew['entropy']:.2f} of {skew['most']:.2f} nats; one class alone:"
+        f" {skew['single']:.3g} of {skew['clients']:.3g} clients."
+    )
 
 
 def _silent(experiment: Experiment) -> Iterator[str]:

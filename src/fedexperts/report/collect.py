@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..disk import read_checked
-from ..metrics import Row, Score, best_valid, by_round, last, sizes, validated
+from ..metrics import Row, Score, best_valid, by_round, last, last_valid, sizes, validated
 from ..options import Values
 from ..rundir import EVENTS, LOGS, RunDir, is_run
 from .experts import Routing, routing
@@ -107,6 +107,28 @@ class Experiment:
             for seed, run in self.finished.items()
         }
 
+    def valid(self, of: str) -> float | None:
+        """Validation accuracy after the last round, the clients' or the server's, mean over seeds;
+        None without such data.
+        """
+        if not all(validated(rows, of) for rows in self.rows.values()):
+            return None
+        runs = self.finished.values()
+        return statistics.fmean(last_valid(run.clients, run.server, of) for run in runs)
+
+    @cached_property
+    def search(self) -> Values:
+        """What was tried to choose its values, as a study writes it down; empty without that."""
+        file = self.first.path.parent / "tune.json"
+        if not self.first.tuned or not file.exists():
+            return {}
+        return read_checked(file, "put a backup in its place")
+
+    @property
+    def pooled(self) -> bool:
+        """Whether all data were in one place: a bound, and no federation."""
+        return bool(self.values["run"].get("pooled", False))
+
     @cached_property
     def routing(self) -> dict[int, Routing]:
         """The server's mixture and its parts after the last round, by seed."""
@@ -169,6 +191,17 @@ class Experiment:
         if isinstance(classes, int):
             classes = range(classes)
         return [str(name) for name in classes]
+
+    @property
+    def skew(self) -> dict[str, float]:
+        """How clients' classes differ, as `Federation.skew` says it, mean over seeds; empty where
+        runs do not know.
+        """
+        every = [run.environment.get("skew") for run in self.runs.values()]
+        known = [skew for skew in every if skew]
+        if not known:
+            return {}
+        return {key: statistics.fmean(skew[key] for skew in known) for key in known[0]}
 
     def commonest(self, of: str) -> float | None:
         """Accuracy in percent of always saying the commonest class: of "clients" or "server".

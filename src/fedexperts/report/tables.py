@@ -11,7 +11,18 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from .claims import WHOSE, Claim, claims, legend, notes, sentences, shown, signed, unknown
+from .claims import (
+    WHOSE,
+    Claim,
+    claims,
+    legend,
+    notes,
+    sentences,
+    shown,
+    signed,
+    unequal,
+    unknown,
+)
 from .collect import Experiment, judged_by
 from .columns import (
     NAME,
@@ -41,6 +52,8 @@ from .routing import lines, mean
 def tables(experiments: Sequence[Experiment]) -> list[Table]:
     """All tables for which there is something to show."""
     made = [comparison(experiments), differing(experiments), held(experiments)]
+    if any(e.search for e in experiments):
+        made.append(chosen(experiments))
     if any(e.controls for e in experiments):
         made.append(added(experiments))
     if any(e.routing for e in experiments):
@@ -96,6 +109,39 @@ def differing(experiments: Sequence[Experiment]) -> Table:
     ]
     about = "Local accuracy in percent after the last round."
     return _table("How clients differ", experiments, columns, about)
+
+
+def chosen(experiments: Sequence[Experiment]) -> Table:
+    """What was tried for each experiment, and which values were taken."""
+    rows = [experiment for experiment in experiments if experiment.search]
+    columns = [
+        NAME,
+        Column("trials", "", lambda e: str(len(e.search["trials"]))),
+        Column(
+            "passes",
+            "epochs of whoever trains in a round, in all trials together",
+            _passes,
+        ),
+        Column("seed", "of all trials; no result comes from it", lambda e: str(e.search["seed"])),
+        Column("chosen", "", _choice, words=True),
+    ]
+    about = "Values are chosen by validation accuracy after a trial's last round."
+    return _table("How values were chosen", rows, columns, about, unequal(rows))
+
+
+def _passes(experiment: Experiment) -> str:
+    return str(sum(experiment.search["rounds"]) * int(experiment.values["learning"]["epochs"]))
+
+
+def _choice(experiment: Experiment) -> str:
+    """Each tuned key with its value; one at the end of what was tried is marked."""
+    said = []
+    for key, value in experiment.search["chosen"].items():
+        says = f"{key} = {value}"
+        if end := experiment.search["edges"].get(key):
+            says += f" ({end} tried)"
+        said.append(says)
+    return shown(", ".join(said))
 
 
 def held(experiments: Sequence[Experiment]) -> Table:
