@@ -17,14 +17,14 @@ from grid import SEEDS, choices, rows, run, variant
 from fedexperts import config as door
 from fedexperts.metrics import score, valid
 
-SHARED = {
+SHARED: dict[str, object] = {
     "run.rounds": 12,
     "run.evaluate_every": 12,
     "method.experts": 4,
     "learning.rate": 0.1,
     "method.gate_rate": 0.15,
 }
-CHOICES = {
+CHOICES: dict[str, dict[str, object]] = {
     "the defaults": {},
     "attention scores / sqrt(head width) instead of times 10": {"method.attention_scale": 0.0},
     "T_MoE normalised (true cosine)": {"method.normalised": True},
@@ -52,11 +52,11 @@ def main() -> None:
         variant(base, names[choice], SHARED | changes) for choice, changes in CHOICES.items()
     ]
     out = run(experiments, SEEDS, __doc__ or "", Path("runs/defaults"))
-    found = {
+    accuracies = {
         choice: [(valid(last), score(last).mean) for last in rows(out, name, SEEDS)]
         for choice, name in names.items()
     }
-    print("\n".join(choices(found)))
+    print("\n".join(choices(accuracies)))
 
 
 if __name__ == "__main__":

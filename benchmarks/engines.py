@@ -3,8 +3,7 @@ many clients.
 
     python benchmarks/engines.py              all of it, about ten minutes on two cores
     python benchmarks/engines.py --quick      10 clients alone
-    python benchmarks/engines.py --demo       pFedMoAP on digits-scanners, 20 clients and 20 rounds,
-    on two engines
+    python benchmarks/engines.py --demo       pFedMoAP of the digits demo, on two engines
 
 FedAvg of one vector, 16 KB or 4 MB; a client has one example and takes one step. Seconds are the
 median of rounds after the first, and what it takes until the first round ends, all that is loaded
@@ -24,20 +23,47 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from fedexperts import config as door
+from fedexperts.config import Config
 from fedexperts.data.federation import Federation, Parts
+from fedexperts.engine import Engine
 from fedexperts.loop import run
-from fedexperts.message import decode_order, decode_reply, encode
+from fedexperts.message import Order, Reply, decode_order, decode_reply, encode
+from fedexperts.model import Model
 from fedexperts.models.built import Built
 from fedexperts.rundir import RunDir
+from fedexperts.tensors import Tensors
 
 HERE = Path(__file__).parent
 SIZES = {"16 KB": 2**12, "4 MB": 2**20}  # numbers of 4 bytes
+ROUNDS = 5
+PROGRAM = [sys.executable, "-m", "fedexperts"]
+SITES = ["client-0000", "client-0001"]  # what OneEach calls its first two
+
+
+class Cost(NamedTuple):
+    """What an engine takes."""
+
+    seconds: float  # a round
+    first: float  # seconds until the first round is over
+    memory: float  # megabytes
+
+
+class Case(NamedTuple):
+    """What is measured in a process of its own."""
+
+    engine: str
+    clients: int
+    numbers: int
 
 
 @dataclass(frozen=True)
@@ -46,7 +72,7 @@ class OneEach:
 
     clients: int = 10
 
-    def load(self, seed):
+    def load(self, seed: int) -> Federation:
         names = [f"client-{i:04d}" for i in range(self.clients)]
         count = 2 * self.clients
         one = torch.arange(count)
@@ -58,15 +84,15 @@ class OneEach:
         return Federation(images, one % 2, ("no", "yes"), parts, dict.fromkeys(names, "here"))
 
 
-class Vector:
+class Vector(Model):
     """So many numbers, two of which say yes or no."""
 
     classes = ("no", "yes")
 
-    def __init__(self, numbers):
+    def __init__(self, numbers: int) -> None:
         self.initial = {"x": torch.zeros(numbers)}
 
-    def logits(self, tensors, x):
+    def logits(self, tensors: Tensors, x: Tensor) -> Tensor:
         return tensors["x"][:2].expand(len(x), 2)
 
 
@@ -76,7 +102,7 @@ class VectorSettings:
 
     numbers: int = 4096
 
-    def build(self, classes, seed):
+    def build(self, classes: tuple[str, ...], seed: int) -> Built:
         return Built(Vector(self.numbers), lambda images: images.float().flatten(1), "")
 
 
@@ -84,54 +110,47 @@ class VectorSettings:
 class Wire:
     """An engine between which and the loop every message is bytes."""
 
-    inner: object
+    inner: Engine
 
-    def clients(self):
+    def clients(self) -> list[str]:
         return self.inner.clients()
 
-    def exchange(self, orders):
+    def exchange(self, orders: Sequence[Order]) -> list[Reply]:
         most = {order.client: order.most for order in orders}
         replies = self.inner.exchange([decode_order(encode(order)) for order in orders])
         return [decode_reply(encode(reply), most[reply.client]) for reply in replies]
 
 
-def experiment(clients, numbers, rounds, engine):
-    return door.resolve(
-        [
-            (
-                {
-                    "name": "engines",
-                    "data": {"name": "engines:OneEach", "clients": clients},
-                    "model": {"name": "engines:VectorSettings", "numbers": numbers},
-                    "method": {"name": "fedavg"},
-                    "learning": {"epochs": 1, "batch": 1, "rate": 0.1},
-                    "run": {"rounds": rounds, "evaluate_every": rounds + 1},
-                    "engine": engine,
-                },
-                "benchmark",
-            )
-        ]
-    )
+def experiment(clients: int, numbers: int, engine: Mapping[str, object]) -> Config:
+    tables = {
+        "name": "engines",
+        "data": {"name": "engines:OneEach", "clients": clients},
+        "model": {"name": "engines:VectorSettings", "numbers": numbers},
+        "method": {"name": "fedavg"},
+        "learning": {"epochs": 1, "batch": 1, "rate": 0.1},
+        "run": {"rounds": ROUNDS, "evaluate_every": ROUNDS + 1},
+        "engine": engine,
+    }
+    return door.resolve([(tables, "benchmark")])
 
 
-def tree(root):
+def tree(root: int) -> set[int]:
     """A process and all that descend from it."""
-    parents = {}
+    parents: dict[int, int] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                parents[int(folder.name)] = int(
-                    (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
-                )
+                fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
             except OSError:
                 continue
-    found = {root}
-    while more := {pid for pid, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
+            parents[int(folder.name)] = int(fields[1])
+    family = {root}
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= more
+    return family
 
 
-def held(pids):
+def held(pids: Iterable[int]) -> float:
     """Megabytes of memory, what is shared counted once."""
     total = 0
     for pid in pids:
@@ -144,178 +163,149 @@ def held(pids):
 
 
 class Watch:
-    """The most memory that processes held, looked at every half second; `roots` may grow."""
+    """The most memory that processes and their descendants held, looked at every half second."""
 
-    def __init__(self, *roots):
-        self.roots, self.most, self.over = list(roots), 0.0, threading.Event()
+    def __init__(self, *roots: int) -> None:
+        self.roots, self.most, self.over = roots, 0.0, threading.Event()
         self.thread = threading.Thread(target=self.look, daemon=True)
         self.thread.start()
 
-    def look(self):
+    def look(self) -> None:
         while not self.over.wait(0.5):
             self.most = max(self.most, held(set().union(*(tree(root) for root in self.roots))))
 
-    def end(self):
+    def end(self) -> float:
         self.over.set()
         self.thread.join()
         return self.most
 
 
-def carried_out(engine, clients, numbers, rounds):
-    """In this process: seconds a round, seconds to the end of the first, megabytes."""
-    began, ends = time.perf_counter(), []
+def carried_out(case: Case) -> Cost:
+    """In this process."""
+    began = time.perf_counter()
     watch = Watch(os.getpid())
-    settings = (
-        {"name": "flower-simulation", "workers": 2}
-        if engine == "simulation"
-        else {"name": "inprocess"}
-    )
-    config = experiment(clients, numbers, rounds, settings)
-    with tempfile.TemporaryDirectory() as place:
-        folder = RunDir.create(Path(place) / "run", config.toml(), {})
+    settings: dict[str, object] = {"name": "inprocess"}
+    if case.engine == "simulation":
+        settings = {"name": "flower-simulation", "workers": 2}
+    config = experiment(case.clients, case.numbers, settings)
+    ends: list[float] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = RunDir.create(Path(temporary) / "run", config.toml(), {})
         with door.opened(config, folder.path / "private") as (job, inner, _):
-            carrier = Wire(inner) if engine == "bytes" else inner
-            run(
-                job,
-                carrier,
-                config.section("run"),
-                folder,
-                lambda _: ends.append(time.perf_counter()),
-            )
+            engine = Wire(inner) if case.engine == "bytes" else inner
+            schedule = config.section("run")
+            run(job, engine, schedule, folder, lambda _: ends.append(time.perf_counter()))
     rounds = [after - before for before, after in itertools.pairwise(ends[1:])]
-    return statistics.median(rounds), ends[1] - began, watch.end()
+    return Cost(statistics.median(rounds), ends[1] - began, watch.end())
 
 
-def deployed(numbers, rounds):
-    """On loopback with 2 sites: the same three figures."""
+def deployed(case: Case) -> Cost:
+    """On loopback, with a site a client."""
     from fedexperts.deploy.folder import Deployment
     from fedexperts.deploy.processes import free_port
 
-    environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
-    names = ["client-0000", "client-0001"]
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "dep"
-        Deployment.create(folder, "localhost", free_port(), names)
-        config = Path(place) / "engines.toml"
-        config.write_text(experiment(2, numbers, rounds, {"name": "flower", "wait": 300.0}).toml())
-
-        def start(*arguments):
-            return subprocess.Popen(
-                [sys.executable, "-m", "fedexperts", "deploy", *arguments],
-                env=environment,
-                start_new_session=True,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "deployment"
+        Deployment.create(folder, "localhost", free_port(), SITES)
+        for site in SITES:  # the data and the model are code of ours, which a site must allow
+            with open(folder / "sites" / site / "site.toml", "a") as file:
+                file.write('modules = ["engines"]\n')
+        config = Path(temporary) / "engines.toml"
+        engine = {"name": "flower", "wait": 300.0}
+        config.write_text(experiment(len(SITES), case.numbers, engine).toml())
         began = time.time()
-        programs = [
-            start("server", str(folder)),
-            *(start("site", str(folder), "--name", name) for name in names),
-        ]
-        watch = Watch(*(program.pid for program in programs))
-        try:
-            while not any("online" in line for line in listed(environment, folder)):
-                time.sleep(1)
-            subprocess.run(
-                [sys.executable, "-m", "fedexperts", "deploy", "run", str(folder), str(config)],
-                env=environment,
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
-        finally:
-            for program in programs:
-                os.killpg(program.pid, signal.SIGTERM)
-            for program in programs:
-                program.wait()
-        rows = RunDir(folder / "runs" / "engines").rows("rounds.jsonl")
-        first = (
-            (folder / "runs" / "engines" / "flower.json").stat().st_mtime
-            - began
-            + rows[0]["seconds"]
-        )
-        return statistics.median(row["seconds"] for row in rows[1:]), first, watch.end()
+        with programs(folder) as watch:
+            deploy("run", str(folder), str(config)).check_returncode()
+        path = folder / "runs" / "engines"
+        submitted = (path / "flower.json").stat().st_mtime - began
+        seconds = [row["seconds"] for row in RunDir(path).rows("rounds.jsonl")]
+        return Cost(statistics.median(seconds[1:]), submitted + seconds[0], watch.end())
 
 
-def listed(environment, folder):
-    command = [sys.executable, "-m", "fedexperts", "deploy", "sites", str(folder)]
-    return subprocess.run(
-        command, env=environment, capture_output=True, text=True
-    ).stdout.splitlines()
+@contextmanager
+def programs(folder: Path) -> Iterator[Watch]:
+    """A server and its sites, all connected."""
+    started = [start("server", str(folder))]
+    started += [start("site", str(folder), "--name", site) for site in SITES]
+    try:
+        while deploy("sites", str(folder)).stdout.count("online") < len(SITES):
+            time.sleep(1)
+        yield Watch(*(program.pid for program in started))
+    finally:
+        for program in started:
+            os.killpg(program.pid, signal.SIGTERM)
+        for program in started:
+            program.wait()
 
 
-def told(name, clients, size, rounds=5):
-    """A case in a process of its own, so that memory is its alone; as a line."""
-    command = [
-        sys.executable,
-        __file__,
-        "--case",
-        name,
-        str(clients),
-        str(SIZES[size]),
-        str(rounds),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    seconds, first, memory = json.loads(done.stdout.splitlines()[-1])
-    print(
-        f"| {name} | {clients} | {size} | {seconds:.3f} | {first:.1f} | {memory:.0f} |", flush=True
+def environment() -> dict[str, str]:
+    """In which programs import this file."""
+    return dict(os.environ) | {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*PROGRAM, "deploy", *arguments],
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
 
 
-def demo():
-    """The digits demo's pFedMoAP, untuned, on two engines."""
-    for name in ("inprocess", "flower-simulation"):
-        began = time.perf_counter()
-        with tempfile.TemporaryDirectory() as place:
-            settings = ["learning.rate=0.3", f"engine.name={name}"]
-            command = ["run", "configs/demo/pfedmoap.toml", "--jobs", "1", "--out", f"{place}/out"]
-            arguments = [word for setting in settings for word in ("--set", setting)]
-            subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "fedexperts",
-                    *command,
-                    *arguments,
-                    "--set",
-                    "method.gate_rate=0.05",
-                ],
-                check=True,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        print(f"| {name} | {time.perf_counter() - began:.0f} |", flush=True)
+def deploy(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [*PROGRAM, "deploy", *arguments]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True)
 
 
-def main():
+def tell(engine: str, clients: int, size: str) -> None:
+    """A case in a process of its own, so that memory is its alone; as a line."""
+    command = [sys.executable, __file__, "--case", engine, str(clients), str(SIZES[size])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    cost = Cost(*json.loads(done.stdout.splitlines()[-1]))
+    print(
+        f"| {engine} | {clients} | {size} | {cost.seconds:.3f} | {cost.first:.1f}"
+        f" | {cost.memory:.0f} |",
+        flush=True,
+    )
+
+
+def demo(engine: str) -> float:
+    """Seconds of the digits demo's pFedMoAP, untuned."""
+    settings = ["learning.rate=0.3", "method.gate_rate=0.05", f"engine.name={engine}"]
+    words = [word for setting in settings for word in ("--set", setting)]
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as temporary:
+        where = ["--jobs", "1", "--out", f"{temporary}/out"]
+        command = [*PROGRAM, "run", "configs/demo/pfedmoap.toml", *where, *words]
+        subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def main() -> None:
     reader = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     reader.add_argument("--quick", action="store_true")
     reader.add_argument("--demo", action="store_true")
-    reader.add_argument("--case", nargs=4, help=argparse.SUPPRESS)
+    reader.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     asked = reader.parse_args()
     if asked.case:
-        name, clients, numbers, rounds = asked.case[0], *map(int, asked.case[1:])
-        figures = (
-            deployed(numbers, rounds)
-            if name == "deployment"
-            else carried_out(name, clients, numbers, rounds)
-        )
-        print(json.dumps(figures))
+        case = Case(asked.case[0], int(asked.case[1]), int(asked.case[2]))
+        measure = deployed if case.engine == "deployment" else carried_out
+        print(json.dumps(measure(case)))
     elif asked.demo:
         print("| engine | seconds |\n|---|---|")
-        demo()
+        for engine in ("inprocess", "flower-simulation"):
+            print(f"| {engine} | {demo(engine):.0f} |", flush=True)
     else:
-        print(
-            "| engine | clients | payload | s a round | s to the first | MB"
-            " |\n|---|---|---|---|---|---|"
-        )
+        print("| engine | clients | payload | s a round | s to the first | MB |")
+        print("|---|---|---|---|---|---|")
         for size in SIZES:
             for clients in (10,) if asked.quick else (10, 100):
-                for name in ("inprocess", "bytes", "simulation"):
-                    told(name, clients, size)
-            told("deployment", 2, size)
+                for engine in ("inprocess", "bytes", "simulation"):
+                    tell(engine, clients, size)
+            tell("deployment", len(SITES), size)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,13 @@ from fedexperts.config import Config
 from fedexperts.metrics import score
 
 SHOTS, CLIENTS, SEEDS = (2, 4, 8, 16, 0), (5, 20), (0, 1, 2)
-FIXED = {"run.evaluate_every": 20, "learning.rate": 0.1, "method.gate_rate": 0.15}
+FIXED: dict[str, object] = {
+    "run.evaluate_every": 20,
+    "learning.rate": 0.1,
+    "method.gate_rate": 0.15,
+}
 EXPERTS = {5: 2, 20: 4}  # K for so many clients: few enough that who is chosen can matter
-VARIANTS = {
+VARIANTS: dict[str, dict[str, object]] = {
     "gate alone": {"method.experts": 0},
     "nearest": {"method.select": "nearest"},
     "random": {"method.select": "random"},
@@ -49,7 +53,7 @@ def experiments() -> Iterator[Config]:
 
 def accuracy(out: Path, experiment: str) -> list[float]:
     """Mean over clients of local test accuracy, a value a seed."""
-    return [score(found).mean for found in rows(out, experiment, SEEDS)]
+    return [score(last).mean for last in rows(out, experiment, SEEDS)]
 
 
 def added(out: Path, with_experts: str, without: str) -> str:
@@ -59,7 +63,7 @@ def added(out: Path, with_experts: str, without: str) -> str:
 
 def spread(out: Path, experiment: str, fact: str) -> float:
     """Mean over seeds and clients of a logged fact."""
-    values = [row[fact] for found in rows(out, experiment, SEEDS) for row in found if fact in row]
+    values = [row[fact] for last in rows(out, experiment, SEEDS) for row in last if fact in row]
     return statistics.fmean(values)
 
 

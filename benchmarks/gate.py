@@ -10,84 +10,78 @@ move while the gate is trained. Ratios within one run.
 """
 
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from clocks import seconds
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedexperts import config as door
 from fedexperts.method import Upload
 from fedexperts.methods.fedmoe import FedMoE
+from fedexperts.model import as_mixture
 from fedexperts.models.vision import compact_cnn
-from fedexperts.tensors import under
+from fedexperts.tensors import Tensors, sum_in_order, under
 
-PASSES, RATE, BATCH, BETA, LAM = 5, 0.003, 16, 0.001, 0.1
+CLIENTS, EXPERTS, PASSES, RATE, BATCH, BETA, LAM = 20, 4, 5, 0.003, 16, 0.001, 0.1
 
 
-def direct(server, models, x, y):
+def probabilities(module: nn.Module, weights: Tensors, x: Tensor) -> Tensor:
+    """[B, C]"""
+    logits: Tensor = functional_call(module, weights, (x,))
+    return logits.softmax(-1)
+
+
+def fused(before: Tensors, models: Sequence[Tensors], shares: Tensor) -> Tensors:
+    """(1 - lambda) E + lambda sum_j w_j M_j, parameter by parameter."""
+    after: Tensors = {}
+    for name in before:
+        added = sum_in_order(w * m[name] for w, m in zip(shares, models, strict=True))
+        after[name] = ((1 - LAM) * before[name] + LAM * added).detach()
+    return after
+
+
+def direct(server: Tensors, models: Sequence[Tensors], x: Tensor, y: Tensor) -> None:
     """Steps B1 to B4 as written."""
-    module, router = compact_cnn(2, 16, 10), compact_cnn(2, 16, 4)
-    experts = [under(server, f"expert.{k}") for k in range(4)]
-    main, gate, alpha = (
-        under(server, "main.0"),
-        under(server, "gate"),
-        server["alpha"].clone().requires_grad_(),
-    )
-    responses = [
-        functional_call(module, m, (x,)).softmax(-1).gather(1, y[:, None])[:, 0] for m in models
-    ]
-    weights = functional_call(router, gate, (x,)).softmax(-1)
-    for k, expert in enumerate(experts):
-        row = torch.stack([(weights[:, k] * p).mean() for p in responses]).softmax(0)
-        for name in expert:
-            expert[name] = (1 - LAM) * expert[name] + LAM * sum(
-                w * m[name] for w, m in zip(row, models, strict=True)
-            )
-    for name in main:
-        main[name] = (1 - LAM) * main[name] + LAM * sum(m[name] for m in models) / len(models)
-    experts, main = (
-        [{n: v.detach() for n, v in e.items()} for e in experts],
-        {n: v.detach() for n, v in main.items()},
-    )
-    gate = {name: value.clone().requires_grad_() for name, value in gate.items()}
+    module, router = compact_cnn(2, 16, 10), compact_cnn(2, 16, EXPERTS)
+    gate = {name: value.clone().requires_grad_() for name, value in under(server, "gate").items()}
+    alpha = server["alpha"].clone().requires_grad_()
+    certain = [probabilities(module, model, x).gather(1, y[:, None])[:, 0] for model in models]
+    weights = probabilities(router, gate, x)
+    experts = []
+    for k in range(EXPERTS):
+        relevance = torch.stack([(weights[:, k] * p).mean() for p in certain])
+        experts.append(fused(under(server, f"expert.{k}"), models, relevance.softmax(0)))
+    alike = torch.full([len(models)], 1 / len(models))
+    main = fused(under(server, "main.0"), models, alike)
     optimizer = torch.optim.Adam(
         [{"params": list(gate.values()), "lr": RATE}, {"params": [alpha], "lr": 0.01}]
     )
     for _ in range(PASSES):
         for rows in torch.randperm(len(y)).split(BATCH):
-            routing = functional_call(router, gate, (x[rows],)).softmax(-1)
-            answer = (1 - alpha) * functional_call(module, main, (x[rows],)).softmax(-1)
+            routing = probabilities(router, gate, x[rows])
+            mixed = (1 - alpha) * probabilities(module, main, x[rows])
             for k, expert in enumerate(experts):
-                answer = answer + alpha * routing[:, k, None] * functional_call(
-                    module, expert, (x[rows],)
-                ).softmax(-1)
+                mixed = mixed + alpha * routing[:, k, None] * probabilities(module, expert, x[rows])
             entropy = -(routing * routing.log()).sum(-1).mean()
-            loss = -answer.gather(1, y[rows, None]).log().mean() + BETA * entropy
+            loss = -mixed.gather(1, y[rows, None]).log().mean() + BETA * entropy
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
 
 
-def seconds(act):
-    """Processor seconds, the fastest of five."""
-    times = []
-    for _ in range(5):
-        began = time.process_time()
-        act()
-        times.append(time.process_time() - began)
-    return min(times)
-
-
-def main():
+def main() -> None:
     torch.set_num_threads(1)
-    config = door.load("configs/demo/fedmoe-digits/fedmoe-letter.toml", ["start.epochs=0"])
+    settings = ["start.epochs=0", f"mixture.experts={EXPERTS}", "mixture.mains=1"]
+    config = door.load("configs/demo/fedmoe-digits/fedmoe-letter.toml", settings)
     job, _ = door.build(config, Path(tempfile.mkdtemp()))
     given, method = job.given, FedMoE(gate_epochs=PASSES, gate_rate=RATE)
-    server, expert = method.open(given), job.model.expert.initial
+    server, expert = method.open(given), as_mixture(job.model).expert.initial
     models = [
         {name: value + 0.1 * torch.randn_like(value) for name, value in expert.items()}
-        for _ in range(20)
+        for _ in range(CLIENTS)
     ]
     uploads = [Upload(f"client-{i:02d}", model, 40) for i, model in enumerate(models)]
     x, y = given.reserve.x[:, 0], given.reserve.y

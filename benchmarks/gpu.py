@@ -17,6 +17,7 @@ import argparse
 import copy
 import gc
 import json
+import math
 import os
 import signal
 import statistics
@@ -27,32 +28,31 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import torch
-from text_encoder import END, START, names, tokenize
+from grid import variant
+from step import fitting, started
+from text_encoder import as_clip, names, random_clip
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn.functional import cross_entropy, normalize
-from transformers import CLIPConfig, CLIPModel
 
 from fedexperts import config as door
 from fedexperts.average import mean
+from fedexperts.config import Config
 from fedexperts.learn import Examples, Fitting, Learning, Local, fit
 from fedexperts.loop import run
 from fedexperts.methods.pfedmoap import PFedMoAP
-from fedexperts.metrics import by_round, score
+from fedexperts.metrics import Row, by_round, score
 from fedexperts.models.built import computing_on
 from fedexperts.models.clip import Clip, PromptedClip
-from fedexperts.models.huggingface import parts
 from fedexperts.models.network import Network, seeded
 from fedexperts.models.vision import compact_cnn, leaf_cnn
 from fedexperts.rundir import RunDir
-from fedexperts.tensors import on, pack, rng, stack, unbind
+from fedexperts.tensors import Tensors, on, pack, rng, stack, unbind
 
 # seconds, in order
 LIMITS = {"machine": 60, "step": 150, "demo": 75, "together": 50, "flower": 75, "compile": 130}
@@ -81,7 +81,7 @@ class Sheet:
     def head(self, *columns: str) -> None:
         self.line("\n| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
 
-    def row(self, part: str, **values: Any) -> None:
+    def row(self, part: str, **values: object) -> None:
         with open(self.out / "gpu.jsonl", "a") as file:
             file.write(json.dumps({"part": part, **values}) + "\n")
         self.line("| " + " | ".join(shown(value) for value in values.values()) + " |")
@@ -101,11 +101,15 @@ class Sheet:
             torch.cuda.reset_peak_memory_stats()
 
 
-def shown(value: Any) -> str:
-    return "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+def shown(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(value)
 
 
-def milliseconds(act: Callable[[], Any], sheet: Sheet, repeats: int = 7) -> float:
+def milliseconds(act: Callable[[], object], sheet: Sheet, repeats: int = 7) -> float:
     """The median of several times, each of as many acts as take 20 ms; none is begun after two
     seconds.
     """
@@ -119,13 +123,14 @@ def milliseconds(act: Callable[[], Any], sheet: Sheet, repeats: int = 7) -> floa
         return 1000 * (time.perf_counter() - began) / count
 
     timed(2)
-    count, found, until = max(1, int(20 / timed(1))), [], time.perf_counter() + 2
-    while not found or (len(found) < repeats and time.perf_counter() < until):
-        found.append(timed(count))
-    return statistics.median(found)
+    count, until = max(1, int(20 / timed(1))), time.perf_counter() + 2
+    times = [timed(count)]
+    while len(times) < repeats and time.perf_counter() < until:
+        times.append(timed(count))
+    return statistics.median(times)
 
 
-def graphed(act: Callable[[], Any]) -> Callable[[], Any]:
+def graphed(act: Callable[[], object]) -> Callable[[], object]:
     """The same act as one CUDA graph: its kernels are launched at once."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -157,10 +162,8 @@ def machine(sheet: Sheet) -> None:
     wide = 512 if sheet.quick else 8192
     for precision in DTYPES:
         with rounding(precision):
-            a, b = (
-                torch.randn(wide, wide, device=sheet.device).to(DTYPES[precision]) for _ in range(2)
-            )
-            took = milliseconds(lambda a=a, b=b: a @ b, sheet)
+            a = torch.randn(wide, wide, device=sheet.device).to(DTYPES[precision])
+            took = milliseconds(partial(torch.mm, a, a), sheet)
         sheet.row(
             "machine",
             what=f"product of {wide} x {wide}, {precision}",
@@ -182,6 +185,9 @@ def rounding(precision: str) -> Iterator[None]:
 # ---- step
 
 
+Losses = Callable[[Tensors, Tensors, Tensor, Tensor], Tensor]
+
+
 @dataclass
 class Work:
     """The step of n clients: their stacked tensors and a batch of each."""
@@ -189,38 +195,34 @@ class Work:
     model: PromptedClip
     method: PFedMoAP
     starts: list[Local]
-    trained: dict[str, Tensor]
-    fixed: dict[str, Tensor]
+    trained: Tensors
+    fixed: Tensors
     x: Tensor  # [n, B, D]
     y: Tensor  # [n, B]
 
-    def losses(
-        self, trained: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, y: Tensor
-    ) -> Tensor:
+    def losses(self, trained: Tensors, fixed: Tensors, x: Tensor, y: Tensor) -> Tensor:
         """As in learn.py: one client alone, several under a vmap."""
 
-        def one(
-            trained: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, y: Tensor
-        ) -> Tensor:
-            return cross_entropy(
-                self.method.predictor(self.model, Local(trained, fixed)).logits(x), y
-            )
+        def one(trained: Tensors, fixed: Tensors, x: Tensor, y: Tensor) -> Tensor:
+            predictor = self.method.predictor(self.model, Local(trained, fixed))
+            return cross_entropy(predictor.logits(x), y)
 
         if len(x) > 1:
-            return vmap(one)(trained, fixed, x, y)
-        return one(*(unbind(group, 1)[0] for group in (trained, fixed)), x[0], y[0])[None]
+            losses: Tensor = vmap(one)(trained, fixed, x, y)
+            return losses
+        (alone,), (constant,) = unbind(trained, 1), unbind(fixed, 1)
+        return one(alone, constant, x[0], y[0])[None]
 
-    def gradients(self, losses: Callable[..., Tensor]) -> dict[str, Tensor]:
+    def gradients(self, losses: Losses) -> Tensors:
         loss = losses(self.trained, self.fixed, self.x, self.y).sum()
-        return dict(
-            zip(self.trained, torch.autograd.grad(loss, list(self.trained.values())), strict=True)
-        )
+        gradients = torch.autograd.grad(loss, list(self.trained.values()))
+        return dict(zip(self.trained, gradients, strict=True))
 
-    def step(self, losses: Callable[..., Tensor]) -> None:
-        found = self.gradients(losses)
+    def step(self, losses: Losses) -> None:
+        gradients = self.gradients(losses)
         with torch.no_grad():
             for name, value in self.trained.items():
-                value.sub_(found[name], alpha=RATE)
+                value.sub_(gradients[name], alpha=RATE)
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -229,23 +231,18 @@ class Work:
             value.copy_(self.starts[0].trained[name])
 
     @cached_property
-    def compiled(self) -> Callable[..., Tensor]:
-        return torch.compile(self.losses, dynamic=False)  # type: ignore[no-any-return]
+    def compiled(self) -> Losses:
+        compiled: Losses = torch.compile(self.losses, dynamic=False)
+        return compiled
 
-    def fit(self, steps: int, device: torch.device) -> Callable[[], Any]:
+    def fit(self, steps: int) -> Callable[[], object]:
         """So many of these steps as the library takes them, with all that is around them."""
         x, y = self.x.cpu().repeat(1, steps, 1)[:, :, None], self.y.cpu().repeat(1, steps)
         each = [Examples(*one) for one in zip(x, y, strict=True)]
+        how = fitting(self.method, self.model, Learning(1, BATCH, rate=RATE))
 
-        def act() -> Any:
+        def act() -> object:
             dice = [rng(0, "batches", client=str(i)) for i in range(len(each))]
-            how = Fitting(
-                lambda local, x: self.method.predictor(self.model, local).step(x),
-                Learning(1, BATCH, rate=RATE),
-                self.method.penalty,
-                self.method.rates(),
-                device=device,
-            )
             return fit(how, self.starts, each, dice)
 
         return act
@@ -254,15 +251,8 @@ class Work:
 @cache
 def clip_of(dtype: torch.dtype, device: torch.device, layers: int) -> Clip:
     """ViT-B/16's text encoder with random weights; its image encoder is not needed."""
-    torch.manual_seed(0)
-    model = CLIPModel(
-        CLIPConfig(
-            vision_config={"num_hidden_layers": 1}, text_config={"num_hidden_layers": layers}
-        )
-    )
-    words: Any = tokenize
-    words.bos_token_id, words.eos_token_id = START, END
-    return parts(model, words, SimpleNamespace(to_dict=dict), dtype, device)
+    model = random_clip(vision={"num_hidden_layers": 1}, text={"num_hidden_layers": layers})
+    return as_clip(model, dtype, device)
 
 
 def text_model(precision: str, classes: int, sheet: Sheet) -> PromptedClip:
@@ -273,12 +263,9 @@ def text_model(precision: str, classes: int, sheet: Sheet) -> PromptedClip:
 
 
 def work(model: PromptedClip, clients: int, sheet: Sheet) -> Work:
-    method, context = PFedMoAP(experts=EXPERTS), model.initial["context"]
-    experts = context + 0.02 * torch.randn(EXPERTS, *context.shape, generator=rng(0, "experts"))
-    start = method.start(
-        model, {"global.context": context, "experts": experts}, None, rng(0, "start")
-    )
-    trained, fixed = (stack([getattr(start, part)] * clients) for part in ("trained", "fixed"))
+    method = PFedMoAP(experts=EXPERTS)
+    start = started(method, model)
+    trained, fixed = stack([start.trained] * clients), stack([start.fixed] * clients)
     dice = [rng(0, "batch", client=str(i)) for i in range(clients)]
     x = normalize(torch.stack([torch.randn(BATCH, 512, generator=draw) for draw in dice]), dim=-1)
     y = torch.stack([torch.randint(len(model.classes), (BATCH,), generator=draw) for draw in dice])
@@ -301,6 +288,7 @@ def products(model: PromptedClip, clients: int) -> list[Product]:
     """All matrix products of a step of n clients: forward, and backward to the inputs, for no
     weight has a gradient.
     """
+    assert model._tree
     R, s, seen = model._tree.mask.shape
     T, W, C, layers = seen - s, 512, len(model.classes), len(model.clip.layers)
     heads, S, n = model.clip.layers[0].heads, seen - s + R * s, clients
@@ -328,21 +316,16 @@ def products(model: PromptedClip, clients: int) -> list[Product]:
 MAPS = [(512, 512), (512, 2048), (2048, 512)]  # of a layer, behind the attention
 
 
-def limit(found: list[Product], precision: str, sheet: Sheet) -> float:
+def limit(needed: list[Product], precision: str, sheet: Sheet) -> float:
     """Milliseconds of these products, and nothing else."""
-    pairs = [
-        (
-            *(
-                torch.randn(b, *shape, device=sheet.device).to(DTYPES[precision])
-                for shape in ((m, k), (k, n))
-            ),
-            times,
-        )
-        for b, m, k, n, times in found
-    ]
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, device=sheet.device).to(DTYPES[precision])
+
+    factors = [(drawn(b, m, k), drawn(b, k, n), times) for b, m, k, n, times in needed]
 
     def act() -> None:
-        for one, other, times in pairs:
+        for one, other, times in factors:
             for _ in range(times):
                 torch.bmm(one, other)
 
@@ -395,38 +378,31 @@ def steps(sheet: Sheet, ways: Sequence[str], cases: Sequence[Case]) -> None:
         with rounding(precision):
             sheet.fresh()
             model = text_model(precision, classes, sheet)
-            found = products(model, clients)
-            least, doing = limit(found, precision, sheet), work(model, clients, sheet)
+            needed = products(model, clients)
+            least, doing = limit(needed, precision, sheet), work(model, clients, sheet)
+            flops = sum(2 * b * m * k * n * times for b, m, k, n, times in needed)
             for way in ways:
                 sheet.fresh()
-                row: dict[str, Any] = {
-                    "classes": classes,
-                    "clients": clients,
-                    "precision": precision,
-                    "way": way,
-                }
+                row: Row = {"classes": classes, "clients": clients}
+                row |= {"precision": precision, "way": way}
                 try:
                     took, gradient, begun = one_way(sheet, way, doing)
                 except Exception as error:  # the other ways are measured all the same
-                    sheet.row(
-                        "step",
-                        **row,
-                        failed=f"{type(error).__name__}: {str(error)[:200]}".replace("\n", " "),
-                    )
+                    why = f"{type(error).__name__}: {str(error)[:200]}".replace("\n", " ")
+                    sheet.row("step", **row, failed=why)
                     continue
-                flops = sum(2 * b * m * k * n * times for b, m, k, n, times in found)
-                row |= {
-                    "ms": took,
-                    "ms_client": took / clients,
-                    "limit_ms": least,
-                    "times": took / least,
-                }
-                row |= {
-                    "tflops": flops / took / 1e9,
-                    "gb": sheet.peak(),
-                    "apart": apart(gradient, exact[classes]),
-                }
-                sheet.row("step", **row, begin_s=begun)
+                sheet.row(
+                    "step",
+                    **row,
+                    ms=took,
+                    ms_client=took / clients,
+                    limit_ms=least,
+                    times=took / least,
+                    tflops=flops / took / 1e9,
+                    gb=sheet.peak(),
+                    apart=apart(gradient, exact[classes]),
+                    begin_s=begun,
+                )
             if "compiled" in ways:
                 torch.compiler.reset()
 
@@ -445,11 +421,7 @@ def one_way(sheet: Sheet, way: str, doing: Work) -> tuple[float, Tensor, float]:
     begun = time.perf_counter() - began
     if way == "fit":
         count = 8 if len(doing.starts) < 100 else 3
-        return (
-            milliseconds(doing.fit(count, sheet.device), sheet, repeats=3) / count,
-            gradient,
-            begun,
-        )
+        return milliseconds(doing.fit(count), sheet, repeats=3) / count, gradient, begun
 
     def act() -> None:
         doing.step(losses)
@@ -481,74 +453,70 @@ def together(sheet: Sheet) -> None:
     )
     networks = {"compact-cnn": lambda: compact_cnn(8, 28, 10), "leaf-cnn": lambda: leaf_cnn(10)}
     for name, make in networks.items():
-        for place in dict.fromkeys((sheet.device, torch.device("cpu"))):
-            if name == "leaf-cnn" and place.type == "cpu":
+        for device in dict.fromkeys((sheet.device, torch.device("cpu"))):
+            if name == "leaf-cnn" and device.type == "cpu":
                 continue  # its loop alone takes a minute
-            rounds(sheet, name, seeded(make, 0), place, count)
+            rounds(sheet, name, seeded(make, 0), device, count)
 
 
-def rounds(sheet: Sheet, name: str, module: nn.Module, place: torch.device, count: int) -> None:
+def rounds(sheet: Sheet, name: str, module: nn.Module, device: torch.device, count: int) -> None:
     draw = rng(0, "images")
-    x, y = (
-        torch.randn(count, 50, 1, 28, 28, generator=draw),
-        torch.randint(10, (count, 50), generator=draw),
-    )
-    with computing_on(place):
+    x = torch.randn(count, 50, 1, 28, 28, generator=draw)
+    y = torch.randint(10, (count, 50), generator=draw)
+    with computing_on(device):
         network = Network(module, tuple("0123456789"))
-    ways: dict[str, Callable[[], Any]] = {
-        "plain loop": lambda: looped(module, x, y, place),
-        "together = 1": lambda: fitted(network, x, y, 1, place),
-        f"together = {count}": lambda: fitted(network, x, y, count, place),
+    ways: dict[str, Callable[[], Tensors]] = {
+        "plain loop": lambda: looped(module, x, y, device),
+        "together = 1": lambda: fitted(network, x, y, 1),
+        f"together = {count}": lambda: fitted(network, x, y, count),
     }
-    first = None
+    weights = sum(value.numel() for value in module.parameters())
+    loop = math.nan
     for way, act in ways.items():
         sheet.fresh()
         took = milliseconds(act, sheet, repeats=5) / 1000
-        first, peak = first or took, sheet.peak() if place.type == "cuda" else None
-        weights = sum(value.numel() for value in module.parameters())
+        if way == "plain loop":
+            loop = took
         sheet.row(
             "together",
             network=name,
             weights=weights,
-            device=place.type,
+            device=device.type,
             way=way,
             s=took,
-            times=first / took,
-            gb=peak,
+            times=loop / took,
+            gb=sheet.peak() if device.type == "cuda" else None,
         )
 
 
-def looped(module: nn.Module, x: Tensor, y: Tensor, place: torch.device) -> Any:
+def looped(module: nn.Module, x: Tensor, y: Tensor, device: torch.device) -> Tensors:
     """As one writes it: a copy of the module a client, torch's SGD, a running mean."""
     uploads = []
-    for images, labels in zip(x, y, strict=True):
-        local = copy.deepcopy(module).to(place)
-        optimizer, shown_, said = (
-            torch.optim.SGD(local.parameters(), lr=0.1),
-            images.to(place),
-            labels.to(place),
-        )
+    for images, labels in zip(x.to(device), y.to(device), strict=True):
+        local = copy.deepcopy(module).to(device)
+        optimizer = torch.optim.SGD(local.parameters(), lr=0.1)
         for order in torch.randperm(50).split(10):
             optimizer.zero_grad()
-            cross_entropy(local(shown_[order]), said[order]).backward()
+            cross_entropy(local(images[order]), labels[order]).backward()
             optimizer.step()
         uploads.append({name: value.detach().cpu() for name, value in local.state_dict().items()})
     return {name: torch.stack([upload[name] for upload in uploads]).mean(0) for name in uploads[0]}
 
 
-def fitted(network: Network, x: Tensor, y: Tensor, group: int, place: torch.device) -> Any:
+def fitted(network: Network, x: Tensor, y: Tensor, group: int) -> Tensors:
     """As the library does it."""
-    found = []
+    how = Fitting(
+        lambda local, x: network.step(local.trained, x),
+        Learning(1, 10, rate=0.1),
+        device=network.device,
+    )
+    everybody = [Examples(images[:, None], labels) for images, labels in zip(x, y, strict=True)]
+    uploads: list[Tensors] = []
     for i in range(0, len(x), group):
-        each = [
-            Examples(a[:, None], b) for a, b in zip(x[i : i + group], y[i : i + group], strict=True)
-        ]
+        each = everybody[i : i + group]
         dice = [rng(0, "batches", client=str(i + j)) for j in range(len(each))]
-        how = Fitting(
-            lambda local, x: network.step(local.trained, x), Learning(1, 10, rate=0.1), device=place
-        )
-        found += fit(how, [Local(network.initial)] * len(each), each, dice)[0]
-    return mean(found, [1.0] * len(found))
+        uploads += fit(how, [Local(network.initial)] * len(each), each, dice)[0]
+    return mean(uploads, [1.0] * len(uploads))
 
 
 # ---- the demo, and Flower
@@ -568,13 +536,13 @@ def demo(sheet: Sheet) -> None:
         "same bits",
         "GB",
     )
-    place = sheet.device.type
-    ways = {
+    device = sheet.device.type
+    ways: Ways = {
         "cpu, one thread": {"run.device": "cpu"},
-        f"{place}, together = 20": {"run.device": place},
-        f"{place}, again": {"run.device": place},
-        f"{place}, together = 1": {"run.device": place, "engine.together": 1},
-        f"{place}, bf16": {"run.device": place, "model.precision": "bf16"},
+        f"{device}, together = 20": {"run.device": device},
+        f"{device}, again": {"run.device": device},
+        f"{device}, together = 1": {"run.device": device, "engine.together": 1},
+        f"{device}, bf16": {"run.device": device, "model.precision": "bf16"},
         "cpu, 8 threads": {"run.device": "cpu", "run.threads": 8},
     }
     several(sheet, "demo", ways, rounds=2 if sheet.quick else 20)
@@ -600,80 +568,73 @@ def flower(sheet: Sheet) -> None:
         "bits",
         "GB",
     )
-    alone = {"run.device": sheet.device.type, "engine.together": 1}
-    share = {
-        "engine.name": "flower-simulation",
-        "engine.workers": 2,
-        "engine.gpus": 0.5 if sheet.cuda else 0.0,
-    }
-    ways = {
-        "one process, together = 1": alone,
-        "Flower, gpus = 0.5": {"run.device": sheet.device.type} | share,
+    device = sheet.device.type
+    ways: Ways = {
+        "one process, together = 1": {"run.device": device, "engine.together": 1},
+        "Flower, gpus = 0.5": {
+            "run.device": device,
+            "engine.name": "flower-simulation",
+            "engine.workers": 2,
+            "engine.gpus": 0.5 if sheet.cuda else 0.0,
+        },
     }
     several(sheet, "flower", ways, rounds=2 if sheet.quick else 5)
 
 
-def several(sheet: Sheet, part: str, ways: dict[str, dict[str, Any]], rounds: int) -> None:
+Ways = dict[str, dict[str, object]]  # each way's changes of the config
+
+
+def several(sheet: Sheet, part: str, ways: Ways, rounds: int) -> None:
     """The same experiment in several ways, each against the first, and its bits against the way
     before.
     """
     plain = door.load("configs/demo/pfedmoap.toml", ["learning.rate=0.1", "method.gate_rate=0.15"])
     first: RunDir | None = None
-    before: bytes = b""
-    with tempfile.TemporaryDirectory() as place:
+    before = b""
+    with tempfile.TemporaryDirectory() as temporary:
         for i, (way, changes) in enumerate(ways.items()):
             sheet.fresh()
-            config = engined(plain, changes).having({"run.rounds": rounds}, "benchmark")
+            config = variant(plain, "demo", changes | {"run.rounds": rounds})
             began = time.perf_counter()
-            folder, ends = carried(config, Path(place) / str(i))
+            folder = carried_out(config, Path(temporary) / str(i))
             whole = time.perf_counter() - began
             first = first or folder
             state = server(folder)
             bits = pack(state)
             accuracy = score(newest(folder))
+            seconds = [row["seconds"] for row in folder.rows("rounds.jsonl")]
+            here = changes["run.device"] == "cuda" and "engine.name" not in changes
             sheet.row(
                 part,
                 where=way,
-                s_round=statistics.median(row["seconds"] for row in ends[1:]),
+                s_round=statistics.median(seconds[1:]),
                 s=whole,
                 accuracy=accuracy.mean,
                 worst=accuracy.worst,
                 examples=furthest(first, folder),
                 apart=apart(state["global.context"], server(first)["global.context"]),
                 bits=bits == before if before else None,
-                gb=sheet.peak()
-                if changes["run.device"] == "cuda" and "engine.name" not in changes
-                else None,
+                gb=sheet.peak() if here else None,
             )
             before = bits
 
 
-def engined(plain: Any, changes: dict[str, Any]) -> Any:
-    """A config with these changes; another engine has no `together`."""
-    nested = plain.nested() | {"tune": {}}
-    if "engine.name" in changes:
-        nested = nested | {
-            "engine": {
-                key[7:]: value for key, value in changes.items() if key.startswith("engine.")
-            }
-        }
-    return door.resolve([(nested, "demo")]).having(changes, "benchmark")
-
-
-def carried(config: Any, path: Path) -> tuple[RunDir, list[dict[str, Any]]]:
+def carried_out(config: Config, path: Path) -> RunDir:
     folder = RunDir.create(path, config.toml(), {})
     with door.opened(config, path / "private") as (job, engine, _):
-        run(job, engine, config.section("run"), folder, lambda _: None)
-    return folder, folder.rows("rounds.jsonl")
+        run(job, engine, config.section("run"), folder)
+    return folder
 
 
-def server(folder: RunDir) -> dict[str, Tensor]:
-    return folder.load()[1]
+def server(folder: RunDir) -> Tensors:
+    checkpoint = folder.look()
+    assert checkpoint
+    return checkpoint[1]
 
 
-def newest(folder: RunDir) -> list[Any]:
-    found = by_round(folder.rows("clients.jsonl"))
-    return found[max(found)]
+def newest(folder: RunDir) -> list[Row]:
+    rounds = by_round(folder.rows("clients.jsonl"))
+    return rounds[max(rounds)]
 
 
 def furthest(one: RunDir, other: RunDir) -> int:
@@ -681,7 +642,7 @@ def furthest(one: RunDir, other: RunDir) -> int:
     differ most.
     """
     pairs = zip(newest(one), newest(other), strict=True)
-    return max(abs(a["test_correct"] - b["test_correct"]) for a, b in pairs)
+    return max(abs(int(a["test_correct"]) - int(b["test_correct"])) for a, b in pairs)
 
 
 # ---- all parts

@@ -7,7 +7,6 @@ import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fedexperts import config as door
 from fedexperts import study, units
@@ -20,7 +19,7 @@ from fedexperts.rundir import RunDir
 SEEDS = (100, 101, 102, 103, 104)  # of choices; what is reported of them is measured on others
 
 
-def variant(base: Config, name: str, changes: Mapping[str, Any]) -> Config:
+def variant(base: Config, name: str, changes: Mapping[str, object]) -> Config:
     """`base` under another name, with other values and nothing to tune."""
     plain = base.nested() | {"name": name, "tune": {}}
     return door.resolve([(plain, str(base.name))]).having(changes, "benchmark")
@@ -72,35 +71,35 @@ def minus(these: Sequence[float], those: Sequence[float]) -> Difference:
     return Difference(dict(enumerate(a - b for a, b in zip(these, those, strict=True))))
 
 
-def said(found: Difference) -> str:
+def said(difference: Difference) -> str:
     """The mean difference in points with its 95 % interval, or seed by seed where there is none."""
-    if not found.judged:
-        return (
-            f"{found.mean:+.1f} (by seed"
-            f" {', '.join(f'{value:+.1f}' for value in found.by_seed.values())})"
-        )
-    low, high = found.interval
-    return f"{found.mean:+.1f} ({low:+.1f} to {high:+.1f})"
+    if not difference.judged:
+        each = ", ".join(f"{value:+.1f}" for value in difference.by_seed.values())
+        return f"{difference.mean:+.1f} (by seed {each})"
+    low, high = difference.interval
+    return f"{difference.mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def choices(found: Mapping[str, Sequence[tuple[float, float]]]) -> Iterator[str]:
+def choices(accuracies: Mapping[str, Sequence[tuple[float, float]]]) -> Iterator[str]:
     """A table of choices, each with its validation and test accuracy, a pair a seed; the first is
     the default.
 
     What is established among all of them together (Holm, 5 %) is marked with a star.
     """
-    (default, first), *others = found.items()
-    valid = {choice: [pair[0] for pair in pairs] for choice, pairs in found.items()}
-    test = {choice: statistics.fmean(pair[1] for pair in pairs) for choice, pairs in found.items()}
-    differences = [minus(valid[choice], valid[default]) for choice, _ in others]
+    default, *others = accuracies
+    valid = {choice: [valid for valid, _ in pairs] for choice, pairs in accuracies.items()}
+    test = {
+        choice: statistics.fmean(test for _, test in pairs) for choice, pairs in accuracies.items()
+    }
+    differences = [minus(valid[choice], valid[default]) for choice in others]
     stars = ["*" if holds else "" for holds in paired.established(differences)]
     yield "| choice | validation | minus the default | test |\n|---|---|---|---|"
     yield f"| {default} | {statistics.fmean(valid[default]):.1f} | | {test[default]:.1f} |"
-    for (choice, _), difference, star in zip(others, differences, stars, strict=True):
+    for choice, difference, star in zip(others, differences, stars, strict=True):
         mean = statistics.fmean(valid[choice])
         yield f"| {choice} | {mean:.1f} | {said(difference)}{star} | {test[choice]:.1f} |"
     yield (
-        f"\n{len(first)} seeds. In brackets the 95 % interval of the paired difference (Student's t"
-        " over seeds)."
+        f"\n{len(valid[default])} seeds. In brackets the 95 % interval of the paired difference"
+        " (Student's t over seeds)."
     )
     yield f"*: not zero, for all {len(others)} choices together (Holm, 5 %)."

@@ -36,9 +36,9 @@ def name(setting: tuple[str, float, float]) -> str:
 
 def _routings(out: Path, setting: tuple[str, float, float]) -> Iterator[Routing]:
     for _, server_rows in logs(out, name(setting), SEEDS):
-        found = routing(server_rows)
-        assert found
-        yield found
+        parts = routing(server_rows)
+        assert parts
+        yield parts
 
 
 def main() -> None:
@@ -56,7 +56,9 @@ def main() -> None:
     out = run(experiments, SEEDS, __doc__ or "", Path("runs/letter"))
     tests = {s: [test for _, test in served(out, name(s), SEEDS)] for s in SETTINGS}
     printed = tests[SETTINGS[0]]
-    print("| relevance | fusing at | blending at | server | minus the first row | apart | busiest |")
+    print(
+        "| relevance | fusing at | blending at | server | minus the first row | apart | busiest |"
+    )
     print("|---|---|---|---|---|---|---|")
     for setting in SETTINGS:
         relevance, fusing, blending = setting

@@ -16,7 +16,7 @@ from grid import SEEDS, choices, run, served, variant
 
 from fedexperts import config as door
 
-CHOICES = {
+CHOICES: dict[str, dict[str, object]] = {
     "in strength": {},
     "experts keep nine tenths (lam = 0.1)": {"method.lam": 0.1},
     "clients keep a tenth of their own (lam_client = 0.1)": {"method.lam_client": 0.1},

@@ -77,8 +77,8 @@ def accuracy(out: Path, experiment: str, setting: Setting) -> list[float]:
 
 def parts(out: Path, experiment: str, setting: Setting) -> list[Routing]:
     """What the server's mixture does without its parts, a value a seed."""
-    found = [routing(server) for _, server in logs(out, name(experiment, setting), SEEDS)]
-    return [each for each in found if each]
+    each = [routing(server) for _, server in logs(out, name(experiment, setting), SEEDS)]
+    return [one for one in each if one]
 
 
 def routed(out: Path, setting: Setting) -> Iterator[str]:
@@ -87,9 +87,9 @@ def routed(out: Path, setting: Setting) -> Iterator[str]:
     """
     control = accuracy(out, "uniform-gate", setting)
     for preset in ("fedmoe-letter", "fedmoe"):
-        found = parts(out, preset, setting)
-        yield f"{statistics.fmean(each.apart for each in found):.4f}"
-        yield said(minus([each.top for each in found], [each.uniform for each in found]))
+        each = parts(out, preset, setting)
+        yield f"{statistics.fmean(one.apart for one in each):.4f}"
+        yield said(minus([one.top for one in each], [one.uniform for one in each]))
         yield said(minus(accuracy(out, preset, setting), control))
 
 
@@ -99,11 +99,8 @@ def tables(out: Path) -> Iterator[str]:
         f" |\n|{'---|' * (3 + len(EXPERIMENTS))}"
     )
     for setting in SETTINGS:
-        found = (
-            f"{statistics.fmean(accuracy(out, experiment, setting)):.1f}"
-            for experiment in EXPERIMENTS
-        )
-        yield row(setting, found)
+        means = (statistics.fmean(accuracy(out, one, setting)) for one in EXPERIMENTS)
+        yield row(setting, (f"{mean:.1f}" for mean in means))
     shown = ("experts apart", "over a flat gate", "over uniform-gate")
     heads = [f"{preset}: {what}" for preset in ("letter", "strong") for what in shown]
     yield f"\n| digits | clients | weights | {' | '.join(heads)} |\n|{'---|' * (3 + len(heads))}"

@@ -11,35 +11,44 @@ import itertools
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fedexperts.client import Job
+from fedexperts.declared import Facts
+from fedexperts.engine import Engine
 from fedexperts.learn import Examples, Learning
 from fedexperts.loop import Schedule, run
-from fedexperts.message import Reply, decode_order, decode_reply, encode
-from fedexperts.methods import METHODS
+from fedexperts.message import Order, Reply, decode_order, decode_reply, encode
+from fedexperts.method import Method
+from fedexperts.methods.fedavg import FedAvg
+from fedexperts.methods.pfedmoap import PFedMoAP
+from fedexperts.model import PromptModel
 from fedexperts.rundir import RunDir
+from fedexperts.tensors import Tensors
 
 CLIENTS, ROUNDS = 100, 10
-FACTS = {"loss": 0.0, "parameters": 4096, "bytes": 16384}
+FACTS: Facts = {"loss": 0.0, "parameters": 4096, "bytes": 16384}
+NOBODY = Examples(torch.empty(0), torch.empty(0))
 
 
-class Bare:
-    """A model of 16 KB that says the same whatever it is asked."""
+class Bare(PromptModel):
+    """A context of 16 KB in front of no classes to speak of; nobody asks for its logits."""
 
     classes = ("a", "b")
     scale = 1.0
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.initial = {"context": torch.zeros(16, 256)}
 
-    def texts(self, context):
+    def texts(self, context: Tensor) -> Tensor:
         return torch.ones(2, 256)
 
-    def logits(self, tensors, x):
+    def logits(self, tensors: Tensors, x: Tensor) -> Tensor:
         raise NotImplementedError
 
 
@@ -50,51 +59,54 @@ class Echo:
     wire: bool
     count: int = CLIENTS
 
-    def clients(self):
+    def clients(self) -> list[str]:
         return [f"client-{i:05d}" for i in range(self.count)]
 
-    def exchange(self, orders):
-        return [self.answer(order) for order in orders]
+    def exchange(self, orders: Sequence[Order]) -> list[Reply]:
+        return [self._reply(order) for order in orders]
 
-    def answer(self, order):
+    def _reply(self, order: Order) -> Reply:
         if order.task == "predict":
             return Reply(order.client, order.round, "predict", error="not asked here")
-        order = decode_order(encode(order)) if self.wire else order
+        if self.wire:
+            order = decode_order(encode(order))
         context = order.tensors["global.context"] + int(order.client[-5:]) / 1000
         reply = Reply(order.client, order.round, "train", {"context": context}, 1, FACTS)
-        return decode_reply(encode(reply), order.most) if self.wire else reply
+        if self.wire:
+            reply = decode_reply(encode(reply), order.most)
+        return reply
 
 
-def microseconds(method, wire):
-    """A client's share of a round, the median over rounds."""
-    times = [time.perf_counter()]
-    job = Job(
-        method,
-        Bare(),
-        Learning(),
-        ROUNDS,
-        0,
-        reserve=Examples(torch.empty(0), torch.empty(0)),
-        exam={},
-    )
-    with tempfile.TemporaryDirectory() as place:
-        folder = RunDir.create(Path(place) / "run", "", {})
-        schedule = Schedule(ROUNDS, evaluate_every=ROUNDS + 1)
-        run(job, Echo(wire), schedule, folder, lambda _: times.append(time.perf_counter()))
-    rounds = [after - before for before, after in itertools.pairwise(times[2:])]
-    return 1e6 * statistics.median(rounds) / CLIENTS
+def carried_out(
+    method: Method, engine: Engine, folder: RunDir, rounds: int, participation: float = 1.0
+) -> list[float]:
+    """Seconds of each round of a run in which nobody trains."""
+    ends: list[float] = []
+    job = Job(method, Bare(), Learning(), rounds, 0, reserve=NOBODY, exam={})
+    schedule = Schedule(rounds, participation, evaluate_every=rounds + 1)
+    run(job, engine, schedule, folder, lambda _: ends.append(time.perf_counter()))
+    return [after - before for before, after in itertools.pairwise(ends)]
+
+
+def microseconds(method: Method, wire: bool) -> float:
+    """A client's share of a round, the median of rounds after the first."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = RunDir.create(Path(temporary) / "run", "", {})
+        seconds = carried_out(method, Echo(wire), folder, ROUNDS)
+    return 1e6 * statistics.median(seconds[1:]) / CLIENTS
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    methods: dict[str, Method] = {"fedavg": FedAvg(), "pfedmoap, K = 9": PFedMoAP(experts=9)}
+    costs = {name: microseconds(method, wire=False) for name, method in methods.items()}
+    for name, method in methods.items():
+        costs[f"{name}, as bytes"] = microseconds(method, wire=True)
+    print(f"a round of {CLIENTS} clients with 16 KB, no training")
+    print(f"{'':28}us a client   share of the first")
+    for name, cost in costs.items():
+        print(f"{name:28}{cost:10.0f}{cost / costs['fedavg']:16.2f}")
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    cases = {"fedavg": METHODS["fedavg"](), "pfedmoap, K = 9": METHODS["pfedmoap"](experts=9)}
-    print(
-        f"a round of {CLIENTS} clients with 16 KB, no training\n{'':28}us a client   share of the"
-        " first"
-    )
-    first = None
-    for wire in (False, True):
-        for name, method in cases.items():
-            cost = microseconds(method, wire)
-            first = first or cost
-            print(f"{name + (', as bytes' if wire else ''):28}{cost:10.0f}{cost / first:16.2f}")
+    main()

@@ -1,8 +1,7 @@
 """What a round costs the server as clients grow: FedAvg and pFedMoAP, prompts of 16 KB, clients
 that answer at once.
 
-    python benchmarks/scale.py            10 to 10,000 clients, about five minutes and 3 GB of
-    memory
+    python benchmarks/scale.py            10 to 10,000 clients: five minutes, 3 GB of memory
 
 Full participation is the worst case: everybody's prompt is new and everybody is compared with
 everybody. `a tenth` is the same federation with a tenth of the clients in a round. Search is the
@@ -15,71 +14,80 @@ import itertools
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from round import Bare, Echo
+from round import Echo, carried_out
 
-from fedexperts.client import Job
-from fedexperts.learn import Examples, Learning
-from fedexperts.loop import Schedule, run
-from fedexperts.methods import METHODS
+from fedexperts.method import Method, Sent
+from fedexperts.methods.fedavg import FedAvg
 from fedexperts.methods.pfedmoap import PFedMoAP
 from fedexperts.rundir import RunDir
+from fedexperts.tensors import Tensors
 
 ROUNDS = 5
-NOBODY = Examples(torch.empty(0), torch.empty(0))
+CLIENTS = (10, 100, 1000, 10_000)
+SHARES = {"all": 1.0, "a tenth": 0.1}
 
 
 @dataclass(frozen=True)
 class Timed(PFedMoAP):
-    """pFedMoAP that notes how long it searched."""
+    """pFedMoAP that notes how long each search took."""
 
-    def send(self, server, clients, round, seed):
+    searches: list[float] = field(default_factory=list)
+
+    def send(
+        self, server: Tensors, clients: Sequence[str], round: int, seed: int
+    ) -> dict[str, Sent]:
         began = time.perf_counter()
         sent = super().send(server, clients, round, seed)
-        SEARCHED.append(time.perf_counter() - began)
+        self.searches.append(time.perf_counter() - began)
         return sent
 
 
-SEARCHED = []
+class Cost(NamedTuple):
+    """Of a round."""
+
+    seconds: float
+    search: float  # seconds of these
+    state: float  # MB
+    traffic: float  # MB
 
 
-def measured(method, clients, participation):
-    """Seconds a round, seconds of search, state and traffic in MB."""
-    SEARCHED.clear()
-    ends = [time.perf_counter()]
-    job = Job(method, Bare(), Learning(), ROUNDS, 0, reserve=NOBODY, exam={})
-    with tempfile.TemporaryDirectory() as place:
-        folder = RunDir.create(Path(place) / "run", "", {})
-        schedule = Schedule(ROUNDS, participation, evaluate_every=ROUNDS + 1)
-        run(job, Echo(False, clients), schedule, folder, lambda _: ends.append(time.perf_counter()))
-        checkpoint = next(
-            (folder.path / "checkpoints" / f"round-{ROUNDS:06d}").glob("server.safetensors")
-        )
-        state, row = checkpoint.stat().st_size, folder.rows("rounds.jsonl")[-1]
-    seconds = statistics.median(after - before for before, after in itertools.pairwise(ends[3:]))
+def measured(method: Method, clients: int, participation: float) -> Cost:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = RunDir.create(Path(temporary) / "run", "", {})
+        seconds = carried_out(method, Echo(False, clients), folder, ROUNDS, participation)
+        checkpoint = folder.path / "checkpoints" / f"round-{ROUNDS:06d}"
+        state = (checkpoint / "server.safetensors").stat().st_size
+        row = folder.rows("rounds.jsonl")[-1]
+    search = 0.0
+    if isinstance(method, Timed):
+        search = statistics.median(method.searches[2:])
     traffic = (row["bytes_down"] + row["bytes_up"]) * len(row["trained"])
-    return seconds, statistics.median(SEARCHED[2:] or [0.0]), state / 1e6, traffic / 1e6
+    return Cost(statistics.median(seconds[2:]), search, state / 1e6, traffic / 1e6)
 
 
-def main():
-    torch.set_num_threads(1)
+def tell(name: str, method: Method, clients: int, said: str) -> None:
+    cost = measured(method, clients, SHARES[said])
     print(
-        "| method | clients | in a round | s a round | of it search | state MB | traffic MB |\n"
-        + "|---" * 7
-        + "|"
+        f"| {name} | {clients:,} | {said} | {cost.seconds:.3f} | {cost.search:.3f}"
+        f" | {cost.state:.2f} | {cost.traffic:.1f} |",
+        flush=True,
     )
-    for name, method in (("fedavg", METHODS["fedavg"]()), ("pfedmoap", Timed(experts=9))):
-        for clients in (10, 100, 1000, 10_000):
-            for share, said in ((1.0, "all"), (0.1, "a tenth")):
-                seconds, search, state, traffic = measured(method, clients, share)
-                print(
-                    f"| {name} | {clients:,} | {said} | {seconds:.3f} | {search:.3f} | {state:.2f}"
-                    f" | {traffic:.1f} |",
-                    flush=True,
-                )
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print("| method | clients | in a round | s a round | of it search | state MB | traffic MB |")
+    print("|---" * 7 + "|")
+    for clients, said in itertools.product(CLIENTS, SHARES):
+        tell("fedavg", FedAvg(), clients, said)
+    for clients, said in itertools.product(CLIENTS, SHARES):
+        tell("pfedmoap", Timed(experts=9), clients, said)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,16 @@ import random
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel
 
-from fedexperts.models.clip import PromptedClip
+from fedexperts.models.clip import Clip, PromptedClip
 from fedexperts.models.huggingface import parts
+from fedexperts.tensors import CPU
 
 ROUNDS = 3
 START, FULL_STOP, END = 49406, 269, 49407
@@ -31,9 +32,13 @@ START, FULL_STOP, END = 49406, 269, 49407
 Texts = Callable[[Tensor], Tensor]
 
 
-def tokenize(text: str, add_special_tokens: bool) -> Any:
-    """A class name is written as its token ids."""
-    return SimpleNamespace(input_ids=[*map(int, text.rstrip(".").split()), FULL_STOP])
+class Ids:
+    """A tokenizer for class names that are written as their token ids."""
+
+    bos_token_id, eos_token_id = START, END
+
+    def __call__(self, text: str, add_special_tokens: bool) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=[*map(int, text.rstrip(".").split()), FULL_STOP])
 
 
 def names(count: int) -> tuple[str, ...]:
@@ -43,11 +48,25 @@ def names(count: int) -> tuple[str, ...]:
     )
 
 
-def transformers_texts(model: Any, classes: tuple[str, ...]) -> Texts:
+def random_clip(vision: dict[str, int], text: dict[str, int] | None = None) -> CLIPModel:
+    """ViT-B/16's text encoder and, but for what is said otherwise, ViT-B/32's image encoder."""
+    torch.manual_seed(0)
+    return CLIPModel(CLIPConfig(vision_config=vision, text_config=text))
+
+
+def as_clip(
+    model: CLIPModel, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> Clip:
+    """The parts of a CLIP that is never shown an image file."""
+    return parts(model, Ids(), SimpleNamespace(to_dict=dict), dtype, device)
+
+
+def transformers_texts(model: CLIPModel, classes: tuple[str, ...]) -> Texts:
     """What CLIPModel.get_text_features does, but for the context that stands in place of some
     embeddings.
     """
     text = model.text_model
+    tokenize = Ids()
     ids = [[START, *[0] * 16, *tokenize(name, False).input_ids, END] for name in classes]
     ends = torch.tensor([len(row) - 1 for row in ids])
     words = text.embeddings.token_embedding(
@@ -68,15 +87,20 @@ def transformers_texts(model: Any, classes: tuple[str, ...]) -> Texts:
     return texts
 
 
-def run(texts: Texts, context: Tensor, weights: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Seconds, outputs [C, D] and the gradient [l, W] of a random linear function of the
-    outputs.
-    """
+class Pass(NamedTuple):
+    """Forward and backward, with the gradient of a random linear function of the outputs."""
+
+    seconds: float
+    outputs: Tensor  # [C, D]
+    gradient: Tensor  # [l, W]
+
+
+def run(texts: Texts, context: Tensor, weights: Tensor) -> Pass:
     context = context.clone().requires_grad_()
     begun = time.process_time()
-    out = texts(context)
-    (gradient,) = torch.autograd.grad((out * weights).sum(), context)
-    return time.process_time() - begun, out.detach(), gradient
+    outputs = texts(context)
+    (gradient,) = torch.autograd.grad((outputs * weights).sum(), context)
+    return Pass(time.process_time() - begun, outputs.detach(), gradient)
 
 
 def difference(value: Tensor, reference: Tensor) -> float:
@@ -84,35 +108,36 @@ def difference(value: Tensor, reference: Tensor) -> float:
 
 
 def measure(count: int) -> None:
-    torch.manual_seed(0)
-    model: Any = CLIPModel(CLIPConfig(vision_config={"num_hidden_layers": 1}))
-    tokenizer: Any = tokenize
-    tokenizer.bos_token_id, tokenizer.eos_token_id = START, END
-    clip = parts(
-        model, tokenizer, SimpleNamespace(to_dict=dict), torch.float32, torch.device("cpu")
-    )
+    model = random_clip(vision={"num_hidden_layers": 1})
     context, weights = 0.02 * torch.randn(16, 512), torch.randn(count, 512)
-    prompted = PromptedClip(clip, names(count), context)
+    prompted = PromptedClip(as_clip(model), names(count), context)
     ways: dict[str, Texts] = {
         "transformers, 77 tokens": transformers_texts(model, names(count)),
         "plain, 77 tokens": prompted.texts_plain,
         "cut after the last [EOS]": lambda context: prompted.texts_plain(context, prompted.longest),
         "tree": prompted.texts,
     }
-    best = dict.fromkeys(ways, float("inf"))
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+    passes: dict[str, list[Pass]] = {way: [] for way in ways}
     for _ in range(ROUNDS):
         for way, texts in ways.items():
-            seconds, *found[way] = run(texts, context, weights)
-            best[way] = min(best[way], seconds)
-    reference, slowest = found["transformers, 77 tokens"], best["transformers, 77 tokens"]
+            passes[way].append(run(texts, context, weights))
+    fastest = {way: min(each, key=lambda one: one.seconds) for way, each in passes.items()}
+    reference = fastest["transformers, 77 tokens"]
     print(f"\n{count:3} classes{'':16}{'faster':>10}{'outputs':>10}{'gradients':>11}")
-    for way, (out, gradient) in found.items():
-        apart = f"{difference(out, reference[0]):10.0e}{difference(gradient, reference[1]):11.0e}"
-        print(f"  {way:25}{slowest / best[way]:9.1f}x{apart}   {best[way]:.2f} s here")
+    for way, one in fastest.items():
+        outputs = difference(one.outputs, reference.outputs)
+        gradients = difference(one.gradient, reference.gradient)
+        print(
+            f"  {way:25}{reference.seconds / one.seconds:9.1f}x{outputs:10.0e}{gradients:11.0e}"
+            f"   {one.seconds:.2f} s here"
+        )
 
 
-if __name__ == "__main__":
+def main() -> None:
     torch.set_num_threads(1)
     for count in (10, 100):
         measure(count)
+
+
+if __name__ == "__main__":
+    main()

@@ -28,11 +28,10 @@ for round in (1, 2):
     # the server overwrites the pool and averages the prompts
     server = job.method.merge(job.given, server, uploads, round)
     for reply in replies:
-        received = sent[reply.client].facts.get("received", [])
-        names = ", ".join(received) or "the global prompt alone"
+        received = sent[reply.client].facts.get("received") or "the global prompt alone"
         print(
-            f"round {round}: {reply.client} got {names}; loss {reply.facts['loss']:.2f}; sends"
-            f" {list(reply.tensors)}"
+            f"round {round}: {reply.client} got {received}; loss {reply.facts['loss']:.2f};"
+            f" sends {list(reply.tensors)}"
         )
 
 payload = job.method.publish(server)

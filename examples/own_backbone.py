@@ -6,11 +6,13 @@ are random and frozen here: put yours in their place. Run it: python examples/ow
 a config: PYTHONPATH=examples and model.name = "own_backbone:Dual".
 """
 
+import math
 import sys
 import tempfile
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 import fedexperts as fx
@@ -21,19 +23,21 @@ class Prompted(fx.PromptModel):
 
     scale = 10.0
 
-    def __init__(self, context, attention_Cl, reader_WD, classes):
+    def __init__(
+        self, context: Tensor, attention_Cl: Tensor, reader_WD: Tensor, classes: tuple[str, ...]
+    ) -> None:
         self.initial = {"context": context}  # [l, W]: all that is trained
         self.classes = classes
         self.device = fx.device()  # where the config lets models compute
         self.attention_Cl = attention_Cl.to(self.device)  # how a class's name reads the context
         self.reader_WD = reader_WD.to(self.device)
 
-    def texts(self, context):
+    def texts(self, context: Tensor) -> Tensor:
         """[..., l, W] to [..., C, D]: the contexts of several clients may come at once."""
         words = torch.tanh(self.attention_Cl @ context.to(self.device))
         return normalize(words @ self.reader_WD, dim=-1).to(context.device)
 
-    def logits(self, tensors, x):
+    def logits(self, tensors: fx.Tensors, x: Tensor) -> Tensor:
         return self.scale * x @ self.texts(tensors["context"]).mT.to(x.device)
 
 
@@ -43,13 +47,13 @@ class Dual:
     width: int = 64  # of a word, W
     features: int = 128  # of an image and a text, D
 
-    def build(self, classes, seed):
-        def drawn(what, *shape):  # what is frozen is the same for every seed
-            return torch.randn(shape, generator=fx.rng(0, what)) / shape[-1] ** 0.5
+    def build(self, classes: tuple[str, ...], seed: int) -> fx.Built:
+        def drawn(what: str, *shape: int) -> Tensor:  # what is frozen is the same for every seed
+            return torch.randn(shape, generator=fx.rng(0, what)) / math.sqrt(shape[-1])
 
         lens_PD = drawn("lens", 256, self.features)
 
-        def encode(images):
+        def encode(images: Tensor) -> Tensor:
             """uint8 [B, 3, 32, 32] to [B, D]."""
             pixels = images[:, 0, ::2, ::2].flatten(1) / 255
             edges = ((pixels - pixels.mean(1, keepdim=True)) @ lens_PD).abs()

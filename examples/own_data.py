@@ -18,7 +18,7 @@ import fedexperts as fx
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def dataset():
+def dataset() -> TensorDataset:
     """Stands for any Dataset of images with labels: floats [1, 8, 8] from 0 to 1, and a number."""
     scans = load_digits()
     return TensorDataset(torch.tensor(scans.images)[:, None] / 16, torch.tensor(scans.target))
@@ -28,8 +28,9 @@ def dataset():
 class Clinics:
     clients: int = 5
 
-    def load(self, seed):
-        images, labels = zip(*dataset(), strict=True)
+    def load(self, seed: int) -> fx.Federation:
+        scans = dataset()
+        images, labels = zip(*(scans[i] for i in range(len(scans))), strict=True)
         # what every model expects: whole numbers from 0 to 255 in three channels, [N, 3, H, W]
         pixels = (255 * torch.stack(images)).to(torch.uint8).repeat(1, 3, 1, 1)
         pixels = pixels.repeat_interleave(4, 2).repeat_interleave(4, 3)

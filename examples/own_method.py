@@ -7,7 +7,10 @@ Run it: python examples/own_method.py. From a config: PYTHONPATH=examples and me
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch
 
 import fedexperts as fx
 
@@ -16,24 +19,30 @@ import fedexperts as fx
 class Between(fx.Method):
     share: float = fx.option(0.5, says="of the own prompt in the start; 0: FedAvg", ge=0, le=1)
 
-    def uploads(self, model):
+    def uploads(self, model: fx.Model) -> frozenset[str]:
         return frozenset(model.initial)
 
-    def send(self, server, clients, round, seed):
+    def send(
+        self, server: fx.Tensors, clients: Sequence[str], round: int, seed: int
+    ) -> dict[str, fx.Sent]:
         return dict.fromkeys(clients, fx.Sent(self.publish(server)))
 
-    def merge(self, given, server, uploads, round):
+    def merge(
+        self, given: fx.Given, server: fx.Tensors, uploads: Sequence[fx.Upload], round: int
+    ) -> fx.Tensors:
         average = given.average([u.tensors for u in uploads], [u.examples for u in uploads])
         return fx.named("global", average)
 
-    def start(self, model, sent, own, rng):
+    def start(
+        self, model: fx.Model, sent: fx.Tensors, own: fx.Tensors | None, rng: torch.Generator
+    ) -> fx.Local:
         shared = fx.under(sent, "global")
         return fx.Local(fx.mean([own or shared, shared], [self.share, 1 - self.share]))
 
-    def finish(self, model, local):
+    def finish(self, model: fx.Model, local: fx.Local) -> fx.Finished:
         return fx.Finished(stays=local.trained, leaves=local.trained)
 
-    def restore(self, model, sent, own):
+    def restore(self, model: fx.Model, sent: fx.Tensors, own: fx.Tensors | None) -> fx.Local:
         return fx.Local(own or fx.under(sent, "global"))
 
 

@@ -9,21 +9,23 @@ import sys
 import tempfile
 from dataclasses import dataclass
 
+from torch import Tensor
+
 import fedexperts as fx
 
 
 class Confident(fx.Predictor):
-    def metrics(self, x, y):
+    def metrics(self, x: Tensor, y: Tensor) -> fx.Facts:
         probabilities = self.logits(x).softmax(-1)
         return {"confidence": float(probabilities.max(-1).values.mean())}
 
 
 @dataclass(frozen=True)
 class Sure(fx.FedAvg):
-    def predictor(self, model, local):
+    def predictor(self, model: fx.Model, local: fx.Local) -> Confident:
         return Confident(self.trains(model), local)
 
-    def declares(self):
+    def declares(self) -> fx.Declared:
         confidence = fx.Metric(
             name="confidence",
             title="How sure are clients?",

@@ -17,12 +17,12 @@ import fedexperts as fx
 class Perceptron:
     hidden: int = 16
 
-    def build(self, classes, seed):
+    def build(self, classes: tuple[str, ...], seed: int) -> fx.Built:
         """The model, what turns uint8 images [B, 3, H, W] into its inputs, and "": not worth
         keeping on disk.
         """
 
-        def make():
+        def make() -> nn.Module:
             return nn.Sequential(
                 nn.Flatten(),
                 nn.Linear(64, self.hidden),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .data.federation import Parts as Parts
     from .declared import Control as Control
     from .declared import Declared as Declared
+    from .declared import Facts as Facts
     from .declared import Figure as Figure
     from .declared import Metric as Metric
     from .learn import Examples as Examples
@@ -66,7 +67,7 @@ _ROOMS = {
     "client": "answer",
     "config": "Config ConfigError build load opened",
     "data.federation": "Federation Parts",
-    "declared": "Control Declared Figure Metric",
+    "declared": "Control Declared Facts Figure Metric",
     "learn": "Examples Local",
     "loop": "NobodyLeftError",
     "message": "Order",
