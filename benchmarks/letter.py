@@ -56,7 +56,9 @@ def main() -> None:
     out = run(experiments, SEEDS, __doc__ or "", Path("runs/letter"))
     tests = {s: [test for _, test in served(out, name(s), SEEDS)] for s in SETTINGS}
     printed = tests[SETTINGS[0]]
-    print("| relevance | fusing at | blending at | server | minus the first row | apart | busiest |")
+    print(
+        "| relevance | fusing at | blending at | server | minus the first row | apart | busiest |"
+    )
     print("|---|---|---|---|---|---|---|")
     for setting in SETTINGS:
         relevance, fusing, blending = setting

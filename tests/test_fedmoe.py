@@ -174,9 +174,7 @@ def test_one_expert_alone_is_a_mean_weighted_by_relevance() -> None:
     sent, own = uploads(mixture), having(mixture)
     (row,) = relevance_of(mixture, state(mixture), own.reserve, sent)
     after = method.merge(own, state(mixture), sent, 1)
-    assert close(
-        under(after, "expert.0"), summed((row / 2).softmax(0), [u.tensors for u in sent])
-    )
+    assert close(under(after, "expert.0"), summed((row / 2).softmax(0), [u.tensors for u in sent]))
 
 
 @every_mains
@@ -257,7 +255,9 @@ def test_each_client_is_given_its_own_blend(mains: int) -> None:
         assert close(begun.trained, given_back), (
             "with the next order, the same of the experts as they are then"
         )
-        kept = under(method.absorb(back[upload.client].tensors, None), "trained")
+        kept = under(
+            method.absorb(mixture, back[upload.client].tensors, None, own.reserve), "trained"
+        )
         assert same_bits(kept, given_back)
 
 
