@@ -182,7 +182,7 @@ def left_out(blend: Blend, prior_weight: float, x_nP: Tensor, y_n: Tensor) -> Te
 def basis(moment_DD: Tensor, width: int) -> Tensor:
     """[D, P]: the directions in which features differ most, from their covariance."""
     vectors_DD: Tensor = torch.linalg.eigh(moment_DD).eigenvectors
-    return vectors_DD[:, -width:].flip(1)
+    return vectors_DD[:, -width:].flip(1).contiguous()
 
 
 def _size(matrix_PP: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ class.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,7 +103,8 @@ _CODE = """def logits(x):
     return joint.logsumexp(0) + t["classes"]"""  # noqa: E501
 
 
-class Judged(NamedTuple):
+@dataclass(frozen=True)
+class Judged:
     """A blend, what it leans on, and its temperature: enough to ask it of examples left out."""
 
     blend: Blend
