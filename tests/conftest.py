@@ -228,6 +228,9 @@ CASES = {
     "gaussian-projected": Case(
         {"name": "gaussian-experts", "width": 4, "experts": 2}, "probe", secret=True, own=True
     ),
+    "gaussian-chosen": Case(
+        {"name": "gaussian-experts", "regimes": 0, "guard": False}, secret=True, own=True
+    ),
     "fedjets": Case({"name": "fedjets"}, "network", mixture={"experts": 3}),
 }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedexperts.learn import Examples, Local
 from fedexperts.method import Upload
-from fedexperts.methods import discriminant
+from fedexperts.methods import discriminant, regimes
 from fedexperts.methods.discriminant import Experts, Prior
 from fedexperts.methods.gaussian import GaussianExperts
 from fedexperts.methods.head import Judged, better, head
@@ -232,6 +232,76 @@ def test_too_few_examples_judge_nothing() -> None:
     bad = replace(good, blend=replace(good.blend, mu=good.blend.mu.roll(1, 0)))
     assert better(good, bad, more.x[:, 0], more, expert.count[0])
     assert not better(good, good, more.x[:, 0], more, expert.count[0])
+
+
+# Regimes
+
+
+def numbered() -> dict[str, Examples]:
+    """Eight clients; half of them number the classes otherwise."""
+    return {f"site-{i}": world(100 + i, 30, turned=i % 2 == 1) for i in range(8)}
+
+
+def test_regimes_are_the_groups_that_number_classes_alike() -> None:
+    alike = regimes.together(pooled(numbered()), 2)
+    same = torch.arange(8)[:, None] % 2 == torch.arange(8) % 2
+    assert alike[same].min() > 0.9
+    assert alike[~same].max() < 0.1
+    assert torch.equal(regimes.together(pooled(numbered()), 1), torch.ones(8, 8).double())
+
+
+def two_rounds(clients: dict[str, Examples]) -> tuple[Tensors, dict[str, Local]]:
+    """Told, asked, told again: the server, and what each client ends with."""
+    method, model = GaussianExperts(regimes=0), TinyProbe()
+    server, kept = method.open(given(model)), dict[str, Tensors]()
+    for _ in range(2):
+        sent = method.send(server, list(clients), 1, 0)
+        uploads = []
+        for name, own in clients.items():
+            local = method.start(model, sent[name].tensors, kept.get(name), rng(0, ""))
+            said = method.observe(model, local, own)
+            assert said.keys() == method.expects(server, model, name).keys()
+            assert said.keys() <= method.uploads(model)
+            uploads.append(Upload(name, said, len(own)))
+        server = method.merge(given(model), server, uploads, 1)
+        back = method.give_back(server, uploads)
+        kept = {
+            name: method.absorb(model, back[name].tensors, kept.get(name), own)
+            for name, own in clients.items()
+        }
+    return server, {name: Local.of(own) for name, own in kept.items()}
+
+
+def test_a_federation_finds_out_that_it_has_two_numberings() -> None:
+    clients = numbered()
+    server, after = two_rounds(clients)
+    assert regimes.CANDIDATES[int(server["chosen"])][0] == 2
+    method = GaussianExperts(guard=False)
+    plain = blends(replace(method, eta=0.0, rho=0.0), clients)
+    test = world(80, 300, turned=True)
+    chosen = accuracy(method, after["site-1"], test)
+    assert chosen > 0.9
+    assert chosen > accuracy(method, plain["site-1"], test) + 0.2
+
+
+def test_where_all_agree_there_is_one_regime() -> None:
+    server, _ = two_rounds(federation())
+    assert regimes.CANDIDATES[int(server["chosen"])][0] == 1
+
+
+def test_no_client_chooses_alone() -> None:
+    """Scores are bounded, and one voice is within the error."""
+    honest = {f"{name}.scores": torch.full((9,), 0.2) for name in "abcdefgh"}
+    liar = honest | {"h.scores": torch.tensor([1e9, *[0.0] * 8])}
+    assert int(regimes.choice(honest)) == 0
+    assert int(regimes.choice(liar)) == 0
+    asked = honest | {"h.scores": regimes.NONE}
+    assert int(regimes.choice(asked)) == 0
+    better = {
+        f"{n}.scores": torch.tensor([0.3, *[0.3 - 0.01 * i] * 8])
+        for i, n in enumerate("abcdefgh", 5)
+    }
+    assert int(regimes.choice(better)) == 1
 
 
 # The head

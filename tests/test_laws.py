@@ -299,6 +299,7 @@ FIELDS: dict[type, dict[str, Other]] = {
         "experts": gauss(0, 1),
         "select": gauss("nearest", "farthest", "random", experts=1),
         "eta": gauss(0.0, 5.0),
+        "regimes": replace(gauss(0, 2, eta=0.0), run={"seed": 1}),
         "rho": gauss(0.0, 100.0, ridge=0.01, kappa=0.05),
         "ridge": gauss(1.0),
         "kappa": gauss(0.01),

@@ -6,6 +6,7 @@ This room knows tensors alone: no method, no model, no message. It computes in f
 Shapes: N clients, C classes, P feature width, n examples, J components of a class.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,16 +76,22 @@ def within(experts: Experts) -> Tensor:
     return (experts.scatter.sum(0) + spread_PP) / degrees.clamp_min(1)
 
 
+def inverse_metric(experts: Experts, ridge: float) -> Tensor:
+    """[P, P]: the inverse of S_w with a ridge, in mean variances."""
+    S_PP = within(experts)
+    identity_PP = torch.eye(len(S_PP), dtype=torch.float64)
+    inverse_PP: Tensor = torch.linalg.inv(S_PP + ridge * _size(S_PP) * identity_PP)
+    return inverse_PP
+
+
 def disagreement(experts: Experts) -> Tensor:
     """u [N, N]: the squared offset between two clients' class means, in units of the variance
     inside a class, its noise removed, shrunk to the mean pair (empirical Bayes), at least 0.
 
     Pairs that share no class have the mean; 0 where nobody shares any.
     """
-    n_NC, S_PP = experts.count, within(experts)
-    metric_PP = S_PP + RIDGE * _size(S_PP) * torch.eye(len(S_PP), dtype=torch.float64)
-    inverse_PP = torch.linalg.inv(metric_PP)
-    effective = float((inverse_PP * S_PP).sum())
+    n_NC, inverse_PP = experts.count, inverse_metric(experts, RIDGE)
+    effective = float((inverse_PP * within(experts)).sum())
     root_PP = torch.linalg.cholesky(inverse_PP)
     total_NN, weight_NN, shared_NN = torch.zeros(3, len(experts), len(experts)).double()
     for n_N, m_NP in zip(n_NC.T, experts.mean.transpose(0, 1), strict=True):
@@ -103,6 +110,37 @@ def disagreement(experts: Experts) -> Tensor:
     trust_NN = variance / (variance + noise_NN)
     u_NN = torch.where(known_NN, trust_NN * u_NN + (1 - trust_NN) * mean, mean)
     return u_NN.clamp_min(0).fill_diagonal_(0)
+
+
+def heard(
+    experts: Experts, u_N: Tensor, alike_N: Tensor, eta: float, rho: float
+) -> tuple[Tensor, Tensor]:
+    """What a client takes of each expert's class means [N, C] and of its scatter [N]; 1 is whole.
+
+    n examples with an offset u are worth n / (1 + n u); `alike_N` is how likely both are of one
+    regime.
+    """
+    weight_NC = alike_N[:, None] / (1 + eta * experts.count * u_N[:, None])
+    return weight_NC, 1 / (1 + rho * u_N)
+
+
+def most_adding(
+    experts: Experts, u_N: Tensor, own: int, others: Sequence[int], count: int, prior: float
+) -> set[int]:
+    """So many of the others, one after the other: whoever adds most to the classes that a client
+    meets, in examples that still move a class mean.
+    """
+    worth_NC = experts.count / (1 + experts.count * u_N[:, None])
+    has_C = experts.count[own]
+    meets_C = (has_C + 1) / (has_C + 1).sum()
+    left, chosen = list(others), set[int]()
+    for _ in range(count):
+        after_JC = has_C + worth_NC[left]
+        gain_J = (meets_C * after_JC / (after_JC + prior)).sum(1)
+        best = left.pop(int(gain_J.argmax()))
+        has_C = has_C + worth_NC[best]
+        chosen.add(best)
+    return chosen
 
 
 @dataclass(frozen=True)

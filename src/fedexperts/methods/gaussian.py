@@ -21,13 +21,27 @@ from torch import Tensor
 from ..declared import Control, Declared, Figure, Metric
 from ..learn import Examples, Local
 from ..method import Chosen, Finished, Given, Method, Sent, Upload
-from ..model import Model, PromptModel
+from ..model import Model
 from ..options import option
 from ..predictor import Predictor
 from ..tensors import Tensors, named, rng, under
-from . import discriminant
+from . import discriminant, regimes
 from .discriminant import Blend, Experts, Prior
-from .head import Discriminant, Judged, better, head, prior_of, projected
+from .head import PARTS, Discriminant, Judged, better, head, prior_of, projected
+from .pool import (
+    about,
+    anchor_of,
+    basis_of,
+    blend_of,
+    expert_of,
+    experts_of,
+    row,
+    symmetric,
+    triangle,
+    triangular,
+    width_of,
+    zero_shot,
+)
 
 MOST = 1000  # experts of which a client's log says the shares
 ALONE = {"prior": 0.05, "ridge": 1.0, "kappa": 0.1}  # of a client's own expert by itself
@@ -72,6 +86,13 @@ class GaussianExperts(Method):
     eta: float = option(
         1.0, says="how much disagreement makes another's class mean count less; 0: not", ge=0
     )
+    regimes: int = option(
+        1,
+        says="R, groups of clients that see or name classes alike; 0: chosen, with eta, by how well"
+        " others' experts name clients' own images, which takes a round more",
+        ge=0,
+        le=4,
+    )
     rho: float = option(1.0, says="the same of its scatter", ge=0)
     ridge: float = option(0.1, says="lambda of the metric, in mean variances", gt=0)
     kappa: float = option(0.2, says="inverse temperature of squared distances", gt=0)
@@ -112,32 +133,38 @@ class GaussianExperts(Method):
         )
 
     def fits(self, model: Model, reserve: int) -> None:
-        _width(model)
+        width_of(model)
 
     def uploads(self, model: Model) -> frozenset[str]:
         if not self.experts:
             return frozenset()
-        moments = {"middle", "moment"} if self._projects(model) else set()
-        return frozenset({"frequency", "mean", "scatter", *moments})
+        names = {"frequency", "mean", "scatter"}
+        if self._projects(model):
+            names |= {"middle", "moment"}
+        if not self.regimes:
+            names.add("scores")
+        return frozenset(names)
 
     def _projects(self, model: Model) -> bool:
-        return 0 < self.width < _width(model)
+        return 0 < self.width < width_of(model)
 
     # ---- server
 
     def open(self, given: Given) -> Tensors:
         """Before anybody said anything: the classes' texts as means, which is zero-shot."""
-        return named("global", _zero_shot(given.model, {}))
+        return named("global", zero_shot(given.model, {}))
 
     def expects(self, server: Tensors, model: Model, client: str) -> Tensors:
         if not self.experts:
             return {}
-        D, C = _width(model), len(model.classes)
-        shapes: dict[str, tuple[int, ...]] = {"middle": (D,), "moment": (_triangular(D),)}
+        D, C = width_of(model), len(model.classes)
+        shapes: dict[str, tuple[int, ...]] = {"middle": (D,), "moment": (triangular(D),)}
         if not self._projects(model) or "global.basis" in server:
             P = server["global.mean"].shape[-1]
-            scatter = P if self.scatter == "diagonal" else _triangular(P)
+            scatter = P if self.scatter == "diagonal" else triangular(P)
             shapes = {"frequency": (C,), "mean": (C, P), "scatter": (scatter,)}
+        if "global.asked" in server:
+            shapes["scores"] = (len(regimes.CANDIDATES),)
         return {name: torch.zeros(shape) for name, shape in shapes.items()}
 
     def send(
@@ -156,30 +183,45 @@ class GaussianExperts(Method):
             return server
         if "moment" in uploads[0].tensors:
             basis = self._basis(uploads)
-            return named("global", _zero_shot(given.model, basis))
+            return named("global", zero_shot(given.model, basis))
         server = dict(server)
         for upload in uploads:
-            server |= named(f"pool.{upload.client}", _said(upload))
-        _, experts = _pool(server)
-        basis = _basis_of(server)
-        server["anchor"] = self.texts * _anchor(given.model, basis)
+            server |= named(f"pool.{upload.client}", row(upload))
+        _, experts = experts_of(server)
+        basis = basis_of(server)
+        server["anchor"] = self.texts * anchor_of(given.model, basis)
         whole_NC = torch.ones_like(experts.count)
         blend = discriminant.blended(experts, whole_NC, whole_NC[:, 0], self._leaning(server))
-        return server | named("global", head(blend, self.kappa) | basis)
+        server |= named("global", head(blend, self.kappa) | basis)
+        if not self.regimes:
+            server |= {
+                "global.asked": torch.tensor(1.0),
+                "chosen": regimes.choice(under(server, "pool")),
+            }
+        return server
 
     def give_back(self, server: Tensors, uploads: Sequence[Upload]) -> dict[str, Sent]:
         """Each client's own blend, and what its log says of whose experts are in it."""
         if not self.experts:
             return {upload.client: Sent({}) for upload in uploads}
-        names, experts = _pool(server)
+        names, experts = experts_of(server)
         if not names:
             return {}
         u_NN = discriminant.disagreement(experts)
+        count, eta = self.regimes, self.eta
+        if not self.regimes:
+            count, eta = regimes.CANDIDATES[int(server["chosen"])]
+        counts = {count} if self.regimes else {R for R, _ in regimes.CANDIDATES}
+        alike = {R: regimes.together(experts, R) for R in counts}
         back = {}
         for upload in uploads:
             own = names.index(upload.client)
             chosen = self._chosen(experts, u_NN[own], own, upload.client)
-            tensors = self._blend(server, experts, u_NN[own], own, chosen)
+            heard = discriminant.heard(experts, u_NN[own], alike[count][own], eta, self.rho)
+            tensors = self._blend(server, experts, heard, own, chosen)
+            if not self.regimes:
+                leaning = self._leaning(server)
+                tensors |= regimes.others_heads(experts, u_NN[own], self.rho, leaning, own, alike)
             back[upload.client] = Sent(named("blend", tensors))
         return back
 
@@ -189,7 +231,7 @@ class GaussianExperts(Method):
         middle_D = share_m @ torch.stack([u.tensors["middle"] for u in uploads]).double()
         moment_DD = torch.zeros(len(middle_D), len(middle_D)).double()
         for share, upload in zip(share_m, uploads, strict=True):
-            moment_DD += share * _square(upload.tensors["moment"], len(middle_D))
+            moment_DD += share * symmetric(upload.tensors["moment"], len(middle_D))
         basis_DP = discriminant.basis(moment_DD - torch.outer(middle_D, middle_D), self.width)
         return {"basis": basis_DP.float(), "middle": middle_D.float()}
 
@@ -204,40 +246,30 @@ class GaussianExperts(Method):
             order = torch.randperm(len(nearest), generator=rng(0, "experts", 0, client)).tolist()
             chosen = {nearest[i] for i in order[: self.experts]}
         else:
-            chosen = self._most_adding(experts, u_N, own, nearest)
+            chosen = discriminant.most_adding(experts, u_N, own, nearest, self.experts, self.prior)
         return [j for j in nearest if j in chosen]
 
-    def _most_adding(
-        self, experts: Experts, u_N: Tensor, own: int, others: Sequence[int]
-    ) -> set[int]:
-        """One after the other, whoever adds most to the classes that the client meets."""
-        worth_NC = experts.count / (1 + experts.count * u_N[:, None])
-        has_C = experts.count[own]
-        meets_C = (has_C + 1) / (has_C + 1).sum()
-        left, chosen = list(others), set[int]()
-        for _ in range(self.experts):
-            after_JC = has_C + worth_NC[left]
-            gain_J = (meets_C * after_JC / (after_JC + self.prior)).sum(1)
-            best = left.pop(int(gain_J.argmax()))
-            has_C = has_C + worth_NC[best]
-            chosen.add(best)
-        return chosen
-
     def _blend(
-        self, server: Tensors, experts: Experts, u_N: Tensor, own: int, chosen: Sequence[int]
+        self,
+        server: Tensors,
+        experts: Experts,
+        heard: tuple[Tensor, Tensor],
+        own: int,
+        chosen: Sequence[int],
     ) -> Tensors:
         """What a client predicts with, and what it needs to leave one of its examples out."""
         speaking = [own, *chosen]
-        weight_NC = torch.zeros_like(experts.count)
-        weight_NC[speaking] = 1 / (1 + self.eta * experts.count * u_N[:, None])[speaking]
-        scatter_N = 1 / (1 + self.rho * u_N)
+        heard_NC, scatter_N = heard
+        weight_NC = torch.zeros_like(heard_NC)
+        weight_NC[speaking] = heard_NC[speaking]
+        weight_NC[own] = 1
         blend = discriminant.blended(experts, weight_NC, scatter_N, self._leaning(server))
-        tensors = head(blend, self.kappa) | _basis_of(server)
+        tensors = head(blend, self.kappa) | basis_of(server)
         if self.head == "imagewise":
             count_JC, sum_JCP = experts.count[speaking], experts.sums[speaking]
             weight_JC = weight_NC[speaking] * count_JC
             tensors |= self._components(count_JC, sum_JCP, weight_JC, blend.mu)
-        return tensors | named("about", _written(blend)) | {"anchor": server["anchor"]}
+        return tensors | named("about", about(blend)) | {"anchor": server["anchor"]}
 
     def _components(
         self, count_JC: Tensor, sum_JCP: Tensor, weight_JC: Tensor, mu_CP: Tensor
@@ -263,7 +295,9 @@ class GaussianExperts(Method):
     ) -> Local:
         """Nothing to train: the client's blend or, if it has none yet, what all share."""
         before = Local.of(own or {}).fixed
-        return Local({}, before if "alone" in before else under(sent, "global"))
+        shared = under(sent, "global")
+        asked = {"asked": shared["asked"]} if "asked" in shared else {}
+        return Local({}, before | asked if "alone" in before else shared)
 
     def observe(self, model: Model, local: Local, own: Examples) -> Tensors:
         """The client's expert; or, before there is a basis, its second moments."""
@@ -271,16 +305,18 @@ class GaussianExperts(Method):
             return {}
         if self._projects(model) and "basis" not in local.fixed:
             x_nD = own.x[:, 0].double()
-            moment = _triangle(x_nD.T @ x_nD / len(x_nD))
+            moment = triangle(x_nD.T @ x_nD / len(x_nD))
             return {"middle": x_nD.mean(0).float(), "moment": moment.float()}
-        expert = _expert(model, local.fixed, own)
+        expert = expert_of(model, local.fixed, own)
         scatter_PP = expert.scatter[0] / len(own)
-        scatter = scatter_PP.diagonal() if self.scatter == "diagonal" else _triangle(scatter_PP)
+        scatter = scatter_PP.diagonal() if self.scatter == "diagonal" else triangle(scatter_PP)
         said = {
             "frequency": expert.count[0] / len(own),
             "mean": expert.mean[0],
             "scatter": scatter,
         }
+        if "asked" in local.fixed:
+            said["scores"] = local.fixed.get("scores", regimes.NONE)
         return {name: value.float() for name, value in said.items()}
 
     def finish(self, model: Model, local: Local) -> Finished:
@@ -291,20 +327,24 @@ class GaussianExperts(Method):
         better.
         """
         blend = under(sent, "blend")
-        expert = _expert(model, blend, own)
-        anchor_CP = blend.get("anchor", self.texts * _anchor(model, {}))
+        expert = expert_of(model, blend, own)
+        anchor_CP = blend.get("anchor", self.texts * anchor_of(model, {}))
         leaning = Prior(ALONE["prior"], anchor_CP.double(), ALONE["ridge"])
         whole_NC = torch.ones_like(expert.count)
         alone = discriminant.blended(expert, whole_NC, whole_NC[:, 0], leaning)
         count_C = expert.count[0]
         local, by_itself = head(alone, ALONE["kappa"]), 1.0
         if blend and not self._keeps_to_itself(blend, alone, expert, own):
-            local = {name: value for name, value in blend.items() if "." not in name}
+            local = {name: blend[name] for name in PARTS if name in blend}
             by_itself = 0.0
         local["alone"] = torch.tensor(by_itself)
+        if "others" in blend:
+            local["scores"] = regimes.scores(
+                blend, self.kappa, projected(own.x[:, 0], blend), own.y
+            )
         if self.classes == "own":
             local["classes"] = prior_of(count_C)
-        return Local({}, local | _basis_of(named("global", blend))).kept()
+        return Local({}, local | basis_of(named("global", blend))).kept()
 
     def _keeps_to_itself(
         self, blend: Tensors, alone: Blend, expert: Experts, own: Examples
@@ -313,7 +353,7 @@ class GaussianExperts(Method):
             return False
         x_nP = projected(own.x[:, 0], blend)
         one = Judged(alone, ALONE["prior"], ALONE["kappa"])
-        other = Judged(_read(blend), self.prior, self.kappa)
+        other = Judged(blend_of(blend), self.prior, self.kappa)
         return better(one, other, x_nP, own, expert.count[0])
 
     def restore(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
@@ -325,125 +365,18 @@ class GaussianExperts(Method):
 
     def offers(self, model: Model, server: Tensors, few: Examples) -> list[Chosen]:
         """A newcomer's blend: its few examples are an expert as any other."""
-        names, experts = _pool(server)
+        names, experts = experts_of(server)
         if not names:
             return super().offers(model, server, few)
-        basis = _basis_of(server)
-        experts = experts.with_another(_expert(model, basis, few))
+        basis = basis_of(server)
+        experts = experts.with_another(expert_of(model, basis, few))
         u_N = discriminant.disagreement(experts)[-1]
         chosen = self._chosen(experts, u_N, len(names), "")
-        blend = self._blend(server, experts, u_N, len(names), chosen)
+        heard = discriminant.heard(experts, u_N, torch.ones_like(u_N), self.eta, self.rho)
+        blend = self._blend(server, experts, heard, len(names), chosen)
         local = Local.of(self.absorb(model, named("blend", blend), None, few))
         shares_BCE = Discriminant(model, local).shares(few.x[:, 0])
         if shares_BCE is None:
             return [Chosen(local)]
         speakers = ["own examples", *(names[j] for j in chosen), "mean of all"]
         return [Chosen(local, dict(zip(speakers, shares_BCE.mean((0, 1)).tolist(), strict=True)))]
-
-
-# ---- models and messages
-
-
-def _width(model: Model) -> int:
-    """D; ValueError, with what to type, if a model's inputs are no frozen features."""
-    if not model.width:
-        raise ValueError(
-            f"gaussian-experts needs frozen features, and {type(model).__name__} trains its own;"
-            ' set model.name = "prompted-clip" or "linear-probe"'
-        )
-    return model.width
-
-
-def _texts(model: Model) -> Tensor:
-    """[C, D]: features of the classes' names; 0 where a model reads no texts."""
-    if not isinstance(model, PromptModel):
-        return torch.zeros(len(model.classes), model.width)
-    with torch.no_grad():
-        return model.texts(model.initial["context"])
-
-
-def _anchor(model: Model, basis: Tensors) -> Tensor:
-    """[C, P]: the classes' texts about their mean."""
-    texts_CP = projected(_texts(model), basis)
-    return texts_CP - texts_CP.mean(0)
-
-
-def _zero_shot(model: Model, basis: Tensors) -> Tensors:
-    mean_CP = projected(_texts(model), basis).double()
-    identity = torch.eye(mean_CP.shape[1], dtype=torch.float64)
-    one = torch.ones((), dtype=torch.float64)
-    start = Blend(mean_CP, identity, one, torch.zeros(len(mean_CP)), mean_CP, one)
-    scale = model.scale if isinstance(model, PromptModel) else 1.0
-    return head(start, scale) | basis
-
-
-def _basis_of(server: Tensors) -> Tensors:
-    shared = under(server, "global")
-    return {name: shared[name] for name in ("basis", "middle") if name in shared}
-
-
-def _expert(model: Model, basis: Tensors, own: Examples) -> Experts:
-    return discriminant.expert(projected(own.x[:, 0], basis), own.y, len(model.classes))
-
-
-def _said(upload: Upload) -> Tensors:
-    """An upload as the pool keeps it: so many examples of each class as it may count for."""
-    return upload.tensors | {"examples": torch.tensor(float(upload.examples))}
-
-
-def _pool(server: Tensors) -> tuple[list[str], Experts]:
-    """Clients' names, sorted, and their experts."""
-    pool = under(server, "pool")
-    names = sorted({name.partition(".")[0] for name in pool})
-    if not names:
-        return [], Experts(*torch.zeros(3, 0, 0))
-
-    def stacked(what: str) -> Tensor:
-        return torch.stack([pool[f"{name}.{what}"] for name in names]).double()
-
-    size_N, mean_NCP = stacked("examples"), stacked("mean")
-    P = mean_NCP.shape[2]
-    scatter_NPP = torch.stack([_square(pool[f"{name}.scatter"], P) for name in names])
-    count_NC = size_N[:, None] * stacked("frequency")
-    return names, Experts(count_NC, mean_NCP, size_N[:, None, None] * scatter_NPP)
-
-
-def _written(blend: Blend) -> Tensors:
-    parts = {"mu": blend.mu, "count": blend.count, "average": blend.mean}
-    return {name: value.float() for name, value in (parts | {"degrees": blend.degrees}).items()}
-
-
-def _read(tensors: Tensors) -> Blend:
-    """The inverse of `_written`, from what a client was given."""
-    parts = [
-        tensors[name].double()
-        for name in (
-            "about.mu",
-            "inverse",
-            "variance",
-            "about.count",
-            "about.average",
-            "about.degrees",
-        )
-    ]
-    return Blend(*parts)
-
-
-def _triangular(width: int) -> int:
-    return width * (width + 1) // 2
-
-
-def _triangle(matrix: Tensor) -> Tensor:
-    """The upper triangle, row by row."""
-    rows, columns = torch.triu_indices(*matrix.shape)
-    return matrix[rows, columns]
-
-
-def _square(numbers: Tensor, width: int) -> Tensor:
-    """The symmetric matrix of an upper triangle, or of a diagonal alone."""
-    if len(numbers) == width:
-        return torch.diag(numbers.double())
-    rows, columns = torch.triu_indices(width, width)
-    matrix = torch.zeros(width, width, dtype=torch.float64)
-    matrix[rows, columns] = matrix[columns, rows] = numbers.double()
-    return matrix
