@@ -86,7 +86,7 @@ class TinyPrompted(PromptModel):
     classes = CLASSES
 
     def __init__(self, context: Tensor) -> None:
-        self.initial = {"context": context}
+        self.initial, self.width = {"context": context}, WIDTH
         draw = rng(0, "texts")
         self.map_CWD = torch.randn(len(CLASSES), context.numel(), WIDTH, generator=draw)
         self.base_CD = torch.randn(len(CLASSES), WIDTH, generator=draw)
@@ -106,7 +106,7 @@ class TinyProbe(Model):
     """A linear classifier, which starts at zero."""
 
     def __init__(self, classes: tuple[str, ...] = CLASSES) -> None:
-        self.classes = classes
+        self.classes, self.width = classes, WIDTH
         self.initial = {
             "weight": torch.zeros(len(classes), WIDTH),
             "bias": torch.zeros(len(classes)),
@@ -225,6 +225,13 @@ CASES = {
         {"name": "central", "rate": 0.3}, "network", reserve=8, mixture={"experts": 2}
     ),
     "fedavg-tuned": Case({"name": "fedavg-tuned"}, reserve=8),
+    "gaussian": Case({"name": "gaussian-experts"}, secret=True, own=True),
+    "gaussian-projected": Case(
+        {"name": "gaussian-experts", "width": 4, "experts": 2}, "probe", secret=True, own=True
+    ),
+    "gaussian-chosen": Case(
+        {"name": "gaussian-experts", "regimes": 0, "guard": False}, secret=True, own=True
+    ),
     "fedjets": Case({"name": "fedjets"}, "network", mixture={"experts": 3}),
 }
 

@@ -268,7 +268,7 @@ def test_a_client_mixes_the_experts_it_holds_by_the_gate_renormalised():
         JETS.predictor(MIXTURE, local).logits(x).exp(),
         0.5 * main + 0.5 * (share * one + (1 - share) * two),
     )
-    torch.testing.assert_close(JETS.observe(MIXTURE, local, x)["use"], gate.mean(0))
+    torch.testing.assert_close(JETS.observe(MIXTURE, local, RESERVE)["use"], gate.mean(0))
 
 
 def test_everybody_predicts_with_the_whole_mixture():

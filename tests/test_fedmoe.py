@@ -255,7 +255,9 @@ def test_each_client_is_given_its_own_blend(mains: int) -> None:
         assert close(begun.trained, given_back), (
             "with the next order, the same of the experts as they are then"
         )
-        kept = under(method.absorb(back[upload.client].tensors, None), "trained")
+        kept = under(
+            method.absorb(mixture, back[upload.client].tensors, None, own.reserve), "trained"
+        )
         assert same_bits(kept, given_back)
 
 

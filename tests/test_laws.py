@@ -273,6 +273,10 @@ def moe(*values: Any, **method: Any) -> Other:
     )
 
 
+def gauss(*values: Any, **method: Any) -> Other:
+    return Other(values, replace(CASES["gaussian"], method=CASES["gaussian"].method | method))
+
+
 def start(*values: Any, **settings: Any) -> Other:
     return Other(values, replace(CASES["fedavg"], model="network", reserve=4), {}, settings)
 
@@ -292,6 +296,26 @@ FIELDS: dict[type, dict[str, Other]] = {
         "keep": tuned(False),
     },
     METHODS["fedjets"]: {"experts": Other((1, 3), CASES["fedjets"])},
+    METHODS["gaussian-experts"]: {
+        "experts": gauss(0, 1),
+        "select": gauss("nearest", "farthest", "random", experts=1),
+        "eta": gauss(0.0, 5.0),
+        "regimes": replace(gauss(0, 2, eta=0.0), run={"seed": 1}),
+        "rho": gauss(0.0, 100.0, ridge=0.01, kappa=0.05),
+        "ridge": gauss(1.0),
+        "kappa": gauss(0.01),
+        "prior": gauss(5.0),
+        "texts": gauss(0.0, 2.0),
+        "shrink": gauss(0.0),
+        "head": gauss("linear", shrink=0.0, kappa=5.0),
+        "classes": gauss("alike"),
+        "scatter": gauss("diagonal"),
+        "width": gauss(3),
+        "guard": replace(
+            gauss(False, texts=2.0, prior=500.0),  # a blend of texts alone, and a client whose
+            run={"seed": 1},  # own examples know better
+        ),
+    },
     METHODS["pfedmoap"]: {
         "experts": moap(0, 1),
         "select": moap("random", "farthest"),

@@ -131,6 +131,8 @@ def _fit(
     job: Job, pairs: Sequence[Pair], starts: Sequence[Local]
 ) -> tuple[list[Tensors], list[float]]:
     method = job.method
+    if not any(start.trained for start in starts):  # a closed form has no steps
+        return [start.trained for start in starts], [0.0] * len(starts)
     how = Fitting(
         lambda local, x: method.predictor(job.model, local).step(x),
         job.learning,
@@ -155,7 +157,7 @@ def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -
             )
     finished = job.method.finish(job.model, local)
     with torch.no_grad():
-        said = job.method.observe(job.model, local, client.train.x[:, 0])
+        said = job.method.observe(job.model, local, client.train)
     leaves = job.upload.leaving(
         finished.leaves | said,
         order.tensors,
@@ -191,7 +193,8 @@ def _absorb(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
     clients = [client for client, _ in pairs]
     owns = [_newest(client, order) for client, order in pairs]
     kept = [
-        job.method.absorb(order.tensors, own) for (_, order), own in zip(pairs, owns, strict=True)
+        job.method.absorb(job.model, order.tensors, own, client.train)
+        for (client, order), own in zip(pairs, owns, strict=True)
     ]
     before, after = (
         _correct(job, [job.method.restore(job.model, {}, o) for o in own], clients)

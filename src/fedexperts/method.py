@@ -162,8 +162,8 @@ class Method(ABC):
         """Added to the cross-entropy."""
         return 0.0
 
-    def observe(self, model: Model, local: Local, x: Tensor) -> Tensors:
-        """What a client says, after training, of its training inputs x; it leaves with the
+    def observe(self, model: Model, local: Local, own: Examples) -> Tensors:
+        """What a client says, after training, of its own training examples; it leaves with the
         upload.
         """
         return {}
@@ -172,8 +172,10 @@ class Method(ABC):
     def finish(self, model: Model, local: Local) -> Finished:
         """What stays and what leaves after training."""
 
-    def absorb(self, sent: Tensors, own: Tensors | None) -> Tensors:
-        """What the client keeps of its round instead, once it was given something back."""
+    def absorb(self, model: Model, sent: Tensors, kept: Tensors | None, own: Examples) -> Tensors:
+        """What the client keeps of its round instead, once it was given something back; it may look
+        at its own training examples.
+        """
         return {}
 
     @abstractmethod

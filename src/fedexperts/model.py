@@ -39,6 +39,7 @@ class Model(ABC):
     initial: Tensors  # what is trained, at its start: the same for every client and the server
     classes: tuple[str, ...]  # names, in the order of the logits
     device: torch.device = CPU  # where it computes
+    width: int = 0  # D of the frozen features that it reads; 0: it reads something else
     # whether tensors of several clients may be stacked and computed at once, under torch's vmap
     together: bool = True
     # names in `initial` of tensors without a gradient, which `step` moves: batch norm's buffers

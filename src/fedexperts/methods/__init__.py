@@ -10,6 +10,7 @@ METHODS = Named(
         "fedavg": "fedavg:FedAvg",
         "fedavg-tuned": "central:FineTuned",
         "fedjets": "fedjets:FedJETs",
+        "gaussian-experts": "gaussian:GaussianExperts",
         "fedmoe": "fedmoe:FedMoE",
         "fedmoe-strong": "fedmoe:FedMoEStrong",
         "pfedmoap": "pfedmoap:PFedMoAP",

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..learn import Local
+from ..learn import Examples, Local
 from ..method import Finished, Given, Method, Sent, Upload
 from ..model import MixtureModel, Model, as_mixture
 from ..options import option
@@ -115,9 +115,9 @@ class FedJETs(Method):
             return FewExperts(as_mixture(model), local)
         return super().predictor(model, local)
 
-    def observe(self, model: Model, local: Local, x: Tensor) -> Tensors:
+    def observe(self, model: Model, local: Local, own: Examples) -> Tensors:
         """use [K]: how the gate weighs all experts, on average over what the client trained on."""
-        return {"use": _gate(as_mixture(model), local.trained, x).softmax(-1).mean(0)}
+        return {"use": _gate(as_mixture(model), local.trained, own.x[:, 0]).softmax(-1).mean(0)}
 
     def finish(self, model: Model, local: Local) -> Finished:
         return Finished(stays={}, leaves=local.trained)

@@ -347,7 +347,7 @@ class FedMoE(Method):
     def finish(self, model: Model, local: Local) -> Finished:
         return Finished(stays=Local(local.trained).kept(), leaves=local.trained)
 
-    def absorb(self, sent: Tensors, own: Tensors | None) -> Tensors:
+    def absorb(self, model: Model, sent: Tensors, kept: Tensors | None, own: Examples) -> Tensors:
         return Local(under(sent, "blend")).kept()
 
     def restore(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:

@@ -221,7 +221,7 @@ class LinearProbe(Model):
     """
 
     def __init__(self, classes: tuple[str, ...], width: int, scale: float) -> None:
-        self.classes, self.scale = classes, scale
+        self.classes, self.scale, self.width = classes, scale, width
         C = len(classes)
         self.initial = {"weight": torch.zeros(C, width), "bias": torch.zeros(C)}
 

@@ -1,0 +1,122 @@
+"""What is kept and sent of Gaussian experts, as tensors: the pool, a basis, a blend, triangles.
+
+This room knows names and shapes; it does not know who sends what when.
+
+Shapes: C classes, D feature width, P the width that experts have, N clients in the pool.
+"""
+
+import torch
+from torch import Tensor
+
+from ..learn import Examples
+from ..method import Upload
+from ..model import Model, PromptModel
+from ..tensors import Tensors, under
+from . import discriminant
+from .discriminant import Blend, Experts
+from .head import head, projected
+
+
+def width_of(model: Model) -> int:
+    """D; ValueError, with what to type, if a model's inputs are no frozen features."""
+    if not model.width:
+        raise ValueError(
+            f"gaussian-experts needs frozen features, and {type(model).__name__} trains its own;"
+            ' set model.name = "prompted-clip" or "linear-probe"'
+        )
+    return model.width
+
+
+def texts_of(model: Model) -> Tensor:
+    """[C, D]: features of the classes' names; 0 where a model reads no texts."""
+    if not isinstance(model, PromptModel):
+        return torch.zeros(len(model.classes), model.width)
+    with torch.no_grad():
+        return model.texts(model.initial["context"])
+
+
+def anchor_of(model: Model, basis: Tensors) -> Tensor:
+    """[C, P]: the classes' texts about their mean."""
+    texts_CP = projected(texts_of(model), basis)
+    return texts_CP - texts_CP.mean(0)
+
+
+def zero_shot(model: Model, basis: Tensors) -> Tensors:
+    mean_CP = projected(texts_of(model), basis).double()
+    identity = torch.eye(mean_CP.shape[1], dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64)
+    start = Blend(mean_CP, identity, one, torch.zeros(len(mean_CP)), mean_CP, one)
+    scale = model.scale if isinstance(model, PromptModel) else 1.0
+    return head(start, scale) | basis
+
+
+def basis_of(server: Tensors) -> Tensors:
+    shared = under(server, "global")
+    return {name: shared[name] for name in ("basis", "middle") if name in shared}
+
+
+def expert_of(model: Model, basis: Tensors, own: Examples) -> Experts:
+    return discriminant.expert(projected(own.x[:, 0], basis), own.y, len(model.classes))
+
+
+def row(upload: Upload) -> Tensors:
+    """An upload as the pool keeps it: so many examples of each class as it may count for."""
+    return upload.tensors | {"examples": torch.tensor(float(upload.examples))}
+
+
+def experts_of(server: Tensors) -> tuple[list[str], Experts]:
+    """Clients' names, sorted, and their experts."""
+    pool = under(server, "pool")
+    names = sorted({name.partition(".")[0] for name in pool})
+    if not names:
+        return [], Experts(*torch.zeros(3, 0, 0))
+
+    def stacked(what: str) -> Tensor:
+        return torch.stack([pool[f"{name}.{what}"] for name in names]).double()
+
+    size_N, mean_NCP = stacked("examples"), stacked("mean")
+    P = mean_NCP.shape[2]
+    scatter_NPP = torch.stack([symmetric(pool[f"{name}.scatter"], P) for name in names])
+    count_NC = size_N[:, None] * stacked("frequency")
+    return names, Experts(count_NC, mean_NCP, size_N[:, None, None] * scatter_NPP)
+
+
+def about(blend: Blend) -> Tensors:
+    parts = {"mu": blend.mu, "count": blend.count, "average": blend.mean}
+    return {name: value.float() for name, value in (parts | {"degrees": blend.degrees}).items()}
+
+
+def blend_of(tensors: Tensors) -> Blend:
+    """The inverse of `_written`, from what a client was given."""
+    parts = [
+        tensors[name].double()
+        for name in (
+            "about.mu",
+            "inverse",
+            "variance",
+            "about.count",
+            "about.average",
+            "about.degrees",
+        )
+    ]
+    return Blend(*parts)
+
+
+def triangular(width: int) -> int:
+    return width * (width + 1) // 2
+
+
+def triangle(matrix: Tensor) -> Tensor:
+    """The upper triangle, row by row."""
+    rows, columns = torch.triu_indices(*matrix.shape)
+    return matrix[rows, columns]
+
+
+def symmetric(numbers: Tensor, width: int) -> Tensor:
+    """The symmetric matrix of an upper triangle, or of a diagonal alone."""
+    if len(numbers) == width:
+        return torch.diag(numbers.double())
+    rows, columns = torch.triu_indices(width, width)
+    matrix = torch.zeros(width, width, dtype=torch.float64)
+    matrix[rows, columns] = matrix[columns, rows] = numbers.double()
+    return matrix
