@@ -24,6 +24,7 @@ from fedexperts.config.checking import checked
 from fedexperts.data import DATA
 from fedexperts.data.digits import (
     CLASSES,
+    PAGES,
     SCANNERS,
     DigitsPathological,
     DigitsScanners,
@@ -636,6 +637,30 @@ def test_a_sheet_is_tested_on_whole_or_not_at_all() -> None:
     tests = pool(pool="sheets")
     shares = [float(torch.isin(sheet, tests).double().mean()) for sheet in sheets]
     assert sorted(shares) == [0.0] * 10 + [1.0] * 4
+
+
+def test_half_of_the_clients_may_number_the_classes_otherwise() -> None:
+    """Images, parts and the reserve stay; what a client calls them does not."""
+    plain = DigitsScanners(numberings=1, reserve=2).load(0)
+    twice = DigitsScanners(numberings=2, reserve=2).load(0)
+    assert torch.equal(plain.inputs, twice.inputs)
+    assert torch.equal(plain.labels[plain.reserve], twice.labels[twice.reserve])
+    for client, parts in plain.parts.items():
+        own = torch.cat([parts.train, parts.valid, parts.test])
+        assert torch.equal(own, torch.cat(list(twice.parts[client].named().values())))
+        way = int(client.rpartition("-")[2]) // 4 % 2
+        assert torch.equal((plain.labels[own] + 5 * way) % 10, twice.labels[own])
+
+
+def test_pages_may_lie_otherwise_in_each_scanner() -> None:
+    turned = DigitsScanners(differ="pages").load(0)
+    images, _ = digits()
+    kinds = {name: turned.parts[f"{name}-{i}"].train for i, name in enumerate(PAGES)}
+    upright, down, mirror, negative = (turned.inputs[own] for own in kinds.values())
+    assert torch.equal(upright, images[kinds["upright"]])
+    assert torch.equal(down.flip(2, 3), images[kinds["upside-down"]])
+    assert torch.equal(mirror.flip(3), images[kinds["mirrored"]])
+    assert torch.equal(255 - negative, images[kinds["negative"]])
 
 
 def test_each_scanner_sees_all_digits_alike(scanned: Federation) -> None:

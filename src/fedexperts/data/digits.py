@@ -7,7 +7,7 @@ once, for all seeds; each scanner reads all of them. This room does not know mod
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -71,11 +71,29 @@ def slanted(images: Tensor, seed: int) -> Tensor:
     return ((mixed + 16) // 32).to(torch.uint8)
 
 
-SCANNERS: dict[str, Callable[[Tensor, int], Tensor]] = {
+def upside_down(images: Tensor, seed: int) -> Tensor:
+    """Turned by half a turn, uint8 [N, 3, H, W]."""
+    return images.flip(2, 3)
+
+
+def mirrored(images: Tensor, seed: int) -> Tensor:
+    """Left and right exchanged, uint8 [N, 3, H, W]."""
+    return images.flip(3)
+
+
+Scanner = Callable[[Tensor, int], Tensor]
+SCANNERS: dict[str, Scanner] = {
     "as-scanned": as_scanned,
     "inverted": inverted,
     "faint": faint,
     "slanted": slanted,
+}
+# read so, a digit may look as another does read otherwise: 6 and 9, 2 and 5
+PAGES: dict[str, Scanner] = {
+    "upright": as_scanned,
+    "upside-down": upside_down,
+    "mirrored": mirrored,
+    "negative": inverted,
 }
 
 
@@ -104,6 +122,18 @@ class DigitsScanners(Digits):
 
     clients: int = option(20, says="number of clients; client i has scanner i mod scanners", ge=1)
     scanners: int = option(4, says="number of scanners; 1: plain digits", ge=1, le=len(SCANNERS))
+    differ: Literal["scanners", "pages"] = option(
+        "scanners",
+        says="how scanners differ: in ink and slant, or in how pages lie in them, so that one"
+        " scanner's 6 is another's 9",
+    )
+    numberings: int = option(
+        1,
+        says="ways to number the classes: every n-th client of a scanner calls digit d by the name"
+        " of d + 10 / n",
+        ge=1,
+        le=len(CLASSES) // 2,
+    )
     alpha: float = option(0.3, says="Dirichlet over labels inside a scanner; small: skewed", gt=0)
     shots: int = option(0, says=SHOTS, ge=0)
 
@@ -112,17 +142,18 @@ class DigitsScanners(Digits):
         images, labels = digits()
         pool = _pool(self, labels)
         server, free = _reserved(self, labels, pool, seed)
-        scanners = list(SCANNERS)[: self.scanners]
-        scans, exams = _scanned_exams(images, pool, scanners)
+        kinds = PAGES if self.differ == "pages" else SCANNERS
+        scanners = list(kinds)[: self.scanners]
+        scans, exams = _scanned_exams(images, pool, [kinds[name] for name in scanners])
         owned: dict[str, Tensor] = {}
         tested: dict[str, Tensor] = {}
         piles, reserves = (
             self._scanned(labels, free, seed),
             self._reserve_scanned(labels, server, seed),
         )
-        for scanner, own, reserve in zip(scanners, piles, reserves, strict=True):
+        for scanner, own, reserve, exam in zip(scanners, piles, reserves, exams, strict=True):
             seen = torch.cat([own, reserve])  # in one go, so that no two images share their noise
-            scans[seen] = SCANNERS[scanner](images[seen], seed)
+            scans[seen] = kinds[scanner](images[seen], seed)
             clients = [
                 f"{scanner}-{i}"
                 for i in range(self.clients)
@@ -134,7 +165,7 @@ class DigitsScanners(Digits):
                 has = {name: own[hand] for name, hand in zip(clients, hands, strict=True)}
                 draw = rng(seed, "tests", client=scanner)
                 owned |= has
-                tested |= _tested(labels, has, pool, exams[scanner], draw)
+                tested |= _tested(labels, has, pool, exam, draw)
         domains = {client: client.rpartition("-")[0] for client in owned}
         labels = torch.cat([labels, labels[pool].repeat(len(scanners) - 1)])
         notes: tuple[str, ...] = ()
@@ -143,7 +174,17 @@ class DigitsScanners(Digits):
                 f"All {len(scanners)} scanners read the same {len(pool)} test scans: tests of"
                 " clients with different scanners are not independent.",
             )
-        return _federation(self, seed, scans, labels, owned, tested, domains, server, notes)
+        whole = _federation(self, seed, scans, labels, owned, tested, domains, server, notes)
+        return replace(whole, labels=self._numbered(whole))
+
+    def _numbered(self, whole: Federation) -> Tensor:
+        """Labels as each client calls its digits."""
+        labels = whole.labels.clone()
+        for client, parts in whole.parts.items():
+            way = int(client.rpartition("-")[2]) // self.scanners % self.numberings
+            own = torch.cat(list(parts.named().values()))
+            labels[own] = (labels[own] + way * len(CLASSES) // self.numberings) % len(CLASSES)
+        return labels
 
     def _scanned(self, labels: Tensor, free: Tensor, seed: int) -> list[Tensor]:
         """Each scanner's images for clients, in proportion to its number of clients."""
@@ -189,18 +230,18 @@ def _pool(spec: Digits, labels: Tensor) -> Tensor:
 
 
 def _scanned_exams(
-    images: Tensor, pool: Tensor, scanners: list[str]
-) -> tuple[Tensor, dict[str, Tensor]]:
+    images: Tensor, pool: Tensor, scanners: list[Scanner]
+) -> tuple[Tensor, list[Tensor]]:
     """All images and, behind them, the pool as each scanner but the first reads it; and where each
     one's lies.
 
     The first reads scans as they are.
     """
-    exams = {scanners[0]: pool}
+    exams = [pool]
     read = [images]
     for number, scanner in enumerate(scanners[1:]):
-        exams[scanner] = torch.arange(len(pool)) + len(images) + number * len(pool)
-        read.append(SCANNERS[scanner](images[pool], POOL))
+        exams.append(torch.arange(len(pool)) + len(images) + number * len(pool))
+        read.append(scanner(images[pool], POOL))
     return torch.cat(read), exams
 
 

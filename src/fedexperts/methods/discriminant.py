@@ -76,9 +76,22 @@ def within(experts: Experts) -> Tensor:
     return (experts.scatter.sum(0) + spread_PP) / degrees.clamp_min(1)
 
 
-def inverse_metric(experts: Experts, ridge: float) -> Tensor:
-    """[P, P]: the inverse of S_w with a ridge, in mean variances."""
-    S_PP = within(experts)
+def grand_mean(experts: Experts) -> Tensor:
+    """[C, P]: each class's mean over all clients."""
+    return experts.sums.sum(0) / experts.count.sum(0).clamp_min(1)[:, None]
+
+
+def total(experts: Experts) -> Tensor:
+    """[P, P]: the variance about the classes' means, whoever has an example: how clients differ is
+    in it.
+    """
+    rest_NCP = experts.mean - grand_mean(experts)
+    spread_PP = torch.einsum("nc,ncp,ncq->pq", experts.count, rest_NCP, rest_NCP)
+    return (experts.scatter.sum(0) + spread_PP) / experts.count.sum().clamp_min(1)
+
+
+def inverse_metric(S_PP: Tensor, ridge: float) -> Tensor:
+    """[P, P]: the inverse of a variance with a ridge, in mean variances."""
     identity_PP = torch.eye(len(S_PP), dtype=torch.float64)
     inverse_PP: Tensor = torch.linalg.inv(S_PP + ridge * _size(S_PP) * identity_PP)
     return inverse_PP
@@ -90,8 +103,9 @@ def disagreement(experts: Experts) -> Tensor:
 
     Pairs that share no class have the mean; 0 where nobody shares any.
     """
-    n_NC, inverse_PP = experts.count, inverse_metric(experts, RIDGE)
-    effective = float((inverse_PP * within(experts)).sum())
+    n_NC, S_PP = experts.count, within(experts)
+    inverse_PP = inverse_metric(S_PP, RIDGE)
+    effective = float((inverse_PP * S_PP).sum())
     root_PP = torch.linalg.cholesky(inverse_PP)
     total_NN, weight_NN, shared_NN = torch.zeros(3, len(experts), len(experts)).double()
     for n_N, m_NP in zip(n_NC.T, experts.mean.transpose(0, 1), strict=True):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..tensors import Tensors, rng
-from .discriminant import Experts, Prior, blended, heard, inverse_metric
+from .discriminant import Experts, Prior, blended, grand_mean, heard, inverse_metric, total
 
 # (R, eta), the plainest first
 CANDIDATES = (
@@ -44,10 +44,9 @@ def together(experts: Experts, regimes: int) -> Tensor:
     N = len(experts)
     if regimes == 1:
         return torch.ones(N, N, dtype=torch.float64)
-    root_PP = torch.linalg.cholesky(inverse_metric(experts, RIDGE))
+    root_PP = torch.linalg.cholesky(inverse_metric(total(experts), RIDGE))
     mean_NCP, count_NC = experts.mean @ root_PP, experts.count
-    grand_CP = torch.einsum("nc,ncp->cp", count_NC, mean_NCP)
-    grand_CP = grand_CP / count_NC.sum(0).clamp_min(1)[:, None]
+    grand_CP = grand_mean(experts) @ root_PP
     draw = rng(0, "regimes")
     member_SNR = (2 * torch.randn(STARTS, N, regimes, generator=draw)).double().softmax(-1)
     for step in range(STEPS):
