@@ -31,7 +31,7 @@ class FedAvg(Method):
     personal: bool = option(
         False,
         says="a client predicts with what its own last training made of the global model: local"
-        " fine-tuning",
+        " fine-tuning, if the schedule is constant",
     )
 
     def uploads(self, model: Model) -> frozenset[str]:
