@@ -26,6 +26,7 @@ from ..options import option
 from ..predictor import Predictor
 from ..tensors import Tensors, named, rng, under
 from . import discriminant, regimes
+from .controls import AVERAGED, POOLED
 from .discriminant import Blend, Experts, Prior
 from .head import PARTS, Discriminant, Judged, better, head, prior_of, projected
 from .pool import (
@@ -57,11 +58,8 @@ _CONTROLS = (
     ),
     Control("all weighed alike", {"method.eta": (0.0,), "method.rho": (0.0,)}),
     Control("random experts", {"method.select": ("random",)}),
-    Control(
-        "FedAvg of a linear probe",
-        {"method.name": ("fedavg",), "model.name": ("linear-probe",)},
-        alike=("data.",),
-    ),
+    AVERAGED,
+    POOLED,
 )
 _ALONE = Metric(
     "alone",

@@ -24,6 +24,7 @@ from ..model import Model, PromptModel
 from ..options import option
 from ..predictor import Predictor
 from ..tensors import Tensors, named, rng, under
+from .controls import AVERAGED, POOLED, PROBE
 from .gate import Mixed, OwnPrompt, TextGate
 
 _CONTROLS = (
@@ -42,21 +43,9 @@ _CONTROLS = (
         {"method.name": ("fedavg",), "method.personal": (True,)},
         alike=("data.", "model."),
     ),
-    Control(
-        "linear probe",
-        {"model.name": ("linear-probe",), "method.name": ("alone",)},
-        alike=("data.",),
-    ),
-    Control(
-        "linear probes averaged",
-        {
-            "model.name": ("linear-probe",),
-            "method.name": ("fedavg",),
-            "run.pooled": (False, None),
-        },
-        alike=("data.",),
-    ),
-    Control("all data in one place", {"run.pooled": (True,)}, alike=("data.",)),
+    PROBE,
+    AVERAGED,
+    POOLED,
 )
 _APART = Metric(
     "experts_apart",
