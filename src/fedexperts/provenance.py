@@ -6,6 +6,7 @@ This room reads files and asks git. It knows no config, no run's folder, and no 
 
 import ast
 import hashlib
+import json
 import re
 import shlex
 import subprocess
@@ -62,7 +63,7 @@ def flat(values: Mapping[str, object], above: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             words |= flat(value, f"{above}{name}.")
         else:
-            words[f"{above}{name}"] = str(value)
+            words[f"{above}{name}"] = value if isinstance(value, str) else json.dumps(value)
     return words
 
 

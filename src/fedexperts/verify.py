@@ -16,7 +16,7 @@ from .loop import NobodyLeftError, run
 from .private import Private
 from .provenance import differences, flat, follows
 from .report import Run, collect
-from .rundir import EVENTS, RunDir
+from .rundir import EVENTS, LOGS, RunDir
 from .tensors import Tensors
 
 NAMED = 4  # so many are named of a list
@@ -84,7 +84,7 @@ def again(folder: RunDir, changed: Sequence[str]) -> Checked:
         then, now = folder.left(last), repeated.left(last)
         other = [name for name in then if now.get(name) != then[name]]
         if not other:
-            return Checked(True, f"{what}: the same bits in {_few(then)}.")
+            return Checked(True, f"{what}: the same bits in {_kinds(then)}.")
         why = (
             "Nothing that the run notes of program, machine and weights has changed, so this is a"
             " fault: of the run, the program or the machine."
@@ -127,6 +127,19 @@ def _repeated(copy: RunDir, until: int) -> RunDir:
     with door.opened(config, copy.path / "private", copy.path / "split.json") as (job, engine, _):
         run(job, engine, config.section("run"), copy, until=until)
     return copy
+
+
+def _kinds(files: Iterable[str]) -> str:
+    """How many of each kind there are."""
+    kinds = {"logs": 0, "files of the server's state": 0, "private states": 0}
+    for file in files:
+        if file in LOGS:
+            kinds["logs"] += 1
+        elif file.endswith(".private"):
+            kinds["private states"] += 1
+        else:
+            kinds["files of the server's state"] += 1
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
 
 
 def _apart(one: RunDir, other: RunDir) -> str:
