@@ -18,9 +18,8 @@ from typer.testing import CliRunner
 
 from fedexperts import study, verify
 from fedexperts.cli import app
-from fedexperts.config import Config, about, opened
+from fedexperts.config import Config, about, origin
 from fedexperts.disk import read_checked, write_checked
-from fedexperts.loop import run
 from fedexperts.report import collect, write_html
 from fedexperts.rundir import EVENTS, RunDir
 from fedexperts.tensors import pack, write
@@ -191,8 +190,13 @@ def test_a_round_between_evaluations_is_repeated_without_one(tmp_path: Path) -> 
     """Of a run that was stopped there: the last round alone is always evaluated."""
     config = tiny(CASES["fedavg"], run={"rounds": 4, "evaluate_every": 2})
     folder = begun(config, tmp_path / "run")
-    with opened(config, folder.path / "private") as (job, engine, _):
-        run(job, engine, config.section("run"), folder, until=3)
+
+    def stop(round: int) -> None:
+        if round == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(config, folder.path, tell=stop)
     assert verify.again(folder, []).says.startswith("Round 3 again")
     assert verify.again(folder, []).holds
 
@@ -227,6 +231,7 @@ def test_runs_of_one_seed_and_split_can_be_compared_client_by_client(
     other = finished(tiny(CASES["fedavg"], run=FULL), tmp_path / "other")
     said = compared(made, other.path)
     assert "Seed 0: the same data in the same parts" in said
+    assert "equal settings and seed" not in said
     assert "Settings that differ, and so are what is compared:" in said
     assert "method.name" in said
     assert "Program, packages, processor, threads and weights are the same." in said
@@ -336,9 +341,10 @@ def test_an_edit_before_a_runs_first_round_is_noted_too(own: Path, tmp_path: Pat
     own.write_text(OWN + "# another\n")
     with pytest.raises(ValueError, match=r"of_my_own\.py changed since"):
         study.advance(tmp_path / "runs")
-    study.advance(tmp_path / "runs", changed_code=True)
+    RunDir(path).goes_on(origin(config))
+    assert RunDir(path).origin() == origin(config)
     study.advance(tmp_path / "runs")
-    assert RunDir(path).rows(EVENTS)[0]["round"] is None
+    assert [event["round"] for event in RunDir(path).rows(EVENTS)] == [None]
 
 
 def test_a_run_that_goes_on_with_other_packages_says_so(tmp_path: Path) -> None:
