@@ -85,6 +85,11 @@ FILES = [
 ]
 
 
+def test_one_bad_run_of_several_is_enough(made: Path, folder: RunDir) -> None:
+    (folder.path / "private" / "c" / "round-000003.private").write_bytes(b"")
+    assert call("verify", "--no-rerun", made, folder.path).exit_code == 1
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_bit_that_changed_is_named_by_its_file(name: str, folder: RunDir) -> None:
     data = bytearray((folder.path / name).read_bytes())
