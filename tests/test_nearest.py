@@ -45,7 +45,15 @@ def in_pairs(count: int) -> Tensor:
     return torch.cat([half, half + 1e-6 * half.flip(1)])
 
 
-POOLS = {f.__name__: f for f in (far_from_zero, with_copies, all_nearly_equal, in_pairs)}
+def split_by_a_hair(count: int) -> Tensor:
+    """Corners of a cube, of which many are equally far but for a small coordinate more."""
+    draw = torch.Generator().manual_seed(0)
+    corners = torch.randn(count, 31, generator=draw).sign()
+    return torch.cat([0.01 * torch.randn(count, 1, generator=draw), corners], dim=1)
+
+
+MAKERS = (far_from_zero, with_copies, all_nearly_equal, in_pairs, split_by_a_hair)
+POOLS = {make.__name__: make for make in MAKERS}
 
 
 @pytest.mark.parametrize("farthest", [False, True], ids=["nearest", "farthest"])
@@ -69,7 +77,7 @@ def test_a_small_pool_is_chosen_whole() -> None:
 
 def test_products_of_lower_precision_are_not_trusted() -> None:
     """With "medium" some processors round a product's factors to eight bits."""
-    vectors = far_from_zero(300)
+    vectors = split_by_a_hair(300)
     torch.set_float32_matmul_precision("medium")
     try:
         chosen = nearest(vectors, [*range(300)], 9)
