@@ -92,6 +92,12 @@ def versions(more: Iterable[str] = ()) -> dict[str, str]:
     return installed
 
 
+def program() -> str:
+    """What printed figures come from, in a line."""
+    head = commits(Path.cwd()).get(_OURS, "no checkout")
+    return f"{_OURS} {version(_OURS)} ({head}), torch {version('torch')}"
+
+
 def commits(folder: Path) -> dict[str, str]:
     """The commit of this package, if it runs from a checkout, and of a folder, if it is in one."""
     package = Path(__file__).parent
