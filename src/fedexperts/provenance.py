@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from . import __version__
 from .options import Values
 
 PACKAGES = (
@@ -95,7 +96,7 @@ def versions(more: Iterable[str] = ()) -> dict[str, str]:
 def program() -> str:
     """What printed figures come from, in a line."""
     head = commits(Path.cwd()).get(_OURS, "no checkout")
-    return f"{_OURS} {version(_OURS)} ({head}), torch {version('torch')}"
+    return f"{_OURS} {__version__} ({head}), torch {version('torch')}"
 
 
 def commits(folder: Path) -> dict[str, str]:
