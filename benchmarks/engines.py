@@ -40,6 +40,7 @@ from fedexperts.loop import run
 from fedexperts.message import Order, Reply, decode_order, decode_reply, encode
 from fedexperts.model import Model
 from fedexperts.models.built import Built
+from fedexperts.provenance import program
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import Tensors
 
@@ -294,7 +295,9 @@ def main() -> None:
         case = Case(asked.case[0], int(asked.case[1]), int(asked.case[2]))
         measure = deployed if case.engine == "deployment" else carried_out
         print(json.dumps(measure(case)))
-    elif asked.demo:
+        return
+    print(program())
+    if asked.demo:
         print("| engine | seconds |\n|---|---|")
         for engine in ("inprocess", "flower-simulation"):
             print(f"| {engine} | {demo(engine):.0f} |", flush=True)

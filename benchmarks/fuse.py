@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedexperts.provenance import program
 from fedexperts.tensors import Tensors, combine, size
 
 CLIENTS, EXPERTS, LAMBDA = 3, 4, 0.5
@@ -137,6 +138,7 @@ def main() -> None:
     asked = argparse.ArgumentParser()
     asked.add_argument("--layers", type=int, default=6, help="of GPT-2 medium's 24")
     layers: int = asked.parse_args().layers
+    print(program())
     torch.set_num_threads(1)
     count = sum(torch.Size(shape).numel() for shape in shapes(layers).values())
     print(

@@ -23,6 +23,7 @@ from fedexperts.method import Upload
 from fedexperts.methods.fedmoe import FedMoE
 from fedexperts.model import as_mixture
 from fedexperts.models.vision import compact_cnn
+from fedexperts.provenance import program
 from fedexperts.tensors import Tensors, sum_in_order, under
 
 CLIENTS, EXPERTS, PASSES, RATE, BATCH, BETA, LAM = 20, 4, 5, 0.003, 16, 0.001, 0.1
@@ -73,6 +74,7 @@ def direct(server: Tensors, models: Sequence[Tensors], x: Tensor, y: Tensor) -> 
 
 
 def main() -> None:
+    print(program())
     torch.set_num_threads(1)
     settings = ["start.epochs=0", f"mixture.experts={EXPERTS}", "mixture.mains=1"]
     config = door.load("configs/demo/fedmoe-digits/fedmoe-letter.toml", settings)

@@ -51,6 +51,7 @@ from fedexperts.models.built import computing_on
 from fedexperts.models.clip import Clip, PromptedClip
 from fedexperts.models.network import Network, seeded
 from fedexperts.models.vision import compact_cnn, leaf_cnn
+from fedexperts.provenance import program
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import Tensors, on, pack, rng, stack, unbind
 
@@ -709,6 +710,7 @@ def main() -> None:
         return
     if unknown := sorted(set(asked.only.split(",")) - LIMITS.keys()):
         sys.exit(f"no such part: {', '.join(unknown)}; known are {', '.join(LIMITS)}")
+    print(program())
     until = time.perf_counter() + asked.seconds
     for name in LIMITS:
         if name in asked.only.split(",") and (left := until - time.perf_counter()) > 15:

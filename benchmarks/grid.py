@@ -15,6 +15,7 @@ from fedexperts.metrics import Row, by_round, last, last_valid
 from fedexperts.report import paired
 from fedexperts.report.paired import Difference
 from fedexperts.rundir import RunDir
+from fedexperts.verify import made
 
 SEEDS = (100, 101, 102, 103, 104)  # of choices; what is reported of them is measured on others
 
@@ -31,8 +32,8 @@ def _tell(beat: units.Beat) -> None:
 
 
 def run(experiments: Sequence[Config], seeds: Sequence[int], about: str, out: Path) -> Path:
-    """Run what is left of the experiments, unless only the table is asked for; the study's
-    folder.
+    """Run what is left of the experiments, unless only the table is asked for, and print with what
+    they were made; the study's folder.
     """
     reader = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -44,6 +45,8 @@ def run(experiments: Sequence[Config], seeds: Sequence[int], about: str, out: Pa
         if not asked.out.exists():
             study.create(asked.out, experiments, seeds)
         study.advance(asked.out, door.cores(), _tell)
+    for path in sorted(asked.out.glob("*/seed-*"))[:1]:
+        print(made(RunDir(path)), end="\n\n")
     return Path(asked.out)
 
 

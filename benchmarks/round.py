@@ -28,6 +28,7 @@ from fedexperts.method import Method
 from fedexperts.methods.fedavg import FedAvg
 from fedexperts.methods.pfedmoap import PFedMoAP
 from fedexperts.model import PromptModel
+from fedexperts.provenance import program
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import Tensors
 
@@ -97,6 +98,7 @@ def microseconds(method: Method, wire: bool) -> float:
 
 
 def main() -> None:
+    print(program())
     torch.set_num_threads(1)
     methods: dict[str, Method] = {"fedavg": FedAvg(), "pfedmoap, K = 9": PFedMoAP(experts=9)}
     costs = {name: microseconds(method, wire=False) for name, method in methods.items()}

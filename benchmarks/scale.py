@@ -25,6 +25,7 @@ from round import Echo, carried_out
 from fedexperts.method import Method, Sent
 from fedexperts.methods.fedavg import FedAvg
 from fedexperts.methods.pfedmoap import PFedMoAP
+from fedexperts.provenance import program
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import Tensors
 
@@ -81,6 +82,7 @@ def tell(name: str, method: Method, clients: int, said: str) -> None:
 
 
 def main() -> None:
+    print(program())
     torch.set_num_threads(1)
     print("| method | clients | in a round | s a round | of it search | state MB | traffic MB |")
     print("|---" * 7 + "|")

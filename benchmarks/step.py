@@ -17,6 +17,7 @@ from fedexperts.learn import Examples, Fitting, Learning, Local, fit
 from fedexperts.methods.pfedmoap import PFedMoAP
 from fedexperts.model import PromptModel
 from fedexperts.models.clip import PromptedClip
+from fedexperts.provenance import program
 from fedexperts.tensors import rng
 
 CLASSES, CONTEXT, BATCH, EXPERTS, TIMES = 10, 16, 16, 3, 3
@@ -42,6 +43,7 @@ def fitting(method: PFedMoAP, model: PromptModel, learning: Learning) -> Fitting
 
 
 def main() -> None:
+    print(program())
     torch.set_num_threads(1)
     clip = as_clip(random_clip(vision={"patch_size": 16}))
     model = PromptedClip(clip, names(CLASSES), 0.02 * torch.randn(CONTEXT, 512))

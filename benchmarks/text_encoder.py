@@ -24,6 +24,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from fedexperts.models.clip import Clip, PromptedClip
 from fedexperts.models.huggingface import parts
+from fedexperts.provenance import program
 from fedexperts.tensors import CPU
 
 ROUNDS = 3
@@ -134,6 +135,7 @@ def measure(count: int) -> None:
 
 
 def main() -> None:
+    print(program())
     torch.set_num_threads(1)
     for count in (10, 100):
         measure(count)

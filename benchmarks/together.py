@@ -15,6 +15,7 @@ from fedexperts import config as door
 from fedexperts.engine import InProcess
 from fedexperts.loop import exchange
 from fedexperts.method import Upload
+from fedexperts.provenance import program
 
 GROUPS, ROUNDS, CLIENTS = (1, 2, 5, 10), 3, 10
 
@@ -39,6 +40,7 @@ def seconds(method: str, together: int) -> float:
 
 
 def main() -> None:
+    print(program())
     print(f"{'together':10}" + "".join(f"{group:>8}" for group in GROUPS))
     for method in ("promptfl", "pfedmoap"):
         spent = [seconds(method, group) for group in GROUPS]

@@ -14,7 +14,7 @@ import fedexperts
 ROOT = Path(fedexperts.__file__).parent
 FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do not know each other
     ("tensors", "declared", "catalog", "options"),
-    ("disk", "tuning"),
+    ("disk", "provenance", "tuning"),
     ("learn", "average"),
     ("model",),
     ("predictor", "upload"),
@@ -31,7 +31,7 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("loop",),
     ("report", "config", "track"),
     ("units",),
-    ("study", "deploy", "predict"),
+    ("study", "deploy", "predict", "verify"),
     ("export", "serve", "reproduce", "results"),
     ("cli",),
     # the package's front page, which names what users need; who imports it gets the version alone

@@ -51,7 +51,7 @@ class Checkpoints:
             write_checked(part / "seconds.json", seconds)
             manifest = {"version": VERSION, "round": round, "sha256": sha256, **noted}
             self.note(part, manifest)
-            os.replace(part, part.with_name(f"round-{round:06d}"))
+            os.replace(part, self.at(round))
         except OSError:
             # on a full disk, what is half written is in the way
             shutil.rmtree(part, ignore_errors=True)
@@ -75,6 +75,10 @@ class Checkpoints:
     def whole(self) -> list[Path]:
         """Those that are there, the oldest first."""
         return sorted(self.folder.glob("round-*"))
+
+    def at(self, round: int) -> Path:
+        """Where the checkpoint of a round is, if it is there."""
+        return self.folder / f"round-{round:06d}"
 
     def newest(self) -> Path | None:
         """The newest there is; ValueError if they were removed."""

@@ -46,15 +46,17 @@ def run(
     schedule: Schedule,
     folder: RunDir,
     tell: Callable[[int], None] = lambda _: None,
+    until: int | None = None,
 ) -> None:
-    """Run, or go on from the newest checkpoint, to the last round; `tell` hears of every finished
-    round.
+    """Run, or go on from the newest checkpoint, to the last round, or `until` an earlier one;
+    `tell` hears of every finished round.
     """
+    last = schedule.rounds if until is None else until
     with folder.locked():
         done, server = folder.load() or (-1, job.method.open(job.given))
         known = known_from(folder.rows("rounds.jsonl"), folder.rows("clients.jsonl"))
         engine = Ledger(engine, folder.kept())
-        for round in range(done + 1, schedule.rounds + 1):
+        for round in range(done + 1, last + 1):
             if round > 0:
                 server = train(job, engine, schedule, folder, server, round, known)
             if round % schedule.evaluate_every == 0 or round == schedule.rounds:

@@ -5,6 +5,7 @@ This room checks nothing; `config` does, when a section of a config becomes such
 
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, field
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 Value = TypeVar("Value")
@@ -36,3 +37,9 @@ class Outside(ABC):
     @abstractmethod
     def at_hand(self) -> None:
         """ValueError, with what to type, if it is not."""
+
+    def reads(self) -> list[Path]:
+        """Files and folders whose content decides what comes out, to be hashed; ValueError if they
+        are not on this machine.
+        """
+        return []

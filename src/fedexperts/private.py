@@ -64,6 +64,13 @@ class Private:
         names = (path.parent.name for path in self.folder.glob(f"*/{_LIST}"))
         return sorted(name for name in names if name[0] != ".")
 
+    def hashes(self, round: int) -> dict[str, str]:
+        """Of the states of a round, by file."""
+        files = sorted(self.folder.glob(f"*/{self._path('', round).name}"))
+        return {
+            str(file.relative_to(self.folder)): file.read_bytes()[:_DIGEST].hex() for file in files
+        }
+
     def check(self, kept: Mapping[str, int] | None = None) -> None:
         """ValueError, naming the file, if a newest state, or one that was `kept`, is not whole."""
         for client, round in (kept or {}).items():

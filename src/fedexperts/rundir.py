@@ -1,13 +1,14 @@
 """A run's folder: what it was asked, where it ran, what it logged, and checkpoints to go on from.
 
     config.toml        the resolved experiment
-    environment.json   versions and machine
+    environment.json   where it comes from (provenance.py), and what else it says of itself
     split.json         who has which example, where one process knew it; data.split takes it up
     hashes.json        of these three, which are written once
     rounds.jsonl       a line a round: who trained, who was refused, bytes
     clients.jsonl      a line a client and evaluated round
     server.jsonl       a line an evaluated round: what the server holds, and how well it does
-    events.jsonl       a line for each private state that somebody said to go on without
+    events.jsonl       a line for each private state that somebody said to go on without, and for
+                       each time that it went on elsewhere, or with another program
     seconds.jsonl      a line a round: what differs between two runs that are the same
     checkpoints/       the newest two (checkpoints.py)
     private/           the private states of clients that live in this process
@@ -21,6 +22,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +33,7 @@ from .disk import damaged, making, read_checked, sweep, write_checked
 from .metrics import Row
 from .options import Values
 from .private import Private
+from .provenance import differences
 from .tensors import Tensors, naming, write
 
 LOGS = ("rounds.jsonl", "clients.jsonl", "server.jsonl")
@@ -126,8 +129,7 @@ class RunDir:
     def log(self, name: str, rows: Iterable[Row]) -> None:
         """Append rows to a log, keys sorted, so that equal rows are equal bytes."""
         tally = self._tally(name)
-        lines = [json.dumps(row, sort_keys=True) + "\n" for row in rows]
-        data = "".join(lines).encode()
+        data = b"".join(map(_line, rows))
         path = self.path / name
         with naming(path), open(path, "ab") as file:
             file.write(data)
@@ -153,11 +155,17 @@ class RunDir:
 
         Those of the rounds come with their seconds.
         """
-        counted = self._saved.at_newest(lambda checkpoint: self._counted(checkpoint, name))
-        rows: list[Row] = [json.loads(line) for line in (counted or b"").splitlines()]
+        rows: list[Row] = [json.loads(line) for line in self._at_newest(name).splitlines()]
         if name == LOGS[0]:
             return _timed(rows, self.rows(SECONDS))
         return rows
+
+    def _at_newest(self, name: str) -> bytes:
+        """A log up to the newest checkpoint. Events are no round's: without any, they count."""
+        counted = self._saved.at_newest(lambda checkpoint: self._counted(checkpoint, name))
+        if counted is None:
+            return self._bytes(name) if name == EVENTS else b""
+        return counted
 
     def latest(self) -> list[Row]:
         """The rows of finished rounds, the newest perhaps not checkpointed yet.
@@ -229,13 +237,63 @@ class RunDir:
             )
         with self.locked():
             private.forget(client)
-            self._cut()
-            self.log(EVENTS, [{"round": self.done(), "forgot": client}])
-            for checkpoint in self._saved.whole():
-                manifest = self._saved.manifest(checkpoint)
-                manifest["kept"].pop(client, None)
-                manifest["logs"][EVENTS] = self._tally(EVENTS).said()
-                self._saved.note(checkpoint, manifest)
+            self._happened({"forgot": client})
+
+    def checkpoints(self) -> list[int]:
+        """Rounds from which the run can go on."""
+        return [int(folder.name.removeprefix("round-")) for folder in self._saved.whole()]
+
+    def copy(self, path: Path, round: int | None) -> "RunDir":
+        """A copy of the run as its checkpoint of a round has it; None: before its first round."""
+        path.mkdir()
+        names = [*ONCE, "hashes.json"]
+        if round is not None:
+            names += [*LOGS, EVENTS, SECONDS]
+            folders = [self._saved.at(round), self.path / "private"]
+            for folder in folders:
+                if folder.exists():
+                    shutil.copytree(folder, path / folder.relative_to(self.path))
+        for name in names:
+            if (self.path / name).exists():
+                shutil.copy(self.path / name, path)
+        return RunDir(path)
+
+    def left(self, round: int) -> dict[str, str]:
+        """Hashes of what there is of a round: the logs up to it, the server's state after it, the
+        private states that were kept in it.
+        """
+        hashes = {}
+        for name in LOGS:
+            lines = self._at_newest(name).splitlines()
+            until = [line for line in lines if json.loads(line)["round"] <= round]
+            hashes[name] = _sha256(b"\n".join(until))
+        if (checkpoint := self._saved.at(round)).exists():
+            hashes |= self._saved.manifest(checkpoint)["sha256"]
+        return hashes | Private(self.path / "private").hashes(round)
+
+    def goes_on(self, origin: Values) -> None:
+        """The log says so if the run goes on elsewhere, or with another program."""
+        if differences(self.origin(), origin):
+            with self.locked():
+                self._happened({"continued": origin})
+
+    def origin(self) -> Values:
+        """Where the run comes from; of one that went on elsewhere, the newest."""
+        began: Values = json.loads(self.text("environment.json"))
+        later = [row["continued"] for row in self.rows(EVENTS) if "continued" in row]
+        origins: list[Values] = [began, *later]
+        return origins[-1]
+
+    def _happened(self, event: Row) -> None:
+        """Log what was no round's doing: every checkpoint counts it, so no crash takes it back."""
+        self._cut()
+        rows = [*self.rows(EVENTS), {"round": self.done(), **event}]
+        write(self.path / EVENTS, b"".join(map(_line, rows)))
+        for checkpoint in self._saved.whole():
+            manifest = self._saved.manifest(checkpoint)
+            manifest["logs"][EVENTS] = self._tally(EVENTS).said()
+            manifest["kept"].pop(event.get("forgot"), None)
+            self._saved.note(checkpoint, manifest)
 
     def _length(self, checkpoint: Path, name: str) -> Length:
         """The length and the hash of a log at a checkpoint's time."""
@@ -270,6 +328,8 @@ class RunDir:
             path, length = self.path / name, 0
             if newest:
                 length, _ = self._length(newest, name)
+            elif name == EVENTS:
+                continue
             if path.exists() and path.stat().st_size > length:
                 os.truncate(path, length)
 
@@ -277,6 +337,10 @@ class RunDir:
 def is_run(path: Path) -> bool:
     """Whether a folder is a run's, of this version or of the one that wrote no hashes."""
     return (path / "hashes.json").is_file() or all((path / name).is_file() for name in ONCE[:2])
+
+
+def _line(row: Row) -> bytes:
+    return (json.dumps(row, sort_keys=True) + "\n").encode()
 
 
 def _timed(rows: list[Row], seconds: list[Row]) -> list[Row]:

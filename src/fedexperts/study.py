@@ -116,25 +116,30 @@ def advance(
     tell: Progress = lambda _: None,
     warn: Warn = lambda _: None,
     changed_data: bool = False,
+    changed_code: bool = False,
 ) -> None:
     """Do what is left of a study: trials first, then every seed with the values chosen by them.
 
     Of a single run's folder, do the rounds that are left.
 
     `warn` hears of trackers that fail. With `changed_data`, it goes on though the data changed
-    since it began.
+    since it began; with `changed_code`, though modules of one's own did.
     """
     if is_run(path):
         unit = Unit(door.parse(RunDir(path).text("config.toml"), str(path)), path)
         with _followed(path.absolute().parent.parent, warn) as follow:
-            failed = run_all([unit], jobs, changed_data, tell, "running", follow)
+            failed = run_all([unit], jobs, changed_data, changed_code, tell, "running", follow)
     else:
         seeds, configs = read(path)
         with RunDir(path).locked(), _followed(path, warn) as follow:
             sweep([*path.glob(".*.part"), *path.glob("*/.*.part"), *path.glob("*/tune/.*.part")])
-            _tune(path, configs, lambda tried: run_all(tried, jobs, changed_data, tell, "tuning"))
+            _tune(
+                path,
+                configs,
+                lambda tried: run_all(tried, jobs, changed_data, changed_code, tell, "tuning"),
+            )
             units = [unit for config in configs for unit in repeats(path, config, seeds)]
-            failed = run_all(units, jobs, changed_data, tell, "running", follow)
+            failed = run_all(units, jobs, changed_data, changed_code, tell, "running", follow)
     if failed:
         raise NobodyLeftError("\n".join(f"{unit.folder}: {why}" for unit, why in failed))
 

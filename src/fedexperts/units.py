@@ -23,6 +23,7 @@ from .data.manifest import sealed
 from .loop import NobodyLeftError, run
 from .metrics import Row
 from .private import Private
+from .provenance import differences
 from .rundir import RunDir
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -127,6 +128,7 @@ def _split(unit: Unit, beside: Sequence[Unit], changed_data: bool) -> Path | Non
 def _folder(unit: Unit, federation: Federation) -> RunDir:
     """The unit's folder, new or as it stands."""
     if unit.folder.exists():
+        unit.run.goes_on(door.origin(unit.config))
         return unit.run
     about = door.about(unit.config, federation)
     return RunDir.create(unit.folder, unit.config.toml(), about, sealed(federation.manifest()))
@@ -136,11 +138,14 @@ def run_all(
     units: Sequence[Unit],
     jobs: int,
     changed_data: bool,
+    changed_code: bool,
     tell: Progress,
     what: str,
     follow: Callable[[Unit], None] = lambda _: None,
 ) -> list[tuple[Unit, str]]:
     """Run what is left of the units, `jobs` at a time; those that failed, and why."""
+    if not changed_code:
+        check_code(units)
     left = [unit for unit in units if unit.done() < unit.rounds]
     for unit in units:
         if unit not in left:  # the crash that the study is resumed from may have hit its last step
@@ -162,6 +167,21 @@ def run_all(
     if units:
         beat()
     return [(unit, why) for unit, why in results if why]
+
+
+def check_code(units: Sequence[Unit]) -> None:
+    """ValueError if a module of one's own is not what it was when a unit was run."""
+    for unit in units:
+        modules = door.modules(unit.config)
+        if not modules or not unit.folder.exists():
+            continue
+        if changed := differences(unit.run.origin(), {"modules": modules}):
+            files = ", ".join(name.removeprefix("modules.") for name in changed)
+            raise ValueError(
+                f"{files} changed since {unit.folder} was run with it. Put it back as it was, or"
+                " start another run; or use `fedexperts resume RUN --changed-code`: the run's log"
+                " and report say what changed"
+            )
 
 
 def _in_processes(

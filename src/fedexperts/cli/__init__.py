@@ -1,6 +1,7 @@
 """The command line: read arguments, call one function of another room, print.
 
     studies.py      run, resume, reproduce, compare, report
+    verify.py       verify
     look.py         ls, show, check
     take.py         predict, export
     serve.py        serve
@@ -20,6 +21,7 @@ from .. import __version__
 from . import deployment, look, studies, take
 from .serve import serve
 from .terminal import answer_signals, out
+from .verify import verify
 
 app = typer.Typer(
     help="Federated mixtures of experts: sites learn together and exchange experts, never data.",
@@ -56,6 +58,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "reproduce": studies.reproduce,
     "compare": studies.compare,
     "report": studies.report,
+    "verify": verify,
     "ls": look.ls,
     "show": look.show,
     "check": look.check,

@@ -95,6 +95,10 @@ def resume(
             help="Continue although the data changed; known examples keep their part.",
         ),
     ] = False,
+    changed_code: Annotated[
+        bool,
+        typer.Option("--changed-code", help="Continue although your own modules changed."),
+    ] = False,
     forget: Forget = None,
 ) -> None:
     """Continue what was stopped, from the last finished round of each run."""
@@ -104,7 +108,7 @@ def resume(
         for client in forget or []:
             study.forget(folder, client)
             say(f"{client} starts afresh; the run's log and its report say so.")
-        _advance(folder, jobs, changed_data)
+        _advance(folder, jobs, changed_data, changed_code)
 
 
 def reproduce(
@@ -246,7 +250,9 @@ def _load(paths: list[Path], settings: list[str]) -> list["Config"]:
     return experiments
 
 
-def _advance(folder: Path, jobs: int | None, changed_data: bool = False) -> None:
+def _advance(
+    folder: Path, jobs: int | None, changed_data: bool = False, changed_code: bool = False
+) -> None:
     """Run what is left in a folder with a progress bar; then print and write the results."""
     from .. import config as door
     from .. import report as pictures
@@ -260,7 +266,7 @@ def _advance(folder: Path, jobs: int | None, changed_data: bool = False) -> None
 
     again = f"fedexperts resume {folder}"
     with stopped(f"{KEPT}{again}"), to_go_on(again), _progress() as tell:
-        study.advance(folder, jobs or door.cores(), tell, warn, changed_data)
+        study.advance(folder, jobs or door.cores(), tell, warn, changed_data, changed_code)
     experiments = pictures.collect([folder])
     _print_tables(pictures.tables(experiments))
     pictures.write_html(experiments, folder / "report.html")

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from .machine import device as device
     from .machine import flower_environment as flower_environment
     from .machine import flower_room as flower_room
+    from .machine import modules as modules
     from .machine import only_simulated as only_simulated
+    from .machine import origin as origin
     from .machine import tracker_room as tracker_room
     from .names import known as known
     from .reading import Config as Config
@@ -54,7 +56,8 @@ _ROOMS = {
     "deployed": "Allowed served site",
     "engines": "FlowerSettings",
     "machine": (
-        "about cores deploy_room device flower_environment flower_room only_simulated tracker_room"
+        "about cores deploy_room device flower_environment flower_room modules only_simulated"
+        " origin tracker_room"
     ),
     "names": "known",
     "reading": "Config find load parse resolve shipped shipped_folder",

@@ -14,9 +14,9 @@ from types import ModuleType
 
 import torch
 
-from .. import __version__
+from .. import __version__, provenance
 from ..data.federation import Federation
-from ..options import Values
+from ..options import Outside, Values
 from ..upload import UploadSettings
 from .checking import ConfigError
 from .reading import Config
@@ -62,24 +62,63 @@ def cache_folder() -> Path:
 
 
 def about(config: Config, federation: Federation) -> Values:
-    """What a run writes down of its data, of its method for reports, and of the machine: all beside
-    its config.
+    """What a run writes down of where it comes from, of its data, and of its method for reports:
+    all beside its config.
     """
-    simulated = only_simulated(config)
-    machine = {
-        "fedexperts": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "processor": torch.backends.cpu.get_cpu_capability(),
-        "device": _called(device(config)),
+    facts: Values = {
+        **origin(config),
         "classes": list(federation.classes),
         "side": federation.side,
         "commonest": federation.commonest(),
         "skew": federation.skew(),
         "declared": asdict(config.section("method").declares()),
     }
-    return machine | ({"simulated": simulated} if simulated else {})
+    if simulated := only_simulated(config):
+        facts["simulated"] = simulated
+    return facts
+
+
+def origin(config: Config) -> Values:
+    """The program, the machine and the files with which an experiment runs here and now."""
+    flower = ("flwr", "ray") if config.values["engine"]["name"].startswith("flower") else ()
+    versions = {"fedexperts": __version__, "python": platform.python_version()}
+    return {
+        "versions": versions | provenance.versions(flower),
+        "commit": provenance.commits(Path.cwd()),
+        "command": provenance.command(sys.argv),
+        "platform": platform.platform(),
+        "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "device": _called(device(config)),
+        "threads": config.values["run"]["threads"],
+        "matmul": torch.get_float32_matmul_precision(),
+        "weights": _weights(config),
+        "modules": modules(config),
+    }
+
+
+def modules(config: Config) -> dict[str, str]:
+    """Files of one's own that an experiment names a class of, each with its hash."""
+    names = [values.get("name", "") for values in config.values.values()]
+    return provenance.modules(name for name in names if ":" in name)
+
+
+def _weights(config: Config) -> dict[str, str]:
+    """A hash for each section that reads a model from outside."""
+    hashes = {}
+    for section in ("model", "gate"):
+        settings = config.section(section) if section in config.values else None
+        if isinstance(settings, Outside) and (places := settings.reads()):
+            hashes[section] = provenance.weights(places)
+    return hashes
+
+
+def _processor() -> str:
+    """Its name, as far as the system tells."""
+    listed = Path("/proc/cpuinfo")
+    for line in listed.read_text().splitlines() if listed.exists() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def only_simulated(config: Config) -> str:

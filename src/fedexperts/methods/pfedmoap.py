@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.functional import cross_entropy
 
 from ..declared import ROUNDING, Control, Declared, Facts, Figure, Metric
@@ -26,6 +27,7 @@ from ..predictor import Predictor
 from ..tensors import Tensors, named, rng, under
 from .controls import AVERAGED, POOLED, PROBE
 from .gate import Mixed, OwnPrompt, TextGate
+from .nearest import nearest
 
 _CONTROLS = (
     Control(
@@ -123,13 +125,16 @@ class PFedMoAP(TextGate, Method):
             return sent
         entries_NlW = torch.stack([pool[name] for name in names])
         own = [positions[client] for client in known]
-        for client, position, distance_N in zip(
-            known, own, _distances(entries_NlW, own), strict=True
-        ):
-            chosen = self._chosen(distance_N, position, rng(seed, "experts", round, client))
-            received = [names[i] for i in chosen.tolist()]
-            facts: Facts = {"received": received, "distances": distance_N[chosen].tolist()}
-            sent[client] = Sent(payload | {"experts": entries_NlW[chosen]}, facts)
+        draws = [rng(seed, "experts", round, client) for client in known]
+        chosen_RK = self._chosen(entries_NlW.flatten(1), own, draws)
+        for client, position, chosen_K in zip(known, own, chosen_RK, strict=True):
+            experts_KlW = entries_NlW[chosen_K]
+            apart_KF = experts_KlW.double().sub_(entries_NlW[position]).flatten(1)
+            facts: Facts = {
+                "received": [names[i] for i in chosen_K.tolist()],
+                "distances": vector_norm(apart_KF, dim=1).tolist(),
+            }
+            sent[client] = Sent(payload | {"experts": experts_KlW}, facts)
         return sent
 
     def merge(
@@ -145,16 +150,17 @@ class PFedMoAP(TextGate, Method):
             | named("pool", {u.client: u.tensors["context"] for u in uploads})
         )
 
-    def _chosen(self, distance_N: Tensor, own: int, generator: torch.Generator) -> Tensor:
-        """Places of K entries of the pool by their l2 distance to the client's own, which is left
-        out.
-        """
-        order = {
-            "nearest": lambda: torch.argsort(distance_N, stable=True),
-            "farthest": lambda: torch.argsort(distance_N, stable=True, descending=True),
-            "random": lambda: torch.randperm(len(distance_N), generator=generator),
-        }[self.select]()
-        return order[order != own][: self.experts]
+    def _chosen(
+        self, entries_NF: Tensor, own: Sequence[int], draws: Sequence[torch.Generator]
+    ) -> Sequence[Tensor]:
+        """Places of K entries of the pool for each client, whose own is left out."""
+        if self.select != "random":
+            return list(nearest(entries_NF, own, self.experts, self.select == "farthest"))
+        orders = [torch.randperm(len(entries_NF), generator=draw) for draw in draws]
+        return [
+            order[order != position][: self.experts]
+            for position, order in zip(own, orders, strict=True)
+        ]
 
     def _fresh(self, generator: torch.Generator) -> Tensors:
         return self.new_gate(self.experts + 1, generator)
@@ -230,10 +236,3 @@ def _prompted(model: Model) -> PromptModel:
             ' "prompted-clip"'
         )
     return model
-
-
-def _distances(entries_NlW: Tensor, rows: list[int]) -> Tensor:
-    """[rows, N] l2 distances, by one matrix product; in float64, since squares cancel."""
-    flat_NF = entries_NlW.flatten(1).double()
-    squares_N = flat_NF.square().sum(1)
-    return (squares_N[rows, None] + squares_N - 2 * flat_NF[rows] @ flat_NF.T).clamp_min(0).sqrt()

@@ -36,9 +36,12 @@ class _OnClip(Outside):
 
     def at_hand(self) -> None:
         """ValueError, with what to type, if the CLIP is not on this machine."""
+        self.reads()
+
+    def reads(self) -> list[Path]:
         from .huggingface import find_clip  # as below
 
-        find_clip(self.clip)
+        return [find_clip(self.clip)]
 
 
 @dataclass(frozen=True)

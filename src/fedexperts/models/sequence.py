@@ -3,6 +3,7 @@ model does.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ..options import Outside, option
@@ -32,10 +33,14 @@ class TransformerSettings(Outside):
 
     def at_hand(self) -> None:
         """ValueError, with what to type, if the model is not on this machine."""
+        self.reads()
+
+    def reads(self) -> list[Path]:
         from .huggingface import find  # as below
 
-        if not self.model.startswith("tiny-"):
-            find(self.model, "text model", "tiny-bert")
+        if self.model.startswith("tiny-"):
+            return []
+        return [find(self.model, "text model", "tiny-bert")]
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         """ValueError if the model cannot be loaded, or takes fewer tokens. What it has no weights

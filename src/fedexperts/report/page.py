@@ -6,7 +6,7 @@ of a run is escaped. What it says is said by claims.py and tables.py; this room 
 
 import base64
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from itertools import chain
 from pathlib import Path
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from .. import __version__
 from ..metrics import changes, mean_sd, refusals
+from ..provenance import differences, flat, follows
 from ..tensors import write as write_whole
 from .claims import headline, shown
 from .collect import Experiment, Run
@@ -78,6 +79,7 @@ def page(experiments: Sequence[Experiment]) -> str:
         *_refused(experiments),
         *_changed(experiments),
         *_forgotten(experiments),
+        *_continued(experiments),
         *_settings(experiments),
         f'<p class="small">Made by fedexperts {escape(__version__)} from the logs of the runs.</p>',
     ]
@@ -163,6 +165,21 @@ def _forgotten(experiments: Sequence[Experiment]) -> list[str]:
     return _noted(experiments, "Lost private states", says, ("after round", "client"), forgot)
 
 
+def _continued(experiments: Sequence[Experiment]) -> list[str]:
+    says = "These were continued on another machine, or by another program than they began with."
+
+    def changed(run: Run) -> Iterator[tuple[object, ...]]:
+        before = run.environment
+        for row in run.events:
+            if "continued" in row:
+                for what, (was, now) in differences(before, row["continued"]).items():
+                    yield row["round"], what, was, now, follows(what)
+                before = row["continued"]
+
+    head = ("after round", "what", "was", "is", "what follows")
+    return _noted(experiments, "Continued elsewhere", says, head, changed)
+
+
 def _noted(
     experiments: Sequence[Experiment],
     title: str,
@@ -199,7 +216,7 @@ def _settings(experiments: Sequence[Experiment]) -> list[str]:
 
 
 def _environments(experiments: Sequence[Experiment]) -> list[str]:
-    """Each different one, with the runs that it belongs to."""
+    """Where runs come from: each different answer, with the runs that it belongs to."""
     where: dict[str, list[str]] = {}
     for e in experiments:
         for seed, run in e.runs.items():
@@ -208,11 +225,12 @@ def _environments(experiments: Sequence[Experiment]) -> list[str]:
             )
     html = []
     for text, runs in where.items():
-        rows = [[key, _said(value)] for key, value in json.loads(text).items()]
+        rows = flat(json.loads(text)).items()
         whose = ", ".join(runs)
         if len(where) == 1:
             whose = "all runs"
-        html.append(_more(f"Environment of {whose}", _grid(["what", "value"], rows, "words")))
+        title = f"Where the figures of {whose} come from"
+        html.append(_more(title, _grid(["what", "value"], rows, "words")))
     return html
 
 
