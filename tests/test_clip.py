@@ -430,7 +430,7 @@ def test_a_clip_that_is_not_there_is_refused_without_a_network(
 ) -> None:
     asked: list[object] = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda *host, **_: asked.append(host) or [])
-    with pytest.raises(ValueError, match=f"no CLIP at '{name}'.*hf download"):
+    with pytest.raises(ValueError, match=f"no CLIP at '{name}'.*fedexperts fetch"):
         load_clip(name)
     assert not asked
 

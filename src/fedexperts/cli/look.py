@@ -69,6 +69,7 @@ def check(
 
     with errors():
         experiment = door.load(config, settings or [])
+        door.check_here([experiment])
         federation, _, model, method = door.parts(experiment)
         out.print(_split(federation))
         kept = method.trains(model).initial | model.initial

@@ -68,11 +68,13 @@ def run(
     ] = None,
 ) -> None:
     """Run experiments: tune each on validation data, repeat over seeds, write a report."""
+    from .. import config as door
     from .. import study
 
     with errors():
         experiments = _load(configs, settings or [])
         first = int(experiments[0].values["run"]["seed"])
+        door.check_here(experiments)
         name = "comparison"
         if len(configs) == 1:
             name = configs[0].stem
@@ -150,12 +152,20 @@ def reproduce(
             f" {path}",
             soft_wrap=True,
         )
+        _say_lacking([error for figure in asked.figures for error in figure.lacking])
         with stopped(KEPT + "the same command"), _progress() as tell:
             failed = papers.run(asked, path, seeds, jobs or door.cores(), tell)
         results = papers.results(asked, path, failed)
         _print_beside(results, asked.column)
         if not any(result.ours for result in results):
             raise typer.Exit(1)
+
+
+def _say_lacking(errors: list[ValueError]) -> None:
+    from ..fetch import to_paste
+
+    if block := to_paste(errors):
+        say("\n".join(["Lacking for the others; to paste:", *block]))
 
 
 def _print_beside(results: list["Result"], column: str) -> None:

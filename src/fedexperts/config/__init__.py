@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .building import build as build
     from .building import check_data as check_data
+    from .building import check_here as check_here
     from .building import lacking as lacking
     from .building import modelled as modelled
     from .building import opened as opened
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from .reading import shipped_folder as shipped_folder
 
 _ROOMS = {
-    "building": "build check_data lacking modelled opened parts simulated split_as",
+    "building": "build check_data check_here lacking modelled opened parts simulated split_as",
     "checking": "ConfigError",
     "deployed": "Allowed served site",
     "engines": "FlowerSettings",

@@ -4,7 +4,7 @@ an engine.
 This room reads no config file, and knows neither sites nor what they allow.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..data.federation import Federation, Parts
 from ..data.own import Own
 from ..declared import Facts
 from ..engine import Engine
+from ..fetch import to_paste
 from ..learn import Examples, Learning
 from ..method import Method, needs_reserve
 from ..model import Model, taught
@@ -29,6 +30,7 @@ from ..options import Outside
 from ..private import Private
 from ..tensors import rng
 from . import machine, own
+from .checking import ConfigError
 from .reading import Config, parse
 from .settings import MixtureSettings, RunSettings, StartSettings
 
@@ -94,9 +96,9 @@ def _built(config: Config, section: str, classes: tuple[str, ...]) -> Built:
     return built
 
 
-def lacking(config: Config) -> list[str]:
-    """What an experiment reads that is not on this machine, a line each with what to type; nothing
-    is read for it.
+def lacking(config: Config) -> list[ValueError]:
+    """What an experiment reads that is not on this machine, each with what to type; nothing is read
+    for it.
     """
     reasons = []
     for section in ("data", "model", "gate"):
@@ -105,8 +107,20 @@ def lacking(config: Config) -> list[str]:
             if isinstance(settings, Outside):
                 settings.at_hand()
         except ValueError as error:
-            reasons.append(str(error))
+            reasons.append(error)
     return reasons
+
+
+def check_here(configs: Sequence[Config]) -> None:
+    """ConfigError, with all to type at once, if experiments read what is not on this machine."""
+    reasons = [error for config in configs for error in lacking(config)]
+    if not reasons:
+        return
+    says = list(dict.fromkeys(map(str, reasons)))
+    block = to_paste(reasons)
+    if len(says) > 1 or len(block) > 1:
+        says += ["All of it, to paste:", *block]
+    raise ConfigError("\n".join(says))
 
 
 def _mixed(config: Config, model: Model) -> Model:

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..fetch import all_here
 from ..options import REQUIRED, Outside, option
 from ..tensors import rng
 from . import split
@@ -21,7 +22,7 @@ from .examples import Example, Listing
 from .federation import Federation
 from .images import several
 from .own import Listed
-from .sets import SETS, Rows, folder
+from .sets import SETS, Rows, folder, reader
 
 Partition = Literal["pathological", "dirichlet", "dirichlet-in-domains", "dominant", "natural"]
 
@@ -77,8 +78,8 @@ class Hub(Listed, Outside):
             )
 
     def at_hand(self) -> None:
-        """ValueError, with what to type, if the set is not on this machine."""
-        folder(self.dataset, self.path)
+        """ValueError, with what to type, if the set or what reads it is not on this machine."""
+        all_here(reader, lambda: folder(self.dataset, self.path))
 
     def load(self, seed: int) -> Federation:
         """ValueError, with what to type, if the set is not there or not what its page says."""

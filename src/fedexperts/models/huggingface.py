@@ -4,21 +4,19 @@ Face keeps models.
 A CLIP with a ModifiedResNet, which has no class there, gets its tokenizer and image processor here,
 too.
 
-Nothing is downloaded here: a hub name is looked up in this machine's own Hugging Face cache, so
-that a run has no hidden traffic and gives the same weights tomorrow.
+Nothing is downloaded here: a hub name is looked up in this machine's own Hugging Face cache.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache, partial
 from logging import ERROR
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
@@ -31,6 +29,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ..fetch import NotHereError, Repository, here, snapshot
 from ..options import Values
 from . import openai
 from .built import device
@@ -84,15 +83,14 @@ def find(name: str, kind: str, ours: str) -> Path:
     """
     if (there := Path(name).expanduser()).exists():
         return there.resolve()
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (OSError, ValueError):
-        raise ValueError(
-            f"no {kind} at {name!r}: it is neither a folder nor in this machine's Hugging Face"
-            " cache. Give a folder "
-            f'with config.json and weights, or type "hf download {name}" first if it is a hub name,'
-            f' or use "{ours}"'
-        ) from None
+    if folder := here(Repository(name)):
+        return folder
+    raise NotHereError(
+        f"no {kind} at {name!r}: it is neither a folder nor, whole, in this machine's Hugging Face"
+        " cache. Give a folder with config.json and weights, or type "
+        f'"fedexperts fetch {name}" first if it is a hub name, or use "{ours}"',
+        names=[name],
+    )
 
 
 def pickled(folder: Path, kind: str) -> str:
@@ -293,9 +291,8 @@ def _vocabulary(folder: Path) -> Path:
     if _has_vocabulary(own := folder if folder.is_dir() else folder.parent):
         return own
     for name in VOCABULARIES:
-        with suppress(OSError, ValueError):
-            if _has_vocabulary(other := Path(snapshot_download(name, local_files_only=True))):
-                return other
+        if (other := snapshot(Repository(name))) and _has_vocabulary(other):
+            return other
     raise _broken(
         own,
         f'it has no tokenizer.json; type "hf download {VOCABULARIES[0]} tokenizer.json" for that'
