@@ -305,9 +305,9 @@ def _progress() -> Iterator["units.Progress"]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("round"),
+        TextColumn("{task.fields[unit]}"),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[clients]} clients per round"),
+        TextColumn("{task.fields[remark]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -317,12 +317,14 @@ def _progress() -> Iterator["units.Progress"]:
 
         def tell(beat: "units.Beat") -> None:
             if beat.what not in tasks:
-                tasks[beat.what] = bar.add_task(beat.what, clients=0)
-            bar.update(
-                tasks[beat.what],
-                completed=beat.done,
-                total=beat.total,
-                clients=beat.clients or "...",
-            )
+                tasks[beat.what] = bar.add_task(
+                    beat.what, total=beat.total, unit=beat.unit, remark=""
+                )
+            number = tasks[beat.what]
+            remark = f"{beat.clients or '...'} clients per round"
+            if beat.unit == "image":
+                speed = next(task.speed for task in bar.tasks if task.id == number)
+                remark = f"{1000 / speed:.3g} ms each" if speed else "..."
+            bar.update(number, completed=beat.done, total=beat.total, remark=remark)
 
         yield tell

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..client import Client, Job
 from ..data import kept, manifest
-from ..data.features import features
+from ..data.features import Tell, features
 from ..data.federation import Federation, Parts
 from ..data.own import Own
 from ..declared import Facts
@@ -35,6 +35,10 @@ from .reading import Config, parse
 from .settings import MixtureSettings, RunSettings, StartSettings
 
 Clients = Mapping[str, Client]
+
+
+def _unheard(done: int, total: int) -> None:
+    """Nobody asks how far the encoding of images is."""
 
 
 def parts(config: Config) -> tuple[Federation, Built, Model, Method]:
@@ -164,16 +168,20 @@ def build(config: Config, private: Path, split: Path | None = None) -> tuple[Job
 
 @contextmanager
 def opened(
-    config: Config, private: Path, split: Path | None = None, changed_data: bool = False
+    config: Config,
+    private: Path,
+    split: Path | None = None,
+    changed_data: bool = False,
+    tell: Tell = _unheard,
 ) -> Iterator[tuple[Job, Engine, Federation]]:
     """The job of an experiment, the engine that its [engine] names, as long as it is needed, and
     the data.
 
     With a `split`, the data as it has them; ValueError if they changed since, unless that is
-    allowed.
+    allowed. `tell` hears how far the encoding of images is.
     """
     federation = _unchanged(config, split, changed_data) if split else loaded(config)
-    job, clients = assembled(config, federation, private)
+    job, clients = assembled(config, federation, private, tell)
     if who := _own(config, "method"):
         own.walk(who, job.method, job.given, sorted(clients))
     home = private.absolute()
@@ -229,13 +237,15 @@ def check_data(config: Config, split: Path) -> None:
         _unchanged(config, split, changed_data=False)
 
 
-def assembled(config: Config, federation: Federation, private: Path) -> tuple[Job, Clients]:
+def assembled(
+    config: Config, federation: Federation, private: Path, tell: Tell = _unheard
+) -> tuple[Job, Clients]:
     """The job and the clients of an experiment with these data."""
     run: RunSettings = config.section("run")
     learning: Learning = config.section("learning")
     torch.set_num_threads(run.threads)
     built, _, method = _fitted(config, federation)
-    inputs = _inputs(federation.inputs, built, learning.views, run.seed)
+    inputs = _inputs(federation.inputs, built, learning.views, run.seed, tell)
 
     def examples(*index: Tensor) -> Examples:
         positions = torch.cat(index) if index else torch.empty(0, dtype=torch.int64)
@@ -278,14 +288,15 @@ def assembled(config: Config, federation: Federation, private: Path) -> tuple[Jo
     )
 
 
-def _inputs(given: Any, built: Built, views: int, seed: int) -> Tensor:
+def _inputs(given: Any, built: Built, views: int, seed: int, tell: Tell) -> Tensor:
     """What a model is shown of images or texts, [N, V, ...]; an encoder without a key is cheap, and
     nothing is kept.
     """
     if not len(given):  # a server without a reserve set
         return torch.empty(0, 1)
     if built.key:
-        return features(given, built.encode, built.key, machine.cache_folder(), views, seed)
+        cache = machine.cache_folder()
+        return features(given, built.encode, built.key, cache, views, seed, tell)
     if views > 1:
         raise ValueError(
             f"learning.views = {views}: this model does not augment its inputs; use"
