@@ -85,7 +85,7 @@ def test_one_sites_own_folder_is_one_client_whose_classes_are_those_of_the_feder
     sites: Path,
 ) -> None:
     (sites / "north" / "eel").mkdir()  # this site has none
-    made = load(sites / "north", site="clinic-9", classes=("guide-dog", "eel", "cat"))
+    made = load(sites / "north", site="clinic-9", classes=("guide_dog", "eel", "cat"))
     assert list(made.parts) == ["clinic-9"]
     assert made.classes == ("guide dog", "eel", "cat")
     assert made.by_class() == {"clinic-9": [10, 0, 10]}
@@ -163,7 +163,8 @@ def test_the_reserve_is_never_of_what_a_site_gives_to_test_on(tmp_path: Path) ->
     ("name", "said"),
     [
         ("golden_retriever", "golden retriever"),
-        ("T-shirt__large ", "T shirt large"),
+        ("T-shirt__large ", "T-shirt large"),
+        ("polka-dotted", "polka-dotted"),
         ("cafe\u0301", "caf\u00e9"),
         ("犬", "犬"),
         ("_", ""),

@@ -15,6 +15,7 @@ from PIL import Image
 
 from fedexperts.config import ConfigError, parse
 from fedexperts.data import split
+from fedexperts.data.examples import words
 from fedexperts.data.federation import Federation
 from fedexperts.data.hub import Hub
 from fedexperts.data.sets import OFFICE, SETS
@@ -186,6 +187,12 @@ def test_a_class_is_kept_by_its_name_or_its_words_in_the_order_asked_for(copies:
         ValueError, match="'wineglass' is no class of domainnet; did you mean 'wine"
     ):
         load(copies, "domainnet", classes=("wineglass",))
+
+
+def test_a_folder_of_the_same_name_is_the_same_class() -> None:
+    for name, known in SETS.items():
+        for other in set(NAMES[name]) - OUT - set(known.words):
+            assert words(other) == word(name, other)
 
 
 def test_a_split_is_taken_up_and_another_copy_is_refused(copies: Path, tmp_path: Path) -> None:

@@ -8,13 +8,15 @@ Nothing is downloaded here: a hub name is looked up in this machine's own Huggin
 """
 
 import hashlib
+import html
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from logging import ERROR
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from safetensors import SafetensorError
@@ -55,6 +57,12 @@ def inputs(pixels):
 VOCABULARIES = tuple(
     f"openai/clip-vit-{size}" for size in ("base-patch32", "base-patch16", "large-patch14")
 )
+_PLAIN = {
+    **dict.fromkeys(map(ord, "\u02bc\u2018\u2019\u201a\u201b"), "'"),
+    **dict.fromkeys(map(ord, "\u201c\u201d\u201e\u201f"), '"'),
+    **{code: normalize("NFKC", chr(code)) for code in (0x3000, *range(0xFF01, 0xFFF0))},
+    **{code: normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)},
+}
 # in configs written before transformers knew the real id: pool at the highest id, which is [EOS]
 LEGACY_EOS = 2
 
@@ -166,7 +174,7 @@ def parts(
         norm=text.final_layer_norm,
         project=model.text_projection if causal else text.head,
         scale=scale,
-        tokenize=partial(_tokenize, tokenizer),
+        tokenize=partial(_tokenize, tokenizer, plain if causal else str),
         start=tokenizer.bos_token_id if causal else None,
         end=tokenizer.eos_token_id,
         preprocess=partial(_preprocess, processor, device),
@@ -216,15 +224,24 @@ def _resnet(folder: Path, kind: str, dtype: torch.dtype, device: torch.device) -
         seen, {"visual": "ModifiedResNet", "processor": processor.to_dict(), "device": device.type}
     )
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    tokenize, preprocess = partial(_tokenize, tokenizer), partial(_preprocess, processor, device)
+    tokenize = partial(_tokenize, tokenizer, plain)
+    preprocess = partial(_preprocess, processor, device)
     try:
         return openai.parts(saved, tokenize, ends, preprocess, key, dtype, device)
     except (KeyError, RuntimeError) as error:
         raise _broken(folder, f"{type(error).__name__} {error}".splitlines()[0]) from None
 
 
-def _tokenize(tokenizer: Any, words: str) -> list[int]:
-    ids: list[int] = tokenizer(words, add_special_tokens=False).input_ids
+def plain(text: str) -> str:
+    """A text as OpenAI's tokenizer reads it: HTML's names for characters are those characters, and
+    of what ftfy makes plain, curly quotes, ligatures and wide letters are.
+    """
+    text = html.unescape(text).translate(_PLAIN)
+    return html.unescape(html.unescape(text)).strip()
+
+
+def _tokenize(tokenizer: Any, clean: Callable[[str], str], words: str) -> list[int]:
+    ids: list[int] = tokenizer(clean(words), add_special_tokens=False).input_ids
     return ids
 
 
