@@ -196,13 +196,19 @@ def test_what_a_config_lacks_is_one_block_to_paste(hub: Hub, tmp_path: Path) -> 
     file = write_config(tmp_path, "one", "timm/resnet50_clip.openai")
     for command in ("check", "run"):
         done = call(command, file)
-        assert done.exit_code == 2
+        assert done.exit_code == 1
         lines = done.output.splitlines()
         begin = lines.index("All of it, to paste:")
         assert lines[begin + 1 :] == [
             "fedexperts fetch dtd timm/resnet50_clip.openai",
             "# to download, about: dtd 0.6 GB, timm/resnet50_clip.openai 0.41 GB",
         ]
+
+
+def test_data_that_are_not_there_are_said_with_the_rest(hub: Hub) -> None:
+    text = said("run", "configs/own/images.toml", "--set=data.path=nowhere")
+    assert "data.path = 'nowhere': no such folder or file, seen from" in text
+    assert "All of it, to paste: fedexperts fetch openai/clip-vit-base-patch32" in text
 
 
 def test_a_missing_extra_is_said_with_the_rest_and_before_a_download(

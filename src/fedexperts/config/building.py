@@ -6,6 +6,7 @@ This room reads no config file, and knows neither sites nor what they allow.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,19 @@ from ..client import Client, Job
 from ..data import kept, manifest
 from ..data.features import Tell, features
 from ..data.federation import Federation, Parts
-from ..data.own import Own
+from ..data.own import Listed, Own
 from ..declared import Facts
 from ..engine import Engine
 from ..fetch import to_paste
 from ..learn import Examples, Learning
 from ..method import Method, needs_reserve
 from ..model import Model, taught
-from ..models.built import Built, computing_on
+from ..models.built import Built, Sighted, computing_on
 from ..models.mixture import Mixture
 from ..options import Outside
 from ..private import Private
 from ..tensors import rng
 from . import machine, own
-from .checking import ConfigError
 from .reading import Config, parse
 from .settings import MixtureSettings, RunSettings, StartSettings
 
@@ -116,15 +116,22 @@ def lacking(config: Config) -> list[ValueError]:
 
 
 def check_here(configs: Sequence[Config]) -> None:
-    """ConfigError, with all to type at once, if experiments read what is not on this machine."""
-    reasons = [error for config in configs for error in lacking(config)]
+    """ValueError, with all to type at once, if experiments read what is not on this machine."""
+    reasons = [error for config in configs for error in (*_lost(config), *lacking(config))]
     if not reasons:
         return
     says = list(dict.fromkeys(map(str, reasons)))
     block = to_paste(reasons)
     if len(says) > 1 or len(block) > 1:
         says += ["All of it, to paste:", *block]
-    raise ConfigError("\n".join(says))
+    raise ValueError("\n".join(says))
+
+
+def _lost(config: Config) -> Iterator[ValueError]:
+    """What to say of one's own data that are not where a config says."""
+    path = config.values["data"].get("path")
+    if path and isinstance(config.section("data"), Own) and not Path(path).expanduser().exists():
+        yield ValueError(f"data.path = {path!r}: no such folder or file, seen from {Path.cwd()}")
 
 
 def _mixed(config: Config, model: Model) -> Model:
@@ -194,9 +201,19 @@ def opened(
         yield job, engine, federation
 
 
+def source(config: Config) -> Any:
+    """Where an experiment's data come from; its images as large as the model sees them, if nothing
+    else is asked.
+    """
+    named, model = config.section("data"), config.section("model")
+    if isinstance(named, Listed) and not named.side and isinstance(model, Sighted):
+        return replace(named, side=model.sees())
+    return named
+
+
 def loaded(config: Config) -> Federation:
     """An experiment's data, as its source has them now."""
-    federation: Federation = config.section("data").load(config.values["run"]["seed"])
+    federation: Federation = source(config).load(config.values["run"]["seed"])
     if who := _own(config, "data"):
         own.check_data(who, federation)
     return federation
@@ -208,11 +225,11 @@ def split_as(config: Config, split: Path) -> tuple[Federation, str]:
 
     A source that does not know its examples one by one is taken as it is.
     """
-    given, source, seed = manifest.load(split), config.section("data"), config.values["run"]["seed"]
-    if isinstance(source, Own):
-        federation: Federation = source.again(given, seed)
+    given, named, seed = manifest.load(split), source(config), config.values["run"]["seed"]
+    if isinstance(named, Own):
+        federation: Federation = named.again(given, seed)
         return federation, kept.said(federation.changed)
-    federation = source.load(seed)
+    federation = named.load(seed)
     return federation, manifest.difference(
         given, federation.inputs, federation.labels, federation.classes, federation.files
     )

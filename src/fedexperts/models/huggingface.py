@@ -83,6 +83,20 @@ def find_clip(name: str) -> Path:
     return Path(__file__).parent / name if name == "tinyclip" else find(name, "CLIP", "tinyclip")
 
 
+def side(folder: Path) -> int:
+    """Pixels of a side of the images that the CLIP in a folder (or file) is shown."""
+    if (kind := _kind(folder)) not in KINDS:
+        return _checkpoint(folder, kind).side
+    try:
+        shown = KINDS[kind][2].from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise _broken(folder, str(error).splitlines()[0]) from None
+    size = shown.size
+    if shown.do_center_crop:
+        size = shown.crop_size
+    return int(size.get("height") or size["shortest_edge"])
+
+
 def find(name: str, kind: str, ours: str) -> Path:
     """The folder (or file) of a `kind` of model, given itself or by a hub name that was downloaded
     before.
@@ -200,13 +214,7 @@ def _recipe(kind: str) -> str:
 
 def _resnet(folder: Path, kind: str, dtype: torch.dtype, device: torch.device) -> Clip:
     """The parts of a CLIP with a ModifiedResNet."""
-    saved = openai.checkpoint(folder)
-    if saved is None:
-        raise ValueError(
-            f"{folder} is of type {kind!r}, not 'clip' or 'siglip', nor a CLIP with a"
-            " ModifiedResNet: a learned context needs a text encoder in one of these layouts;"
-            ' take, say, "openai/clip-vit-base-patch16"'
-        )
+    saved = _checkpoint(folder, kind)
     crop = {"height": saved.side, "width": saved.side}
     shown: Any = CLIPImageProcessorPil
     processor = shown(
@@ -230,6 +238,17 @@ def _resnet(folder: Path, kind: str, dtype: torch.dtype, device: torch.device) -
         return openai.parts(saved, tokenize, ends, preprocess, key, dtype, device)
     except (KeyError, RuntimeError) as error:
         raise _broken(folder, f"{type(error).__name__} {error}".splitlines()[0]) from None
+
+
+def _checkpoint(folder: Path, kind: str) -> openai.Checkpoint:
+    saved = openai.checkpoint(folder)
+    if saved is None:
+        raise ValueError(
+            f"{folder} is of type {kind!r}, not 'clip' or 'siglip', nor a CLIP with a"
+            " ModifiedResNet: a learned context needs a text encoder in one of these layouts;"
+            ' take, say, "openai/clip-vit-base-patch16"'
+        )
+    return saved
 
 
 def plain(text: str) -> str:

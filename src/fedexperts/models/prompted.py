@@ -15,14 +15,14 @@ from torch import Tensor
 from ..model import Model
 from ..options import Outside, option
 from ..tensors import rng
-from .built import Built
+from .built import Built, Sighted
 from .clip import Clip, LinearProbe, PromptedClip, encode, words
 
 SPREAD = 0.02  # standard deviation of a random context, about that of a CLIP's word embeddings
 
 
 @dataclass(frozen=True)
-class _OnClip(Outside):
+class _OnClip(Outside, Sighted):
     """What both ask of the CLIP."""
 
     clip: str = option(
@@ -42,6 +42,11 @@ class _OnClip(Outside):
         from .huggingface import find_clip  # as below
 
         return [find_clip(self.clip)]
+
+    def sees(self) -> int:
+        from .huggingface import find_clip, side  # as below
+
+        return side(find_clip(self.clip))
 
 
 @dataclass(frozen=True)
