@@ -45,6 +45,7 @@ DOOR = (
     "checking",
     "reading",
     "machine",
+    "estimate",
     "building",
     "engines",
     "deployed",

@@ -1,6 +1,7 @@
 """The command that downloads: models and data sets of the hub, by name or all that configs lack."""
 
 import difflib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from .terminal import Settings, err, errors, out, say, stopped
 
 if TYPE_CHECKING:
     from ..fetch import Offer, Repository, Tell
+
+QUIET = 30.0  # seconds between two lines
 
 
 def fetch(
@@ -112,6 +115,10 @@ def _announce(offers: list["Offer"]) -> None:
 
 @contextmanager
 def _bar(what: str) -> Iterator["Tell"]:
+    """What hears how much is there, and shows it; without a terminal, in a line now and then."""
+    if not err.is_terminal:
+        yield _lines(what)
+        return
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -123,3 +130,17 @@ def _bar(what: str) -> Iterator["Tell"]:
     with Progress(*columns, console=err) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _lines(what: str) -> "Tell":
+    from ..fetch import size
+
+    newest = -QUIET
+
+    def tell(done: int, total: int) -> None:
+        nonlocal newest
+        if done == total or time.monotonic() - newest >= QUIET:
+            newest = time.monotonic()
+            err.print(f"{escape(what)}: {size(done)} of {size(total)}", soft_wrap=True)
+
+    return tell

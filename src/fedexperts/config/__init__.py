@@ -6,6 +6,7 @@
     checking.py   whether a section fits its class; everything wrong is said at once
     reading.py    files and layers of values: `load`, `parse`, `resolve` give a `Config`
     machine.py    device, cores, folders, environment variables; rooms that need an optional package
+    estimate.py   how long an experiment will take here
     building.py   a `Config` becomes objects: `parts`, `build`, `opened`
     engines.py    the engines, which open what was built
     deployed.py   at a server and at a site, which did not write the config: `served`, `site`
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from .deployed import served as served
     from .deployed import site as site
     from .engines import FlowerSettings as FlowerSettings
+    from .estimate import Estimate as Estimate
+    from .estimate import estimate as estimate
     from .machine import about as about
     from .machine import cores as cores
     from .machine import deploy_room as deploy_room
@@ -56,6 +59,7 @@ _ROOMS = {
     "checking": "ConfigError",
     "deployed": "Allowed served site",
     "engines": "FlowerSettings",
+    "estimate": "Estimate estimate",
     "machine": (
         "about cores deploy_room device flower_environment flower_room modules only_simulated"
         " origin tracker_room"

@@ -68,6 +68,11 @@ def features(
     return _load(path, name)
 
 
+def known(images: Tensor, key: str, cache: Path, views: int = 1, seed: int = 0) -> bool:
+    """Whether `features` would find them all, and encode nothing."""
+    return (cache / f"{_name(images, key, views, seed)}.safetensors").exists()
+
+
 @dataclass(frozen=True)
 class _Unfinished:
     """A file of features on the way, and who may finish it: any number of processes at once."""
