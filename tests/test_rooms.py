@@ -45,7 +45,7 @@ DOOR = (
     "checking",
     "reading",
     "machine",
-    "estimate",
+    "duration",
     "building",
     "engines",
     "deployed",

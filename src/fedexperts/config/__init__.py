@@ -6,7 +6,7 @@
     checking.py   whether a section fits its class; everything wrong is said at once
     reading.py    files and layers of values: `load`, `parse`, `resolve` give a `Config`
     machine.py    device, cores, folders, environment variables; rooms that need an optional package
-    estimate.py   how long an experiment will take here
+    duration.py   how long an experiment will take here
     building.py   a `Config` becomes objects: `parts`, `build`, `opened`
     engines.py    the engines, which open what was built
     deployed.py   at a server and at a site, which did not write the config: `served`, `site`
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from .deployed import Allowed as Allowed
     from .deployed import served as served
     from .deployed import site as site
+    from .duration import Estimate as Estimate
+    from .duration import estimate as estimate
     from .engines import FlowerSettings as FlowerSettings
-    from .estimate import Estimate as Estimate
-    from .estimate import estimate as estimate
     from .machine import about as about
     from .machine import cores as cores
     from .machine import deploy_room as deploy_room
@@ -58,8 +58,8 @@ _ROOMS = {
     "building": "build check_data check_here lacking modelled opened parts simulated split_as",
     "checking": "ConfigError",
     "deployed": "Allowed served site",
+    "duration": "Estimate estimate",
     "engines": "FlowerSettings",
-    "estimate": "Estimate estimate",
     "machine": (
         "about cores deploy_room device flower_environment flower_room modules only_simulated"
         " origin tracker_room"
