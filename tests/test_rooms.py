@@ -68,6 +68,7 @@ CLOSED = {
 }
 # outside packages, and the rooms or files that may know them
 ONLY_IN: dict[str, tuple[str, ...]] = {
+    "huggingface_hub": ("fetch.py",),
     "transformers": ("models/huggingface.py", "models/transformer.py"),
     "flwr": ("flower.py", "post.py", "deploy/app.py", "deploy/courier.py", "deploy/fleet.py"),
     "typer": ("cli",),

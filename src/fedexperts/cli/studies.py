@@ -1,6 +1,6 @@
 """Commands that run experiments and show their results."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,7 +36,7 @@ from .terminal import (
 if TYPE_CHECKING:
     from .. import units
     from ..config import Config
-    from ..reproduce import Result
+    from ..reproduce import Figure, Result
 
 KEPT = "Stopped. Every finished round is kept; continue with: "
 
@@ -152,7 +152,7 @@ def reproduce(
             f" {path}",
             soft_wrap=True,
         )
-        _say_lacking([error for figure in asked.figures for error in figure.lacking])
+        _say_lacking(paper, asked.figures)
         with stopped(KEPT + "the same command"), _progress() as tell:
             failed = papers.run(asked, path, seeds, jobs or door.cores(), tell)
         results = papers.results(asked, path, failed)
@@ -161,11 +161,14 @@ def reproduce(
             raise typer.Exit(1)
 
 
-def _say_lacking(errors: list[ValueError]) -> None:
+def _say_lacking(paper: str, figures: Sequence["Figure"]) -> None:
+    """What to type for what is not here, and what then says how long a run will take."""
     from ..fetch import to_paste
 
-    if block := to_paste(errors):
-        say("\n".join(["Lacking for the others; to paste:", *block]))
+    if block := to_paste(error for figure in figures for error in figure.lacking):
+        first = next(figure for figure in figures if figure.config and figure.lacking)
+        check = f"fedexperts check configs/{paper}/{first}.toml  # says how long it will take"
+        say("\n".join(["Lacking for the others; to paste:", *block, check]))
 
 
 def _print_beside(results: list["Result"], column: str) -> None:
