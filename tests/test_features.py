@@ -284,7 +284,9 @@ def encode(images):
 
 images = torch.arange(20).repeat_interleave(BLOCK).to(torch.uint8)[:, None, None, None]
 images = images.expand(-1, 3, 2, 2)
-kept = features(images, encode, "slow", cache)
+told = []
+kept = features(images, encode, "slow", cache, tell=lambda done, total: told.append(done))
+assert told == sorted(told) and told[-1] == len(images), told
 assert torch.equal(kept[:, 0], images[:, 0, 0].float())
 """
 
