@@ -111,7 +111,7 @@ def test_check_says_it() -> None:
     done = CliRunner().invoke(app, ["check", "configs/demo/linear-probe.toml"])
     line = next(line for line in done.output.splitlines() if line.startswith("It takes about"))
     assert "here, one run at a time: " in line
-    assert "; 4 runs to tune. Every further seed is a run more." in line
+    assert "trials to tune, each half a run. Every further seed is a run more." in line
 
 
 @pytest.mark.parametrize(

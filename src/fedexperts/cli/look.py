@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Iterable, Iterator
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -99,8 +98,12 @@ def check(
 
 def _time(experiment: "Config", found: "Estimate", reserve: bool) -> str:
     """How long it will take, and of what that is made."""
-    trials = prod(len(values) for values in experiment.tune.values())
-    whole = found.encode * found.examples + found.run * trials
+    from .. import study
+
+    trials = 0
+    if experiment.tune:
+        trials = study.budget([experiment])
+    whole = found.encode * found.examples + found.run * (1 + trials / 2)
     text = f"It takes about {lasting(whole)} here, one run at a time"
     if reserve:
         text += " and without what the server trains"
@@ -109,8 +112,8 @@ def _time(experiment: "Config", found: "Estimate", reserve: bool) -> str:
         once = lasting(found.encode * found.examples)
         each = lasting(found.encode)
         said.insert(0, f"{once} to encode {found.examples:,} images once, {each} each")
-    if trials > 1:
-        said.append(f"{trials} runs to tune")
+    if trials:
+        said.append(f"up to {trials} trials to tune, each half a run")
     return f"{text}: {'; '.join(said)}. Every further seed is a run more."
 
 
