@@ -408,8 +408,9 @@ def _plainly(repository: Repository) -> Iterator[None]:
             f" {repository.page}, then type: hf auth login"
         ) from None
     except refused.RepositoryNotFoundError:
+        kind = repository.kind.replace("dataset", "data set")
         raise ValueError(
-            f"{constants.ENDPOINT} has no {repository.kind} {repository.name} that you may see:"
+            f"{constants.ENDPOINT} has no {kind} {repository.name} that you may see:"
             " check the name or, if it is a private one, type: hf auth login"
         ) from None
     except refused.HfHubHTTPError as error:
