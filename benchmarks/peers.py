@@ -1,0 +1,328 @@
+"""Ours beside its peers: the same FedAvg, network, data, steps and clients, in ours, in a plain
+torch loop, in pfl-research and in Flower's simulation.
+
+    python benchmarks/peers.py                     5 minutes on two cores, after the installation
+    python benchmarks/peers.py --quick             3 rounds of each
+    python benchmarks/peers.py --pfl FOLDER        where pfl-research's environment is kept
+
+pfl-research does not install beside this package, so it gets an environment of its own with the
+same torch, made here and taken from the package index; by default in a temporary folder. A peer
+that is not there is named with the reason.
+
+CNN: 50 clients with 50 images of 28 x 28, 5 steps of 10, 9,098 weights. 16 KB and 4 MB: 100 clients
+with a vector of so many bytes, one example and one step. Every player is a process of its own with
+one thread; in each round they take turns, so that all see the same machine. Seconds are medians,
+CPU seconds means, of a player and all processes that it started; the first round and the last do
+not count. `loss` is the global model's on the clients' examples at the end: all shuffle in their
+own way (pfl-research not at all), so it is alike and not equal. Ours writes logs and checkpoints
+and checks every upload, as always. Its CNN has the library's own convolutions, which compute the
+same.
+"""
+
+import argparse
+import itertools
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from contest import CLASSES, LOSS, RATE, READY, TASKS, ended, loop, shown, train, turn
+from engines import tree
+
+import fedexperts as fx
+from fedexperts import config as door
+from fedexperts.loop import run
+from fedexperts.models.vision import compact_cnn
+from fedexperts.rundir import RunDir
+
+PFL = "0.6.0"
+ROUNDS, QUICK = 10, 3
+UNCOUNTED = 2  # rounds: the first and the last
+HERE = Path(__file__).parent
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+class AbsentError(RuntimeError):
+    """A peer cannot be asked; says why."""
+
+
+# ---- the players in this environment
+
+
+@dataclass(frozen=True)
+class Clients:
+    """A task's data, as ours takes them."""
+
+    task: str = "CNN"
+
+    def load(self, seed: int) -> fx.Federation:
+        images, labels = TASKS[self.task].images()
+        clients, own = labels.shape
+        positions = torch.arange(labels.numel()).reshape(clients, own)
+        parts = {
+            f"client-{i:03d}": fx.Parts(row[:-1], row[:0], row[-1:])
+            for i, row in enumerate(positions)
+        }
+        inputs = images.flatten(0, 1)[:, None].expand(-1, 3, -1, -1).contiguous()
+        classes = tuple(f"class {number}" for number in range(CLASSES))
+        domains = dict.fromkeys(parts, "here")
+        return fx.Federation(inputs, labels.flatten(), classes, parts, domains)
+
+
+@dataclass(frozen=True)
+class Net:
+    """A task's network, as ours takes it."""
+
+    task: str = "CNN"
+
+    def build(self, classes: tuple[str, ...], seed: int) -> fx.Built:
+        task = TASKS[self.task]
+        module = task.module()
+        if self.task == "CNN":
+            module = compact_cnn(8, task.side, CLASSES)
+            module.load_state_dict(task.module().state_dict())
+        return fx.Built(fx.Network(module, classes), lambda images: shown(images[:, 0]), "")
+
+
+def ours(name: str, rounds: int, together: int | None) -> None:
+    """`together` is left as it is by default if it is None."""
+    task = TASKS[name]
+    tables = {
+        "name": "peers",
+        "data": {"name": "peers:Clients", "task": name},
+        "model": {"name": "peers:Net", "task": name},
+        "method": {"name": "fedavg"},
+        "learning": {"epochs": 1, "batch": task.batch, "rate": RATE},
+        "run": {"rounds": rounds, "evaluate_every": rounds + 1},
+        "engine": {"together": together} if together else {},
+    }
+    config = door.resolve([(tables, "benchmark")])
+
+    def tell(round: int) -> None:
+        if round < rounds:
+            turn()
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = RunDir.create(Path(temporary) / "run", config.toml(), {})
+        with door.opened(config, folder.path / "private") as (job, engine, _):
+            run(job, engine, config.section("run"), folder, tell)
+        checkpoint = folder.look()
+    assert checkpoint
+    ended(task, fx.under(checkpoint[1], "global"))
+
+
+def flower(name: str, rounds: int) -> None:
+    """As Flower's own examples are written."""
+    from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.serverapp.strategy import FedAvg
+    from flwr.simulation import run_simulation
+
+    task, clients = TASKS[name], TASKS[name].each()
+    client, server = ClientApp(), ServerApp()
+
+    @client.train()
+    def answer(message: Message, context: Context) -> Message:
+        x, y = clients[int(context.node_config["partition-id"])]
+        module = task.module()
+        module.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+        train(task, module, x, y)
+        arrays, metrics = ArrayRecord(module.state_dict()), MetricRecord({"num-examples": len(y)})
+        content = RecordDict({"arrays": arrays, "metrics": metrics})
+        return Message(content=content, reply_to=message)
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        def between(round: int, arrays: ArrayRecord) -> None:
+            if round < rounds:
+                turn()
+
+        start = ArrayRecord(task.module().state_dict())
+        strategy = FedAvg(fraction_evaluate=0.0, min_available_nodes=task.clients)
+        result = strategy.start(grid, start, num_rounds=rounds, evaluate_fn=between)
+        ended(task, result.arrays.to_torch_state_dict())
+
+    run_simulation(
+        server,
+        client,
+        task.clients,
+        backend_config={"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 1}},
+    )
+
+
+def play(who: str, name: str, rounds: int) -> None:
+    torch.set_num_threads(1)
+    if who == "loop":
+        loop(TASKS[name], rounds)
+    elif who == "flower":
+        flower(name, rounds)
+    else:
+        ours(name, rounds, TASKS[name].clients if who == "together" else None)
+
+
+# ---- those who watch them
+
+
+@dataclass
+class Player:
+    """A process that plays a round when it is asked to."""
+
+    title: str
+    command: Sequence[str]
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    loss: float = float("nan")
+
+    @contextmanager
+    def playing(self) -> Iterator[None]:
+        """As long as it is needed; AbsentError if it does not begin."""
+        with tempfile.TemporaryFile("w+") as errors:
+            self.process = subprocess.Popen(
+                self.command,
+                env=dict(os.environ) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
+            family = {self.process.pid}
+            try:
+                self.until_ready()
+                family = tree(self.process.pid)
+                yield
+            except AbsentError as error:
+                errors.seek(0)
+                last = (errors.read().strip().splitlines() or ["without a word"])[-1]
+                raise AbsentError(f"{error}: {last}") from None
+            finally:
+                for pid in family | tree(self.process.pid):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGTERM)
+                self.process.wait()
+
+    def until_ready(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.startswith(READY):
+                return
+            if line.startswith(LOSS):
+                self.loss = float(line.split()[1])
+                return
+        raise AbsentError("it ended")
+
+    def round(self) -> None:
+        assert self.process.stdin
+        before, began = used(self.process.pid), perf_counter()
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.until_ready()
+        self.seconds.append(perf_counter() - began)
+        self.cpu.append(used(self.process.pid) - before)
+
+    def row(self, task: str, loop: "Player") -> str:
+        counted, cpu = self.seconds[1:-1], statistics.fmean(self.cpu[1:-1])
+        seconds = statistics.median(counted)
+        return (
+            f"| {task} | {self.title} | {seconds:.3f} | {cpu:.3f}"
+            f" | {seconds / statistics.median(loop.seconds[1:-1]):.2f}"
+            f" | {cpu / statistics.fmean(loop.cpu[1:-1]):.2f} | {self.loss:.3f} |"
+        )
+
+
+def used(root: int) -> float:
+    """CPU seconds of a process and all that descend from it, so far."""
+    ticks = 0
+    for pid in tree(root):
+        with suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / TICK
+
+
+def pfl_python(folder: Path) -> Path:
+    """The Python of an environment with pfl-research and this torch; AbsentError if it cannot be
+    made.
+    """
+    python, torch_here = folder / "bin" / "python", torch.__version__.partition("+")[0]
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+        pin = folder / "constraints.txt"
+        pin.write_text(f"torch=={torch_here}\n")
+        command = [str(python), "-m", "pip", "install", f"pfl=={PFL}", f"torch=={torch_here}"]
+        pinned = dict(os.environ) | {"PIP_CONSTRAINT": str(pin)}
+        done = subprocess.run(command, env=pinned, capture_output=True, text=True)
+        if done.returncode:
+            raise AbsentError(f"pip says {done.stderr.strip().splitlines()[-1]}")
+    return python
+
+
+def players(task: str, rounds: int, pfl: Path) -> Iterator[Player]:
+    """The plain loop first; who is absent is named."""
+    what = [task, str(rounds)]
+    here = [sys.executable, __file__, "--play"]
+    yield Player("plain torch loop", [*here, "loop", *what])
+    yield Player("ours, defaults", [*here, "ours", *what])
+    yield Player(f"ours, together = {TASKS[task].clients}", [*here, "together", *what])
+    try:
+        python = str(pfl_python(pfl))
+        yield Player(f"pfl-research {PFL}", [python, str(HERE / "pfl_player.py"), *what])
+    except AbsentError as error:
+        print(f"pfl-research: not run, {error}", flush=True)
+    try:
+        yield Player(f"Flower {version('flwr')}, simulation", [*here, "flower", *what])
+    except PackageNotFoundError:
+        print("Flower: not run, it is not installed; pip install 'fedexperts[flower]'", flush=True)
+
+
+def contest(task: str, rounds: int, pfl: Path) -> list[str]:
+    there: list[Player] = []
+    with ExitStack() as stack:
+        for player in players(task, rounds, pfl):
+            try:
+                stack.enter_context(player.playing())
+                there.append(player)
+            except AbsentError as error:
+                print(f"{player.title}: not run, {error}", flush=True)
+        for _, player in itertools.product(range(rounds), there):
+            player.round()
+    return [player.row(task, there[0]) for player in there]
+
+
+def main() -> None:
+    reader = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    reader.add_argument("--quick", action="store_true")
+    reader.add_argument("--only", choices=TASKS)
+    reader.add_argument("--pfl", type=Path)
+    reader.add_argument("--play", nargs=3, help=argparse.SUPPRESS)
+    asked = reader.parse_args()
+    if asked.play:
+        who, task, rounds = asked.play
+        play(who, task, int(rounds))
+        return
+    rounds = UNCOUNTED + (QUICK if asked.quick else ROUNDS)
+    print(f"torch {torch.__version__}, fedexperts {fx.__version__}, one thread each")
+    with tempfile.TemporaryDirectory() as temporary:
+        pfl = asked.pfl or Path(temporary) / "pfl"
+        tasks = [asked.only] if asked.only else list(TASKS)
+        rows = [row for task in tasks for row in contest(task, rounds, pfl)]
+    print("\n| task | who | s a round | CPU s | s, of the loop's | CPU, of the loop's | loss |")
+    print("|---" * 7 + "|")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
