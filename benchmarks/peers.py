@@ -20,20 +20,20 @@ same.
 """
 
 import argparse
-import itertools
+import math
 import os
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from contest import CLASSES, LOSS, RATE, READY, TASKS, ended, loop, shown, train, turn
@@ -149,7 +149,11 @@ def flower(name: str, rounds: int) -> None:
                 turn()
 
         start = ArrayRecord(task.module().state_dict())
-        strategy = FedAvg(fraction_evaluate=0.0, min_available_nodes=task.clients)
+        strategy = FedAvg(
+            fraction_evaluate=0.0,
+            min_train_nodes=task.clients,
+            min_available_nodes=task.clients,
+        )
         result = strategy.start(grid, start, num_rounds=rounds, evaluate_fn=between)
         ended(task, result.arrays.to_torch_state_dict())
 
@@ -157,7 +161,10 @@ def flower(name: str, rounds: int) -> None:
         server,
         client,
         task.clients,
-        backend_config={"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 1}},
+        backend_config={
+            "client_resources": {"num_cpus": 1},
+            "init_args": {"num_cpus": 1, "include_dashboard": False},
+        },
     )
 
 
@@ -174,40 +181,31 @@ def play(who: str, name: str, rounds: int) -> None:
 # ---- those who watch them
 
 
-@dataclass
 class Player:
-    """A process that plays a round when it is asked to."""
+    """A process that plays a round when it is asked to; AbsentError if it ends before its time."""
 
-    title: str
-    command: Sequence[str]
-    seconds: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-    loss: float = float("nan")
+    def __init__(self, title: str, command: Sequence[str]) -> None:
+        self.title, self.command = title, command
+        self.seconds: list[float] = []  # of each round, as all below
+        self.cpu: list[float] = []
+        self.loss = math.nan
 
     @contextmanager
     def playing(self) -> Iterator[None]:
-        """As long as it is needed; AbsentError if it does not begin."""
-        with tempfile.TemporaryFile("w+") as errors:
+        """As long as it is needed."""
+        with tempfile.TemporaryFile("w+") as self.errors:
             self.process = subprocess.Popen(
                 self.command,
                 env=dict(os.environ) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=errors,
+                stderr=self.errors,
                 text=True,
-                start_new_session=True,
             )
-            family = {self.process.pid}
             try:
-                self.until_ready()
-                family = tree(self.process.pid)
                 yield
-            except AbsentError as error:
-                errors.seek(0)
-                last = (errors.read().strip().splitlines() or ["without a word"])[-1]
-                raise AbsentError(f"{error}: {last}") from None
             finally:
-                for pid in family | tree(self.process.pid):
+                for pid in tree(self.process.pid):
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGTERM)
                 self.process.wait()
@@ -215,30 +213,27 @@ class Player:
     def until_ready(self) -> None:
         assert self.process.stdout
         for line in self.process.stdout:
-            if line.startswith(READY):
-                return
             if line.startswith(LOSS):
                 self.loss = float(line.split()[1])
+            if line.startswith((READY, LOSS)):
                 return
-        raise AbsentError("it ended")
+        self.errors.seek(0)
+        words = self.errors.read().strip().splitlines() or ["it ended without a word"]
+        raise AbsentError(words[-1])
 
     def round(self) -> None:
         assert self.process.stdin
-        before, began = used(self.process.pid), perf_counter()
+        before, began = used(self.process.pid), time.perf_counter()
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         self.until_ready()
-        self.seconds.append(perf_counter() - began)
+        self.seconds.append(time.perf_counter() - began)
         self.cpu.append(used(self.process.pid) - before)
 
-    def row(self, task: str, loop: "Player") -> str:
-        counted, cpu = self.seconds[1:-1], statistics.fmean(self.cpu[1:-1])
-        seconds = statistics.median(counted)
-        return (
-            f"| {task} | {self.title} | {seconds:.3f} | {cpu:.3f}"
-            f" | {seconds / statistics.median(loop.seconds[1:-1]):.2f}"
-            f" | {cpu / statistics.fmean(loop.cpu[1:-1]):.2f} | {self.loss:.3f} |"
-        )
+    @property
+    def cost(self) -> tuple[float, float]:
+        """Seconds and CPU seconds of a round."""
+        return statistics.median(self.seconds[1:-1]), statistics.fmean(self.cpu[1:-1])
 
 
 def used(root: int) -> float:
@@ -286,18 +281,38 @@ def players(task: str, rounds: int, pfl: Path) -> Iterator[Player]:
         print("Flower: not run, it is not installed; pip install 'fedexperts[flower]'", flush=True)
 
 
-def contest(task: str, rounds: int, pfl: Path) -> list[str]:
+def contest(task: str, rounds: int, pfl: Path) -> list[Player]:
+    """Those who played all rounds, the plain loop first; who did not is named."""
     there: list[Player] = []
     with ExitStack() as stack:
         for player in players(task, rounds, pfl):
-            try:
-                stack.enter_context(player.playing())
+            stack.enter_context(player.playing())
+            if played(player, player.until_ready):
                 there.append(player)
-            except AbsentError as error:
-                print(f"{player.title}: not run, {error}", flush=True)
-        for _, player in itertools.product(range(rounds), there):
-            player.round()
-    return [player.row(task, there[0]) for player in there]
+        for _ in range(rounds):
+            there = [player for player in there if played(player, player.round)]
+    return there
+
+
+def played(player: Player, act: Callable[[], None]) -> bool:
+    try:
+        act()
+    except AbsentError as error:
+        print(f"{player.title}: not run, {error}", flush=True)
+        return False
+    return True
+
+
+def table(there: Sequence[Player]) -> Iterator[str]:
+    yield "| who | s a round | CPU s | s, of the loop's | CPU, of the loop's | loss |"
+    yield "|---|---|---|---|---|---|"
+    first_seconds, first_cpu = there[0].cost
+    for player in there:
+        seconds, cpu = player.cost
+        yield (
+            f"| {player.title} | {seconds:.3f} | {cpu:.3f} | {seconds / first_seconds:.2f}"
+            f" | {cpu / first_cpu:.2f} | {player.loss:.3f} |"
+        )
 
 
 def main() -> None:
@@ -314,14 +329,13 @@ def main() -> None:
         play(who, task, int(rounds))
         return
     rounds = UNCOUNTED + (QUICK if asked.quick else ROUNDS)
-    print(f"torch {torch.__version__}, fedexperts {fx.__version__}, one thread each")
+    tasks = [asked.only] if asked.only else list(TASKS)
+    print(f"torch {torch.__version__}, fedexperts {fx.__version__}, one thread each", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
-        pfl = asked.pfl or Path(temporary) / "pfl"
-        tasks = [asked.only] if asked.only else list(TASKS)
-        rows = [row for task in tasks for row in contest(task, rounds, pfl)]
-    print("\n| task | who | s a round | CPU s | s, of the loop's | CPU, of the loop's | loss |")
-    print("|---" * 7 + "|")
-    print("\n".join(rows))
+        for task in tasks:
+            print(f"\n{task}: {TASKS[task].clients} clients", flush=True)
+            there = contest(task, rounds, asked.pfl or Path(temporary) / "pfl")
+            print("\n".join(["", *table(there)]), flush=True)
 
 
 if __name__ == "__main__":
