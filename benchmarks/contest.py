@@ -8,6 +8,7 @@ torch. A player calls `turn` before every round and `ended` after the last.
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,12 @@ TASKS = {
     "16 KB": Task(clients=100, examples=1, batch=1, side=1, make=lambda: Vector(2**12)),
     "4 MB": Task(clients=100, examples=1, batch=1, side=1, make=lambda: Vector(2**20)),
 }
+
+
+@cache
+def clients_of(task: str) -> list[tuple[Tensor, Tensor]]:
+    """Made once a process, where a player's clients are in several."""
+    return TASKS[task].each()
 
 
 def turn() -> None:

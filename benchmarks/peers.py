@@ -36,7 +36,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from contest import CLASSES, LOSS, RATE, READY, TASKS, ended, loop, shown, train, turn
+from contest import CLASSES, LOSS, RATE, READY, TASKS, clients_of, ended, loop, shown, train, turn
 from engines import tree
 
 import fedexperts as fx
@@ -129,12 +129,12 @@ def flower(name: str, rounds: int) -> None:
     from flwr.serverapp.strategy import FedAvg
     from flwr.simulation import run_simulation
 
-    task, clients = TASKS[name], TASKS[name].each()
+    task = TASKS[name]
     client, server = ClientApp(), ServerApp()
 
     @client.train()
     def answer(message: Message, context: Context) -> Message:
-        x, y = clients[int(context.node_config["partition-id"])]
+        x, y = clients_of(name)[int(context.node_config["partition-id"])]
         module = task.module()
         module.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
         train(task, module, x, y)
