@@ -92,7 +92,8 @@ def clients_of(task: str) -> list[tuple[Tensor, Tensor]]:
 def turn() -> None:
     """Say that all is done, and wait to be asked for the next round."""
     print(READY, flush=True)
-    sys.stdin.readline()
+    if not sys.stdin.readline():
+        sys.exit("nobody asks any more")
 
 
 def ended(task: Task, weights: Mapping[str, Tensor]) -> None:

@@ -1,9 +1,10 @@
 """Ours beside its peers: the same FedAvg, network, data, steps and clients, in ours, in a plain
 torch loop, in pfl-research and in Flower's simulation.
 
-    python benchmarks/peers.py                     5 minutes on two cores, after the installation
-    python benchmarks/peers.py --quick             3 rounds of each
-    python benchmarks/peers.py --pfl FOLDER        where pfl-research's environment is kept
+    python benchmarks/peers.py                   all tasks, ten rounds of each
+    python benchmarks/peers.py --quick           three rounds of each
+    python benchmarks/peers.py --only CNN        one task
+    python benchmarks/peers.py --pfl FOLDER      where pfl-research's environment is kept
 
 pfl-research does not install beside this package, so it gets an environment of its own with the
 same torch, made here and taken from the package index; by default in a temporary folder. A peer
@@ -13,10 +14,10 @@ CNN: 50 clients with 50 images of 28 x 28, 5 steps of 10, 9,098 weights. 16 KB a
 with a vector of so many bytes, one example and one step. Every player is a process of its own with
 one thread; in each round they take turns, so that all see the same machine. Seconds are medians,
 CPU seconds means, of a player and all processes that it started; the first round and the last do
-not count. `loss` is the global model's on the clients' examples at the end: all shuffle in their
-own way (pfl-research not at all), so it is alike and not equal. Ours writes logs and checkpoints
-and checks every upload, as always. Its CNN has the library's own convolutions, which compute the
-same.
+not count. On a busy machine read the CPU seconds. `loss` is the global model's on the clients'
+examples at the end: all shuffle in their own way (pfl-research not at all), so it is alike and not
+equal. Ours writes logs and checkpoints and checks every upload, as always. Its CNN has the
+library's own convolutions, which compute the same.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -94,8 +95,8 @@ class Net:
         return fx.Built(fx.Network(module, classes), lambda images: shown(images[:, 0]), "")
 
 
-def ours(name: str, rounds: int, together: int | None) -> None:
-    """`together` is left as it is by default if it is None."""
+def ours(name: str, rounds: int, engine: Mapping[str, object]) -> None:
+    """With all defaults but these of the engine."""
     task = TASKS[name]
     tables = {
         "name": "peers",
@@ -104,7 +105,7 @@ def ours(name: str, rounds: int, together: int | None) -> None:
         "method": {"name": "fedavg"},
         "learning": {"epochs": 1, "batch": task.batch, "rate": RATE},
         "run": {"rounds": rounds, "evaluate_every": rounds + 1},
-        "engine": {"together": together} if together else {},
+        "engine": engine,
     }
     config = door.resolve([(tables, "benchmark")])
 
@@ -114,8 +115,8 @@ def ours(name: str, rounds: int, together: int | None) -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunDir.create(Path(temporary) / "run", config.toml(), {})
-        with door.opened(config, folder.path / "private") as (job, engine, _):
-            run(job, engine, config.section("run"), folder, tell)
+        with door.opened(config, folder.path / "private") as (job, opened, _):
+            run(job, opened, config.section("run"), folder, tell)
         checkpoint = folder.look()
     assert checkpoint
     ended(task, fx.under(checkpoint[1], "global"))
@@ -174,8 +175,10 @@ def play(who: str, name: str, rounds: int) -> None:
         loop(TASKS[name], rounds)
     elif who == "flower":
         flower(name, rounds)
+    elif who == "together":
+        ours(name, rounds, {"together": TASKS[name].clients})
     else:
-        ours(name, rounds, TASKS[name].clients if who == "together" else None)
+        ours(name, rounds, {})
 
 
 # ---- those who watch them
