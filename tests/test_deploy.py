@@ -440,6 +440,11 @@ def test_the_server_has_the_classes_and_nobodys_images(tmp_path: Path) -> None:
         door.served(own(classes=[]), {})
 
 
+def test_data_in_one_place_are_for_simulations_alone() -> None:
+    with pytest.raises(ValueError, match="run.pooled = true gives every client the data of all"):
+        door.served(own().having({"run.pooled": True}, "test"), {})
+
+
 def test_a_server_that_never_ran_is_said_not_to_run(made: Deployment) -> None:
     """Flower's command line would make a config of its own there, and look for a server in it."""
     with pytest.raises(

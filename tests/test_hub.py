@@ -142,6 +142,14 @@ def test_no_seed_learns_from_what_another_tests_on(copies: Path, name: str) -> N
         assert not tested & learned, way
 
 
+def test_a_client_that_got_nothing_to_test_on_takes_nothing_from_what_others_learn(
+    copies: Path,
+) -> None:
+    few = {"partition": "dirichlet", "clients": 20, "valid": 0.0}  # four examples each
+    with pytest.raises(ValueError, match="has no example in test: it must have at least 1"):
+        load(copies, "cifar10", 2, **few)
+
+
 def test_a_pooled_sets_parts_have_the_shares_that_are_asked_for(copies: Path) -> None:
     made = load(copies, "cifar10", given=False, partition="dirichlet", valid=0.2, test=0.3)
     parts = [part for _, part in made.holders().values()]

@@ -695,6 +695,14 @@ def test_without_validation_data_it_is_said_that_test_data_chose(experiments):
     assert claims.headline([one, other])[0].startswith("Highest local accuracy on test data: x. On")
 
 
+def test_what_a_control_is_asked_to_differ_in_is_no_remark(experiments):
+    share = {"run__pooled": True, "run__participation": 0.01, "model__name": "probe"}
+    bound = with_rows(experiments[1], "bound", {0: rows([[5]])}, **share)
+    one = with_rows(experiments[0], "one", {0: rows([[5]])}, run__pooled=False)
+    text = said(one, bound)
+    assert "one against bound (all data in one place): no difference at all in 1 seed." in text
+
+
 def test_pooled_data_are_a_bound_and_come_first_of_nobody(experiments):
     bound = with_rows(experiments[0], "bound", {0: rows([[9]])}, run__pooled=True)
     one, other = (with_rows(experiments[i], name, {0: rows([[5]])}) for i, name in enumerate("xy"))

@@ -14,4 +14,9 @@ AVERAGED = Control(
     {"model.name": ("linear-probe",), "method.name": ("fedavg",), "run.pooled": (False, None)},
     alike=("data.",),
 )
-POOLED = Control("all data in one place", {"run.pooled": (True,)}, alike=("data.",))
+POOLED = Control(
+    "all data in one place",
+    {"run.pooled": (True,)},
+    alike=("data.",),
+    free=("run.participation",),
+)

@@ -129,7 +129,7 @@ def claims(experiments: Sequence[Experiment]) -> list[Claim]:
             control["what"],
             control["of"],
             difference,
-            _beside(experiment, other),
+            _beside(experiment, other, control),
         )
         for experiment in experiments
         for control in experiment.controls
@@ -153,8 +153,9 @@ def fits(experiment: Experiment, control: dict[str, Any], other: Experiment) -> 
     )
 
 
-def _beside(one: Experiment, other: Experiment) -> str:
-    differ = [key for key in different(one, other) if key.startswith("run.")]
+def _beside(one: Experiment, other: Experiment, control: dict[str, Any]) -> str:
+    meant = {*control["having"], *control["free"]}
+    differ = [key for key in different(one, other) if key.startswith("run.") and key not in meant]
     if not differ:
         return ""
     return f"; {', '.join(differ)} differ too"
