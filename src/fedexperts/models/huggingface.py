@@ -168,11 +168,11 @@ def parts(
         norm=text.final_layer_norm,
         project=model.text_projection if causal else text.head,
         scale=scale,
-        tokenize=partial(_tokenize, tokenizer),
+        tokenize=partial(token_ids, tokenizer),
         start=tokenizer.bos_token_id if causal else None,
         end=tokenizer.eos_token_id,
-        preprocess=partial(_preprocess, processor, device),
-        key=_key(
+        preprocess=partial(preprocessed, processor, device),
+        key=fingerprint(
             model.state_dict(),
             {
                 "vision": model.config.vision_config.to_dict(),
@@ -214,23 +214,25 @@ def _resnet(folder: Path, kind: str, dtype: torch.dtype, device: torch.device) -
     seen = {
         name: value.to(dtype) for name, value in saved.tensors.items() if name.startswith("visual.")
     }
-    key = _key(
+    key = fingerprint(
         seen, {"visual": "ModifiedResNet", "processor": processor.to_dict(), "device": device.type}
     )
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    tokenize, preprocess = partial(_tokenize, tokenizer), partial(_preprocess, processor, device)
+    tokenize, preprocess = partial(token_ids, tokenizer), partial(preprocessed, processor, device)
     try:
         return openai.parts(saved, tokenize, ends, preprocess, key, dtype, device)
     except (KeyError, RuntimeError) as error:
         raise _broken(folder, f"{type(error).__name__} {error}".splitlines()[0]) from None
 
 
-def _tokenize(tokenizer: Any, words: str) -> list[int]:
+def token_ids(tokenizer: Any, words: str) -> list[int]:
+    """Of a text, without start and end."""
     ids: list[int] = tokenizer(words, add_special_tokens=False).input_ids
     return ids
 
 
-def _preprocess(processor: Any, device: torch.device, images: Tensor) -> Tensor:
+def preprocessed(processor: Any, device: torch.device, images: Tensor) -> Tensor:
+    """Pixel values of images uint8 [B, 3, H, W], as an image processor makes them."""
     arrays = list(images.cpu().numpy())
     made = processor(arrays, input_data_format="channels_first", return_tensors="pt")
     pixels: Tensor = made.pixel_values
@@ -251,7 +253,7 @@ def _layer(layer: Any) -> Layer:
     )
 
 
-def _key(weights: dict[str, Tensor], settings: Values) -> str:
+def fingerprint(weights: dict[str, Tensor], settings: Values) -> str:
     """Hash of all that image features depend on: weights, the shape of the encoder, preprocessing,
     where they run.
     """
