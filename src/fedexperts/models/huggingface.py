@@ -56,6 +56,10 @@ def inputs(pixels):
 VOCABULARIES = tuple(
     f"openai/clip-vit-{size}" for size in ("base-patch32", "base-patch16", "large-patch14")
 )
+OURS = (  # in quotation marks
+    'tinyclip" for written characters or, for photographs, "pip install \'fedexperts[photos]\'" and'
+    ' model.name = "prompted-dual'
+)
 # in configs written before transformers knew the real id: pool at the highest id, which is [EOS]
 LEGACY_EOS = 2
 
@@ -73,7 +77,7 @@ def load_clip(name: str, dtype: torch.dtype = torch.float32) -> Clip:
 
 def find_clip(name: str) -> Path:
     """Where `load_clip` reads it; ValueError, with what to type, if it is not on this machine."""
-    return Path(__file__).parent / name if name == "tinyclip" else find(name, "CLIP", "tinyclip")
+    return Path(__file__).parent / name if name == "tinyclip" else find(name, "CLIP", OURS)
 
 
 def find(name: str, kind: str, ours: str) -> Path:

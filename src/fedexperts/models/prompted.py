@@ -4,7 +4,7 @@ Importing this room does not import transformers; building a model does. It know
 format.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -66,7 +66,8 @@ class PromptedClipSettings(_OnClip):
         """
         clip = _load(self.clip, self.precision)
         start = _start(self, words(clip, self.words), seed)
-        return _built(PromptedClip(clip, classes, start), clip, self.clip)
+        built = _built(PromptedClip(clip, classes, start), clip, self.clip)
+        return replace(built, plain=lambda: PromptedClip(clip, classes, words(clip, WORDS)))
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,10 @@ class PromptedDualSettings(Outside):
         tokens.
         """
         dual = _load_dual(self.classifier, self.encoder, self.words, self.precision)
-        start = _start(self, dual.sentences.words(self.words), seed)
-        return _built_dual(PromptedDual(dual, classes, start), dual, self.classifier)
+        plain = dual.sentences.words(self.words)
+        model = PromptedDual(dual, classes, _start(self, plain, seed))
+        built = _built_dual(model, dual, self.classifier)
+        return replace(built, plain=lambda: PromptedDual(dual, classes, plain))
 
 
 @dataclass(frozen=True)
