@@ -29,7 +29,7 @@ from transformers import (
 
 from .built import device
 from .dual import Classifier, Dual, Sentences, join
-from .huggingface import find, fingerprint, pickled, preprocessed, quiet, token_ids
+from .huggingface import find, fingerprint, pickled, preprocessed, quiet
 
 LITE0, MINILM = "efficientnet-lite0", "all-minilm-l6-v2"
 PACKAGES = {  # what each is read from, as Python imports it
@@ -235,6 +235,10 @@ def _encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> Sentence
         hidden = net(inputs_embeds=words_NSW, attention_mask=there_NS).last_hidden_state
         return pool(hidden, there_NS)
 
+    def ids(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        return found
+
     start = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     if start is None or end is None:
@@ -243,9 +247,7 @@ def _encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> Sentence
     if "roberta" in net.config.model_type or net.config.model_type == "mpnet":
         positions -= net.config.pad_token_id + 1  # where its positions begin
     longest = min(tokenizer.model_max_length, positions)
-    return Sentences(
-        net.get_input_embeddings(), pooled, partial(token_ids, tokenizer), start, end, longest
-    )
+    return Sentences(net.get_input_embeddings(), pooled, ids, start, end, longest)
 
 
 def _mean(hidden_NSW: Tensor, there_NS: Tensor) -> Tensor:

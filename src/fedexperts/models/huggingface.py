@@ -172,7 +172,7 @@ def parts(
         norm=text.final_layer_norm,
         project=model.text_projection if causal else text.head,
         scale=scale,
-        tokenize=partial(token_ids, tokenizer),
+        tokenize=partial(_tokenize, tokenizer),
         start=tokenizer.bos_token_id if causal else None,
         end=tokenizer.eos_token_id,
         preprocess=partial(preprocessed, processor, device),
@@ -222,15 +222,14 @@ def _resnet(folder: Path, kind: str, dtype: torch.dtype, device: torch.device) -
         seen, {"visual": "ModifiedResNet", "processor": processor.to_dict(), "device": device.type}
     )
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    tokenize, preprocess = partial(token_ids, tokenizer), partial(preprocessed, processor, device)
+    tokenize, preprocess = partial(_tokenize, tokenizer), partial(preprocessed, processor, device)
     try:
         return openai.parts(saved, tokenize, ends, preprocess, key, dtype, device)
     except (KeyError, RuntimeError) as error:
         raise _broken(folder, f"{type(error).__name__} {error}".splitlines()[0]) from None
 
 
-def token_ids(tokenizer: Any, words: str) -> list[int]:
-    """Of a text, without start and end."""
+def _tokenize(tokenizer: Any, words: str) -> list[int]:
     ids: list[int] = tokenizer(words, add_special_tokens=False).input_ids
     return ids
 
