@@ -72,9 +72,7 @@ class PromptedClipSettings(_OnClip):
 
 @dataclass(frozen=True)
 class PromptedDualSettings(Outside):
-    """A frozen image classifier beside a frozen sentence encoder, class names behind a learned
-    context.
-    """
+    """A frozen image classifier beside a frozen sentence encoder, under a learned context."""
 
     classifier: str = option(
         "efficientnet-lite0",
