@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipImageProce
 from fedexperts.models import openai
 from fedexperts.models.clip import Clip, PromptedClip, encode, words
 from fedexperts.models.huggingface import load_clip
+from fedexperts.models.huggingface import side as side_of
 from fedexperts.models.prompted import PromptedClipSettings
 
 NAMES = ("cat", "be", "horse")
@@ -210,6 +211,12 @@ def tensors() -> Tensors:
 @pytest.fixture(scope="module")
 def clip(tensors: Tensors, tmp_path_factory: pytest.TempPathFactory) -> Clip:
     return load_clip(str(save_archive(tmp_path_factory.mktemp("rn50"), tensors)))
+
+
+def test_one_with_a_resnet_says_how_large_an_image_it_sees(
+    tensors: Tensors, tmp_path: Path
+) -> None:
+    assert side_of(save_archive(tmp_path, tensors)) == SIDE
 
 
 # ---- the same, transcribed

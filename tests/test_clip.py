@@ -4,6 +4,7 @@ as it was saved.
 
 import json
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from fedexperts.config.checking import checked
 from fedexperts.model import Model, PromptModel
 from fedexperts.models import clip as clip_room
 from fedexperts.models.clip import Clip, LinearProbe, PromptedClip, encode, pack, words
-from fedexperts.models.huggingface import load_clip
+from fedexperts.models.huggingface import load_clip, side
 from fedexperts.models.prompted import LinearProbeSettings, PromptedClipSettings
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -430,7 +431,7 @@ def test_a_clip_that_is_not_there_is_refused_without_a_network(
 ) -> None:
     asked: list[object] = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda *host, **_: asked.append(host) or [])
-    with pytest.raises(ValueError, match=f"no CLIP at '{name}'.*hf download"):
+    with pytest.raises(ValueError, match=f"no CLIP at '{name}'.*fedexperts fetch"):
         load_clip(name)
     assert not asked
 
@@ -513,3 +514,15 @@ def test_other_image_encoders_fit_behind_the_same_parts(clip: Clip) -> None:
     other = replace(clip, images=lambda pixels: convolution(pixels).flatten(1))
     assert encode(other, torch.zeros(2, 3, 16, 16, dtype=torch.uint8)).shape == (2, 24)
     assert clip_room.IMAGES < 70  # the test of 70 images above takes more than one batch
+
+
+@pytest.mark.parametrize("cropped", [True, False])
+def test_a_clip_says_how_large_an_image_it_sees(
+    folder: Path, tmp_path: Path, cropped: bool
+) -> None:
+    """Also one that is shown more than it was trained with, and one that cuts nothing off."""
+    shutil.copytree(folder, other := tmp_path / "larger")
+    shown = json.loads((folder / "preprocessor_config.json").read_text())
+    shown |= {"size": {"shortest_edge": 48}, "crop_size": {"height": 40, "width": 40}}
+    (other / "preprocessor_config.json").write_text(json.dumps(shown | {"do_center_crop": cropped}))
+    assert side(other) == (40 if cropped else 48)

@@ -265,6 +265,14 @@ def test_image_features_are_what_the_last_layer_reads(
     assert encode(classifier, images[:0]).shape == (0, features.shape[1])
 
 
+@pytest.mark.parametrize("kind", IMAGE)
+def test_images_are_read_as_large_as_the_classifier_sees_them(tmp_path: Path, kind: str) -> None:
+    save_classifier(tmp_path, kind)
+    assert PromptedDualSettings(str(tmp_path)).sees() == 16
+    assert LinearProbeSettings(classifier=str(tmp_path)).sees() == 16
+    assert PromptedDualSettings().sees() == 224
+
+
 def test_features_are_kept_by_the_classifier_alone(
     folders: tuple[str, str], tmp_path: Path
 ) -> None:

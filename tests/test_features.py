@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from fedexperts.data.features import BATCH, features
+from fedexperts.data.features import BLOCK, features
 
 IMAGES = (torch.arange(3 * 3 * 8 * 8) * 37 % 251).to(torch.uint8).view(3, 3, 8, 8)
 
@@ -88,9 +89,9 @@ def test_views_shift_scale_and_change_contrast_within_their_limits(tmp_path: Pat
     assert 1.06 < side.max() < 1.13
 
 
-def test_many_images_reach_the_encoder_in_batches_and_come_back_in_order(tmp_path: Path) -> None:
+def test_many_images_reach_the_encoder_in_blocks_and_come_back_in_order(tmp_path: Path) -> None:
     many = (
-        torch.arange(BATCH + 3)
+        torch.arange(BLOCK + 3)
         .remainder(256)
         .to(torch.uint8)[:, None, None, None]
         .expand(-1, 3, 2, 2)
@@ -102,7 +103,7 @@ def test_many_images_reach_the_encoder_in_batches_and_come_back_in_order(tmp_pat
         return images[:, 0, 0, 0]
 
     assert torch.equal(features(many, watched, "first", tmp_path)[:, 0], many[:, 0, 0, 0])
-    assert sizes == [BATCH, 3]
+    assert sizes == [BLOCK, 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.uint8])
@@ -203,36 +204,125 @@ def test_wrong_images_views_and_encoders_are_refused(tmp_path: Path) -> None:
         features(IMAGES, lambda images: means(images)[:2], "means", tmp_path)
 
 
-TWO = """
+def test_each_image_is_counted_from_the_first_second_on(tmp_path: Path) -> None:
+    many = IMAGES[:1].expand(2 * BLOCK + 3, -1, -1, -1)
+    told: list[tuple[int, int]] = []
+
+    def tell(done: int, total: int) -> None:
+        told.append((done, total))
+
+    def watched(images: Tensor) -> Tensor:
+        assert told, "nothing was said before the encoder was asked"
+        return means(images)
+
+    features(many, watched, "means", tmp_path, views=2, tell=tell)
+    total = 2 * len(many)
+    assert told[0] == (0, total)
+    assert told[-1] == (total, total)
+    assert sorted(told) == told
+    assert {done for done, _ in told} >= {0, BLOCK, 2 * BLOCK}
+    told.clear()
+    features(many, never, "means", tmp_path, views=2, tell=tell)
+    assert not told
+
+
+def test_who_fails_in_the_middle_goes_on_with_the_block_that_failed(tmp_path: Path) -> None:
+    many = (torch.arange(3 * BLOCK) % 251).to(torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
+    seen: list[int] = []
+
+    def failing(images: Tensor) -> Tensor:
+        seen.append(int(images[0, 0, 0, 0]))
+        if len(seen) == 2:
+            raise ValueError("out of memory, say")
+        return images[:, 0, 0, 0]
+
+    with pytest.raises(ValueError, match="out of memory"):
+        features(many, failing, "first", tmp_path)
+    whole = features(many, failing, "first", tmp_path)
+    assert seen == [0, BLOCK, BLOCK, 2 * BLOCK]
+    assert torch.equal(whole[:, 0], many[:, 0, 0, 0])
+    assert only(tmp_path).suffix == ".safetensors"
+
+
+def test_a_block_that_is_damaged_is_not_built_upon(tmp_path: Path) -> None:
+    many = IMAGES[:1].expand(BLOCK + 1, -1, -1, -1)
+
+    def failing(images: Tensor) -> Tensor:
+        if len(images) == 1:
+            raise ValueError("not now")
+        return means(images)
+
+    with pytest.raises(ValueError, match="not now"):
+        features(many, failing, "means", tmp_path)
+    (block,) = tmp_path.glob("*.blocks/*.safetensors")
+    data = bytearray(block.read_bytes())
+    data[-1] ^= 1
+    block.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{block.name} is not what was written there"):
+        features(many, means, "means", tmp_path)
+    block.unlink()
+    assert torch.equal(features(many, means, "means", tmp_path)[:, 0], means(many))
+
+
+SLOW = """
 import sys, time
 from pathlib import Path
 import torch
-from fedexperts.data.features import features
+from fedexperts.data.features import BLOCK, features
 
-cache, mine, other = (Path(word) for word in sys.argv[1:])
+cache, said, *others = (Path(word) for word in sys.argv[1:])
+said.touch()
+while not all(other.exists() for other in others):  # as if they were begun in one instant
+    time.sleep(0.001)
 
-def encode(images):  # returns only once both processes are inside
-    mine.touch()
-    while not other.exists():
-        time.sleep(0.001)
-    return images.float().flatten(1)
+def encode(images):
+    first = int(images[0, 0, 0, 0])
+    with open(said, "a") as file:
+        file.write(f"{first}\\n")
+    time.sleep(0.05)
+    return images[:, 0, 0].float()
 
-images = torch.arange(2 * 3 * 16 * 16).remainder(256).to(torch.uint8).view(2, 3, 16, 16)
-kept = features(images, encode, "slow", cache)
-assert torch.equal(kept[:, 0], images.float().flatten(1))
+images = torch.arange(20).repeat_interleave(BLOCK).to(torch.uint8)[:, None, None, None]
+images = images.expand(-1, 3, 2, 2)
+told = []
+kept = features(images, encode, "slow", cache, tell=lambda done, total: told.append(done))
+assert told == sorted(told) and told[-1] == len(images), told
+assert torch.equal(kept[:, 0], images[:, 0, 0].float())
 """
 
 
+def begun(cache: Path, said: Path, *others: Path) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-c", SLOW, *map(str, (cache, said, *others))]
+    return subprocess.Popen(command, stderr=subprocess.PIPE)
+
+
+def ended(process: "subprocess.Popen[bytes]") -> None:
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said.decode()
+
+
 @pytest.mark.slow
-def test_two_processes_that_compute_the_same_at_once_both_succeed(tmp_path: Path) -> None:
-    cache, one, two = tmp_path / "cache", tmp_path / "one", tmp_path / "two"
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO, str(cache), str(mine), str(other)], stderr=subprocess.PIPE
-        )
-        for mine, other in ((one, two), (two, one))
-    ]
-    for process in both:
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == 0, said.decode()
+def test_processes_that_need_the_same_images_encode_each_once_between_them(tmp_path: Path) -> None:
+    said = [tmp_path / name for name in ("one", "two", "three")]
+    processes = [begun(tmp_path / "cache", file, *said) for file in said]
+    for process in processes:
+        ended(process)
+    blocks = [int(line) for file in said for line in file.read_text().split()]
+    assert sorted(blocks) == list(range(20))
+    assert all(file.read_text() for file in said)
+    assert only(tmp_path / "cache").suffix == ".safetensors"
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    cache, first, second = (tmp_path / name for name in ("cache", "one", "two"))
+    process = begun(cache, first)
+    while len([*cache.glob("*.blocks/*.safetensors")]) < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    kept = len([*cache.glob("*.blocks/*.safetensors")])
+    ended(begun(cache, second))
+    assert len(second.read_text().split()) == 20 - kept
     assert only(cache).suffix == ".safetensors"

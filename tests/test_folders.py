@@ -12,10 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from fedexperts.config import Config, ConfigError
+from fedexperts.config import load as load_config
+from fedexperts.config.building import loaded
 from fedexperts.data.examples import words
 from fedexperts.data.federation import Federation
 from fedexperts.data.folders import ImageFolders
 from fedexperts.data.manifest import load as manifest
+from fedexperts.data.own import SIDE
 
 SITES = {"north": {"cat": 10, "guide_dog": 10}, "south": {"cat": 6, "guide_dog": 14}}
 
@@ -85,7 +89,7 @@ def test_one_sites_own_folder_is_one_client_whose_classes_are_those_of_the_feder
     sites: Path,
 ) -> None:
     (sites / "north" / "eel").mkdir()  # this site has none
-    made = load(sites / "north", site="clinic-9", classes=("guide-dog", "eel", "cat"))
+    made = load(sites / "north", site="clinic-9", classes=("guide_dog", "eel", "cat"))
     assert list(made.parts) == ["clinic-9"]
     assert made.classes == ("guide dog", "eel", "cat")
     assert made.by_class() == {"clinic-9": [10, 0, 10]}
@@ -163,7 +167,8 @@ def test_the_reserve_is_never_of_what_a_site_gives_to_test_on(tmp_path: Path) ->
     ("name", "said"),
     [
         ("golden_retriever", "golden retriever"),
-        ("T-shirt__large ", "T shirt large"),
+        ("T-shirt__large ", "T-shirt large"),
+        ("polka-dotted", "polka-dotted"),
         ("cafe\u0301", "caf\u00e9"),
         ("犬", "犬"),
         ("_", ""),
@@ -453,3 +458,23 @@ def test_a_split_beside_options_that_draw_is_refused() -> None:
         ImageFolders(path="x", split="split.json", shots=3, reserve=1)
     with pytest.raises(ValueError, match="valid=0.5 and test=0.6"):
         replace(ImageFolders(path="x"), valid=0.5, test=0.6)
+
+
+def own_config(path: Path, *settings: str) -> Config:
+    said = [f"data.path={path}", "model.clip=tinyclip", "model.context=4", *settings]
+    return load_config(Path("configs/own/images.toml"), said)
+
+
+def test_images_are_as_large_as_the_model_sees_them_unless_another_side_is_asked_for(
+    sites: Path,
+) -> None:
+    assert loaded(own_config(sites)).side == 32
+    assert loaded(own_config(sites, "data.side=48")).side == 48
+    assert loaded(own_config(sites, "model.name=linear-probe")).side == 32
+    assert load(sites, side=0).side == SIDE  # where nobody says
+
+
+@pytest.mark.parametrize("side", [7, 1025, -1])
+def test_a_side_of_a_few_pixels_is_refused(sites: Path, side: int) -> None:
+    with pytest.raises(ConfigError, match=rf"side = {side}"):
+        own_config(sites, f"data.side={side}")

@@ -15,6 +15,7 @@ from PIL import Image
 
 from fedexperts.config import ConfigError, parse
 from fedexperts.data import split
+from fedexperts.data.examples import words
 from fedexperts.data.federation import Federation
 from fedexperts.data.hub import Hub
 from fedexperts.data.sets import OFFICE, SETS
@@ -188,6 +189,12 @@ def test_a_class_is_kept_by_its_name_or_its_words_in_the_order_asked_for(copies:
         load(copies, "domainnet", classes=("wineglass",))
 
 
+def test_a_folder_of_the_same_name_is_the_same_class() -> None:
+    for name, known in SETS.items():
+        for other in set(NAMES[name]) - OUT - set(known.words):
+            assert words(other) == word(name, other)
+
+
 def test_a_split_is_taken_up_and_another_copy_is_refused(copies: Path, tmp_path: Path) -> None:
     first = load(copies, "dtd")
     (tmp_path / "split.json").write_text(json.dumps(first.manifest()))
@@ -232,14 +239,8 @@ def test_a_set_that_is_not_here_says_what_to_type(
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        ValueError, match="Type: hf download --repo-type dataset tanganke/dtd, or give a copy"
-    ):
+    with pytest.raises(ValueError, match="Type: fedexperts fetch dtd, or give a copy"):
         load(copies, "dtd", path="")
-    with pytest.raises(
-        ValueError, match="dataset stanfordnlp/sentiment140 --revision refs/pr/6, or"
-    ):
-        load(copies, "sentiment140", path="")
     with pytest.raises(ValueError, match="not on the hub with its domains.*docs/data.md says how"):
         load(copies, "office-caltech10", path="")
 

@@ -93,9 +93,7 @@ def test_a_config_says_its_figure_its_download_and_its_command(paper):
             assert re.search(
                 rf"on [\w-]+(, [\w ]+)?: {figure:.2f} published \({SOURCE[paper]}", first
             ), file
-            known = SETS[group.split("/")[0]]
-            revision = f" --revision {known.revision}" if known.revision else ""
-            assert f"hf download --repo-type dataset {known.hub}{revision} (" in second, file
+            assert f"fedexperts fetch {group.split('/')[0]} (" in second, file
             assert second.endswith(f"fedexperts run {file} --seeds 3"), file
 
 
@@ -199,7 +197,7 @@ def test_what_is_here_is_run_and_what_is_not_is_listed(hub, tmp_path):
     assert all(differs["batches"] in notes[name] for name in notes if "/pfedmoap" in name)
     assert [name for name in notes if differs["200"] in notes[name]] == ["food101/pfedmoap"]
     assert "Differs: --set model.clip=tinyclip --set model.context=4" in done.output
-    assert "Type: hf download --repo-type dataset ethz/food101" in done.output
+    assert "Type: fedexperts fetch food101" in done.output
     assert "fedotp is not a method of this package" in done.output
     assert "6 of 13 figures reproduced" in done.output
 
@@ -234,12 +232,8 @@ def test_if_nothing_can_be_run_the_exit_code_says_so(hub, tmp_path):
     done = call("reproduce", "fedmoe", "--only", "yelp/100", "--out", tmp_path / "runs")
     assert done.exit_code == 1
     assert "0 of 5 figures can be reproduced here" in done.output
-    for download in (
-        "--repo-type dataset Yelp/yelp_review_full",
-        "openai-community/gpt2-medium",
-        "openai-community/gpt2",
-    ):
-        assert f"hf download {download}" in done.output
+    block = "fedexperts fetch yelp openai-community/gpt2-medium openai-community/gpt2\n"
+    assert block in done.output
     assert not (tmp_path / "runs").exists()
 
 

@@ -14,7 +14,7 @@ import fedexperts
 ROOT = Path(fedexperts.__file__).parent
 FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do not know each other
     ("tensors", "declared", "catalog", "options"),
-    ("disk", "provenance", "tuning"),
+    ("disk", "provenance", "tuning", "fetch"),
     ("learn", "average"),
     ("model",),
     ("predictor", "upload"),
@@ -45,6 +45,7 @@ DOOR = (
     "checking",
     "reading",
     "machine",
+    "duration",
     "building",
     "engines",
     "deployed",
@@ -62,11 +63,12 @@ CLOSED = {
         "predictor",
         "method",
     },
-    "models": {"tensors", "catalog", "options", "model"},
-    "data": {"tensors", "catalog", "options"},
+    "models": {"tensors", "catalog", "options", "fetch", "model"},
+    "data": {"tensors", "catalog", "options", "fetch"},
 }
 # outside packages, and the rooms or files that may know them
 ONLY_IN: dict[str, tuple[str, ...]] = {
+    "huggingface_hub": ("fetch.py",),
     "transformers": ("models/halves.py", "models/huggingface.py", "models/transformer.py"),
     "efficientnet_lite_pytorch": ("models/halves.py",),
     "flwr": ("flower.py", "post.py", "deploy/app.py", "deploy/courier.py", "deploy/fleet.py"),

@@ -201,3 +201,21 @@ def test_a_folder_that_is_no_study_and_a_damaged_one_are_told_apart(finished, tm
     (tmp_path / "study.json").write_text(json.dumps(asked)[:50])
     with pytest.raises(ValueError, match=r"study\.json is damaged"):
         study.read(tmp_path)
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_how_far_the_encoding_is_is_told_before_the_first_round(jobs, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDEXPERTS_CACHE", str(tmp_path / "cache"))
+    config = load("configs/demo/zero-shot.toml", ["data.clients=4"])
+    beats = []
+    study.create(tmp_path / "runs", [config], range(jobs))
+    study.advance(tmp_path / "runs", jobs, beats.append)
+    told = [beat for beat in beats if beat.unit == "image"]
+    total = told[0].total
+    assert total > 1000
+    assert any(0 < beat.done < total for beat in told)
+    assert beats[-1].unit == "round"
+    if jobs == 1:
+        assert beats[0] == units.Beat("encoding", 0, total, 0, "image")
+        assert [beat.done for beat in told] == sorted(beat.done for beat in told)
+        assert told[-1].done == total

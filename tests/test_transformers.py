@@ -228,7 +228,7 @@ def test_more_tokens_than_it_takes_are_refused(folder: Path) -> None:
 
 def test_a_model_that_is_not_there_is_refused() -> None:
     with pytest.raises(
-        ValueError, match="no text model at 'nobody/nothing'.*hf download.*use \"tiny-bert\""
+        ValueError, match="no text model at 'nobody/nothing'.*fedexperts fetch.*use \"tiny-bert\""
     ):
         built("nobody/nothing")
 

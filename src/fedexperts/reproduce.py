@@ -33,7 +33,7 @@ class Figure:
     name: str
     percent: float
     config: Config | None
-    lacking: tuple[str, ...]
+    lacking: tuple[ValueError, ...]
     differs: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -130,7 +130,9 @@ def _result(
     accuracies = tuple(score.server if column == "server" else score.mean for score in scores)
     # a run that failed is named by its folder
     own = tuple(line for line in said if f"/{figure.name}/" in line)
-    return Result(figure, accuracies, own or (() if accuracies else figure.lacking or tuple(said)))
+    if not own and not accuracies:
+        own = tuple(map(str, figure.lacking)) or tuple(said)
+    return Result(figure, accuracies, own)
 
 
 def _figure(
@@ -146,7 +148,8 @@ def _figure(
     notes = [text for key, text in differs.items() if key in known]
     notes += [" ".join(f"--set {text}" for text in settings)] if settings else []
     if not file.exists():
-        return Figure(group, name, percent, None, (f"{name} is not a method of this package.",), ())
+        why = ValueError(f"{name} is not a method of this package.")
+        return Figure(group, name, percent, None, (why,), ())
     config = door.load(file, settings)
     return Figure(group, name, percent, config, tuple(door.lacking(config)), tuple(notes))
 

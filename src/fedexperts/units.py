@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import config as door
 from .config import Config
@@ -34,12 +35,14 @@ class Beat:
     """How far a study is."""
 
     what: str  # what it does now
-    done: int  # rounds
+    done: int  # rounds, or images that are encoded for them
     total: int
     clients: int  # that trained in the newest round
+    unit: str = "round"
 
 
 Progress = Callable[[Beat], None]
+Counted = Callable[[int, int], None]  # how many, of how many
 
 
 @dataclass(frozen=True)
@@ -86,15 +89,17 @@ def work(
     beat: Callable[[], None] = _silent,
     beside: Sequence[Unit] = (),
     changed_data: bool = False,
+    encoded: Counted = lambda done, total: None,
 ) -> str:
     """Run a unit from wherever it stands, `beat` after each round; why it cannot go on, or "".
 
-    A unit that begins has the data of those `beside` it.
+    A unit that begins has the data of those `beside` it. `encoded` hears of images that are
+    encoded before the first round.
     """
     if unit.folder.exists():
         Private(unit.folder / "private").check(unit.run.kept())
     split = _split(unit, beside, changed_data)
-    opened = door.opened(unit.config, unit.folder / "private", split, changed_data)
+    opened = door.opened(unit.config, unit.folder / "private", split, changed_data, encoded)
     with opened as (job, engine, federation):
         folder = _folder(unit, federation)
         try:
@@ -160,10 +165,13 @@ def run_all(
             follow(unit)
         tell(Beat(what, sum(done), sum(unit.rounds for unit in units), active.clients()))
 
+    def encoded(done: int, total: int) -> None:
+        tell(Beat("encoding", done, total, 0, "image"))
+
     if jobs == 1 or len(left) < 2:
-        results = [(unit, work(unit, beat, units, changed_data)) for unit in left]
+        results = [(unit, work(unit, beat, units, changed_data, encoded)) for unit in left]
     else:
-        results = _in_processes(left, units, changed_data, min(jobs, len(left)), beat)
+        results = _in_processes(left, units, changed_data, min(jobs, len(left)), beat, encoded)
     if units:
         beat()
     return [(unit, why) for unit, why in results if why]
@@ -190,16 +198,20 @@ def _in_processes(
     changed_data: bool,
     jobs: int,
     beat: Callable[[], None],
+    encoded: Counted,
 ) -> list[tuple[Unit, str]]:
-    """Units and why each could not go on, or ""; `beat` twice a second."""
+    """Units and why each could not go on, or ""; `beat` twice a second, `encoded` as they say."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_obey, initargs=(os.getpid(),)) as pool:
+    images = context.Array("q", 2)  # that are encoded, of how many: the newest word of any process
+    begin = (_obey, (os.getpid(), images))
+    with ProcessPoolExecutor(jobs, context, *begin) as pool:
         with _unheard():  # a child is begun as deaf as its parent is now
-            futures = {
-                pool.submit(work, unit, _silent, beside, changed_data): unit for unit in units
-            }
+            futures = {pool.submit(_work_apart, unit, beside, changed_data): unit for unit in units}
         try:
             while wait(futures, timeout=0.5).not_done:
+                done, total = images[:]
+                if total:
+                    encoded(done, total)
                 beat()
         except BaseException:  # a stopped study leaves nobody running
             for process in list((pool._processes or {}).values()):
@@ -223,11 +235,24 @@ def _unheard() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _obey(parent: int) -> None:
+_images: list[Any] = []  # in a worker: where it says how many images are encoded
+
+
+def _work_apart(unit: Unit, beside: Sequence[Unit], changed_data: bool) -> str:
+    """`work` in a worker: the rounds that are finished are read off its folder."""
+
+    def encoded(done: int, total: int) -> None:
+        _images[0][:] = [done, total]
+
+    return work(unit, _silent, beside, changed_data, encoded)
+
+
+def _obey(parent: int, images: Any) -> None:
     """A worker ends when its parent says so, or was killed: another process may resume the study.
 
     Signals that a terminal sends to both are the parent's to act on.
     """
+    _images.append(images)
     for number in ENDING:
         # unlike one that is ignored, it is not passed on to programs begun here
         signal.signal(number, lambda *_: None)

@@ -4,6 +4,7 @@
     verify.py       verify
     look.py         ls, show, check
     take.py         predict, export
+    fetch.py        fetch
     serve.py        serve
     deployment.py   deploy ...
     terminal.py     what they share
@@ -19,6 +20,7 @@ import typer
 
 from .. import __version__
 from . import deployment, look, studies, take
+from .fetch import fetch
 from .serve import serve
 from .terminal import answer_signals, out
 from .verify import verify
@@ -62,6 +64,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "ls": look.ls,
     "show": look.show,
     "check": look.check,
+    "fetch": fetch,
     "predict": take.predict,
     "export": take.export,
     "serve": serve,

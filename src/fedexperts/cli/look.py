@@ -12,6 +12,7 @@ from rich.table import Table
 from .terminal import OneConfig, Settings, errors, out
 
 if TYPE_CHECKING:
+    from ..config import Config, Estimate
     from ..data.federation import Federation
 
 SERVER = "(the server)"
@@ -70,6 +71,7 @@ def check(
 
     with errors():
         experiment = door.load(config, settings or [])
+        door.check_here([experiment])
         federation, built, model, method = door.parts(experiment)
         out.print(_split(federation))
         kept = method.trains(model).initial | model.initial
@@ -93,7 +95,38 @@ def check(
             out.print(f"[yellow]Note:[/] {escape(remark)}", soft_wrap=True)
         if picture:
             _draw(federation, picture)
+        if found := door.estimate(experiment, federation, built, model, method):
+            out.print(_time(experiment, found, len(federation.reserve) > 0), soft_wrap=True)
         out.print(f"Next: {escape(again)}", soft_wrap=True)
+
+
+def _time(experiment: "Config", found: "Estimate", reserve: bool) -> str:
+    """How long it will take, and of what that is made."""
+    from .. import study
+
+    trials = 0
+    if experiment.tune:
+        trials = study.budget([experiment])
+    whole = found.encode * found.examples + found.run * (1 + trials / 2)
+    text = f"It takes about {lasting(whole)} here, one run at a time"
+    if reserve:
+        text += " and without what the server trains"
+    said = [f"{lasting(found.run)} a run, {lasting(found.step)} a step"]
+    if found.examples:
+        once = lasting(found.encode * found.examples)
+        each = lasting(found.encode)
+        said.insert(0, f"{once} to encode {found.examples:,} images once, {each} each")
+    if trials:
+        said.append(f"up to {trials} trials to tune, each half a run")
+    return f"{text}: {'; '.join(said)}. Every further seed is a run more."
+
+
+def lasting(seconds: float) -> str:
+    """A time in words."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60), ("s", 1)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{1000 * seconds:.3g} ms"
 
 
 def _listed(names: list[str]) -> str:

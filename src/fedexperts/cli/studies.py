@@ -1,6 +1,6 @@
 """Commands that run experiments and show their results."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,7 +36,7 @@ from .terminal import (
 if TYPE_CHECKING:
     from .. import units
     from ..config import Config
-    from ..reproduce import Result
+    from ..reproduce import Figure, Result
 
 KEPT = "Stopped. Every finished round is kept; continue with: "
 
@@ -68,6 +68,7 @@ def run(
     ] = None,
 ) -> None:
     """Run experiments: tune each on validation data, repeat over seeds, write a report."""
+    from .. import config as door
     from .. import study
     from ..models.seen import unfit
 
@@ -76,6 +77,7 @@ def run(
         for text in sorted({unfit(experiment.values) for experiment in experiments} - {""}):
             out.print(f"[yellow]Note:[/] {escape(text)}", soft_wrap=True)
         first = int(experiments[0].values["run"]["seed"])
+        door.check_here(experiments)
         name = "comparison"
         if len(configs) == 1:
             name = configs[0].stem
@@ -153,12 +155,23 @@ def reproduce(
             f" {path}",
             soft_wrap=True,
         )
+        _say_lacking(paper, asked.figures)
         with stopped(KEPT + "the same command"), _progress() as tell:
             failed = papers.run(asked, path, seeds, jobs or door.cores(), tell)
         results = papers.results(asked, path, failed)
         _print_beside(results, asked.column)
         if not any(result.ours for result in results):
             raise typer.Exit(1)
+
+
+def _say_lacking(paper: str, figures: Sequence["Figure"]) -> None:
+    """What to type for what is not here, and what then says how long a run will take."""
+    from ..fetch import to_paste
+
+    if block := to_paste(error for figure in figures for error in figure.lacking):
+        first = next(figure for figure in figures if figure.config and figure.lacking)
+        check = f"fedexperts check configs/{paper}/{first}.toml  # says how long it will take"
+        say("\n".join(["Lacking for the others; to paste:", *block, check]))
 
 
 def _print_beside(results: list["Result"], column: str) -> None:
@@ -298,9 +311,9 @@ def _progress() -> Iterator["units.Progress"]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("round"),
+        TextColumn("{task.fields[unit]}"),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[clients]} clients per round"),
+        TextColumn("{task.fields[remark]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -310,12 +323,14 @@ def _progress() -> Iterator["units.Progress"]:
 
         def tell(beat: "units.Beat") -> None:
             if beat.what not in tasks:
-                tasks[beat.what] = bar.add_task(beat.what, clients=0)
-            bar.update(
-                tasks[beat.what],
-                completed=beat.done,
-                total=beat.total,
-                clients=beat.clients or "...",
-            )
+                tasks[beat.what] = bar.add_task(
+                    beat.what, total=beat.total, unit=beat.unit, remark=""
+                )
+            number = tasks[beat.what]
+            remark = f"{beat.clients or '...'} clients per round"
+            if beat.unit == "image":
+                speed = next(task.speed for task in bar.tasks if task.id == number)
+                remark = f"{1000 / speed:.3g} ms each" if speed else "..."
+            bar.update(number, completed=beat.done, total=beat.total, remark=remark)
 
         yield tell

@@ -6,6 +6,7 @@
     checking.py   whether a section fits its class; everything wrong is said at once
     reading.py    files and layers of values: `load`, `parse`, `resolve` give a `Config`
     machine.py    device, cores, folders, environment variables; rooms that need an optional package
+    duration.py   how long an experiment will take here
     building.py   a `Config` becomes objects: `parts`, `build`, `opened`
     engines.py    the engines, which open what was built
     deployed.py   at a server and at a site, which did not write the config: `served`, `site`
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .building import build as build
     from .building import check_data as check_data
+    from .building import check_here as check_here
     from .building import lacking as lacking
     from .building import modelled as modelled
     from .building import opened as opened
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from .deployed import Allowed as Allowed
     from .deployed import served as served
     from .deployed import site as site
+    from .duration import Estimate as Estimate
+    from .duration import estimate as estimate
     from .engines import FlowerSettings as FlowerSettings
     from .machine import about as about
     from .machine import cores as cores
@@ -51,9 +55,10 @@ if TYPE_CHECKING:
     from .reading import shipped_folder as shipped_folder
 
 _ROOMS = {
-    "building": "build check_data lacking modelled opened parts simulated split_as",
+    "building": "build check_data check_here lacking modelled opened parts simulated split_as",
     "checking": "ConfigError",
     "deployed": "Allowed served site",
+    "duration": "Estimate estimate",
     "engines": "FlowerSettings",
     "machine": (
         "about cores deploy_room device flower_environment flower_room modules only_simulated"

@@ -4,8 +4,9 @@ an engine.
 This room reads no config file, and knows neither sites nor what they allow.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,16 @@ from torch import Tensor
 
 from ..client import Client, Job
 from ..data import kept, manifest
-from ..data.features import features
+from ..data.features import Tell, features
 from ..data.federation import Federation, Parts
-from ..data.own import Own
+from ..data.own import Listed, Own
 from ..declared import Facts
 from ..engine import Engine
+from ..fetch import to_paste
 from ..learn import Examples, Learning
 from ..method import Method, needs_reserve
 from ..model import Model, taught
-from ..models.built import Built, computing_on
+from ..models.built import Built, Sighted, computing_on
 from ..models.mixture import Mixture
 from ..options import Outside
 from ..private import Private
@@ -33,6 +35,10 @@ from .reading import Config, parse
 from .settings import MixtureSettings, RunSettings, StartSettings
 
 Clients = Mapping[str, Client]
+
+
+def _unheard(done: int, total: int) -> None:
+    """Nobody asks how far the encoding of images is."""
 
 
 def parts(config: Config) -> tuple[Federation, Built, Model, Method]:
@@ -94,9 +100,9 @@ def _built(config: Config, section: str, classes: tuple[str, ...]) -> Built:
     return built
 
 
-def lacking(config: Config) -> list[str]:
-    """What an experiment reads that is not on this machine, a line each with what to type; nothing
-    is read for it.
+def lacking(config: Config) -> list[ValueError]:
+    """What an experiment reads that is not on this machine, each with what to type; nothing is read
+    for it.
     """
     reasons = []
     for section in ("data", "model", "gate"):
@@ -105,8 +111,27 @@ def lacking(config: Config) -> list[str]:
             if isinstance(settings, Outside):
                 settings.at_hand()
         except ValueError as error:
-            reasons.append(str(error))
+            reasons.append(error)
     return reasons
+
+
+def check_here(configs: Sequence[Config]) -> None:
+    """ValueError, with all to type at once, if experiments read what is not on this machine."""
+    reasons = [error for config in configs for error in (*_lost(config), *lacking(config))]
+    if not reasons:
+        return
+    says = list(dict.fromkeys(map(str, reasons)))
+    block = to_paste(reasons)
+    if len(says) > 1 or len(block) > 1:
+        says += ["All of it, to paste:", *block]
+    raise ValueError("\n".join(says))
+
+
+def _lost(config: Config) -> Iterator[ValueError]:
+    """What to say of one's own data that are not where a config says."""
+    path = config.values["data"].get("path")
+    if path and isinstance(config.section("data"), Own) and not Path(path).expanduser().exists():
+        yield ValueError(f"data.path = {path!r}: no such folder or file, seen from {Path.cwd()}")
 
 
 def _mixed(config: Config, model: Model) -> Model:
@@ -150,16 +175,20 @@ def build(config: Config, private: Path, split: Path | None = None) -> tuple[Job
 
 @contextmanager
 def opened(
-    config: Config, private: Path, split: Path | None = None, changed_data: bool = False
+    config: Config,
+    private: Path,
+    split: Path | None = None,
+    changed_data: bool = False,
+    tell: Tell = _unheard,
 ) -> Iterator[tuple[Job, Engine, Federation]]:
     """The job of an experiment, the engine that its [engine] names, as long as it is needed, and
     the data.
 
     With a `split`, the data as it has them; ValueError if they changed since, unless that is
-    allowed.
+    allowed. `tell` hears how far the encoding of images is.
     """
     federation = _unchanged(config, split, changed_data) if split else loaded(config)
-    job, clients = assembled(config, federation, private)
+    job, clients = assembled(config, federation, private, tell)
     if who := _own(config, "method"):
         own.walk(who, job.method, job.given, sorted(clients))
     home = private.absolute()
@@ -172,9 +201,19 @@ def opened(
         yield job, engine, federation
 
 
+def source(config: Config) -> Any:
+    """Where an experiment's data come from; its images as large as the model sees them, if nothing
+    else is asked.
+    """
+    named, model = config.section("data"), config.section("model")
+    if isinstance(named, Listed) and not named.side and isinstance(model, Sighted):
+        return replace(named, side=model.sees())
+    return named
+
+
 def loaded(config: Config) -> Federation:
     """An experiment's data, as its source has them now."""
-    federation: Federation = config.section("data").load(config.values["run"]["seed"])
+    federation: Federation = source(config).load(config.values["run"]["seed"])
     if who := _own(config, "data"):
         own.check_data(who, federation)
     return federation
@@ -186,11 +225,11 @@ def split_as(config: Config, split: Path) -> tuple[Federation, str]:
 
     A source that does not know its examples one by one is taken as it is.
     """
-    given, source, seed = manifest.load(split), config.section("data"), config.values["run"]["seed"]
-    if isinstance(source, Own):
-        federation: Federation = source.again(given, seed)
+    given, named, seed = manifest.load(split), source(config), config.values["run"]["seed"]
+    if isinstance(named, Own):
+        federation: Federation = named.again(given, seed)
         return federation, kept.said(federation.changed)
-    federation = source.load(seed)
+    federation = named.load(seed)
     return federation, manifest.difference(
         given, federation.inputs, federation.labels, federation.classes, federation.files
     )
@@ -215,13 +254,15 @@ def check_data(config: Config, split: Path) -> None:
         _unchanged(config, split, changed_data=False)
 
 
-def assembled(config: Config, federation: Federation, private: Path) -> tuple[Job, Clients]:
+def assembled(
+    config: Config, federation: Federation, private: Path, tell: Tell = _unheard
+) -> tuple[Job, Clients]:
     """The job and the clients of an experiment with these data."""
     run: RunSettings = config.section("run")
     learning: Learning = config.section("learning")
     torch.set_num_threads(run.threads)
     built, _, method = _fitted(config, federation)
-    inputs = _inputs(federation.inputs, built, learning.views, run.seed)
+    inputs = _inputs(federation.inputs, built, learning.views, run.seed, tell)
 
     def examples(*index: Tensor) -> Examples:
         positions = torch.cat(index) if index else torch.empty(0, dtype=torch.int64)
@@ -264,14 +305,15 @@ def assembled(config: Config, federation: Federation, private: Path) -> tuple[Jo
     )
 
 
-def _inputs(given: Any, built: Built, views: int, seed: int) -> Tensor:
+def _inputs(given: Any, built: Built, views: int, seed: int, tell: Tell) -> Tensor:
     """What a model is shown of images or texts, [N, V, ...]; an encoder without a key is cheap, and
     nothing is kept.
     """
     if not len(given):  # a server without a reserve set
         return torch.empty(0, 1)
     if built.key:
-        return features(given, built.encode, built.key, machine.cache_folder(), views, seed)
+        cache = machine.cache_folder()
+        return features(given, built.encode, built.key, cache, views, seed, tell)
     if views > 1:
         raise ValueError(
             f"learning.views = {views}: this model does not augment its inputs; use"

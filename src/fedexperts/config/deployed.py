@@ -18,7 +18,7 @@ from ..data import manifest
 from ..data.federation import Federation
 from ..data.own import Own
 from ..tensors import write
-from .building import assembled, loaded, split_as
+from .building import assembled, loaded, source, split_as
 from .names import PATHS
 from .reading import Config, parse, resolve
 
@@ -35,9 +35,9 @@ def served(config: Config, data: Mapping[str, object]) -> tuple[Job, Federation]
     if at_sites := isinstance(config.section("data"), Own):
         data = {"path": ""} | dict(data)
     config = _with_data(config, data)
-    source = config.section("data")
+    named = source(config)
     federation: Federation = (
-        source.server() if at_sites else source.load(config.values["run"]["seed"])
+        named.server() if at_sites else named.load(config.values["run"]["seed"])
     )
     return replace(assembled(config, federation, Path())[0], exam={}), federation
 
@@ -114,11 +114,11 @@ def _with_data(config: Config, data: Mapping[str, object]) -> Config:
 
 def _kept(config: Config, splits: Path) -> tuple[Federation, str]:
     """A site's data, split as they were when they were first asked for with these settings."""
-    source, seed = config.section("data"), config.values["run"]["seed"]
-    split = splits / f"{source.mark(seed)}.json"
+    named, seed = source(config), config.values["run"]["seed"]
+    split = splits / f"{named.mark(seed)}.json"
     if split.exists():
         return split_as(config, split)
-    federation: Federation = source.load(seed)
+    federation: Federation = named.load(seed)
     splits.mkdir(mode=0o700, parents=True, exist_ok=True)
     write(split, json.dumps(manifest.sealed(federation.manifest()), separators=(",", ":")).encode())
     split.chmod(0o600)

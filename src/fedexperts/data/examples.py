@@ -46,10 +46,10 @@ class Listing:
 def words(name: str) -> str:
     """A class as a text encoder reads it: "golden_retriever" is "golden retriever".
 
-    An accent is in one spelling, however it was typed. A dash that joins no two words is a sign:
-    "-1" is not "1", nor "HER2-" "HER2".
+    An accent is in one spelling, however it was typed. A dash stays, as it does in the papers' own
+    class names ("polka-dotted").
     """
-    return " ".join(re.sub(r"_|(?<=\w)-(?=\w)", " ", composed(name)).split())
+    return " ".join(composed(name).replace("_", " ").split())
 
 
 def composed(name: str) -> str:

@@ -1,14 +1,25 @@
 """What a frozen encoder says of every image, computed once and kept on disk.
 
 After the first call no round touches the encoder again. A file's name is a hash of everything that
-its content depends on, so there is nothing to invalidate. This room does not know the encoder:
-`key` must name it and its preprocessing.
+its content depends on, so there is nothing to invalidate. Until a file is whole, its blocks lie
+beside it: whoever is killed goes on where it was, and processes that need the same images encode
+each block once between them, as it is locked while one of them does. This room does not know the
+encoder: `key` must name it and its preprocessing.
+
+    NAME.safetensors                    features of all images
+    NAME.blocks/VIEW-FIRST.safetensors  those of a block, until all are there
+    NAME.blocks/lock                    byte n is locked by who encodes block n
 """
 
+import fcntl
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,8 +29,10 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from ..tensors import rng, write
 
-FORMAT = 1  # raise it when the same arguments would give other features
-BATCH = 256  # images an encoder sees at once
+FORMAT = 2  # raise it when the same arguments would give other features
+BLOCK = 64  # images that an encoder sees at once
+
+Tell = Callable[[int, int], None]  # images that are encoded, each view for itself, of all
 
 
 def features(
@@ -29,13 +42,15 @@ def features(
     cache: Path,
     views: int = 1,
     seed: int = 0,
+    tell: Tell = lambda done, total: None,
 ) -> Tensor:
     """Features [N, V, ...] of images uint8 [N, 3, H, W]; `encode` runs if `cache` lacks them.
 
     `encode` maps uint8 [B, 3, H, W] to [B, ...], each image by itself. View 0 is the image, each
-    further view a seeded augmentation, the same one however many views are asked for. ValueError
-    for texts, for images or views that are none, for an encoder that answers in another number, and
-    for a cache file that is not what was written.
+    further view a seeded augmentation, the same one however many views are asked for. `tell` hears
+    how far this process and others are together. ValueError for texts, for images or views that are
+    none, for an encoder that answers in another number, and for a cache file that is not what was
+    written.
     """
     if not isinstance(images, Tensor):
         raise ValueError(
@@ -49,32 +64,111 @@ def features(
     name = _name(images, key, views, seed)
     path = cache / f"{name}.safetensors"
     if not path.exists():
-        _keep(path, name, _compute(images, encode, views, seed))
+        _Unfinished(path, images, encode, views, seed).finish(tell)
     return _load(path, name)
 
 
-@torch.no_grad()
-def _compute(images: Tensor, encode: Callable[[Tensor], Tensor], views: int, seed: int) -> Tensor:
-    """[N, V, ...]"""
-    return torch.stack(
-        [torch.cat(list(_encoded(images, encode, view, seed))) for view in range(views)], dim=1
-    )
+def known(images: Tensor, key: str, cache: Path, views: int = 1, seed: int = 0) -> bool:
+    """Whether `features` would find them all, and encode nothing."""
+    return (cache / f"{_name(images, key, views, seed)}.safetensors").exists()
 
 
-def _encoded(
-    images: Tensor, encode: Callable[[Tensor], Tensor], view: int, seed: int
-) -> Iterator[Tensor]:
-    """The features of one view, batch by batch, so that few augmented images are in memory."""
-    drawn_N4 = torch.rand(len(images), 4, generator=rng(seed, "view", view)) * 2 - 1  # -1..1
-    for first in range(0, len(images), BATCH):
-        batch = images[first : first + BATCH]
-        features = encode(_augment(batch, drawn_N4[first : first + BATCH]) if view else batch).cpu()
-        if features.shape[:1] != batch.shape[:1]:
-            shape = list(features.shape)
+@dataclass(frozen=True)
+class _Unfinished:
+    """A file of features on the way, and who may finish it: any number of processes at once."""
+
+    path: Path
+    images: Tensor
+    encode: Callable[[Tensor], Tensor]
+    views: int
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        return self.path.with_suffix(".blocks")
+
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """View and first image of each."""
+        firsts = range(0, len(self.images), BLOCK)
+        return [(view, first) for view in range(self.views) for first in firsts]
+
+    def finish(self, tell: Tell) -> None:
+        """Encode what nobody else does, then what others left; then put it together."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(self.folder / "lock", "w") as lock:
+                for patient in (False, True):
+                    for number, block in enumerate(self.blocks):
+                        self._tell(tell)
+                        with _held(lock, number, patient) as mine:
+                            if mine and not self._there(*block):
+                                self._keep(*block)
+                self._tell(tell)
+                with _held(lock, len(self.blocks), patient=True):
+                    if not self.path.exists():
+                        self._put_together()
+        finally:
+            if not any(self.folder.glob("*.safetensors")):
+                with suppress(OSError):  # another process was quicker, or has just begun
+                    shutil.rmtree(self.folder)
+
+    def _tell(self, tell: Tell) -> None:
+        total, there = len(self.images) * self.views, len([*self.folder.glob("*.safetensors")])
+        if self.path.exists():
+            there = len(self.blocks)
+        tell(min(there * BLOCK, total), total)
+
+    def _there(self, view: int, first: int) -> bool:
+        return self._file(view, first).exists() or self.path.exists()
+
+    def _file(self, view: int, first: int) -> Path:
+        return self.folder / f"{view}-{first}.safetensors"
+
+    def _named(self, view: int, first: int) -> str:
+        return f"{self.path.stem}/{view}-{first}"
+
+    @torch.no_grad()
+    def _keep(self, view: int, first: int) -> None:
+        shown = self.images[first : first + BLOCK]
+        if view:
+            drawn_N4 = torch.rand(len(self.images), 4, generator=rng(self.seed, "view", view))
+            shown = _augment(shown, drawn_N4[first : first + BLOCK] * 2 - 1)  # -1..1
+        features = self.encode(shown).cpu()
+        if features.shape[:1] != shown.shape[:1]:
             raise ValueError(
-                f"encode gave {shape} for {len(batch)} images: it must give [{len(batch)}, ...]"
+                f"encode gave {list(features.shape)} for {len(shown)} images: it must give"
+                f" [{len(shown)}, ...]"
             )
-        yield features
+        _keep(self._file(view, first), self._named(view, first), features)
+
+    def _put_together(self) -> None:
+        """[N, V, ...]"""
+        loaded = [_load(self._file(*block), self._named(*block)) for block in self.blocks]
+        count = len(self.blocks) // self.views  # blocks of a view
+        of_views = [loaded[view * count : (view + 1) * count] for view in range(self.views)]
+        whole = torch.stack([torch.cat(parts) for parts in of_views], dim=1)
+        _keep(self.path, self.path.stem, whole)
+        shutil.rmtree(self.folder)
+
+
+@contextmanager
+def _held(lock: TextIO, number: int, patient: bool) -> Iterator[bool]:
+    """Byte `number` of a file for this process alone, and whether it has it: who is not patient
+    does not wait. A process that ends lets go.
+    """
+    how = fcntl.LOCK_EX
+    if not patient:
+        how |= fcntl.LOCK_NB
+    try:
+        fcntl.lockf(lock, how, 1, number)
+    except (BlockingIOError, PermissionError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        fcntl.lockf(lock, fcntl.LOCK_UN, 1, number)
 
 
 def _augment(images: Tensor, drawn_B4: Tensor) -> Tensor:

@@ -13,15 +13,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..fetch import all_here
 from ..options import REQUIRED, Outside, option
 from ..tensors import rng
 from . import split
 from .drawn import POOL
-from .examples import Example, Listing
+from .examples import Example, Listing, words
 from .federation import Federation
 from .images import several
 from .own import Listed
-from .sets import SETS, Rows, folder
+from .sets import SETS, Rows, folder, reader
 
 Partition = Literal["pathological", "dirichlet", "dirichlet-in-domains", "dominant", "natural"]
 
@@ -77,15 +78,15 @@ class Hub(Listed, Outside):
             )
 
     def at_hand(self) -> None:
-        """ValueError, with what to type, if the set is not on this machine."""
-        folder(self.dataset, self.path)
+        """ValueError, with what to type, if the set or what reads it is not on this machine."""
+        all_here(reader, lambda: folder(self.dataset, self.path))
 
     def load(self, seed: int) -> Federation:
         """ValueError, with what to type, if the set is not there or not what its page says."""
         known = SETS[self.dataset]
         rows = Rows.opened(folder(self.dataset, self.path), known)
-        words = self._words(rows.names())
-        whats, labels, groups = rows.listed(list(words))
+        said = self._words(rows.names())
+        whats, labels, groups = rows.listed(list(said))
         kept = split.few(labels, self.per_class, rng(POOL, "per-class"))
         hands = self._hands(labels[kept], [groups[position] for position in kept.tolist()], seed)
         parts = self._given(whats)
@@ -94,7 +95,7 @@ class Hub(Listed, Outside):
         positions = torch.cat(list(own.values())).sort().values.tolist()
         owners = {position: client for client, index in own.items() for position in index.tolist()}
         shown = rows.shown([whats[position] for position in positions])
-        named = list(words.values())
+        named = list(said.values())
         examples = []
         for position, what in zip(positions, shown, strict=True):
             part = parts[position]
@@ -150,19 +151,16 @@ class Hub(Listed, Outside):
     def _words(self, names: Sequence[str]) -> dict[str, str]:
         """The classes to keep, as the set names them, with the words for each."""
         known = SETS[self.dataset]
-        words = {name: known.words.get(name, name.replace("_", " ")) for name in names}
-        left = tuple(name for name, word in words.items() if word)
+        says = {name: known.words.get(name, words(name)) for name in names}
+        left = tuple(name for name, word in says.items() if word)
         wanted = self.classes or tuple(known.classes.split()) or left
-        spelled = {name: name for name in words} | {words[name]: name for name in left}
+        spelled = {name: name for name in says} | {says[name]: name for name in left}
         for name in wanted:
             if name not in spelled:
                 near = difflib.get_close_matches(name, spelled, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"they are {several(words)}"
+                hint = f"did you mean {near[0]!r}?" if near else f"they are {several(says)}"
                 raise ValueError(f"{name!r} is no class of {self.dataset}; {hint}")
-        return {
-            spelled[name]: words[spelled[name]] or spelled[name].replace("_", " ")
-            for name in wanted
-        }
+        return {spelled[name]: says[spelled[name]] or words(spelled[name]) for name in wanted}
 
     def _hands(self, labels: Tensor, groups: Sequence[str], seed: int) -> dict[str, Tensor]:
         """Client -> its positions in labels [n]."""

@@ -24,12 +24,20 @@ from .drawn import SHOTS, Drawn
 from .examples import Example, Listing, check_clients, classes_of, quoted, words
 from .federation import PARTS, Federation, Parts
 
+SIDE = 224  # pixels of a side, where a model does not say: as most see them
+LEAST = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class Listed(Drawn):
     """What is asked of every source that lists its examples one by one."""
 
-    side: int = option(224, says="pixels of a side to which images are brought", ge=8, le=1024)
+    side: int = option(
+        0,
+        says=f"pixels of a side to which images are brought; 0: as the model sees them, or {SIDE}",
+        ge=0,
+        le=1024,
+    )
     shots: int = option(0, says=SHOTS, ge=0)
     split: str = option(
         "", says="a run's split.json, whose parts are taken; empty: parts given or drawn"
@@ -37,6 +45,8 @@ class Listed(Drawn):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if 0 < self.side < LEAST:
+            raise ValueError(f"side = {self.side}; expected 0, or at least {LEAST}")
         if not self.split:
             return
         defaults = {asked.name: asked.default for asked in fields(Listed)}
@@ -87,7 +97,7 @@ class Listed(Drawn):
         whats = tuple(example.what for example in listing.examples)
         if listing.store is None:
             return whats, {}
-        return images.read(listing.store, whats, self.side)
+        return images.read(listing.store, whats, self.side or SIDE)
 
     def _reserved(
         self, examples: Sequence[Example], labels: Tensor, classes: Sequence[str], seed: int
@@ -247,7 +257,8 @@ class Own(Listed, ABC):
 
     def nothing(self) -> Tensor | tuple[str, ...]:
         """Inputs of no example: images, as a run writes down how large they are."""
-        return torch.empty(0, 3, self.side, self.side, dtype=torch.uint8)
+        side = self.side or SIDE
+        return torch.empty(0, 3, side, side, dtype=torch.uint8)
 
     def server(self) -> Federation:
         """What a server holds whose sites hold the data: classes and, with a path, a reserve."""

@@ -1,9 +1,8 @@
 """The papers' data sets, a row of `SETS` each, and their rows as Hugging Face's `datasets` reads
 them.
 
-Nothing is downloaded here: a set is a folder that is given, or what `hf download` put on this
-machine before, so that a run has no hidden traffic and gives the same examples tomorrow. This room
-does not know clients.
+Nothing is downloaded here: a set is a folder that is given, or what `fedexperts fetch` put on this
+machine before. This room does not know clients.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..fetch import NotHereError, Repository, here
 from .examples import PART
 
 HUB = "https://huggingface.co/datasets/"
@@ -93,7 +93,7 @@ class Rows:
     @classmethod
     def opened(cls, folder: Path, known: Set) -> "Rows":
         """ValueError if the columns or splits in `folder` are not those that are known."""
-        datasets = _datasets()
+        datasets = reader()
         there = _load(datasets, folder)
         columns = [name for name in (known.shown, known.label, known.group) if name]
         for name, rows in there.items():
@@ -177,41 +177,41 @@ class Rows:
 
 def folder(dataset: str, path: str) -> Path:
     """Where the set lies on this machine; ValueError, with what to type, if it does not."""
-    known = SETS[dataset]
     if path:
         if (copy := Path(path).expanduser()).is_dir():
             return copy
         raise ValueError(
             f"data.path = {path!r}: no such folder, seen from {Path.cwd()}; use a copy of {dataset}"
         )
+    if found := here(repository(dataset)):
+        return found
+    raise NotHereError(
+        f"{dataset} is not on this machine. Type: fedexperts fetch {dataset}, or give a copy of it"
+        " as data.path",
+        names=[dataset],
+    )
+
+
+def repository(dataset: str) -> Repository:
+    """A set on the hub; ValueError, with what to do, if it is not there."""
+    known = SETS[dataset]
     if not known.hub:
         raise ValueError(
             f"{dataset} is not on the hub with its {known.group}s: use data.path = a"
             f" folder of parquet files with columns {known.shown}, {known.label}, {known.group};"
             f" docs/data.md says how, from {known.page}"
         )
-    from huggingface_hub import snapshot_download  # here, because it takes a while to import
-
-    try:
-        return Path(
-            snapshot_download(
-                known.hub, repo_type="dataset", revision=known.revision, local_files_only=True
-            )
-        )
-    except (OSError, ValueError):
-        revision = f" --revision {known.revision}" if known.revision else ""
-        raise ValueError(
-            f"{dataset} is not on this machine. Type: hf download --repo-type dataset"
-            f" {known.hub}{revision}, or give a copy of it as data.path"
-        ) from None
+    return Repository(known.hub, "dataset", known.revision)
 
 
-def _datasets() -> Any:
+def reader() -> Any:
+    """Hugging Face's datasets; NotHereError, with what to type, if it is not installed."""
     try:
         import datasets  # only for who needs it
     except ImportError:
-        raise ValueError(
-            "data.name = \"hub\" needs Hugging Face's datasets; type: pip install 'fedexperts[hub]'"
+        raise NotHereError(
+            "data.name = \"hub\" needs the package datasets; type: pip install 'fedexperts[hub]'",
+            extras=["hub"],
         ) from None
     datasets.disable_progress_bars()
     return datasets

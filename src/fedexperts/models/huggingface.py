@@ -4,21 +4,21 @@ Face keeps models.
 A CLIP with a ModifiedResNet, which has no class there, gets its tokenizer and image processor here,
 too.
 
-Nothing is downloaded here: a hub name is looked up in this machine's own Hugging Face cache, so
-that a run has no hidden traffic and gives the same weights tomorrow.
+Nothing is downloaded here: a hub name is looked up in this machine's own Hugging Face cache.
 """
 
 import hashlib
+import html
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from logging import ERROR
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ..fetch import NotHereError, Repository, here, snapshot
 from ..options import Values
 from . import openai
 from .built import device
@@ -60,6 +61,12 @@ OURS = (  # in quotation marks
     'tinyclip" for written characters or, for photographs, "pip install \'fedexperts[photos]\'" and'
     ' model.name = "prompted-dual'
 )
+_PLAIN = {
+    **dict.fromkeys(map(ord, "\u02bc\u2018\u2019\u201a\u201b"), "'"),
+    **dict.fromkeys(map(ord, "\u201c\u201d\u201e\u201f"), '"'),
+    **{code: normalize("NFKC", chr(code)) for code in (0x3000, *range(0xFF01, 0xFFF0))},
+    **{code: normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)},
+}
 # in configs written before transformers knew the real id: pool at the highest id, which is [EOS]
 LEGACY_EOS = 2
 
@@ -80,6 +87,25 @@ def find_clip(name: str) -> Path:
     return Path(__file__).parent / name if name == "tinyclip" else find(name, "CLIP", OURS)
 
 
+def side(folder: Path) -> int:
+    """Pixels of a side of the images that the CLIP in a folder (or file) is shown."""
+    if (kind := _kind(folder)) not in KINDS:
+        return _checkpoint(folder, kind).side
+    try:
+        processor = KINDS[kind][2].from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise _broken(folder, str(error).splitlines()[0]) from None
+    return side_of(processor)
+
+
+def side_of(processor: Any) -> int:
+    """Pixels of a side of what an image processor makes."""
+    size = processor.size
+    if getattr(processor, "do_center_crop", False):
+        size = processor.crop_size
+    return int(size.get("height") or size["shortest_edge"])
+
+
 def find(name: str, kind: str, ours: str) -> Path:
     """The folder (or file) of a `kind` of model, given itself or by a hub name that was downloaded
     before.
@@ -88,15 +114,14 @@ def find(name: str, kind: str, ours: str) -> Path:
     """
     if (there := Path(name).expanduser()).exists():
         return there.resolve()
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (OSError, ValueError):
-        raise ValueError(
-            f"no {kind} at {name!r}: it is neither a folder nor in this machine's Hugging Face"
-            " cache. Give a folder "
-            f'with config.json and weights, or type "hf download {name}" first if it is a hub name,'
-            f' or use "{ours}"'
-        ) from None
+    if folder := here(Repository(name)):
+        return folder
+    raise NotHereError(
+        f"no {kind} at {name!r}: it is neither a folder nor, whole, in this machine's Hugging Face"
+        " cache. Give a folder with config.json and weights, or type "
+        f'"fedexperts fetch {name}" first if it is a hub name, or use "{ours}"',
+        names=[name],
+    )
 
 
 def pickled(folder: Path, kind: str) -> str:
@@ -172,7 +197,7 @@ def parts(
         norm=text.final_layer_norm,
         project=model.text_projection if causal else text.head,
         scale=scale,
-        tokenize=partial(_tokenize, tokenizer),
+        tokenize=partial(_tokenize, tokenizer, plain if causal else str),
         start=tokenizer.bos_token_id if causal else None,
         end=tokenizer.eos_token_id,
         preprocess=partial(preprocessed, processor, device),
@@ -198,13 +223,7 @@ def _recipe(kind: str) -> str:
 
 def _resnet(folder: Path, kind: str, dtype: torch.dtype, device: torch.device) -> Clip:
     """The parts of a CLIP with a ModifiedResNet."""
-    saved = openai.checkpoint(folder)
-    if saved is None:
-        raise ValueError(
-            f"{folder} is of type {kind!r}, not 'clip' or 'siglip', nor a CLIP with a"
-            " ModifiedResNet: a learned context needs a text encoder in one of these layouts;"
-            ' take, say, "openai/clip-vit-base-patch16"'
-        )
+    saved = _checkpoint(folder, kind)
     crop = {"height": saved.side, "width": saved.side}
     shown: Any = CLIPImageProcessorPil
     processor = shown(
@@ -222,15 +241,35 @@ def _resnet(folder: Path, kind: str, dtype: torch.dtype, device: torch.device) -
         seen, {"visual": "ModifiedResNet", "processor": processor.to_dict(), "device": device.type}
     )
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    tokenize, preprocess = partial(_tokenize, tokenizer), partial(preprocessed, processor, device)
+    tokenize = partial(_tokenize, tokenizer, plain)
+    preprocess = partial(preprocessed, processor, device)
     try:
         return openai.parts(saved, tokenize, ends, preprocess, key, dtype, device)
     except (KeyError, RuntimeError) as error:
         raise _broken(folder, f"{type(error).__name__} {error}".splitlines()[0]) from None
 
 
-def _tokenize(tokenizer: Any, words: str) -> list[int]:
-    ids: list[int] = tokenizer(words, add_special_tokens=False).input_ids
+def _checkpoint(folder: Path, kind: str) -> openai.Checkpoint:
+    saved = openai.checkpoint(folder)
+    if saved is None:
+        raise ValueError(
+            f"{folder} is of type {kind!r}, not 'clip' or 'siglip', nor a CLIP with a"
+            " ModifiedResNet: a learned context needs a text encoder in one of these layouts;"
+            ' take, say, "openai/clip-vit-base-patch16"'
+        )
+    return saved
+
+
+def plain(text: str) -> str:
+    """A text as OpenAI's tokenizer reads it: HTML's names for characters are those characters, and
+    of what ftfy makes plain, curly quotes, ligatures and wide letters are.
+    """
+    text = html.unescape(text).translate(_PLAIN)
+    return html.unescape(html.unescape(text)).strip()
+
+
+def _tokenize(tokenizer: Any, clean: Callable[[str], str], words: str) -> list[int]:
+    ids: list[int] = tokenizer(clean(words), add_special_tokens=False).input_ids
     return ids
 
 
@@ -298,9 +337,8 @@ def _vocabulary(folder: Path) -> Path:
     if _has_vocabulary(own := folder if folder.is_dir() else folder.parent):
         return own
     for name in VOCABULARIES:
-        with suppress(OSError, ValueError):
-            if _has_vocabulary(other := Path(snapshot_download(name, local_files_only=True))):
-                return other
+        if (other := snapshot(Repository(name))) and _has_vocabulary(other):
+            return other
     raise _broken(
         own,
         f'it has no tokenizer.json; type "hf download {VOCABULARIES[0]} tokenizer.json" for that'

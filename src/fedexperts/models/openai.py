@@ -237,5 +237,5 @@ def _broken(path: Path, why: str) -> ValueError:
     return ValueError(
         f"{path} does not hold a whole CLIP: {why}. Expected OpenAI's RN50.pt, or a folder"
         f" with {SETTINGS} and "
-        f'{WEIGHTS}, as "hf download timm/resnet50_clip.openai" brings it'
+        f'{WEIGHTS}, as "fedexperts fetch timm/resnet50_clip.openai" brings it'
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..model import Model
 from ..options import Outside, option
 from ..tensors import rng
-from .built import Built
+from .built import Built, Sighted
 from .clip import Clip, LinearProbe, PromptedClip, encode, words
 from .dual import Dual, PromptedDual
 from .dual import encode as classify
@@ -29,7 +29,7 @@ Init = Literal["random", "words"]
 
 
 @dataclass(frozen=True)
-class _OnClip(Outside):
+class _OnClip(Outside, Sighted):
     """What both ask of the CLIP."""
 
     clip: str = option(
@@ -41,12 +41,14 @@ class _OnClip(Outside):
 
     def at_hand(self) -> None:
         """ValueError, with what to type, if the CLIP is not on this machine."""
-        self.reads()
-
-    def reads(self) -> list[Path]:
         from .huggingface import find_clip  # as below
 
-        return [find_clip(self.clip)]
+        find_clip(self.clip)
+
+    def sees(self) -> int:
+        from .huggingface import find_clip, side  # as below
+
+        return side(find_clip(self.clip))
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class PromptedClipSettings(_OnClip):
 
 
 @dataclass(frozen=True)
-class PromptedDualSettings(Outside):
+class PromptedDualSettings(Outside, Sighted):
     """A frozen image classifier beside a frozen sentence encoder, under a learned context."""
 
     classifier: str = option(
@@ -95,6 +97,9 @@ class PromptedDualSettings(Outside):
 
     def at_hand(self) -> None:
         _check_dual(self.classifier, self.encoder)
+
+    def sees(self) -> int:
+        return _seen(self.classifier)
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         """ValueError if a half cannot be loaded, a prompt is too long, or `words` are not `context`
@@ -123,6 +128,9 @@ class LinearProbeSettings(_OnClip):
             _check_dual(self.classifier, self.encoder)
         else:
             super().at_hand()
+
+    def sees(self) -> int:
+        return _seen(self.classifier) if self.classifier else super().sees()
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         """ValueError if the frozen model cannot be loaded. It starts at zero, whatever the seed."""
@@ -166,6 +174,12 @@ def _check_dual(classifier: str, encoder: str) -> None:
     from .halves import check_here  # as above
 
     check_here(classifier, encoder)
+
+
+def _seen(classifier: str) -> int:
+    from .halves import side  # as above
+
+    return side(classifier)
 
 
 def _built(model: Model, clip: Clip, name: str) -> Built:
