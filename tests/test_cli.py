@@ -5,6 +5,7 @@ codes say.
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -159,11 +160,11 @@ def own(sites):
     settings = (
         f"data.path={sites}",
         "data.side=32",
-        "model.clip=tinyclip",
+        "model.name=prompted-clip",
         "model.context=4",
         "run.rounds=1",
     )
-    return ["configs/own/images.toml", *(f"--set={text}" for text in settings)]
+    return ["configs/own/images/pfedmoap.toml", *(f"--set={text}" for text in settings)]
 
 
 def test_own_images_are_checked_with_what_a_person_should_know(sites):
@@ -171,11 +172,16 @@ def test_own_images_are_checked_with_what_a_person_should_know(sites):
     assert done.exit_code == 0, done.output
     north = next(line for line in done.output.splitlines() if line.startswith("north"))
     assert north.split() == ["north", "8", "3", "5", "8", "8"]
+    assert re.search(r"Zero-shot, \d+ % of 32 images are right; always naming", done.output)
+    assert "Note: The tiny CLIP has seen written characters and nothing else." in done.output
     assert "Note: Passed over, as no images: north/cat/about [b].txt." in done.output
     assert "Note: 1 example equal to one at another client or in another part" in done.output
     assert "north/cat/0.png (north, " in done.output
     assert " = south/cat/0.png (south, " in done.output
-    assert f"Next: fedexperts run configs/own/images.toml --set=data.path={sites}" in done.output
+    assert (
+        f"Next: fedexperts run configs/own/images/pfedmoap.toml --set=data.path={sites}"
+        in done.output
+    )
     assert """'--set=data.classes=["guide dog", "cat"]'""" in done.output
 
 
@@ -213,8 +219,12 @@ def test_of_many_classes_check_prints_the_extremes(tmp_path):
 def test_a_run_on_own_images_writes_its_split_and_another_takes_it_up(sites, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     options = ["--set=learning.rate=0.1", "--set=method.gate_rate=0.1", "--jobs=1"]
-    assert call("run", *own(sites), *options, "--out", first).exit_code == 0
-    split = first / "own-images" / "seed-0" / "split.json"
+    done = call("run", *own(sites), *options, "--out", first)
+    assert done.exit_code == 0
+    unfit = "The tiny CLIP has seen written characters and nothing else."
+    assert f"Note: {unfit}" in done.output
+    assert unfit in (first / "report.html").read_text(encoding="utf-8")
+    split = first / "pfedmoap" / "seed-0" / "split.json"
     files = list(json.loads(split.read_text())["files"])
     assert len(files) == 32
     assert files[0] == "north/cat/0.png"
@@ -228,7 +238,7 @@ def test_a_run_on_own_images_writes_its_split_and_another_takes_it_up(sites, tmp
         "--set=run.seed=5",
     )
     assert again.exit_code == 0, again.output
-    assert (second / "own-images" / "seed-5" / "split.json").read_bytes() == split.read_bytes()
+    assert (second / "pfedmoap" / "seed-5" / "split.json").read_bytes() == split.read_bytes()
 
 
 def test_show_prints_a_config_that_can_be_run(tmp_path):
@@ -255,7 +265,7 @@ def test_show_prints_a_config_that_can_be_run(tmp_path):
         (["check", "configs/demo"], 2, "configs; expected one of them"),
         (["check", PROBE, "--picture", "split.gif"], 1, "ending in .svg or .png"),
         (
-            ["check", "configs/own/images.toml", "--set", "data.path=nowhere"],
+            ["check", "configs/own/images/pfedmoap.toml", "--set", "data.path=nowhere"],
             1,
             "data.path = 'nowhere': no such folder",
         ),

@@ -30,7 +30,7 @@ QUICK = {
     *Path("configs").glob("fedmoe/sentiment140/10/[!_]*.toml"),
     Path("configs/fedmoe/cifar10/10/fedavg.toml"),
     *Path("configs").glob("fedmoe/*/100/fedavg.toml"),
-    Path("configs/own/images.toml"),
+    *Path("configs").glob("own/images/[!_]*.toml"),
 }
 
 
@@ -58,6 +58,10 @@ def small(file: Path, config: Config, copies: Path, images: Path) -> dict[str, A
         )
     if data.get("reserve"):
         settings |= {"data.reserve": 3}  # of ten classes: one image for each of thirty experts
+    if model["name"] == "prompted-dual":
+        settings |= {"model.name": "prompted-clip", "model.context": 4}
+    elif model.get("classifier"):
+        settings |= {"model.classifier": ""}
     if "clip" in model:
         drawn = model.get("init") == "random"  # words are as many tokens as the file says
         settings |= {"model.clip": "tinyclip"} | ({"model.context": 4} if drawn else {})

@@ -69,7 +69,8 @@ CLOSED = {
 # outside packages, and the rooms or files that may know them
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "huggingface_hub": ("fetch.py",),
-    "transformers": ("models/huggingface.py", "models/transformer.py"),
+    "transformers": ("models/halves.py", "models/huggingface.py", "models/transformer.py"),
+    "efficientnet_lite_pytorch": ("models/halves.py",),
     "flwr": ("flower.py", "post.py", "deploy/app.py", "deploy/courier.py", "deploy/fleet.py"),
     "typer": ("cli",),
     "rich": ("cli", "report"),
@@ -208,7 +209,12 @@ def test_printing_is_done_in_the_cli_and_the_report_alone() -> None:
 
 def test_nothing_that_is_read_can_run() -> None:
     """Pitfall 23: no pickle, in any dress."""
-    assert not readers({"torch.load", "torch.save", "eval", "exec", "numpy.load", "np.load"})
+    loads = [line for line in readers({"torch.load"}) if not line.startswith("models/halves.py:")]
+    assert not loads  # there, of one file that is known by its bytes
+    safe = "torch.load(file, weights_only=True)"
+    assert (ROOT / "models" / "halves.py").read_text().count("= torch.load(") == 1
+    assert safe in (ROOT / "models" / "halves.py").read_text()
+    assert not readers({"torch.save", "eval", "exec", "numpy.load", "np.load"})
 
 
 def test_a_module_opens_by_saying_what_it_is() -> None:

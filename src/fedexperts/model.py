@@ -76,6 +76,22 @@ class PromptModel(Model):
     def texts(self, context: Tensor) -> Tensor:
         """[..., l, W] context vectors to [..., C, D] normalised text features."""
 
+    def logits(self, tensors: Tensors, x: Tensor) -> Tensor:
+        """[B, C]: scaled cosines between normalised image features [B, D] and the texts of
+        tensors["context"].
+        """
+        return self.scale * x @ self.texts(tensors["context"]).mT
+
+    def portable(self, tensors: Tensors) -> Portable:
+        """The text features: neither the prompt nor the text encoder is needed any more."""
+        code = 'def logits(x):\n    return n["scale"] * x @ t["texts"].T'
+        formula = (
+            "logit(c) = scale * cosine of the image's normalised feature `x` and the text feature"
+            " of class c."
+        )
+        texts = self.texts(tensors["context"])
+        return Portable({"texts": texts}, {"scale": self.scale}, formula, code)
+
 
 class MixtureModel(Model):
     """Main experts that are always on, routed experts, and a gate; every expert is a client's

@@ -66,6 +66,7 @@ def check(
 ) -> None:
     """Load data and model and print the split; nothing is trained."""
     from .. import config as door
+    from ..models.seen import unfit, zero_shot
     from ..report.claims import skewed
 
     with errors():
@@ -87,7 +88,10 @@ def check(
         )
         if skew := federation.skew():
             out.print(skewed(skew, experiment.values["data"]), soft_wrap=True)
-        for remark in (*federation.notes, *_twins(federation)):
+        if says := zero_shot(built, federation.inputs, federation.labels):
+            out.print(escape(says), soft_wrap=True)
+        unknown = [text for text in [unfit(experiment.values)] if text]
+        for remark in (*federation.notes, *_twins(federation), *unknown):
             out.print(f"[yellow]Note:[/] {escape(remark)}", soft_wrap=True)
         if picture:
             _draw(federation, picture)

@@ -70,9 +70,12 @@ def run(
     """Run experiments: tune each on validation data, repeat over seeds, write a report."""
     from .. import config as door
     from .. import study
+    from ..models.seen import unfit
 
     with errors():
         experiments = _load(configs, settings or [])
+        for text in sorted({unfit(experiment.values) for experiment in experiments} - {""}):
+            out.print(f"[yellow]Note:[/] {escape(text)}", soft_wrap=True)
         first = int(experiments[0].values["run"]["seed"])
         door.check_here(experiments)
         name = "comparison"

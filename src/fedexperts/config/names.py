@@ -36,9 +36,10 @@ PLAIN = Named(
 SECTIONS = (*NAMED, *PLAIN)
 # sections without which there is no mixture, or a gate like its experts
 OPTIONAL = {"gate", "mixture"}
+FROZEN = ("clip", "model", "classifier", "encoder")
 PATHS = tuple(  # keys that may name a file or folder
     [("data", key) for key in ("path", "root", "split")]
-    + [(section, key) for section in ("model", "gate") for key in ("clip", "model")]
+    + [(section, key) for section in ("model", "gate") for key in FROZEN]
 )
 DEFAULT_NAMES = {"engine": "inprocess"}
 

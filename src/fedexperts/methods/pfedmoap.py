@@ -233,6 +233,6 @@ def _prompted(model: Model) -> PromptModel:
     if not isinstance(model, PromptModel):
         raise ValueError(
             f"pFedMoAP needs a model with prompts, not {type(model).__name__}; set model.name ="
-            ' "prompted-clip"'
+            ' "prompted-clip" or "prompted-dual"'
         )
     return model

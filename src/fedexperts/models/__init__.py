@@ -10,6 +10,7 @@ MODELS = Named(
     __name__,
     {
         "prompted-clip": "prompted:PromptedClipSettings",
+        "prompted-dual": "prompted:PromptedDualSettings",
         "linear-probe": "prompted:LinearProbeSettings",
         "compact-cnn": "vision:CompactCnnSettings",
         "leaf-cnn": "vision:LeafCnnSettings",

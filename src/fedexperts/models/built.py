@@ -36,6 +36,8 @@ class Built:
     )  # lines of Python that define inputs(pixels or texts) as `encode` does
     # what these lines read, by name
     files: Callable[[], dict[str, bytes]] = field(default=dict, kw_only=True)
+    # the model with plain prompts, which classifies untrained; None: it has no prompts
+    plain: Callable[[], Model] | None = field(default=None, kw_only=True)
     # hash of everything that `encode` depends on; "": quicker to compute again than to keep
     key: str
 

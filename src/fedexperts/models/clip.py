@@ -125,23 +125,6 @@ class PromptedClip(PromptModel):
         """Tokens of the longest prompt, [SOS] and [EOS] included."""
         return self._trunk + max(map(len, self._names))
 
-    def logits(self, tensors: Tensors, x_BD: Tensor) -> Tensor:
-        """[B, C]: scaled cosines between normalised image features [B, D] and the texts of
-        tensors["context"].
-        """
-        return self.scale * x_BD @ self.texts(tensors["context"]).mT
-
-    def portable(self, tensors: Tensors) -> Portable:
-        """The text features: neither the prompt nor the text encoder is needed any more."""
-        code = 'def logits(x):\n    return n["scale"] * x @ t["texts"].T'
-        formula = (
-            "logit(c) = scale * cosine of the image's normalised feature `x` and the text feature"
-            " of class c."
-        )
-        return Portable(
-            {"texts": self.texts(tensors["context"])}, {"scale": self.scale}, formula, code
-        )
-
     def texts(self, context: Tensor) -> Tensor:
         """Contexts [..., l, W] to normalised text features [..., C, D] in fp32, where the contexts
         lie.

@@ -57,6 +57,10 @@ def inputs(pixels):
 VOCABULARIES = tuple(
     f"openai/clip-vit-{size}" for size in ("base-patch32", "base-patch16", "large-patch14")
 )
+OURS = (  # in quotation marks
+    'tinyclip" for written characters or, for photographs, "pip install \'fedexperts[photos]\'" and'
+    ' model.name = "prompted-dual'
+)
 _PLAIN = {
     **dict.fromkeys(map(ord, "\u02bc\u2018\u2019\u201a\u201b"), "'"),
     **dict.fromkeys(map(ord, "\u201c\u201d\u201e\u201f"), '"'),
@@ -80,7 +84,7 @@ def load_clip(name: str, dtype: torch.dtype = torch.float32) -> Clip:
 
 def find_clip(name: str) -> Path:
     """Where `load_clip` reads it; ValueError, with what to type, if it is not on this machine."""
-    return Path(__file__).parent / name if name == "tinyclip" else find(name, "CLIP", "tinyclip")
+    return Path(__file__).parent / name if name == "tinyclip" else find(name, "CLIP", OURS)
 
 
 def side(folder: Path) -> int:
@@ -88,12 +92,17 @@ def side(folder: Path) -> int:
     if (kind := _kind(folder)) not in KINDS:
         return _checkpoint(folder, kind).side
     try:
-        shown = KINDS[kind][2].from_pretrained(folder, local_files_only=True)
+        processor = KINDS[kind][2].from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise _broken(folder, str(error).splitlines()[0]) from None
-    size = shown.size
-    if shown.do_center_crop:
-        size = shown.crop_size
+    return side_of(processor)
+
+
+def side_of(processor: Any) -> int:
+    """Pixels of a side of what an image processor makes."""
+    size = processor.size
+    if getattr(processor, "do_center_crop", False):
+        size = processor.crop_size
     return int(size.get("height") or size["shortest_edge"])
 
 
@@ -191,8 +200,8 @@ def parts(
         tokenize=partial(_tokenize, tokenizer, plain if causal else str),
         start=tokenizer.bos_token_id if causal else None,
         end=tokenizer.eos_token_id,
-        preprocess=partial(_preprocess, processor, device),
-        key=_key(
+        preprocess=partial(preprocessed, processor, device),
+        key=fingerprint(
             model.state_dict(),
             {
                 "vision": model.config.vision_config.to_dict(),
@@ -228,12 +237,12 @@ def _resnet(folder: Path, kind: str, dtype: torch.dtype, device: torch.device) -
     seen = {
         name: value.to(dtype) for name, value in saved.tensors.items() if name.startswith("visual.")
     }
-    key = _key(
+    key = fingerprint(
         seen, {"visual": "ModifiedResNet", "processor": processor.to_dict(), "device": device.type}
     )
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     tokenize = partial(_tokenize, tokenizer, plain)
-    preprocess = partial(_preprocess, processor, device)
+    preprocess = partial(preprocessed, processor, device)
     try:
         return openai.parts(saved, tokenize, ends, preprocess, key, dtype, device)
     except (KeyError, RuntimeError) as error:
@@ -264,7 +273,8 @@ def _tokenize(tokenizer: Any, clean: Callable[[str], str], words: str) -> list[i
     return ids
 
 
-def _preprocess(processor: Any, device: torch.device, images: Tensor) -> Tensor:
+def preprocessed(processor: Any, device: torch.device, images: Tensor) -> Tensor:
+    """Pixel values of images uint8 [B, 3, H, W], as an image processor makes them."""
     arrays = list(images.cpu().numpy())
     made = processor(arrays, input_data_format="channels_first", return_tensors="pt")
     pixels: Tensor = made.pixel_values
@@ -285,7 +295,7 @@ def _layer(layer: Any) -> Layer:
     )
 
 
-def _key(weights: dict[str, Tensor], settings: Values) -> str:
+def fingerprint(weights: dict[str, Tensor], settings: Values) -> str:
     """Hash of all that image features depend on: weights, the shape of the encoder, preprocessing,
     where they run.
     """

@@ -1,10 +1,10 @@
-"""A frozen CLIP under a learned prompt or a linear classifier, by their settings.
+"""A frozen CLIP or dual model under a learned prompt or a linear classifier, by their settings.
 
 Importing this room does not import transformers; building a model does. It knows no checkpoint's
 format.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,8 +17,15 @@ from ..options import Outside, option
 from ..tensors import rng
 from .built import Built, Sighted
 from .clip import Clip, LinearProbe, PromptedClip, encode, words
+from .dual import Dual, PromptedDual
+from .dual import encode as classify
 
 SPREAD = 0.02  # standard deviation of a random context, about that of a CLIP's word embeddings
+WORDS = "a photo of a"
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Precision = Literal["fp32", "bf16"]
+PRECISION = "type of the frozen weights; what is trained and what comes out is fp32"
+Init = Literal["random", "words"]
 
 
 @dataclass(frozen=True)
@@ -30,18 +37,13 @@ class _OnClip(Outside, Sighted):
         says='CLIP, RN50 or SigLIP: "tinyclip" (ours), a local folder, a hub name downloaded'
         " before, or RN50.pt",
     )
-    precision: Literal["fp32", "bf16"] = option(
-        "fp32", says="type of the frozen weights; what is trained and what comes out is fp32"
-    )
+    precision: Precision = option("fp32", says=PRECISION)
 
     def at_hand(self) -> None:
         """ValueError, with what to type, if the CLIP is not on this machine."""
-        self.reads()
-
-    def reads(self) -> list[Path]:
         from .huggingface import find_clip  # as below
 
-        return [find_clip(self.clip)]
+        find_clip(self.clip)
 
     def sees(self) -> int:
         from .huggingface import find_clip, side  # as below
@@ -54,11 +56,9 @@ class PromptedClipSettings(_OnClip):
     """A frozen CLIP whose class names stand behind a learned context (CoOp, PromptFL, pFedMoAP)."""
 
     context: int = option(16, says="learned context vectors, in tokens", ge=1)
-    init: Literal["random", "words"] = option(
-        "random", says=f"the context starts as normal(0, {SPREAD}) or as `words`"
-    )
+    init: Init = option("random", says=f"the context starts as normal(0, {SPREAD}) or as `words`")
     words: str = option(
-        "a photo of a",
+        WORDS,
         says='text of exactly `context` tokens, with which the context starts if init is "words"',
     )
 
@@ -67,39 +67,132 @@ class PromptedClipSettings(_OnClip):
         `context` tokens.
         """
         clip = _load(self.clip, self.precision)
-        return _built(PromptedClip(clip, classes, self._start(clip, seed)), clip, self.clip)
+        start = _start(self, words(clip, self.words), seed)
+        built = _built(PromptedClip(clip, classes, start), clip, self.clip)
+        return replace(built, plain=lambda: PromptedClip(clip, classes, words(clip, WORDS)))
 
-    def _start(self, clip: Clip, seed: int) -> Tensor:
-        if self.init == "random":
-            return SPREAD * torch.randn(
-                self.context, clip.positions.shape[1], generator=rng(seed, "context")
-            )
-        start_lW = words(clip, self.words)
-        if len(start_lW) != self.context:
-            raise ValueError(
-                f"the words {self.words!r} are {len(start_lW)} tokens and context is"
-                f" {self.context}: set context to {len(start_lW)}, or choose words of"
-                f" {self.context} tokens"
-            )
-        return start_lW
+
+@dataclass(frozen=True)
+class PromptedDualSettings(Outside, Sighted):
+    """A frozen image classifier beside a frozen sentence encoder, under a learned context."""
+
+    classifier: str = option(
+        "efficientnet-lite0",
+        says='image classifier: "efficientnet-lite0" (of the extra photos), a local folder, or a'
+        " hub name downloaded before",
+    )
+    encoder: str = option(
+        "all-minilm-l6-v2",
+        says='sentence encoder: "all-minilm-l6-v2" (of the extra photos), a local folder, or a hub'
+        " name downloaded before",
+    )
+    precision: Precision = option("fp32", says=PRECISION)
+    context: int = option(4, says="learned context vectors, in tokens", ge=1)
+    init: Init = option("words", says=f"the context starts as normal(0, {SPREAD}) or as `words`")
+    words: str = option(
+        WORDS,
+        says="text before the names when the two are joined; of exactly `context` tokens if init is"
+        ' "words"',
+    )
+
+    def at_hand(self) -> None:
+        _check_dual(self.classifier, self.encoder)
+
+    def sees(self) -> int:
+        return _seen(self.classifier)
+
+    def build(self, classes: tuple[str, ...], seed: int) -> Built:
+        """ValueError if a half cannot be loaded, a prompt is too long, or `words` are not `context`
+        tokens.
+        """
+        dual = _load_dual(self.classifier, self.encoder, self.words, self.precision)
+        plain = dual.sentences.words(self.words)
+        model = PromptedDual(dual, classes, _start(self, plain, seed))
+        built = _built_dual(model, dual, self.classifier)
+        return replace(built, plain=lambda: PromptedDual(dual, classes, plain))
 
 
 @dataclass(frozen=True)
 class LinearProbeSettings(_OnClip):
-    """A linear classifier on a frozen CLIP's image features."""
+    """A linear classifier on the image features of a frozen CLIP or dual model."""
+
+    classifier: str = option(
+        "",
+        says="in place of a CLIP, the image classifier of a dual model (see prompted-dual); empty:"
+        " the CLIP",
+    )
+    encoder: str = option("all-minilm-l6-v2", says="its sentence encoder, which says the scale")
+
+    def at_hand(self) -> None:
+        if self.classifier:
+            _check_dual(self.classifier, self.encoder)
+        else:
+            super().at_hand()
+
+    def sees(self) -> int:
+        return _seen(self.classifier) if self.classifier else super().sees()
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
-        """ValueError if the CLIP cannot be loaded. It starts at zero, whatever the seed."""
-        clip = _load(self.clip, self.precision)
-        return _built(LinearProbe(classes, clip.width, clip.scale), clip, self.clip)
+        """ValueError if the frozen model cannot be loaded. It starts at zero, whatever the seed."""
+        if not self.classifier:
+            clip = _load(self.clip, self.precision)
+            return _built(LinearProbe(classes, clip.width, clip.scale), clip, self.clip)
+        dual = _load_dual(self.classifier, self.encoder, WORDS, self.precision)
+        width = dual.classifier.rows.shape[1]
+        probe = LinearProbe(classes, width, dual.bridge.scale)
+        return _built_dual(probe, dual, self.classifier)
+
+
+def _start(
+    asked: PromptedClipSettings | PromptedDualSettings, words_nW: Tensor, seed: int
+) -> Tensor:
+    """The context that settings ask for: random ones, or their words."""
+    length, width = words_nW.shape
+    if asked.init == "random":
+        return SPREAD * torch.randn(asked.context, width, generator=rng(seed, "context"))
+    if length != asked.context:
+        raise ValueError(
+            f"the words {asked.words!r} are {length} tokens and context is {asked.context}: set"
+            f" context to {length}, or choose words of {asked.context} tokens"
+        )
+    return words_nW
 
 
 def _load(name: str, precision: str) -> Clip:
     from .huggingface import load_clip  # takes seconds to import: not before a model is built
 
-    return load_clip(name, torch.bfloat16 if precision == "bf16" else torch.float32)
+    return load_clip(name, TYPES[precision])
+
+
+def _load_dual(classifier: str, encoder: str, words: str, precision: str) -> Dual:
+    from .halves import load_dual  # as above
+
+    return load_dual(classifier, encoder, words, TYPES[precision])
+
+
+def _check_dual(classifier: str, encoder: str) -> None:
+    from .halves import check_here  # as above
+
+    check_here(classifier, encoder)
+
+
+def _seen(classifier: str) -> int:
+    from .halves import side  # as above
+
+    return side(classifier)
 
 
 def _built(model: Model, clip: Clip, name: str) -> Built:
-    where = Path(name).name if Path(name).expanduser().is_dir() else name
-    return Built(model, partial(encode, clip), clip.key, recipe=clip.recipe.format(where))
+    recipe = clip.recipe.format(_said(name))
+    return Built(model, partial(encode, clip), clip.key, recipe=recipe)
+
+
+def _built_dual(model: Model, dual: Dual, name: str) -> Built:
+    classifier = dual.classifier
+    recipe = classifier.recipe.format(_said(name))
+    return Built(model, partial(classify, classifier), classifier.key, recipe=recipe)
+
+
+def _said(name: str) -> str:
+    """A model's name, without the place of its folder on this machine."""
+    return Path(name).name if Path(name).expanduser().is_dir() else name

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..metrics import refusals, silent
+from ..models.seen import unfit
 from ..options import Values
 from . import paired
 from .collect import Experiment, judged_by
@@ -275,6 +276,7 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
         if run.unfinished
     ]
     counted = [e for e in experiments if e.finished]
+    lines += sorted({unfit(e.values) for e in counted} - {""})
     for e in counted:
         lines += [*_silent(e), *_simulated(e), *_refused(e)]
     if not same_data(counted):
