@@ -42,7 +42,12 @@ NEVER = 1e-6  # a spread or a sum of weights below it is rounding
 _CONTROLS = (
     Control(
         "one averaged model",
-        {"method.name": ("fedavg", "fedavg-tuned"), "mixture.experts": (None,)},
+        {
+            "method.name": ("fedavg", "fedavg-tuned"),
+            "mixture.experts": (None,),
+            "method.personal": (False, None),
+            "run.pooled": (False, None),
+        },
         alike=("data.", "model.", "start."),
         of="server",
         needed=(
@@ -54,6 +59,13 @@ _CONTROLS = (
         "uniform relevance",
         {"method.relevance": ("uniform",)},
         free=("method.temperature",),
+        of="server",
+    ),
+    Control(
+        "all data in one place",
+        {"run.pooled": (True,)},
+        alike=("data.", "model."),
+        free=("run.participation",),
         of="server",
     ),
 )
