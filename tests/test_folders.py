@@ -253,7 +253,15 @@ def test_one_sites_folder_is_not_taken_for_a_folder_of_sites_nor_the_other_way_r
         load(sites, site="north", classes=("north", "south"))
 
 
-@pytest.mark.parametrize("parts", [("train", "val", "test"), ("Train", "validation"), ("train",)])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("train", "val", "test"),
+        ("Train", "validation"),
+        ("train",),
+        ("training", "testing", "more"),
+    ],
+)
 def test_parts_are_not_taken_for_sites(tmp_path: Path, parts: tuple[str, ...]) -> None:
     for place, part in enumerate(parts):
         fill(tmp_path / part, {"cat": 6, "dog": 6}, 100 * place)
@@ -267,6 +275,21 @@ def test_parts_are_not_taken_for_sites(tmp_path: Path, parts: tuple[str, ...]) -
 def test_a_sign_in_the_name_of_a_class_stays(tmp_path: Path, names: tuple[str, ...]) -> None:
     fill(tmp_path / "north", dict.fromkeys(names, 6))
     assert load(tmp_path).classes == tuple(sorted(names))
+
+
+def test_folders_that_become_one_class_are_noted(tmp_path: Path) -> None:
+    fill(tmp_path / "north", {"HER2": 6, "HER2_": 6, "low-grade": 6})
+    fill(tmp_path / "south", {"low_grade": 6}, 1000)
+    assert load(tmp_path).notes == (
+        "One class, 'HER2', of several names: 'HER2'; 'HER2_'.",
+        "One class, 'low grade', of several names: 'low-grade'; 'low_grade'.",
+    )
+
+
+def test_a_class_without_a_name_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "north", {"_": 6, "cat": 6})
+    with pytest.raises(ValueError, match="a name without a letter or a sign"):
+        load(tmp_path)
 
 
 def test_a_pipe_among_the_images_is_named_and_not_waited_for(sites: Path) -> None:

@@ -419,6 +419,15 @@ def test_the_command_prints_a_table_json_or_csv(learned: Trained, pictures: Path
     assert all("a's own model, as it kept it in round" in done.stderr for done in shown)
 
 
+def test_what_is_hidden_is_passed_over(learned: Trained, pictures: Path, tmp_path: Path) -> None:
+    copytree(pictures / "a", tmp_path / "new" / "north")
+    for hidden in (".ipynb_checkpoints", "north/.cache/deep"):
+        copytree(pictures / "c", tmp_path / "new" / hidden)
+    found = said(Learned.of(learned(CASES["fedavg"]), ""), tmp_path / "new")
+    names = [path.name for path in sorted((pictures / "a").iterdir())]
+    assert [each.input for each in found] == [str(tmp_path / "new/north" / name) for name in names]
+
+
 def test_images_that_cannot_be_read_are_named_and_the_others_predicted(
     learned: Trained, pictures: Path, tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ DOOR = (
     "own",
     "checking",
     "reading",
+    "folders",
     "machine",
     "duration",
     "building",
@@ -209,6 +210,17 @@ def test_printing_is_done_in_the_cli_and_the_report_alone() -> None:
 def test_nothing_that_is_read_can_run() -> None:
     """Pitfall 23: no pickle, in any dress."""
     assert not readers({"torch.load", "torch.save", "eval", "exec", "numpy.load", "np.load"})
+
+
+def test_a_text_is_read_and_written_in_utf_8_whatever_the_machine_speaks() -> None:
+    wrong = []
+    for file in files:
+        for node in ast.walk(parsed(file)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                text = node.func.attr in ("read_text", "write_text")
+                if text and "encoding" not in {word.arg for word in node.keywords}:
+                    wrong.append(where(file, node.lineno))
+    assert not wrong
 
 
 def test_a_module_opens_by_saying_what_it_is() -> None:

@@ -24,7 +24,7 @@ from . import config as door
 from . import predictor
 from .config import Config
 from .data.examples import words
-from .data.folders import ImageFolders
+from .data.folders import ImageFolders, images_below
 from .data.images import SUFFIXES, read, readable
 from .data.table import Table
 from .learn import Examples, Local
@@ -323,9 +323,7 @@ def _images(path: Path) -> list[Path]:
         if not path.is_file():
             raise ValueError(f"{path}: no such file or folder")
         return [path]
-    files = sorted(
-        file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != "."
-    )
+    files = images_below(path)
     if not files:
         raise ValueError(
             f"no image in {path}; expected a folder with files as {', '.join(SUFFIXES)}"

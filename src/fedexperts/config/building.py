@@ -31,6 +31,7 @@ from ..options import Outside
 from ..private import Private
 from ..tensors import rng
 from . import machine, own
+from .folders import cache_folder
 from .reading import Config, parse
 from .settings import MixtureSettings, RunSettings, StartSettings
 
@@ -312,7 +313,7 @@ def _inputs(given: Any, built: Built, views: int, seed: int, tell: Tell) -> Tens
     if not len(given):  # a server without a reserve set
         return torch.empty(0, 1)
     if built.key:
-        cache = machine.cache_folder()
+        cache = cache_folder()
         return features(given, built.encode, built.key, cache, views, seed, tell)
     if views > 1:
         raise ValueError(

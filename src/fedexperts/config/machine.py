@@ -1,4 +1,4 @@
-"""The machine: its device, cores, folders and environment variables, and rooms that need a package
+"""The machine: its device, cores and environment variables, and rooms that need a package
 not always there.
 
 Only this room chooses or reads them. It does not know how an experiment is built.
@@ -53,12 +53,6 @@ def repeatable(device: torch.device) -> None:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def cache_folder() -> Path:
-    """Where image features are kept: FEDEXPERTS_CACHE, or the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedexperts"
-    return Path(os.environ.get("FEDEXPERTS_CACHE") or default)
 
 
 def about(config: Config, federation: Federation) -> Values:

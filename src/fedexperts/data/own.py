@@ -12,12 +12,11 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..options import option
+from ..options import option, typed_path
 from ..tensors import rng
 from . import images, kept, manifest, split
 from .drawn import SHOTS, Drawn
@@ -62,7 +61,7 @@ class Listed(Drawn):
         check_clients({example.client for example in listing.examples})
         labels = _labels(listing.examples, classes)
         if self.split:
-            given = manifest.load(Path(self.split).expanduser())
+            given = manifest.load(typed_path(self.split))
             return self._as_given(given, listing, labels, classes)
         reserve = self._reserved(listing.examples, labels, classes, seed)
         parts = self._parts(listing.examples, labels, classes, reserve, seed)
