@@ -82,7 +82,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "wandb": ("track/wandb.py",),
     # elsewhere options say what they may be; and a split is a file that anybody may have written
     "pydantic": ("config/checking.py", "data/manifest.py"),
-    "PIL": ("data/images.py",),
+    "PIL": ("data/pixels.py",),
+    "pydicom": ("data/pixels.py",),
     "pyarrow": ("data/table.py",),
     "datasets": ("data/sets.py",),
     "pandas": ("results.py",),

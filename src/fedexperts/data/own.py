@@ -37,6 +37,13 @@ class Listed(Drawn):
         ge=0,
         le=1024,
     )
+    bits: int = option(
+        0,
+        says="bits that grey files of 16 bits use, as 12: the largest is white; 0: each picture"
+        " from its darkest to its brightest pixel",
+        ge=0,
+        le=16,
+    )
     shots: int = option(0, says=SHOTS, ge=0)
     split: str = option(
         "", says="a run's split.json, whose parts are taken; empty: parts given or drawn"
@@ -96,7 +103,7 @@ class Listed(Drawn):
         whats = tuple(example.what for example in listing.examples)
         if listing.store is None:
             return whats, {}
-        return images.read(listing.store, whats, self.side or SIDE)
+        return images.read(listing.store, whats, self.side or SIDE, self.bits)
 
     def _reserved(
         self, examples: Sequence[Example], labels: Tensor, classes: Sequence[str], seed: int
@@ -232,8 +239,11 @@ class Own(Listed, ABC):
         return inputs, files
 
     def mark(self, seed: int) -> str:
-        """Equal for all that ask for the same split; where data lie, and `side`, do not matter."""
+        """Equal for all that ask for the same split; where data lie, and how pictures are read,
+        do not matter.
+        """
         asked = asdict(self) | dict.fromkeys(("path", "root", "side"))
+        del asked["bits"]  # which splits of before did not know
         text = json.dumps([type(self).__name__, seed, asked], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -73,7 +73,7 @@ class Clip:
     preprocess: Callable[[Tensor], Tensor]  # uint8 [B, 3, H, W] -> pixel values
     key: str  # hash of all that image features depend on: weights, preprocessing
     pad: int | None = None  # id that fills a text up to L positions; None: the encoder is causal
-    # lines of Python that define inputs(pixels) as `encode` does, its name left open; "": many
+    # lines of Python that define inputs(pixels) as `encode` does, of a folder "backbone"; "": many
     # lines
     recipe: str = ""
 

@@ -47,8 +47,8 @@ FEATURES = {  # in lines of Python
 }
 RECIPE = """from transformers import {processor}, {model}
 
-CLIP = "{{}}"  # a hub name, or the folder of this CLIP; "tinyclip" is fedexperts/models/tinyclip in the package
-clip, processor = {model}.from_pretrained(CLIP, dtype=torch.float32), {processor}.from_pretrained(CLIP)
+clip = {model}.from_pretrained("backbone", dtype=torch.float32)
+processor = {processor}.from_pretrained("backbone")
 
 
 def inputs(pixels):

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..model import Model
 from ..options import Outside, option
 from ..tensors import rng
-from .built import Built, Sighted
+from .built import Backbone, Built, Sighted
 from .clip import Clip, LinearProbe, PromptedClip, encode, words
 
 SPREAD = 0.02  # standard deviation of a random context, about that of a CLIP's word embeddings
@@ -101,5 +101,8 @@ def _load(name: str, precision: str) -> Clip:
 
 
 def _built(model: Model, clip: Clip, name: str) -> Built:
+    from .huggingface import find_clip  # as above
+
     where = Path(name).name if Path(name).expanduser().is_dir() else name
-    return Built(model, partial(encode, clip), clip.key, recipe=clip.recipe.format(where))
+    backbone = Backbone(where, find_clip(name))
+    return Built(model, partial(encode, clip), clip.key, recipe=clip.recipe, backbone=backbone)
