@@ -174,9 +174,10 @@ def _reason(error: BaseException) -> str:
             "its comments or its profile of colours unpack to more than is read: save it without"
             " them"
         )
-    if "decoder error" in said:
+    ours = type(error) in (ValueError, OSError)  # and pillow's, in words
+    if "decoder error" in said or not ours:
         return f"it is damaged: {said}"
-    return said or type(error).__name__
+    return said
 
 
 # DICOM
@@ -185,6 +186,7 @@ HEADER = 2**20  # bytes in which a DICOM file must have said all but its pixels
 PIXEL_DATA = b"\xe0\x7f\x10\x00"  # the tag
 # of kinds whose pixels lie as they are: the bytes between that tag's beginning and the pixels
 PLAIN = {"1.2.840.10008.1.2": 8, "1.2.840.10008.1.2.1": 12}
+NEEDED = ("Rows", "Columns", "PhotometricInterpretation", "BitsAllocated")
 UNPACKED = "save it uncompressed (Explicit VR Little Endian)"
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 
@@ -194,6 +196,8 @@ def _dicom(data: bytes, side: int) -> Image.Image:
     header, start = _header(data)
     size = int(header.Columns), int(header.Rows)
     _check_size("it", *size)
+    if min(size) < 1:
+        raise ValueError("it has no pixels")
     frames = int(header.get("NumberOfFrames") or 1)
     if frames > 1:
         raise ValueError(
@@ -224,11 +228,15 @@ def _header(data: bytes) -> tuple[Any, int]:
     head = BytesIO(data[:HEADER])
     header = read_partial(head, stop_when=lambda tag, _, length: tag >= 0x7FE00008)
     start = head.tell()
-    kind = header.file_meta.TransferSyntaxUID
+    kind = header.file_meta.get("TransferSyntaxUID", "")
+    if not kind:
+        raise ValueError("it is damaged: it does not say how its pixels are kept")
     if kind not in PLAIN:
         raise ValueError(f"its pixels are kept as {kind.name}: {UNPACKED}")
     if data[start : start + 4] != PIXEL_DATA:
         raise ValueError(f"no picture begins in the first {HEADER:,} bytes of this DICOM file")
+    if lacking := [name for name in NEEDED if name not in header]:
+        raise ValueError(f"it is damaged: it does not say its {', '.join(lacking)}")
     return header, start + PLAIN[kind]
 
 
