@@ -363,14 +363,24 @@ def test_the_card_says_what_the_run_logged_and_no_folder_of_this_machine(tmp_pat
     assert (
         f"{len(held['train'])} train, {len(held['valid'])} valid, {len(held['test'])} test" in text
     )
-    mine = config.section("data").load(0).by_class()["inverted-1"]
-    assert (
-        "By class:"
-        f" {', '.join(f'{n} {c}' for n, c in zip(mine, predictor.model.classes, strict=True) if n)}."  # noqa: E501
-        in text
-    )
     assert "no tensor left any client" in text
     assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_split_and_card_say_counts_by_class_if_they_are_asked_for(
+    asked: bool, tmp_path: Path
+) -> None:
+    config = digits(
+        Case({"name": "alone"}), data={"clients": 3}, run={"rounds": 0, "counts": asked}
+    )
+    predictor, folder = exported(config, "inverted-1", tmp_path)
+    counts = config.section("data").load(0).by_class()["inverted-1"]
+    named = zip(counts, predictor.model.classes, strict=True)
+    line = f"By class: {', '.join(f'{count} {name}' for count, name in named if count)}."
+    held = json.loads((tmp_path / "run" / "split.json").read_text())["clients"]["inverted-1"]
+    assert held.get("counts") == (counts if asked else None)
+    assert (line in (folder / "README.md").read_text()) == asked
 
 
 def test_what_cannot_be_exported_is_said_and_nothing_is_written(tmp_path: Path) -> None:

@@ -370,11 +370,11 @@ def test_parts_among_classes_or_without_train_are_refused(
         load(tmp_path)
 
 
-def test_too_few_images_are_said_with_client_and_classes(sites: Path) -> None:
+def test_too_few_images_are_said_with_the_client_and_not_by_class(sites: Path) -> None:
     fill(sites / "tiny", {"cat": 2, "guide_dog": 0}, 3000)
     with pytest.raises(
         ValueError,
-        match=r"client 'tiny' has too few examples .* there are 2 \(cat 2\). Add more",
+        match=r"client 'tiny' has too few examples .* there are 2\. Add more",
     ):
         load(sites)
     fill(sites / "tiny", {"guide_dog": 1}, 3100)

@@ -288,20 +288,19 @@ def _tested(predictor: Learned, rows: list[Row]) -> list[str]:
 
 
 def _counts(predictor: Learned) -> list[str]:
-    """How many examples the client has, of which classes, if the run wrote its split down."""
+    """How many examples the client has and, if the run was to write that down, of which classes."""
     file = predictor.folder.path / "split.json"
     held: dict[str, Any] = json.loads(file.read_bytes())["clients"] if file.exists() else {}
     if predictor.client not in held:
         return []
     own = held[predictor.client]
     parts = ", ".join(f"{len(own[part])} {part}" for part in ("train", "valid", "test"))
-    # a split of before has none
-    counts = zip(predictor.model.classes, own.get("counts", []), strict=False)
-    by_class = ", ".join(f"{count} {name}" for name, count in counts if count)
-    return [
-        f"The client's own examples: {parts}.",
-        *([f"By class: {by_class}."] if by_class else []),
-    ]
+    said = [f"The client's own examples: {parts}."]
+    if predictor.config.values["run"]["counts"]:
+        counts = zip(predictor.model.classes, own["counts"], strict=True)
+        by_class = ", ".join(f"{count} {name}" for name, count in counts if count)
+        said.append(f"By class: {by_class}.")
+    return said
 
 
 def _privacy(predictor: Learned) -> str:
