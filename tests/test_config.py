@@ -137,6 +137,14 @@ def test_a_value_that_is_set_by_hand_is_not_searched_for():
     assert list(found.tune) == ["method.gate_rate"]
 
 
+@pytest.mark.parametrize("key", ['tune."learning.rate"', "tune.learning.rate"])
+def test_values_to_try_are_set_as_they_are_shown(key):
+    config = load(DEMO, [f"{key}=[0.2, 0.4]"])
+    assert config.tune["learning.rate"] == [0.2, 0.4]
+    rows = {name: origin for name, _, _, origin in config.described()}
+    assert rows['tune."learning.rate"'] == f"--set {key}=[0.2, 0.4]"
+
+
 def test_a_number_is_finite():
     with pytest.raises(ConfigError, match="method.lam = inf"):
         load(DEMO, ["method.lam=inf"])

@@ -211,10 +211,11 @@ def _setting(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals or "." not in key:
         raise ConfigError(f"--set {text}: use section.key=value, for example run.rounds=5")
+    name = key.replace('"', "").strip()  # `show` prints tune."learning.rate"
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+        return name, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+        return name, value.strip()
 
 
 def _nest(items: Iterable[tuple[str, object]]) -> Values:

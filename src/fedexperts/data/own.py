@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from ..options import option, typed_path
+from ..options import Outside, option, typed_path
 from ..tensors import rng
 from . import images, kept, manifest, split
 from .drawn import SHOTS, Drawn
@@ -167,7 +167,7 @@ class Listed(Drawn):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Own(Listed, ABC):
+class Own(Listed, Outside, ABC):
     """What is asked of every source of your own data."""
 
     path: str = ""
@@ -182,14 +182,22 @@ class Own(Listed, ABC):
     def listing(self) -> Listing:
         """What lies at `path`; ValueError, with what to do, for whatever does not fit."""
 
-    def load(self, seed: int) -> Federation:
-        """What lies at `path` as a federation; ValueError, with what to do, if that cannot be."""
+    def at_hand(self) -> None:
+        """ValueError, with what to do, for what does not fit at `path`; no picture is read."""
+        self._named()
+
+    def _named(self) -> tuple[Listing, tuple[str, ...]]:
+        """What is listed, and all classes."""
         if not self.path:
             raise ValueError(
                 "data.path is missing: use --set data.path=FOLDER, or --data FOLDER at a site"
             )
         listing = self.listing()
-        return self.build(listing, classes_of(listing, self.classes, self.site), seed)
+        return listing, classes_of(listing, self.classes, self.site)
+
+    def load(self, seed: int) -> Federation:
+        """What lies at `path` as a federation; ValueError, with what to do, if that cannot be."""
+        return self.build(*self._named(), seed)
 
     def again(self, given: manifest.Manifest, seed: int) -> Federation:
         """What lies there now, split as `given` says; ValueError if that cannot be.
