@@ -322,6 +322,7 @@ def test_pictures_of_all_kinds_get_the_classes_of_predict_without_this_package(
     data = {"name": "image-folders", "path": str(tmp_path / "data"), "side": 32, "bits": bits}
     config = digits(Case({"name": "fedavg"}), data=data, run={"rounds": 0})
     predictor, folder = exported(config, "", tmp_path)
+    assert predictor.bits == bits
     files = kinds(tmp_path / "pictures")
     said, broken = next(predictions(predictor, [str(file) for file in files]))
     assert not broken

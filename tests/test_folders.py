@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -153,6 +154,19 @@ def test_every_option_matters(
     sites: Path, options: dict[str, object], changed: dict[str, object]
 ) -> None:
     assert load(sites, **options).manifest() != load(sites, **(options | changed)).manifest()
+
+
+def test_grey_of_sixteen_bits_is_read_as_the_data_are_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "a" / "scan").mkdir(parents=True)
+    ramp = np.arange(0, 4096, 64, dtype=np.uint16).reshape(8, 8)
+    for i in range(4):
+        Image.fromarray(ramp + i).save(tmp_path / "a" / "scan" / f"{i}.png")
+    brightest = {}
+    for bits in (0, 12, 16):
+        pixels = load(tmp_path, bits=bits).inputs
+        assert isinstance(pixels, torch.Tensor)
+        brightest[bits] = int(pixels.max())
+    assert brightest == {0: 255, 12: 251, 16: 16}
 
 
 def test_the_reserve_is_never_of_what_a_site_gives_to_test_on(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from shutil import copytree
+from shutil import copy, copytree
 from typing import Any
 
 import numpy as np
@@ -419,10 +419,16 @@ def test_the_command_prints_a_table_json_or_csv(learned: Trained, pictures: Path
     assert all("a's own model, as it kept it in round" in done.stderr for done in shown)
 
 
+def _hidden(file: str, to: str) -> None:
+    """A copy of a file that its name hides, as macOS lays them beside pictures."""
+    copy(file, Path(to).with_name(f"._{Path(to).name}"))
+
+
 def test_what_is_hidden_is_passed_over(learned: Trained, pictures: Path, tmp_path: Path) -> None:
     copytree(pictures / "a", tmp_path / "new" / "north")
     for hidden in (".ipynb_checkpoints", "north/.cache/deep"):
         copytree(pictures / "c", tmp_path / "new" / hidden)
+    copytree(pictures / "c", tmp_path / "new" / "south", copy_function=_hidden)
     found = said(Learned.of(learned(CASES["fedavg"]), ""), tmp_path / "new")
     names = [path.name for path in sorted((pictures / "a").iterdir())]
     assert [each.input for each in found] == [str(tmp_path / "new/north" / name) for name in names]
