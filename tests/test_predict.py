@@ -419,6 +419,20 @@ def test_the_command_prints_a_table_json_or_csv(learned: Trained, pictures: Path
     assert all("a's own model, as it kept it in round" in done.stderr for done in shown)
 
 
+def test_folders_that_are_named_like_classes_are_told(
+    learned: Trained, pictures: Path, tmp_path: Path
+) -> None:
+    run = learned(CASES["fedavg"])
+    name = Learned.of(run, "").model.classes[0]
+    first, *others = sorted((pictures / "a").iterdir())
+    for folder, file in ((name, first), ("unsorted", others[0])):
+        (tmp_path / folder).mkdir()
+        copy(file, tmp_path / folder)
+    done = call("predict", run, tmp_path)
+    assert "1 of 2 inputs lie in folders named like classes: `fedexperts evaluate`" in done.stderr
+    assert "named like" not in call("predict", run, tmp_path / "unsorted").stderr
+
+
 def _hidden(file: str, to: str) -> None:
     """A copy of a file that its name hides, as macOS lays them beside pictures."""
     copy(file, Path(to).with_name(f"._{Path(to).name}"))

@@ -7,7 +7,7 @@ refused by name. This room reads names, not images.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from unicodedata import category
@@ -68,6 +68,12 @@ def images_below(root: Path) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]  # those to go on with
         images += [Path(folder, name) for name in files if _is_image(name)]
     return sorted(images)
+
+
+def in_class_folders(files: Iterable[str], classes: Iterable[str]) -> list[str]:
+    """Those of the files whose folder is named like a class."""
+    known = set(map(words, classes))
+    return [file for file in files if words(Path(file).parent.name) in known]
 
 
 def _is_image(name: str) -> bool:
