@@ -289,7 +289,7 @@ def test_nothing_is_tried_where_nothing_is_to_be_tuned(tmp_path):
     done = call("run", PROBE, "--tune", "none", *settings)
     assert done.exit_code == 0, done.output
     assert not list((tmp_path / "runs").glob("*/tune"))
-    assert "0 of them for tuning" in " ".join(done.output.split())
+    assert "1 seed, 1 run, in" in " ".join(done.output.split())
 
 
 def test_two_runs_into_one_folder_are_refused(finished):

@@ -292,11 +292,11 @@ def test_a_sign_in_the_name_of_a_class_stays(tmp_path: Path, names: tuple[str, .
 
 
 def test_folders_that_become_one_class_are_noted(tmp_path: Path) -> None:
-    fill(tmp_path / "north", {"HER2": 6, "HER2_": 6, "low-grade": 6})
+    fill(tmp_path / "north", {"HER2": 6, "HER2_": 6, "low grade": 6})
     fill(tmp_path / "south", {"low_grade": 6}, 1000)
     assert load(tmp_path).notes == (
         "One class, 'HER2', of several names: 'HER2'; 'HER2_'.",
-        "One class, 'low grade', of several names: 'low-grade'; 'low_grade'.",
+        "One class, 'low grade', of several names: 'low grade'; 'low_grade'.",
     )
 
 

@@ -40,8 +40,7 @@ def create(
     seeds: Sequence[int],
     trackers: Mapping[str, str] | None = None,
 ) -> None:
-    """A new study's folder; ValueError if something is there, if two experiments have one name, or
-    if what one reads is not on this machine.
+    """A new study's folder; ValueError if something is there, or if two experiments have one name.
 
     `trackers` follow its runs: "tensorboard" and a folder, "mlflow" and an address, "wandb" and a
     project.
@@ -49,8 +48,6 @@ def create(
     _check(configs, seeds)
     for kind in trackers or {}:
         door.tracker_room(kind)  # is it installed?
-    if lacking := {line: None for config in configs for line in door.lacking(config)}:
-        raise ValueError("\n".join(lacking))
     with making(path) as part:
         track.create(part, path.name, trackers or {})
         _ask(part, configs, seeds)

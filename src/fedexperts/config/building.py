@@ -118,7 +118,7 @@ def lacking(config: Config) -> list[ValueError]:
 
 def check_here(configs: Sequence[Config]) -> None:
     """ValueError, with all to type at once, if experiments read what is not on this machine."""
-    reasons = [error for config in configs for error in (*_lost(config), *lacking(config))]
+    reasons = [error for config in configs for error in lacking(config)]
     if not reasons:
         return
     says = list(dict.fromkeys(map(str, reasons)))
@@ -126,13 +126,6 @@ def check_here(configs: Sequence[Config]) -> None:
     if len(says) > 1 or len(block) > 1:
         says += ["All of it, to paste:", *block]
     raise ValueError("\n".join(says))
-
-
-def _lost(config: Config) -> Iterator[ValueError]:
-    """What to say of one's own data that are not where a config says."""
-    path = config.values["data"].get("path")
-    if path and isinstance(config.section("data"), Own) and not Path(path).expanduser().exists():
-        yield ValueError(f"data.path = {path!r}: no such folder or file, seen from {Path.cwd()}")
 
 
 def _mixed(config: Config, model: Model) -> Model:

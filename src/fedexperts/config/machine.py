@@ -109,7 +109,7 @@ def _weights(config: Config) -> dict[str, str]:
 def _processor() -> str:
     """Its name, as far as the system tells."""
     listed = Path("/proc/cpuinfo")
-    for line in listed.read_text().splitlines() if listed.exists() else []:
+    for line in listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
