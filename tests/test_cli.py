@@ -286,6 +286,22 @@ def test_wrong_input_is_explained_without_a_traceback(arguments, code, says, tmp
     assert "Traceback" not in done.output
 
 
+@pytest.mark.parametrize("wrong", ["data.path=nowhere", "data.path=docs", "model.clip=nowhere"])
+def test_what_is_not_there_is_said_before_a_folder_is_made(wrong, tmp_path):
+    done = call("run", "configs/own/images.toml", f"--set={wrong}", "--out", tmp_path / "runs")
+    assert done.exit_code == 1
+    assert "nowhere" in done.output or "docs holds no folder" in done.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_nothing_is_tried_where_nothing_is_to_be_tuned(tmp_path):
+    settings = [*FAST, "--set=run.rounds=0", "--jobs=1", "--out", tmp_path / "runs"]
+    done = call("run", PROBE, "--tune", "none", *settings)
+    assert done.exit_code == 0, done.output
+    assert not list((tmp_path / "runs").glob("*/tune"))
+    assert "1 seed, 1 run, in" in " ".join(done.output.split())
+
+
 def test_two_runs_into_one_folder_are_refused(finished):
     done = call("run", PROBE, *FAST, "--out", finished[0])
     assert done.exit_code == 1

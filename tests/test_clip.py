@@ -357,6 +357,14 @@ def test_a_prompt_that_is_too_long_names_the_class_and_the_way_out(folder: Path)
         PromptedClipSettings(clip=str(folder), context=26).build(("a", long), 0)
 
 
+def test_a_name_for_which_no_context_is_short_enough_is_to_be_shortened(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match="takes 40: shorten the name$"):
+        PromptedClipSettings(clip=str(folder)).build(("a", "x" * 90), 0)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_wrong_contexts_and_no_classes_are_refused(clip: Clip) -> None:
     with pytest.raises(ValueError, match=r"shape \[5, 31\].*\[l, 32\]"):
         PromptedClip(clip, NAMES, torch.zeros(5, 31))
@@ -501,6 +509,15 @@ def test_a_tokenizer_of_another_clip_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="ends a text with id 518, but its text encoder pools at id 7"
     ):
+        load_clip(str(tmp_path))
+
+
+def test_a_tokenizer_with_more_words_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    save(tmp_path)
+    words = CLIPTokenizer.from_pretrained(tmp_path)
+    words.add_tokens(["vorhofflimmern"])
+    words.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="its tokenizer has 520 ids and its embedding 519"):
         load_clip(str(tmp_path))
 
 

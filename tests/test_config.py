@@ -137,6 +137,14 @@ def test_a_value_that_is_set_by_hand_is_not_searched_for():
     assert list(found.tune) == ["method.gate_rate"]
 
 
+@pytest.mark.parametrize("key", ['tune."learning.rate"', "tune.learning.rate"])
+def test_values_to_try_are_set_as_they_are_shown(key):
+    config = load(DEMO, [f"{key}=[0.2, 0.4]"])
+    assert config.tune["learning.rate"] == [0.2, 0.4]
+    rows = {name: origin for name, _, _, origin in config.described()}
+    assert rows['tune."learning.rate"'] == f"--set {key}=[0.2, 0.4]"
+
+
 def test_a_number_is_finite():
     with pytest.raises(ConfigError, match="method.lam = inf"):
         load(DEMO, ["method.lam=inf"])
@@ -246,6 +254,25 @@ def test_shipped_configs_are_found_from_any_folder(monkeypatch, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="no config files in this folder"):
         door.find(Path("empty"))
+
+
+def test_a_folder_that_is_named_is_taken_whether_or_not_there_is_a_home(monkeypatch, tmp_path):
+    for variable in ("HOME", "XDG_CACHE_HOME", "FEDEXPERTS_CACHE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)  # a user whom nobody knows
+    with pytest.raises(ValueError, match="no home .*: set FEDEXPERTS_CACHE to a folder"):
+        door.cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert door.cache_folder() == tmp_path / "fedexperts"
+    monkeypatch.setenv("FEDEXPERTS_CACHE", str(tmp_path / "here"))
+    assert door.cache_folder() == tmp_path / "here"
+
+
+def test_a_home_that_nobody_has_is_said_and_the_config_can_still_be_shown():
+    config = load(DEMO, ["data.name=image-folders", "data.path=~nobody-here/x"])
+    assert config.shareable()
+    with pytest.raises(ValueError, match="'~nobody-here/x': this machine knows no such home"):
+        config.section("data").load(0)
 
 
 MIXTURE = Path("configs/demo/fedmoe-digits/fedmoe.toml")

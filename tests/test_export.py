@@ -2,6 +2,7 @@
 package.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -11,21 +12,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import CASES, GATE, Case, TinyData, digits, tiny
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_clip import DIGITS
+from test_folders import fill
 from test_transformers import save
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
+from fedexperts import models
 from fedexperts.cli import app
 from fedexperts.config import Config
 from fedexperts.data.digits import digits as scans
 from fedexperts.export import export
-from fedexperts.predict import Learned
+from fedexperts.predict import Learned, predictions
 from fedexperts.study import once
 
 ALONE = """
@@ -288,27 +293,60 @@ def test_a_network_is_rebuilt_by_its_readme_from_an_image_file_to_the_same_logit
         )
 
 
-def test_the_image_feature_of_the_readme_is_the_runs_own(tmp_path: Path) -> None:
-    predictor, folder = exported(
+def kinds(folder: Path) -> list[Path]:
+    """Pictures of a digit as files of all kinds that one could read differently."""
+    scan = Image.fromarray(scans()[0][3].permute(1, 2, 0).numpy()).resize((60, 40))
+    grey = np.asarray(scan.convert("L")).astype(np.uint16)
+    clear = scan.convert("RGBA")
+    clear.putalpha(scan.convert("L").point(lambda level: 255 - level))
+    clear.save(folder / "rgba.png")
+    scan.quantize(8).save(folder / "palette.png", transparency=2)
+    Image.fromarray(grey * 16).save(folder / "bits12.png")
+    Image.fromarray((grey * 16).astype(">u2")).save(folder / "bits12.tiff")
+    (folder / "bits12.pgm").write_bytes(b"P5 60 40 4095\n" + (grey * 16).astype(">u2").tobytes())
+    scan.convert("CMYK").save(folder / "print.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    scan.save(folder / "turned.jpg", exif=exif)
+    scan.save(folder / "moving.gif", save_all=True, append_images=[scan.rotate(180)])
+    scan.resize((3000, 2000)).save(folder / "large.jpg")
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("bits", [0, 12])
+def test_pictures_of_all_kinds_get_the_classes_of_predict_without_this_package(
+    bits: int, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    fill(tmp_path / "data" / "a", dict.fromkeys(DIGITS, 4))
+    data = {"name": "image-folders", "path": str(tmp_path / "data"), "side": 32, "bits": bits}
+    config = digits(Case({"name": "fedavg"}), data=data, run={"rounds": 0})
+    predictor, folder = exported(config, "", tmp_path)
+    assert predictor.bits == bits
+    files = kinds(tmp_path / "pictures")
+    said, broken = next(predictions(predictor, [str(file) for file in files]))
+    assert not broken
+    named = ", ".join(f"pixels({str(file)!r})" for file in files)
+    code = f"found = torch.stack([logits(inputs(shown)).softmax(-1)[0] for shown in ({named})])"
+    rows = computed(folder, "\n".join([*blocks(folder), code]), WITH_TRANSFORMERS)
+    classes = json.loads((folder / "config.json").read_text())["classes"]
+    assert [classes[row.argmax()] for row in rows] == [each.label for each in said]
+    assert rows.amax(1).tolist() == pytest.approx([each.probability for each in said], abs=1e-5)
+    assert len({tuple(row.tolist()) for row in rows}) > 5, "it looks at the picture"
+
+
+def test_a_large_backbone_is_named_with_its_hash_and_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedexperts.export.SMALL", 10**6)
+    _, folder = exported(
         digits(Case({"name": "fedavg"}), data={"clients": 3}, run={"rounds": 0}), "", tmp_path
     )
-    images = scans()[0][3:4]
-    Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(folder / "image.png")
-    tinyclip = Path(__file__).parents[1] / "src/fedexperts/models/tinyclip"
-    code = blocks(folder)[1].replace('CLIP = "tinyclip"', f"CLIP = {str(tinyclip)!r}")
-    lines = [
-        "import torch",
-        code,
-        'found = inputs(pixels("image.png")).detach()',
-        "from safetensors.torch import save_file",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join([*lines, 'save_file({"x": found}, "x")'])], cwd=folder
-    )
-    assert done.returncode == 0
-    torch.testing.assert_close(
-        load_file(folder / "x")["x"], predictor.built.encode(images), rtol=1e-5, atol=1e-6
-    )
+    text = (folder / "README.md").read_text()
+    weights = Path(models.__file__).parent / "tinyclip" / "model.safetensors"
+    assert f"`model.safetensors`: {hashlib.sha256(weights.read_bytes()).hexdigest()}" in text
+    assert "hf download tinyclip --local-dir backbone" in text
+    assert not (folder / "backbone").exists()
 
 
 def test_the_card_says_what_the_run_logged_and_no_folder_of_this_machine(tmp_path: Path) -> None:
@@ -326,14 +364,24 @@ def test_the_card_says_what_the_run_logged_and_no_folder_of_this_machine(tmp_pat
     assert (
         f"{len(held['train'])} train, {len(held['valid'])} valid, {len(held['test'])} test" in text
     )
-    mine = config.section("data").load(0).by_class()["inverted-1"]
-    assert (
-        "By class:"
-        f" {', '.join(f'{n} {c}' for n, c in zip(mine, predictor.model.classes, strict=True) if n)}."  # noqa: E501
-        in text
-    )
     assert "no tensor left any client" in text
     assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_split_and_card_say_counts_by_class_if_they_are_asked_for(
+    asked: bool, tmp_path: Path
+) -> None:
+    config = digits(
+        Case({"name": "alone"}), data={"clients": 3}, run={"rounds": 0, "counts": asked}
+    )
+    predictor, folder = exported(config, "inverted-1", tmp_path)
+    counts = config.section("data").load(0).by_class()["inverted-1"]
+    named = zip(counts, predictor.model.classes, strict=True)
+    line = f"By class: {', '.join(f'{count} {name}' for count, name in named if count)}."
+    held = json.loads((tmp_path / "run" / "split.json").read_text())["clients"]["inverted-1"]
+    assert held.get("counts") == (counts if asked else None)
+    assert (line in (folder / "README.md").read_text()) == asked
 
 
 def test_what_cannot_be_exported_is_said_and_nothing_is_written(tmp_path: Path) -> None:
@@ -360,4 +408,5 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(tmp_path: Path) 
         "README.md",
         "config.json",
         "model.safetensors",
+        "pixels.py",
     ]

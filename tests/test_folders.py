@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -155,6 +156,19 @@ def test_every_option_matters(
     assert load(sites, **options).manifest() != load(sites, **(options | changed)).manifest()
 
 
+def test_grey_of_sixteen_bits_is_read_as_the_data_are_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "a" / "scan").mkdir(parents=True)
+    ramp = np.arange(0, 4096, 64, dtype=np.uint16).reshape(8, 8)
+    for i in range(4):
+        Image.fromarray(ramp + i).save(tmp_path / "a" / "scan" / f"{i}.png")
+    brightest = {}
+    for bits in (0, 12, 16):
+        pixels = load(tmp_path, bits=bits).inputs
+        assert isinstance(pixels, torch.Tensor)
+        brightest[bits] = int(pixels.max())
+    assert brightest == {0: 255, 12: 251, 16: 16}
+
+
 def test_the_reserve_is_never_of_what_a_site_gives_to_test_on(tmp_path: Path) -> None:
     fill(tmp_path / "site" / "train", {"cat": 6, "dog": 6})
     fill(tmp_path / "site" / "test", {"cat": 9, "dog": 9}, 1000)
@@ -253,7 +267,15 @@ def test_one_sites_folder_is_not_taken_for_a_folder_of_sites_nor_the_other_way_r
         load(sites, site="north", classes=("north", "south"))
 
 
-@pytest.mark.parametrize("parts", [("train", "val", "test"), ("Train", "validation"), ("train",)])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("train", "val", "test"),
+        ("Train", "validation"),
+        ("train",),
+        ("training", "testing", "more"),
+    ],
+)
 def test_parts_are_not_taken_for_sites(tmp_path: Path, parts: tuple[str, ...]) -> None:
     for place, part in enumerate(parts):
         fill(tmp_path / part, {"cat": 6, "dog": 6}, 100 * place)
@@ -267,6 +289,21 @@ def test_parts_are_not_taken_for_sites(tmp_path: Path, parts: tuple[str, ...]) -
 def test_a_sign_in_the_name_of_a_class_stays(tmp_path: Path, names: tuple[str, ...]) -> None:
     fill(tmp_path / "north", dict.fromkeys(names, 6))
     assert load(tmp_path).classes == tuple(sorted(names))
+
+
+def test_folders_that_become_one_class_are_noted(tmp_path: Path) -> None:
+    fill(tmp_path / "north", {"HER2": 6, "HER2_": 6, "low grade": 6})
+    fill(tmp_path / "south", {"low_grade": 6}, 1000)
+    assert load(tmp_path).notes == (
+        "One class, 'HER2', of several names: 'HER2'; 'HER2_'.",
+        "One class, 'low grade', of several names: 'low grade'; 'low_grade'.",
+    )
+
+
+def test_a_class_without_a_name_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "north", {"_": 6, "cat": 6})
+    with pytest.raises(ValueError, match="a name without a letter or a sign"):
+        load(tmp_path)
 
 
 def test_a_pipe_among_the_images_is_named_and_not_waited_for(sites: Path) -> None:
@@ -347,11 +384,11 @@ def test_parts_among_classes_or_without_train_are_refused(
         load(tmp_path)
 
 
-def test_too_few_images_are_said_with_client_and_classes(sites: Path) -> None:
+def test_too_few_images_are_said_with_the_client_and_not_by_class(sites: Path) -> None:
     fill(sites / "tiny", {"cat": 2, "guide_dog": 0}, 3000)
     with pytest.raises(
         ValueError,
-        match=r"client 'tiny' has too few examples .* there are 2 \(cat 2\). Add more",
+        match=r"client 'tiny' has too few examples .* there are 2\. Add more",
     ):
         load(sites)
     fill(sites / "tiny", {"guide_dog": 1}, 3100)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from fedexperts.data.images import BYTES, Folder, _room, read
+from fedexperts.data.images import BYTES, Folder, _room, flat, read
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -292,3 +292,64 @@ def test_a_large_picture_looks_as_it_does_when_it_is_shrunk_in_one_go(tmp_path: 
         expected = ImageOps.fit(white.convert("RGB"), (64, 64), Image.Resampling.BICUBIC)
         found = one(tmp_path, f"{mode}.png", 64).permute(1, 2, 0).float()
         assert (found - torch.from_numpy(np.array(expected)).float()).abs().max() <= 4
+
+
+# ---- grey of 16 bits
+
+
+def ramp(most: int, least: int = 0) -> np.ndarray:
+    """Grey values [9, 9] from the least to the most."""
+    return np.linspace(least, most, 81).round().astype(np.uint16).reshape(9, 9)
+
+
+def pgm(path: Path, values: np.ndarray, most: int) -> Path:
+    """A PGM that says which value is white."""
+    path.write_bytes(f"P5 9 9 {most}\n".encode() + values.astype(">u2").tobytes())
+    return path
+
+
+def ends(pixels: Tensor) -> tuple[int, int]:
+    return int(pixels.min()), int(pixels.max())
+
+
+@pytest.mark.parametrize("name", ["a.png", "little.tiff", "big.tiff", "a.pgm"])
+def test_twelve_bits_in_sixteen_are_seen_from_their_darkest_to_their_brightest(
+    tmp_path: Path, name: str
+) -> None:
+    values = ramp(4000, least=100)
+    if name == "a.pgm":
+        pgm(tmp_path / name, values, 65535)
+    else:
+        order = ">u2" if name.startswith("big") else "<u2"
+        Image.fromarray(values.astype(order)).save(tmp_path / name)
+    assert ends(one(tmp_path, name, side=9)) == (0, 255)
+    known = read(Folder(tmp_path), [name], 9, bits=12)[0][0]
+    assert ends(known) == (round(100 * 255 / 4095), round(4000 * 255 / 4095))
+    whole = read(Folder(tmp_path), [name], 9, bits=16)[0][0]
+    assert ends(whole) == (0, round(4000 * 255 / 65535))
+
+
+def test_a_pgm_that_says_what_is_white_is_believed(tmp_path: Path) -> None:
+    pgm(tmp_path / "a.pgm", ramp(2000), 4095)
+    plain = " ".join(map(str, ramp(2000).flatten()))
+    (tmp_path / "b.pgm").write_text(f"P2 9 9 4095\n{plain}\n")
+    for name in ("a.pgm", "b.pgm"):
+        assert ends(one(tmp_path, name, side=9)) == (0, round(2000 * 255 / 4095))
+
+
+def test_the_range_of_a_large_picture_is_that_of_all_its_bands(tmp_path: Path) -> None:
+    values = np.full((2100, 1100), 2000, np.uint16)
+    values[:9], values[-9:] = 0, 4000
+    Image.fromarray(values).save(tmp_path / "a.tiff")
+    assert colour(one(tmp_path, "a.tiff")[:, 3:5]) == (128, 128, 128)
+
+
+def test_pictures_in_which_there_is_next_to_nothing_to_see_are_known(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40), RED).save(tmp_path / "plain.png")
+    Image.fromarray(ramp(4000)).save(tmp_path / "black.png")
+    half = Image.new("RGB", (40, 40), RED)
+    half.paste(BLUE, (0, 0, 20, 40))
+    half.save(tmp_path / "half.png")
+    names = ["half.png", "plain.png", "black.png"]
+    assert flat(read(Folder(tmp_path), names, 8, bits=16)[0]) == [1, 2]
+    assert flat(read(Folder(tmp_path), names, 8)[0]) == [1]

@@ -420,3 +420,8 @@ def test_another_source_is_compared_as_a_whole(tmp_path: Path) -> None:
         ValueError, match="the data are not those of .*split.json. its labels have another hash"
     ):
         units.work(units.Unit(config, tmp_path / "run"))
+
+
+def test_a_sites_split_is_found_again_by_the_same_mark_as_ever() -> None:
+    # If this changes, deployed sites draw their splits anew: say so in the changelog.
+    assert ImageFolders(path="here", side=64, bits=12).mark(0) == "999c0a6700bea42e"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from shutil import copytree
+from shutil import copy, copytree
 from typing import Any
 
 import numpy as np
@@ -417,6 +417,35 @@ def test_the_command_prints_a_table_json_or_csv(learned: Trained, pictures: Path
     ]
     assert f"{100 * expected[0].probability:.1f}" in shown[2].stdout
     assert all("a's own model, as it kept it in round" in done.stderr for done in shown)
+
+
+def test_folders_that_are_named_like_classes_are_told(
+    learned: Trained, pictures: Path, tmp_path: Path
+) -> None:
+    run = learned(CASES["fedavg"])
+    name = Learned.of(run, "").model.classes[0]
+    first, *others = sorted((pictures / "a").iterdir())
+    for folder, file in ((name, first), ("unsorted", others[0])):
+        (tmp_path / folder).mkdir()
+        copy(file, tmp_path / folder)
+    done = call("predict", run, tmp_path)
+    assert "1 of 2 inputs lie in folders named like classes: `fedexperts evaluate`" in done.stderr
+    assert "named like" not in call("predict", run, tmp_path / "unsorted").stderr
+
+
+def _hidden(file: str, to: str) -> None:
+    """A copy of a file that its name hides, as macOS lays them beside pictures."""
+    copy(file, Path(to).with_name(f"._{Path(to).name}"))
+
+
+def test_what_is_hidden_is_passed_over(learned: Trained, pictures: Path, tmp_path: Path) -> None:
+    copytree(pictures / "a", tmp_path / "new" / "north")
+    for hidden in (".ipynb_checkpoints", "north/.cache/deep"):
+        copytree(pictures / "c", tmp_path / "new" / hidden)
+    copytree(pictures / "c", tmp_path / "new" / "south", copy_function=_hidden)
+    found = said(Learned.of(learned(CASES["fedavg"]), ""), tmp_path / "new")
+    names = [path.name for path in sorted((pictures / "a").iterdir())]
+    assert [each.input for each in found] == [str(tmp_path / "new/north" / name) for name in names]
 
 
 def test_images_that_cannot_be_read_are_named_and_the_others_predicted(

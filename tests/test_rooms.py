@@ -44,6 +44,7 @@ DOOR = (
     "own",
     "checking",
     "reading",
+    "folders",
     "machine",
     "duration",
     "building",
@@ -82,7 +83,8 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "wandb": ("track/wandb.py",),
     # elsewhere options say what they may be; and a split is a file that anybody may have written
     "pydantic": ("config/checking.py", "data/manifest.py"),
-    "PIL": ("data/images.py",),
+    "PIL": ("data/pixels.py",),
+    "pydicom": ("data/pixels.py",),
     "pyarrow": ("data/table.py",),
     "datasets": ("data/sets.py",),
     "pandas": ("results.py",),
@@ -215,6 +217,17 @@ def test_nothing_that_is_read_can_run() -> None:
     assert (ROOT / "models" / "halves.py").read_text().count("= torch.load(") == 1
     assert safe in (ROOT / "models" / "halves.py").read_text()
     assert not readers({"torch.save", "eval", "exec", "numpy.load", "np.load"})
+
+
+def test_a_text_is_read_and_written_in_utf_8_whatever_the_machine_speaks() -> None:
+    wrong = []
+    for file in files:
+        for node in ast.walk(parsed(file)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                text = node.func.attr in ("read_text", "write_text")
+                if text and "encoding" not in {word.arg for word in node.keywords}:
+                    wrong.append(where(file, node.lineno))
+    assert not wrong
 
 
 def test_a_module_opens_by_saying_what_it_is() -> None:

@@ -24,6 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import CASES, TinyData, rewrite, tiny
 from PIL import Image
@@ -32,7 +33,7 @@ from typer.testing import CliRunner
 pytest.importorskip("uvicorn")
 from fedexperts import serve
 from fedexperts.cli import app
-from fedexperts.predict import Learned
+from fedexperts.predict import Learned, predictions
 from fedexperts.serve import door
 from fedexperts.study import once
 
@@ -665,3 +666,21 @@ def test_the_page_asks_its_own_server_alone_and_breaks_no_rule_of_its_own(
     assert {f"{site.url}/{name}" for name in ("page.css", "page.js", "about", "say")} <= set(loaded)
     assert all(name.startswith((site.url, f"blob:{site.url}", "data:,")) for name in loaded)
     assert browser.get_log("browser") == []
+
+
+def test_grey_of_sixteen_bits_is_read_as_the_run_read_its_own(run: Path, tmp_path: Path) -> None:
+    """Without a word on it, from its darkest pixel; with twelve bits, this one is nearly white."""
+    ramp = np.arange(3071, 4095, 4, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    body, read = (tmp_path / "a.png").read_bytes(), []
+    learned = Learned.of(run, "a")
+    for bits in (0, 12):
+        data = learned.config.values["data"] | {"bits": bits}
+        config = replace(learned.config, values=learned.config.values | {"data": data})
+        predictor = replace(learned, config=config)
+        with served(predictor) as site:
+            _, answer = site.say(body)
+        ((expected,), _) = next(predictions(predictor, [str(tmp_path / "a.png")]))
+        assert answer["probability"] == pytest.approx(expected.probability, abs=1e-6)
+        read.append(answer["probability"])
+    assert read[0] != pytest.approx(read[1], abs=1e-4)

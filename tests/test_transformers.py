@@ -21,6 +21,7 @@ from transformers import (
     CLIPConfig,
     GPT2Config,
     PreTrainedTokenizerFast,
+    RobertaConfig,
 )
 
 from fedexperts.models.built import Built
@@ -245,6 +246,43 @@ def test_a_folder_that_lacks_a_part_is_refused(tmp_path: Path, missing: str, sai
     (save(tmp_path, "bert") / missing).unlink()
     with pytest.raises(ValueError, match=f"does not hold a whole text model.*{said}"):
         built(tmp_path)
+
+
+def test_a_tokenizer_with_more_words_than_the_embedding_is_refused(tmp_path: Path) -> None:
+    words = AutoTokenizer.from_pretrained(save(tmp_path, "bert"))
+    ids = len(words)
+    words.add_tokens(["vorhofflimmern"])
+    words.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"tokenizer has {ids + 1} ids and its embedding {ids}"):
+        built(tmp_path)
+
+
+def test_a_tokenizer_that_can_fill_no_text_up_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, "bert")
+    bare = tokenizer(bert=True)
+    bare.pad_token = None
+    bare.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match='neither a pad token nor an end token.*add a "pad_token"'):
+        built(tmp_path)
+
+
+def test_a_roberta_takes_as_many_tokens_as_it_has_positions_behind_padding(tmp_path: Path) -> None:
+    words = tokenizer(bert=True)
+    config = RobertaConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=24,
+        pad_token_id=1,
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    long = " ".join(["soup"] * 30)
+    most = built(tmp_path, tokens=22)
+    assert most.model.logits(most.model.initial, most.encode([long])).isfinite().all()
+    with pytest.raises(ValueError, match="takes texts of 22 tokens, and tokens is 23"):
+        built(tmp_path, tokens=23)
 
 
 def test_weights_in_a_pickle_are_refused(tmp_path: Path) -> None:

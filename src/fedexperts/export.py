@@ -3,12 +3,15 @@ that says how.
 
     model.safetensors   text features and gate, or a network's weights
     config.json         classes and numbers
+    pixels.py           how a picture is read, as the run read it
+    backbone/           the frozen weights that pictures go through first, if they are small
     README.md           the formula in words, the same in plain torch, and what the model is
 
 What the README says of the run is read from the run's folder. This room does not know methods or
 models: they say themselves in a few lines of torch, or that they cannot.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,26 +24,35 @@ from typing import Any
 import torch
 
 from .config import only_simulated
-from .data.images import KINDS, PIXELS
+from .data import pixels
 from .metrics import Row
 from .model import Portable
 from .predict import Learned
 from .tensors import pack, write
 
-PICTURE = """import numpy as np
-from PIL import Image, ImageOps
+PICTURE = """from pixels import decoded
 
 
 def pixels(path):
-    with Image.open(path, formats={kinds}) as image:
-        if image.width * image.height > {most}:
-            raise ValueError(f"{{path}} has {{image.width}} x {{image.height}} pixels, and at most {most} are decoded")
-        image = ImageOps.exif_transpose(image).convert("RGB")
-    image = ImageOps.fit(image, ({side}, {side}), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    return decoded(Path(path).read_bytes(), {side}, {bits})[None]
 
 
-"""  # noqa: E501
+"""
+
+SMALL = 100_000_000  # bytes of a backbone that is copied: as one sends by mail, hardly more
+
+# of a backbone's folder, what a recipe reads
+READ = ("config.json", "*processor_config.json", "model*.safetensors*", "LICENSE*")
+
+COPIED = """
+
+`backbone` is a copy of {name} ({size:,} bytes)."""
+
+LACKING = """
+
+`backbone` is not here: it is {name}, whose {size:,} bytes are more than the {most:,} that are copied. Put a copy of its folder there, or
+type `hf download {name} --local-dir backbone` if that is a hub name. These are the sha256 of the right one:
+{hashes}"""  # noqa: E501
 
 RECIPE = """```python
 {lines}
@@ -65,7 +77,7 @@ torch.set_grad_enabled(False)
 
 README = """# {title}
 
-This is {who}, learned by fedexperts, which is not needed to use it. Needed is what the lines below import.
+This is {who}, learned by fedexperts, which is not needed to use it. Needed is what the lines below import; run them in this folder.
 
 ## From an input to logits
 {formula}
@@ -145,7 +157,35 @@ def _write(predictor: Learned, carried: Portable, folder: Path) -> None:
     )
     for name, data in predictor.built.files().items():
         write(folder / name, data)
-    write(folder / "README.md", _readme(predictor, carried).encode())
+    if _reads_pictures(predictor):
+        write(folder / "pixels.py", Path(pixels.__file__).read_bytes())
+    about = _backbone(predictor, folder / "backbone")
+    write(folder / "README.md", _readme(predictor, carried, about).encode())
+
+
+def _reads_pictures(predictor: Learned) -> bool:
+    return predictor.side is not None and bool(predictor.built.recipe)
+
+
+def _backbone(predictor: Learned, folder: Path) -> str:
+    """Copy what the recipe reads besides, if it is small; what to say of it."""
+    backbone = predictor.built.backbone
+    if backbone is None or not predictor.built.recipe:
+        return ""
+    files = [file for pattern in READ for file in sorted(backbone.folder.glob(pattern))]
+    size = sum(file.stat().st_size for file in files)
+    if size > SMALL:
+        hashes = "\n".join(f"- `{file.name}`: {_sha256(file)}" for file in files)
+        return LACKING.format(name=backbone.name, size=size, most=SMALL, hashes=hashes)
+    folder.mkdir()
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    return COPIED.format(name=backbone.name, size=size)
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def _write_onnx(predictor: Learned, carried: Portable, folder: Path) -> None:
@@ -167,10 +207,15 @@ def _write_onnx(predictor: Learned, carried: Portable, folder: Path) -> None:
         readme.write(ABOUT_ONNX)
 
 
-def _readme(predictor: Learned, carried: Portable) -> str:
-    side, recipe = predictor.side, predictor.built.recipe
-    lines = recipe if side is None else PICTURE.format(side=side, kinds=KINDS, most=PIXELS) + recipe
-    shown = '["a text"]' if side is None else "pixels(path)"
+def _readme(predictor: Learned, carried: Portable, backbone: str) -> str:
+    side = predictor.side
+    lines, shown = predictor.built.recipe, '["a text"]'
+    if _reads_pictures(predictor):
+        lines = PICTURE.format(side=side, bits=predictor.bits) + lines
+        shown = "pixels(path)"
+    recipe = NO_RECIPE
+    if lines:
+        recipe = RECIPE.format(lines=lines, shown=shown) + backbone
     return README.format(
         title=f"{predictor.config.name}: {_whose(predictor)}",
         who=predictor.who,
@@ -178,7 +223,7 @@ def _readme(predictor: Learned, carried: Portable) -> str:
         load=LOAD,
         code=carried.code,
         kind="texts" if side is None else "an image",
-        recipe=RECIPE.format(lines=lines, shown=shown) if recipe else NO_RECIPE,
+        recipe=recipe,
         card=_card(predictor),
         privacy=_privacy(predictor),
     )
@@ -243,20 +288,19 @@ def _tested(predictor: Learned, rows: list[Row]) -> list[str]:
 
 
 def _counts(predictor: Learned) -> list[str]:
-    """How many examples the client has, of which classes, if the run wrote its split down."""
+    """How many examples the client has and, if the run was to write that down, of which classes."""
     file = predictor.folder.path / "split.json"
     held: dict[str, Any] = json.loads(file.read_bytes())["clients"] if file.exists() else {}
     if predictor.client not in held:
         return []
     own = held[predictor.client]
     parts = ", ".join(f"{len(own[part])} {part}" for part in ("train", "valid", "test"))
-    # a split of before has none
-    counts = zip(predictor.model.classes, own.get("counts", []), strict=False)
-    by_class = ", ".join(f"{count} {name}" for name, count in counts if count)
-    return [
-        f"The client's own examples: {parts}.",
-        *([f"By class: {by_class}."] if by_class else []),
-    ]
+    said = [f"The client's own examples: {parts}."]
+    if predictor.config.values["run"]["counts"]:
+        counts = zip(predictor.model.classes, own["counts"], strict=True)
+        by_class = ", ".join(f"{count} {name}" for name, count in counts if count)
+        said.append(f"By class: {by_class}.")
+    return said
 
 
 def _privacy(predictor: Learned) -> str:

@@ -1,6 +1,6 @@
 """An option: a field of a settings dataclass that says what it means and what it may be.
 
-This room checks nothing; `config` does, when a section of a config becomes such a dataclass.
+This room checks no option; `config` does, when a section of a config becomes such a dataclass.
 """
 
 from abc import ABC, abstractmethod
@@ -29,6 +29,16 @@ def option(
     if isinstance(default, list):  # every object has one of its own
         return cast("Value", field(default_factory=default.copy, metadata=metadata))
     return field(default=default, metadata=metadata)
+
+
+def typed_path(text: str) -> Path:
+    """A path as a person types it, "~" being a home; ValueError if nobody knows that home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"{text!r}: this machine knows no such home folder; use the whole path"
+        ) from None
 
 
 class Outside(ABC):

@@ -24,7 +24,7 @@ from . import config as door
 from . import predictor
 from .config import Config
 from .data.examples import words
-from .data.folders import ImageFolders
+from .data.folders import ImageFolders, images_below
 from .data.images import SUFFIXES, read, readable
 from .data.table import Table
 from .learn import Examples, Local
@@ -139,6 +139,11 @@ class Learned:
         return self._served or self.method.predictor(self.model, self.local)
 
     @property
+    def bits(self) -> int:
+        """How grey pictures of 16 bits are read, as the run's own were."""
+        return int(self.config.values["data"].get("bits", 0))
+
+    @property
     def serves(self) -> bool:
         """Whether it is the server's own predictor."""
         return self._served is not None
@@ -241,7 +246,7 @@ def predictions(
         batch, broken = asked[first : first + BATCH], dict[str, str]()
         given: Any = batch
         if predictor.side is not None:
-            given, broken = readable([Path(file) for file in batch], predictor.side)
+            given, broken = readable([Path(file) for file in batch], predictor.side, predictor.bits)
             batch = [file for file in batch if file not in broken]
         yield predictor.say(batch, given) if batch else [], broken
 
@@ -267,7 +272,7 @@ def labelled(predictor: Learned, path: Path) -> Examples:
     whats = [example.what for example in listing.examples]
     given: Any = whats
     if listing.store is not None and predictor.side is not None:
-        given, _ = read(listing.store, whats, predictor.side)
+        given, _ = read(listing.store, whats, predictor.side, predictor.bits)
     numbers = {words(name): number for number, name in enumerate(classes)}
     y = torch.tensor([numbers[example.label] for example in listing.examples])
     return Examples(predictor.built.encode(given)[:, None], y)
@@ -323,9 +328,7 @@ def _images(path: Path) -> list[Path]:
         if not path.is_file():
             raise ValueError(f"{path}: no such file or folder")
         return [path]
-    files = sorted(
-        file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != "."
-    )
+    files = images_below(path)
     if not files:
         raise ValueError(
             f"no image in {path}; expected a folder with files as {', '.join(SUFFIXES)}"

@@ -136,7 +136,8 @@ def _folder(unit: Unit, federation: Federation) -> RunDir:
         unit.run.goes_on(door.origin(unit.config))
         return unit.run
     about = door.about(unit.config, federation)
-    return RunDir.create(unit.folder, unit.config.toml(), about, sealed(federation.manifest()))
+    split = federation.manifest(unit.config.values["run"]["counts"])
+    return RunDir.create(unit.folder, unit.config.toml(), about, sealed(split))
 
 
 def run_all(

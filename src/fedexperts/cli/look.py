@@ -91,7 +91,7 @@ def check(
         if says := zero_shot(built, federation.inputs, federation.labels):
             out.print(escape(says), soft_wrap=True)
         unknown = [text for text in [unfit(experiment.values)] if text]
-        for remark in (*federation.notes, *_twins(federation), *unknown):
+        for remark in (*federation.notes, *_flat(federation), *_twins(federation), *unknown):
             out.print(f"[yellow]Note:[/] {escape(remark)}", soft_wrap=True)
         if picture:
             _draw(federation, picture)
@@ -171,6 +171,23 @@ def _draw(federation: "Federation", path: Path) -> None:
         path,
     )
     out.print(f"Wrote {escape(str(path))}", soft_wrap=True)
+
+
+def _flat(federation: "Federation") -> Iterator[str]:
+    """A warning about pictures in which there is next to nothing to see."""
+    from torch import Tensor
+
+    from ..data.images import flat
+    from ..report.claims import plural
+
+    if isinstance(federation.inputs, Tensor) and (positions := flat(federation.inputs)):
+        name = f"number {positions[0]}"
+        if federation.files:
+            name = list(federation.files)[positions[0]]
+        yield (
+            f"{plural(len(positions), 'picture')} nearly of one colour, for example {name}. Of"
+            " files of 16 bits, data.bits says what is white."
+        )
 
 
 def _twins(federation: "Federation") -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +40,14 @@ if TYPE_CHECKING:
     from ..config import Config
     from ..reproduce import Figure, Result
 
+
+class Tune(StrEnum):
+    """Which values a run tries before it settles."""
+
+    config = "config"
+    none = "none"
+
+
 KEPT = "Stopped. Every finished round is kept; continue with: "
 
 
@@ -52,6 +62,9 @@ def run(
         typer.Option("--out", help="A new folder.", show_default="the next free runs/NAME"),
     ] = None,
     jobs: Jobs = None,
+    tune: Annotated[
+        Tune, typer.Option(help="Which values to try first: those in [tune] of a config, or none.")
+    ] = Tune.config,
     tensorboard: Annotated[
         str | None,
         typer.Option(metavar="FOLDER", help="Also log each round for TensorBoard, in this folder."),
@@ -74,6 +87,8 @@ def run(
 
     with errors():
         experiments = _load(configs, settings or [])
+        if tune is Tune.none:
+            experiments = [replace(experiment, tune={}) for experiment in experiments]
         for text in sorted({unfit(experiment.values) for experiment in experiments} - {""}):
             out.print(f"[yellow]Note:[/] {escape(text)}", soft_wrap=True)
         first = int(experiments[0].values["run"]["seed"])

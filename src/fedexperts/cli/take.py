@@ -75,6 +75,7 @@ def predict(
 ) -> None:
     """Predict new images or texts with a client's own model or the global model."""
     from .. import predict as room
+    from ..data.folders import in_class_folders
 
     with errors():
         if like and client:
@@ -88,6 +89,12 @@ def predict(
         if not asked:
             raise ValueError("nothing to predict; expected images, a folder of images, or texts")
         err.print(f"Predicted with {escape(predictor.who)}.", soft_wrap=True)
+        if predictor.side and (named := in_class_folders(asked, predictor.model.classes)):
+            err.print(
+                f"{len(named)} of {len(asked)} inputs lie in folders named like classes:"
+                " `fedexperts evaluate` says how many are predicted so.",
+                soft_wrap=True,
+            )
         predictions, broken = list[room.Prediction](), dict[str, str]()
         columns = (
             TextColumn("predicting"),

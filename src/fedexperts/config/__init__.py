@@ -5,18 +5,21 @@
     own.py        whether a class of one's own is what it must be, part by part
     checking.py   whether a section fits its class; everything wrong is said at once
     reading.py    files and layers of values: `load`, `parse`, `resolve` give a `Config`
-    machine.py    device, cores, folders, environment variables; rooms that need an optional package
+    folders.py    where this machine keeps what can be made again
+    machine.py    device, cores, environment variables; rooms that need an optional package
     duration.py   how long an experiment will take here
     building.py   a `Config` becomes objects: `parts`, `build`, `opened`
     engines.py    the engines, which open what was built
     deployed.py   at a server and at a site, which did not write the config: `served`, `site`
 
-Each of them knows only those above it. What other rooms use is named below, and imported when it is
-first used, so that names can be listed without torch.
+Each of them knows only those above it. What other rooms use is named below, and but for folders.py
+imported when it is first used, so that names can be listed without torch.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from .folders import cache_folder as cache_folder
 
 if TYPE_CHECKING:
     from .building import build as build

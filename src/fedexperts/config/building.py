@@ -31,6 +31,7 @@ from ..options import Outside
 from ..private import Private
 from ..tensors import rng
 from . import machine, own
+from .folders import cache_folder
 from .reading import Config, parse
 from .settings import MixtureSettings, RunSettings, StartSettings
 
@@ -117,7 +118,7 @@ def lacking(config: Config) -> list[ValueError]:
 
 def check_here(configs: Sequence[Config]) -> None:
     """ValueError, with all to type at once, if experiments read what is not on this machine."""
-    reasons = [error for config in configs for error in (*_lost(config), *lacking(config))]
+    reasons = [error for config in configs for error in lacking(config)]
     if not reasons:
         return
     says = list(dict.fromkeys(map(str, reasons)))
@@ -125,13 +126,6 @@ def check_here(configs: Sequence[Config]) -> None:
     if len(says) > 1 or len(block) > 1:
         says += ["All of it, to paste:", *block]
     raise ValueError("\n".join(says))
-
-
-def _lost(config: Config) -> Iterator[ValueError]:
-    """What to say of one's own data that are not where a config says."""
-    path = config.values["data"].get("path")
-    if path and isinstance(config.section("data"), Own) and not Path(path).expanduser().exists():
-        yield ValueError(f"data.path = {path!r}: no such folder or file, seen from {Path.cwd()}")
 
 
 def _mixed(config: Config, model: Model) -> Model:
@@ -312,7 +306,7 @@ def _inputs(given: Any, built: Built, views: int, seed: int, tell: Tell) -> Tens
     if not len(given):  # a server without a reserve set
         return torch.empty(0, 1)
     if built.key:
-        cache = machine.cache_folder()
+        cache = cache_folder()
         return features(given, built.encode, built.key, cache, views, seed, tell)
     if views > 1:
         raise ValueError(

@@ -17,6 +17,7 @@ from ..client import Client, Job
 from ..data import manifest
 from ..data.federation import Federation
 from ..data.own import Own
+from ..options import typed_path
 from ..tensors import write
 from .building import assembled, loaded, source, split_as
 from .names import PATHS
@@ -71,8 +72,8 @@ class Allowed:
 
     def permits(self, path: str) -> bool:
         """Whether what lies there may be read."""
-        real = Path(path).expanduser().resolve()
-        return any(real.is_relative_to(Path(known).expanduser().resolve()) for known in self.paths)
+        real = typed_path(path).resolve()
+        return any(real.is_relative_to(typed_path(known).resolve()) for known in self.paths)
 
 
 def site(
@@ -166,7 +167,7 @@ def _is_path(name: str) -> bool:
     """Whether a model's name leads to a file or folder, or would if one were there; or else it is a
     hub's or ours.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
     return path.is_absolute() or name.startswith((".", "~")) or ".." in path.parts or path.exists()
 
 

@@ -25,6 +25,7 @@ from ..model import Model
 from ..models.built import Built
 from ..private import Private
 from . import machine
+from .folders import cache_folder
 from .reading import Config
 from .settings import RunSettings
 
@@ -77,7 +78,7 @@ def estimate(
 
 def _left(inputs: Any, built: Built, views: int, seed: int) -> int:
     """Images that are still to be encoded, each view for itself."""
-    if not built.key or known(inputs, built.key, machine.cache_folder(), views, seed):
+    if not built.key or known(inputs, built.key, cache_folder(), views, seed):
         return 0
     return len(inputs) * views
 

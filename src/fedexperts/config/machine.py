@@ -1,4 +1,4 @@
-"""The machine: its device, cores, folders and environment variables, and rooms that need a package
+"""The machine: its device, cores and environment variables, and rooms that need a package
 not always there.
 
 Only this room chooses or reads them. It does not know how an experiment is built.
@@ -55,12 +55,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def cache_folder() -> Path:
-    """Where image features are kept: FEDEXPERTS_CACHE, or the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedexperts"
-    return Path(os.environ.get("FEDEXPERTS_CACHE") or default)
-
-
 def about(config: Config, federation: Federation) -> Values:
     """What a run writes down of where it comes from, of its data, and of its method for reports:
     all beside its config.
@@ -115,7 +109,7 @@ def _weights(config: Config) -> dict[str, str]:
 def _processor() -> str:
     """Its name, as far as the system tells."""
     listed = Path("/proc/cpuinfo")
-    for line in listed.read_text().splitlines() if listed.exists() else []:
+    for line in listed.read_text(encoding="utf-8").splitlines() if listed.exists() else []:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

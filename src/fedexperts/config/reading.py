@@ -61,7 +61,7 @@ class Config:
             f"{section}.{key}": value
             for section in ("method", "model", "mixture", "start", "learning", "run")
             for key, value in self.values.get(section, {}).items()
-            if not (isinstance(value, str) and Path(value).expanduser().is_absolute())
+            if not (isinstance(value, str) and _is_of_this_machine(value))
         }
 
     def described(self) -> Iterator[tuple[str, str, str, str]]:
@@ -85,6 +85,10 @@ class Config:
                 "tried; chosen by validation accuracy",
                 self.origins.get(f"tune.{key}", ""),
             )
+
+
+def _is_of_this_machine(value: str) -> bool:
+    return value.startswith("~") or Path(value).is_absolute()
 
 
 def load(path: Path | str, settings: Sequence[str] = ()) -> Config:
@@ -167,7 +171,7 @@ def shipped() -> list[tuple[Path, str]]:
     return [
         (
             Path("configs") / file.relative_to(shipped_folder()),
-            file.read_text().splitlines()[0].removeprefix("# "),
+            file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# "),
         )
         for file in files
     ]
@@ -207,10 +211,11 @@ def _setting(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals or "." not in key:
         raise ConfigError(f"--set {text}: use section.key=value, for example run.rounds=5")
+    name = key.replace('"', "").strip()  # `show` prints tune."learning.rate"
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+        return name, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+        return name, value.strip()
 
 
 def _nest(items: Iterable[tuple[str, object]]) -> Values:

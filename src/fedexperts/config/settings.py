@@ -27,6 +27,11 @@ class RunSettings(Schedule):
         says="whoever trains has all clients' training examples, as only a simulation can: an"
         " upper bound",
     )
+    counts: bool = option(
+        False,
+        says="whether split.json and an export's card say how many examples of each class a"
+        " client has",
+    )
     judged_by: Literal["clients", "server"] = option(
         "clients",
         says="whose validation accuracy chooses rates and rounds: each client's own, or the"

@@ -18,7 +18,11 @@ from . import images
 from .federation import check_name
 
 # how a part may be written -> the part
-PART = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+PART = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,18 @@ def words(name: str) -> str:
     return " ".join(composed(name).replace("_", " ").split())
 
 
+def merged(names: Iterable[str]) -> tuple[str, ...]:
+    """A note for each class that was named in several ways."""
+    spellings: dict[str, set[str]] = {}
+    for name in names:
+        spellings.setdefault(words(name), set()).add(composed(name))
+    return tuple(
+        f"One class, {label!r}, of several names: {quoted(sorted(ways))}."
+        for label, ways in sorted(spellings.items())
+        if len(ways) > 1
+    )
+
+
 def composed(name: str) -> str:
     """A name with each letter and its accents as one character: disks keep both spellings."""
     return unicodedata.normalize("NFC", name)
@@ -76,6 +92,8 @@ def classes_of(listing: Listing, listed: Sequence[str], site: str) -> tuple[str,
     """
     used = {example.label for example in listing.examples}
     seen = used if listing.classes is None else listing.classes
+    if "" in seen:
+        raise ValueError("a class has a name without a letter or a sign, as '_': rename it")
     if not listed:
         _check_unlisted(site, seen, used)
         return tuple(sorted(used))

@@ -110,9 +110,10 @@ class Federation:
         """Number of examples of each class in the reserve, in the order of `classes`."""
         return self._count(self.reserve)
 
-    def manifest(self) -> Values:
-        """Plain values, equal for two runs that had the same examples in the same parts."""
-        counts = self.by_class()
+    def manifest(self, counts: bool = False) -> Values:
+        """Plain values, equal for two runs that had the same examples in the same parts; with
+        `counts`, those of each client's classes, too.
+        """
         written: Values = {
             "classes": list(self.classes),
             "inputs": sha256(self.inputs),
@@ -126,7 +127,9 @@ class Federation:
                 own[part] = index.tolist()
             if client in self.spare:
                 own["spare"] = self.spare[client]
-            written["clients"][client] = own | {"counts": counts[client]}
+            if counts:
+                own["counts"] = self.by_class()[client]
+            written["clients"][client] = own
         if self.files:
             written |= {"files": self.files, "labelled": self.labels.tolist()}
         return written

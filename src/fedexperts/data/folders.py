@@ -6,13 +6,14 @@ passed over, other files that are no images are named in a note, and what else d
 refused by name. This room reads names, not images.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from unicodedata import category
 
-from ..options import option
-from .examples import PART, Example, Listing, below, composed, words
+from ..options import option, typed_path
+from .examples import PART, Example, Listing, below, composed, merged, words
 from .images import SUFFIXES, Folder, several
 from .own import Own
 
@@ -32,7 +33,7 @@ class ImageFolders(Own):
     )
 
     def listing(self) -> Listing:
-        root = Path(self.path).expanduser()
+        root = typed_path(self.path)
         if not root.is_dir():
             raise ValueError(
                 f"data.path = {self.path!r}: no such folder, seen from {Path.cwd()}; {LAYOUT}"
@@ -44,9 +45,10 @@ class ImageFolders(Own):
         examples = [
             example for client, home in homes.items() for example in walk.client(client, home)
         ]
-        if not self.site and homes and all(name.lower() in PART for name in homes):
+        parts = [name for name in homes if name.lower() in PART]
+        if not self.site and (len(parts) > 1 or len(parts) == len(homes) == 1):
             raise ValueError(
-                f"{root} holds {several(homes)}, which are parts of one client's own data and no"
+                f"{root} holds {several(parts)}, which are parts of one client's own data and no"
                 " clients: use data.site = its name, or a folder of that name around them"
             )
         if bare := sorted(homes.keys() - {example.client for example in examples}):
@@ -55,7 +57,27 @@ class ImageFolders(Own):
             )
         if not examples:
             raise ValueError(f"{root} holds no folder; {LAYOUT}")
-        return Listing(examples, frozenset(walk.classes), Folder(root), walk.notes())
+        classes = frozenset(map(words, walk.classes))
+        return Listing(examples, classes, Folder(root), walk.notes())
+
+
+def images_below(root: Path) -> list[Path]:
+    """All images in a folder and in those below it, whatever these mean; none that is hidden."""
+    images = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # those to go on with
+        images += [Path(folder, name) for name in files if _is_image(name)]
+    return sorted(images)
+
+
+def in_class_folders(files: Iterable[str], classes: Iterable[str]) -> list[str]:
+    """Those of the files whose folder is named like a class."""
+    known = set(map(words, classes))
+    return [file for file in files if words(Path(file).parent.name) in known]
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
 
 
 @dataclass
@@ -63,14 +85,14 @@ class _Walk:
     """On the way through a folder: what was seen, and what was passed by."""
 
     root: Path
-    classes: set[str] = field(default_factory=set)
+    classes: set[str] = field(default_factory=set)  # as their folders are named
     passed: dict[str, None] = field(default_factory=dict)  # a set that keeps its order
 
     def client(self, client: str, home: Path) -> Iterator[Example]:
         """The images of one client."""
         for part, folder_of_part in self._parts(home):
             for folder in self.folders(folder_of_part):
-                self.classes.add(words(folder.name))
+                self.classes.add(composed(folder.name))
                 for file in self._images(folder):
                     yield Example(below(self.root, file), words(folder.name), client, part)
 
@@ -83,9 +105,10 @@ class _Walk:
         return folders
 
     def notes(self) -> tuple[str, ...]:
-        if not self.passed:
-            return ()
-        return (f"Passed over, as no images: {several(self.passed)}.",)
+        notes = merged(self.classes)
+        if self.passed:
+            notes += (f"Passed over, as no images: {several(self.passed)}.",)
+        return notes
 
     def _images(self, home: Path) -> list[Path]:
         folders, images = self._entries(home)
@@ -124,7 +147,7 @@ class _Walk:
                 below(self.root, entry)
             if entry.is_dir():
                 folders.append(entry)
-            elif entry.suffix.lower() in SUFFIXES:
+            elif _is_image(entry.name):
                 images.append(entry)
             else:
                 self.passed[below(self.root, entry)] = None

@@ -9,15 +9,13 @@ room does not know how examples were listed.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..options import option
+from ..options import Outside, option, typed_path
 from ..tensors import rng
 from . import images, kept, manifest, split
 from .drawn import SHOTS, Drawn
@@ -37,6 +35,13 @@ class Listed(Drawn):
         says=f"pixels of a side to which images are brought; 0: as the model sees them, or {SIDE}",
         ge=0,
         le=1024,
+    )
+    bits: int = option(
+        0,
+        says="bits that grey files of 16 bits use, as 12: the largest is white; 0: each picture"
+        " from its darkest to its brightest pixel",
+        ge=0,
+        le=16,
     )
     shots: int = option(0, says=SHOTS, ge=0)
     split: str = option(
@@ -62,10 +67,10 @@ class Listed(Drawn):
         check_clients({example.client for example in listing.examples})
         labels = _labels(listing.examples, classes)
         if self.split:
-            given = manifest.load(Path(self.split).expanduser())
+            given = manifest.load(typed_path(self.split))
             return self._as_given(given, listing, labels, classes)
         reserve = self._reserved(listing.examples, labels, classes, seed)
-        parts = self._parts(listing.examples, labels, classes, reserve, seed)
+        parts = self._parts(listing.examples, labels, reserve, seed)
         domains = _domains(listing.examples)
         inputs, files = self._inputs(listing)
         spare = {}
@@ -97,7 +102,7 @@ class Listed(Drawn):
         whats = tuple(example.what for example in listing.examples)
         if listing.store is None:
             return whats, {}
-        return images.read(listing.store, whats, self.side or SIDE)
+        return images.read(listing.store, whats, self.side or SIDE, self.bits)
 
     def _reserved(
         self, examples: Sequence[Example], labels: Tensor, classes: Sequence[str], seed: int
@@ -123,7 +128,6 @@ class Listed(Drawn):
         self,
         examples: Sequence[Example],
         labels: Tensor,
-        classes: Sequence[str],
         reserve: Tensor,
         seed: int,
     ) -> dict[str, Parts]:
@@ -139,12 +143,10 @@ class Listed(Drawn):
             try:
                 parts[client] = self._cut(client, given | {"train": trained}, labels, seed)
             except ValueError:
-                counts = Counter(classes[label] for label in labels[trained].tolist())
-                there = [f"{name} {count}" for name, count in sorted(counts.items())]
-                raise ValueError(
+                raise ValueError(  # without counts by class: a site's server hears it
                     f"client {client!r} has too few examples to train, validate and test on: to"
-                    f" train on, and to draw what is not given from, there are {len(trained)}"
-                    f" ({', '.join(there) or 'none'}). Add more, or take the client out"
+                    f" train on, and to draw what is not given from, there are {len(trained)}."
+                    " Add more, or take the client out"
                 ) from None
         return parts
 
@@ -165,7 +167,7 @@ class Listed(Drawn):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Own(Listed, ABC):
+class Own(Listed, Outside, ABC):
     """What is asked of every source of your own data."""
 
     path: str = ""
@@ -180,14 +182,22 @@ class Own(Listed, ABC):
     def listing(self) -> Listing:
         """What lies at `path`; ValueError, with what to do, for whatever does not fit."""
 
-    def load(self, seed: int) -> Federation:
-        """What lies at `path` as a federation; ValueError, with what to do, if that cannot be."""
+    def at_hand(self) -> None:
+        """ValueError, with what to do, for what does not fit at `path`; no picture is read."""
+        self._named()
+
+    def _named(self) -> tuple[Listing, tuple[str, ...]]:
+        """What is listed, and all classes."""
         if not self.path:
             raise ValueError(
                 "data.path is missing: use --set data.path=FOLDER, or --data FOLDER at a site"
             )
         listing = self.listing()
-        return self.build(listing, classes_of(listing, self.classes, self.site), seed)
+        return listing, classes_of(listing, self.classes, self.site)
+
+    def load(self, seed: int) -> Federation:
+        """What lies at `path` as a federation; ValueError, with what to do, if that cannot be."""
+        return self.build(*self._named(), seed)
 
     def again(self, given: manifest.Manifest, seed: int) -> Federation:
         """What lies there now, split as `given` says; ValueError if that cannot be.
@@ -233,8 +243,11 @@ class Own(Listed, ABC):
         return inputs, files
 
     def mark(self, seed: int) -> str:
-        """Equal for all that ask for the same split; where data lie, and `side`, do not matter."""
+        """Equal for all that ask for the same split; where data lie, and how pictures are read,
+        do not matter.
+        """
         asked = asdict(self) | dict.fromkeys(("path", "root", "side"))
+        del asked["bits"]  # which splits of before did not know
         text = json.dumps([type(self).__name__, seed, asked], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..fetch import NotHereError, Repository, here
+from ..options import typed_path
 from .examples import PART
 
 HUB = "https://huggingface.co/datasets/"
@@ -178,7 +179,7 @@ class Rows:
 def folder(dataset: str, path: str) -> Path:
     """Where the set lies on this machine; ValueError, with what to type, if it does not."""
     if path:
-        if (copy := Path(path).expanduser()).is_dir():
+        if (copy := typed_path(path)).is_dir():
             return copy
         raise ValueError(
             f"data.path = {path!r}: no such folder, seen from {Path.cwd()}; use a copy of {dataset}"

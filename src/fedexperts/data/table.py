@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ..options import option
-from .examples import PART, Example, Listing, below, words
+from ..options import option, typed_path
+from .examples import PART, Example, Listing, below, merged, words
 from .images import Folder, several
 from .own import Own
 
 Row = Mapping[str, object]
 BYTES = 2**30  # of a table, unpacked: some ten million sentences
 ROWS = 256  # of a parquet file, unpacked at once
-LONGEST = 2**17  # characters of a cell, as in CSV: far more than models read
+LONGEST = 2**17  # characters of a cell: far more than models read
+COMMAS = ",;\t|"  # what may stand between two cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Table(Own):
         return ()
 
     def listing(self) -> Listing:
-        file = Path(self.path).expanduser()
+        file = typed_path(self.path)
         if not file.is_file():
             raise ValueError(
                 f"data.path = {self.path!r}: no such file, seen from {Path.cwd()}; expected a table"
@@ -53,7 +54,7 @@ class Table(Own):
         what = self._checked(file, columns)
         root = store = None
         if what == self.path_column:
-            root = Path(self.root).expanduser() if self.root else file.parent
+            root = typed_path(self.root) if self.root else file.parent
             store = Folder(root)
         examples = self._examples(file, columns, rows, what, root)
         used = {what, self.label_column, self.site_column, self.part_column}
@@ -61,6 +62,7 @@ class Table(Own):
         notes = []
         if others:
             notes.append(f"Columns of {file.name} that are not used: {', '.join(others)}.")
+        notes += merged(_cell(self.label_column, row[self.label_column]) for row in rows)
         return Listing(examples, store=store, notes=tuple(notes))
 
     def _checked(self, file: Path, columns: Sequence[str]) -> str:
@@ -102,8 +104,8 @@ class Table(Own):
         examples: dict[str, Example] = {}  # an image by its file, a text by its row
         wrong = []
         for number, row in enumerate(rows, start=1):
-            cells = {name: _cell(row[name]) for name in needed}
             try:
+                cells = {name: _cell(name, row[name]) for name in needed}
                 example = self._example(cells, what, root)
                 if root and example.what in examples:
                     raise ValueError(f"{example.what} is in another row already")
@@ -137,20 +139,23 @@ class Table(Own):
         )
 
 
-def _cell(value: object) -> str:
+def _cell(name: str, value: object) -> str:
     """What stands in a cell; "" for what is missing, of which NaN is one spelling."""
     if value is None or value != value:
         return ""
+    if isinstance(value, (bytes, list, dict)):
+        raise ValueError(f"{name} holds {type(value).__name__}, expected a text or a number")
     return str(value).strip()
 
 
 def _csv(file: Path) -> tuple[list[str], list[Row]]:
-    """Columns and rows; commas, semicolons or tabs, whichever the first line has most of."""
+    """Columns and rows, by the mark that parts the first line into the most cells."""
     _check_size(file, file.stat().st_size)
-    csv.field_size_limit(LONGEST)
+    csv.field_size_limit(BYTES)  # what is longer than `LONGEST` is refused with its row
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:
-            comma = max(",;\t", key=lines.readline().count)
+            first = lines.readline()
+            comma = max(COMMAS, key=lambda mark: len(next(csv.reader([first], delimiter=mark))))
             lines.seek(0)
             reader = csv.DictReader(lines, delimiter=comma, strict=True)
             rows: list[Row] = list(reader)

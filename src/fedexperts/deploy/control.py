@@ -41,7 +41,7 @@ def register(deployment: Deployment) -> None:
     for name, key in wanted.items():
         if name not in there:
             file = deployment.path / "flower" / f"{name}.pub"
-            file.write_text(key)
+            file.write_text(key, encoding="utf-8")
             said = _flwr(deployment, "supernode", "register", str(file), "here", "--name", name)
             there[name] = str(said["node-id"]), key
             _note(deployment, there)

@@ -221,7 +221,7 @@ class Deployment:
     def _document(self) -> tomlkit.TOMLDocument:
         file = self.path / "deploy.toml"
         try:
-            document = tomlkit.parse(file.read_text())
+            document = tomlkit.parse(file.read_text(encoding="utf-8"))
             host, port, sites = document["server"], document["port"], document["sites"]
         except (tomllib.TOMLDecodeError, ValueError, KeyError) as error:
             raise ValueError(f"{file} is damaged ({error}): put a backup in its place") from None

@@ -202,7 +202,7 @@ def join(site: SiteFolder, patience: float, tell: Tell) -> None:
                     tell(f"The site {site.name} is connected.")
                 _until_ended(program, log, lambda: tell(f"The site {site.name} {_NOT_OURS}"))
             words = _last(log)
-            if inside and _SHUT_OUT in log.read_text(errors="replace"):
+            if inside and _SHUT_OUT in log.read_text(encoding="utf-8", errors="replace"):
                 until = time.monotonic() + patience
             elif _REFUSED not in words:
                 raise FlowerError(f"the site {site.name} ended: {words}")
@@ -221,7 +221,9 @@ def join(site: SiteFolder, patience: float, tell: Tell) -> None:
 
 def _until_connected(program: "subprocess.Popen[bytes]", log: Path) -> None:
     """Until Flower's program has a number from the server, or has ended."""
-    while program.poll() is None and "SuperNode ID" not in log.read_text(errors="replace"):
+    while program.poll() is None and "SuperNode ID" not in log.read_text(
+        encoding="utf-8", errors="replace"
+    ):
         time.sleep(0.2)
 
 
@@ -229,7 +231,7 @@ def _until_ended(
     program: "subprocess.Popen[bytes]", log: Path, refused: Callable[[], None]
 ) -> None:
     """Until Flower's program has ended; each app that it refuses meanwhile is told."""
-    with open(log, errors="replace") as words:
+    with open(log, encoding="utf-8", errors="replace") as words:
         ended = False
         while not ended:
             ended = program.poll() is not None  # and then once more, for its last words
@@ -315,7 +317,7 @@ def free_port() -> int:
 
 def _last(log: Path) -> str:
     """What a log says was wrong, without colours; or its last words."""
-    text = re.sub("\x1b\\[[0-9;]*m", "", log.read_text(errors="replace"))
+    text = re.sub("\x1b\\[[0-9;]*m", "", log.read_text(encoding="utf-8", errors="replace"))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     wrong = [position for position, line in enumerate(lines) if line.startswith("ERROR")]
     last = lines[-1:]

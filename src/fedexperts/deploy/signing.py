@@ -152,7 +152,7 @@ def read_key(file: Path) -> Ed25519PrivateKey:
 def read_public(file: Path) -> str:
     """A public key's line; ValueError if the file holds none."""
     try:
-        line = file.read_text().strip()
+        line = file.read_text(encoding="utf-8").strip()
         _public(line)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(

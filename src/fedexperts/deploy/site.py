@@ -98,7 +98,10 @@ def _built_once(
         line = f"The data changed since they were split, in {splits}. {changed}"
         tell(line)
         with open(
-            splits / "changes.log", "a", opener=lambda path, flags: os.open(path, flags, 0o600)
+            splits / "changes.log",
+            "a",
+            encoding="utf-8",
+            opener=lambda path, flags: os.open(path, flags, 0o600),
         ) as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} run {run}. {line}\n")
     return job, client

@@ -106,7 +106,7 @@ class SiteFolder:
         """Write down where the site's data lie; ValueError if there is nothing."""
         if not data.exists():
             raise ValueError(f"--data {data}: nothing is there")
-        asked = tomlkit.parse((self.path / "site.toml").read_text())
+        asked = tomlkit.parse((self.path / "site.toml").read_text(encoding="utf-8"))
         asked.setdefault("data", tomlkit.table())["path"] = str(data.absolute())
         write(self.path / "site.toml", tomlkit.dumps(asked).encode())
 
@@ -121,7 +121,7 @@ class SiteFolder:
     def _asked(self) -> Values:
         file = self.path / "site.toml"
         try:
-            asked = tomllib.loads(file.read_text())
+            asked = tomllib.loads(file.read_text(encoding="utf-8"))
             check_name(str(asked["name"]))
             _ = asked["server"]
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:

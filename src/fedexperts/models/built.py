@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,14 @@ class Sighted(ABC):
 
 
 @dataclass(frozen=True)
+class Backbone:
+    """Frozen weights that a recipe reads from a folder of the name "backbone"."""
+
+    name: str  # a hub's, or that of its folder
+    folder: Path  # where they lie on this machine
+
+
+@dataclass(frozen=True)
 class Built:
     """A model and the frozen encoder in front of it."""
 
@@ -38,6 +47,7 @@ class Built:
     files: Callable[[], dict[str, bytes]] = field(default=dict, kw_only=True)
     # the model with plain prompts, which classifies untrained; None: it has no prompts
     plain: Callable[[], Model] | None = field(default=None, kw_only=True)
+    backbone: Backbone | None = field(default=None, kw_only=True)  # what they read besides
     # hash of everything that `encode` depends on; "": quicker to compute again than to keep
     key: str
 

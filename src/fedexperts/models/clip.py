@@ -73,7 +73,7 @@ class Clip:
     preprocess: Callable[[Tensor], Tensor]  # uint8 [B, 3, H, W] -> pixel values
     key: str  # hash of all that image features depend on: weights, preprocessing
     pad: int | None = None  # id that fills a text up to L positions; None: the encoder is causal
-    # lines of Python that define inputs(pixels) as `encode` does, its name left open; "": many
+    # lines of Python that define inputs(pixels) as `encode` does, of a folder "backbone"; "": many
     # lines
     recipe: str = ""
 
@@ -189,10 +189,13 @@ class PromptedClip(PromptModel):
             )
         if self.longest > L:
             name = self.classes[max(range(len(self._names)), key=lambda c: len(self._names[c]))]
+            most = shape[0] - self.longest + L
+            remedy = f"set context to at most {most}, or shorten the name"
+            if most < 1:
+                remedy = "shorten the name"
             raise ValueError(
                 f"the prompt of class {name!r} has {self.longest} tokens, {shape[0]} of them"
-                f" context, and this CLIP takes {L}: set context to at most"
-                f" {shape[0] - self.longest + L}, or shorten the name"
+                f" context, and this CLIP takes {L}: {remedy}"
             )
 
 

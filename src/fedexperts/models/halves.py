@@ -59,7 +59,7 @@ def inputs(pixels):
 
 RECIPE = """from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-NET = "{{}}"  # a hub name, or the folder of this classifier
+NET = "backbone"  # the folder of this classifier, beside these lines
 net = AutoModelForImageClassification.from_pretrained(NET, dtype=torch.float32).eval()
 net.set_submodule("{head}", torch.nn.Identity())
 processor = AutoImageProcessor.from_pretrained(NET, backend="pil")

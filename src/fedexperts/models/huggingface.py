@@ -32,7 +32,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..fetch import NotHereError, Repository, here, snapshot
-from ..options import Values
+from ..options import Values, typed_path
 from . import openai
 from .built import device
 from .clip import Clip, Layer
@@ -47,8 +47,8 @@ FEATURES = {  # in lines of Python
 }
 RECIPE = """from transformers import {processor}, {model}
 
-CLIP = "{{}}"  # a hub name, or the folder of this CLIP; "tinyclip" is fedexperts/models/tinyclip in the package
-clip, processor = {model}.from_pretrained(CLIP, dtype=torch.float32), {processor}.from_pretrained(CLIP)
+clip = {model}.from_pretrained("backbone", dtype=torch.float32)
+processor = {processor}.from_pretrained("backbone")
 
 
 def inputs(pixels):
@@ -112,7 +112,7 @@ def find(name: str, kind: str, ours: str) -> Path:
 
     ValueError, with what to type or to use instead (`ours`), if there is none.
     """
-    if (there := Path(name).expanduser()).exists():
+    if (there := typed_path(name)).exists():
         return there.resolve()
     if folder := here(Repository(name)):
         return folder
@@ -135,6 +135,20 @@ def pickled(folder: Path, kind: str) -> str:
         " model.safetensors is. If you "
         f'trust who made it, type: python -c "from transformers import {kind} as M; '
         f'M.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"'
+    )
+
+
+def unknown_ids(tokenizer: Any, embedding: Any) -> str:
+    """Why a tokenizer says ids that an embedding does not have, with what to do; "" if it has all.
+
+    So it is where words were added to a tokenizer alone.
+    """
+    ids = 1 + max(tokenizer.get_vocab().values())
+    if ids <= embedding.num_embeddings:
+        return ""
+    return (
+        f"its tokenizer has {ids} ids and its embedding {embedding.num_embeddings}; use"
+        " model.resize_token_embeddings(len(tokenizer)) and train these words"
     )
 
 
@@ -167,6 +181,8 @@ def _load(folder: Path, dtype: torch.dtype, device: torch.device) -> Clip:
             raise _broken(folder, str(error).splitlines()[0]) from None
     if report["missing_keys"]:
         raise _broken(folder, f"it has no weights for {sorted(report['missing_keys'])[0]}")
+    if why := unknown_ids(tokenizer, model.text_model.embeddings.token_embedding):
+        raise _broken(folder, why)
     if kind == "clip":
         _check_ids(folder, model, tokenizer)
     return parts(model, tokenizer, processor, dtype, device)
@@ -269,7 +285,7 @@ def plain(text: str) -> str:
 
 
 def _tokenize(tokenizer: Any, clean: Callable[[str], str], words: str) -> list[int]:
-    ids: list[int] = tokenizer(clean(words), add_special_tokens=False).input_ids
+    ids: list[int] = tokenizer(clean(words), add_special_tokens=False, verbose=False).input_ids
     return ids
 
 
@@ -313,7 +329,7 @@ def _kind(folder: Path) -> str:
     if not (file := folder / "config.json").exists():
         return ""
     try:
-        return str(json.loads(file.read_text()).get("model_type", ""))
+        return str(json.loads(file.read_text(encoding="utf-8")).get("model_type", ""))
     except (OSError, ValueError) as error:
         raise _broken(folder, f"its config.json cannot be read ({error})") from None
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..model import Model
 from ..options import Outside, option
 from ..tensors import rng
-from .built import Built, Sighted
+from .built import Backbone, Built, Sighted
 from .clip import Clip, LinearProbe, PromptedClip, encode, words
 from .dual import Dual, PromptedDual
 from .dual import encode as classify
@@ -183,14 +183,21 @@ def _seen(classifier: str) -> int:
 
 
 def _built(model: Model, clip: Clip, name: str) -> Built:
-    recipe = clip.recipe.format(_said(name))
-    return Built(model, partial(encode, clip), clip.key, recipe=recipe)
+    from .huggingface import find_clip  # as above
+
+    backbone = Backbone(_said(name), find_clip(name))
+    return Built(model, partial(encode, clip), clip.key, recipe=clip.recipe, backbone=backbone)
 
 
 def _built_dual(model: Model, dual: Dual, name: str) -> Built:
+    from .halves import LITE0, folder_of  # as above
+
     classifier = dual.classifier
-    recipe = classifier.recipe.format(_said(name))
-    return Built(model, partial(classify, classifier), classifier.key, recipe=recipe)
+    backbone = None
+    if name != LITE0:  # whose package its recipe imports
+        backbone = Backbone(_said(name), folder_of(name))
+    encoded = partial(classify, classifier)
+    return Built(model, encoded, classifier.key, recipe=classifier.recipe, backbone=backbone)
 
 
 def _said(name: str) -> str:

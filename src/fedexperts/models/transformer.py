@@ -26,7 +26,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from ..model import Portable
 from ..options import Values
 from ..tensors import Tensors, under
-from .huggingface import find, pickled, quiet
+from .huggingface import find, pickled, quiet, unknown_ids
 from .network import seeded
 
 PAD, START, WORDS = 0, 1, 1022  # ids of the tiny ones: 1,024 altogether
@@ -60,7 +60,7 @@ def load_transformer(
     else:
         folder = find(name, "text model", "tiny-bert")
         tokenizer = _tokenizer(folder)
-        make = partial(_load, folder, classes, tokens, tokenizer.pad_token_id)
+        make = partial(_load, folder, classes, tokens, tokenizer)
         recipe = _TOKENIZED.format(source=getsource(tokenized), tokens=tokens)
         encoder = Encoder(partial(tokenized, tokenizer, tokens), recipe, partial(_saved, tokenizer))
     return seeded(lambda: POOLINGS[pooling](make(), classes), seed), encoder
@@ -263,10 +263,16 @@ def _tokenizer(folder: Path) -> Any:
             raise _broken(folder, str(error).splitlines()[0]) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # GPT-2's has none
+    if tokenizer.pad_token is None:
+        raise _broken(
+            folder,
+            "its tokenizer has neither a pad token nor an end token, and texts of one batch are"
+            ' filled up to one length: add a "pad_token" to its tokenizer_config.json',
+        )
     return tokenizer
 
 
-def _load(folder: Path, classes: int, tokens: int, pad: int) -> Any:
+def _load(folder: Path, classes: int, tokens: int, tokenizer: Any) -> Any:
     """The classifier of a folder in fp32; its head is fresh if the folder has none for so many
     classes.
     """
@@ -297,14 +303,27 @@ def _load(folder: Path, classes: int, tokens: int, pad: int) -> Any:
         name for name in lacking if name.startswith(f"{body}.") and ".pooler." not in name
     ):
         raise _broken(folder, f"it has no weights for {gone[0]}")
-    if tokens > (most := classifier.config.max_position_embeddings):
+    if why := unknown_ids(tokenizer, classifier.get_input_embeddings()):
+        raise _broken(folder, why)
+    if tokens > (most := _longest(classifier)):
         raise ValueError(
             f"{folder} takes texts of {most} tokens, and tokens is {tokens}: set tokens to at most"
             f" {most}"
         )
-    classifier.config.pad_token_id = pad  # GPT-2 looks for its last token by it
+    classifier.config.pad_token_id = tokenizer.pad_token_id  # GPT-2 looks for its last token by it
     classifier.config.use_cache = False
     return classifier
+
+
+def _longest(classifier: Any) -> int:
+    """Tokens of the longest text; RoBERTa's positions begin behind the one of padding."""
+    embeddings = getattr(classifier.base_model, "embeddings", None)
+    positions = getattr(embeddings, "position_embeddings", None)
+    most: int = classifier.config.max_position_embeddings
+    padding = getattr(positions, "padding_idx", None)
+    if padding is not None:
+        most -= padding + 1
+    return most
 
 
 def _broken(folder: Path, why: str) -> ValueError:

@@ -109,7 +109,11 @@ def _said(predictor: Learned, body: bytes) -> Values:
     """A prediction as the page shows it: classes and experts, the largest first."""
     if not body.strip():
         raise ValueError("it is empty")
-    given: Any = decoded(body, predictor.side) if predictor.side else [_text(body)]
+    given: Any
+    if predictor.side is None:
+        given = [_text(body)]
+    else:
+        given = decoded(body, predictor.side, predictor.bits)
     (prediction,) = predictor.say([""], given, most=len(predictor.model.classes))
     experts = sorted(prediction.experts.items(), key=lambda pair: -pair[1])
     return {
