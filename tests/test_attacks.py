@@ -35,7 +35,7 @@ from fedexperts.study import once
 from fedexperts.tensors import Tensors, named, normal_of_this_machine
 
 FULL = {"participation": 1.0}
-TERMS = Terms(Guard(), {}, frozenset())
+TERMS = Terms(Guard(), {}, frozenset(), 3)
 Lie = Callable[[Reply], Reply | list[Reply]]
 
 
@@ -184,7 +184,7 @@ def test_what_moves_by_itself_may_be_large_and_is_far_by_its_own_median() -> Non
     predictions do.
     """
     start = {"w": torch.zeros(1), "1.running_var": torch.ones(1)}
-    terms = Terms(Guard(), {}, frozenset({"1.running_var"}))
+    terms = Terms(Guard(), {}, frozenset({"1.running_var"}), 3)
 
     def admitted(*variances: float) -> dict[str, str]:
         uploads = [
