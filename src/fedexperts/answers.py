@@ -55,13 +55,10 @@ class Bins:
         return [(count, sure / count, correct / count) for count, sure, correct in every if count]
 
 
-def binned(logits: Tensor, y: Tensor) -> Bins:
-    """Answers [B, C] to inputs with labels y [B], by confidence."""
-    said_B = logits.argmax(-1)
-    sure_B = logits.softmax(-1).gather(-1, said_B[:, None])[:, 0]
+def binned(sure_B: Tensor, correct_B: Tensor) -> Bins:
+    """Answers by confidence: how sure they are, and whether they are correct."""
     sure_B = sure_B.double().nan_to_num(0)  # of a model that diverged
     bin_B = (sure_B * BINS).long().clamp(max=BINS - 1)
-    correct_B = said_B == y
 
     def summed(values: Tensor | None = None) -> Tensor:
         return torch.bincount(bin_B, values, BINS)
@@ -73,9 +70,9 @@ def binned(logits: Tensor, y: Tensor) -> Bins:
     )
 
 
-def confused(said: Tensor, y: Tensor, classes: int) -> list[int]:
+def confused(said_B: Tensor, y: Tensor, classes: int) -> list[int]:
     """The cells that are not 0 of a confusion matrix, each with its count."""
-    cells, counts = (y * classes + said).unique(return_counts=True)
+    cells, counts = (y * classes + said_B).unique(return_counts=True)
     pairs: list[int] = torch.stack([cells, counts], 1).flatten().tolist()
     return pairs
 
@@ -84,17 +81,59 @@ def told(logits: Tensor, y: Tensor, by_class: bool = False) -> Facts:
     """What a log says of answers [B, C] to test examples with labels y; `by_class`, which class was
     said for which, too.
     """
-    bins = binned(logits, y)
+    said_B = logits.argmax(-1)
+    sure_B = logits.softmax(-1).gather(-1, said_B[:, None])[:, 0]
+    bins = binned(sure_B, said_B == y)
     facts: Facts = {
         EXAMPLES: list(bins.examples),
         SURE: list(bins.sure),
         CORRECT: list(bins.correct),
     }
     if by_class:
-        cells = confused(logits.argmax(-1), y, logits.shape[-1])
+        cells = confused(said_B, y, logits.shape[-1])
         if len(cells) <= 2 * CELLS:
             facts[CONFUSION] = list(cells)
     return facts
+
+
+@dataclass(frozen=True)
+class ByClass:
+    """How one class fares: its examples, how often it was said, how often that was correct."""
+
+    name: str
+    examples: int
+    said: int
+    correct: int
+
+    @property
+    def recall(self) -> float | None:
+        """The share of its examples for which it was said; None without any."""
+        return self.correct / self.examples if self.examples else None
+
+    @property
+    def precision(self) -> float | None:
+        """The share of its answers that are correct; None where it was never said."""
+        return self.correct / self.said if self.said else None
+
+
+def by_class(matrix: Matrix, classes: Sequence[str]) -> list[ByClass]:
+    """Every class's row and column of a confusion matrix."""
+    columns = zip(*matrix, strict=True)
+    return [
+        ByClass(name, sum(row), sum(column), row[number])
+        for number, (name, row, column) in enumerate(zip(classes, matrix, columns, strict=True))
+    ]
+
+
+def mistakes(matrix: Matrix, classes: Sequence[str]) -> list[tuple[str, str, int]]:
+    """Truth, what was said instead, and how often: the most frequent first."""
+    found = [
+        (classes[truth], classes[said], count)
+        for truth, row in enumerate(matrix)
+        for said, count in enumerate(row)
+        if count and truth != said
+    ]
+    return sorted(found, key=lambda mistake: -mistake[2])
 
 
 # ---- from logs
@@ -125,7 +164,8 @@ def unlike(facts: Mapping[str, Any], classes: int) -> str:
     every = [facts[key] for key in SAYS_BINS]
     if any(len(values) != BINS for values in every):
         return f"it does not say {BINS} bins of confidence"
-    if sum(facts[EXAMPLES]) != facts["test_examples"] or sum(facts[CORRECT]) != facts["test_correct"]:
+    whole = (facts["test_examples"], facts["test_correct"])
+    if (sum(facts[EXAMPLES]), sum(facts[CORRECT])) != whole:
         return "its bins of confidence do not add up to its examples and correct answers"
     for position, (count, sure, correct) in enumerate(zip(*every, strict=True)):
         low, high = position * count / BINS, (position + 1) * count / BINS

@@ -133,6 +133,15 @@ def decoded(data: bytes, side: int) -> Tensor:
     return pixels
 
 
+def thumbnail(pixels: Tensor, most: int) -> bytes:
+    """Pixels uint8 [3, side, side] as a PNG, at most so many pixels wide."""
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    image.thumbnail((most, most))
+    file = BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
 def said(broken: Mapping[str, str]) -> list[str]:
     """Files, each with its reason."""
     return [f"{file} ({why})" for file, why in broken.items()]
