@@ -955,6 +955,8 @@ def test_the_page_has_every_picture_for_which_there_is_something_to_show(page):
     for title in (
         "Accuracy over rounds",
         "Every client",
+        "How sure, how right",
+        "Which class is said for which: coop-alone",
         "Shares of the experts: mixture",
         "Who received whose expert: mixture",
         "How far clients move what they share",
@@ -962,7 +964,7 @@ def test_the_page_has_every_picture_for_which_there_is_something_to_show(page):
         "What travels",
     ):
         assert title in text
-    assert len(Reader(page).images()) == 7
+    assert len(Reader(page).images()) == 11
     assert "Shares of the experts: gate-alone" not in text
 
 

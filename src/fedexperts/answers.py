@@ -84,16 +84,16 @@ def told(logits: Tensor, y: Tensor, by_class: bool = False) -> Facts:
     said_B = logits.argmax(-1)
     sure_B = logits.softmax(-1).gather(-1, said_B[:, None])[:, 0]
     bins = binned(sure_B, said_B == y)
-    facts: Facts = {
-        EXAMPLES: list(bins.examples),
-        SURE: list(bins.sure),
-        CORRECT: list(bins.correct),
+    lists: dict[str, list[float]] = {
+        EXAMPLES: [*bins.examples],
+        SURE: [*bins.sure],
+        CORRECT: [*bins.correct],
     }
     if by_class:
         cells = confused(said_B, y, logits.shape[-1])
         if len(cells) <= 2 * CELLS:
-            facts[CONFUSION] = list(cells)
-    return facts
+            lists[CONFUSION] = [*cells]
+    return {**lists}
 
 
 @dataclass(frozen=True)
@@ -144,11 +144,16 @@ def bins(rows: Iterable[Mapping[str, Any]]) -> Bins | None:
     found = list(rows)
     if not found or not all(EXAMPLES in row for row in found):
         return None
-    return Bins(*(_added([row[key] for row in found]) for key in (EXAMPLES, SURE, CORRECT)))
+    return added([Bins(row[EXAMPLES], row[SURE], row[CORRECT]) for row in found])
 
 
-def _added(lists: Sequence[Sequence[float]]) -> list[float]:
-    return [sum(values) for values in zip(*lists, strict=True)]
+def added(every: Sequence[Bins]) -> Bins:
+    """Several, at least one, in one."""
+    return Bins(
+        [sum(values) for values in zip(*(each.examples for each in every), strict=True)],
+        [sum(values) for values in zip(*(each.sure for each in every), strict=True)],
+        [sum(values) for values in zip(*(each.correct for each in every), strict=True)],
+    )
 
 
 def matrix(cells: Sequence[int], classes: int) -> Matrix:

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from .take import ClientName, OneRun, PrivateFolder, counting
-from .terminal import errors, out
+from .take import ClientName, OneRun, PrivateFolder
+from .terminal import counting, errors, out
 
 WORST = 10  # of the surest mistakes, in a terminal
 

@@ -48,11 +48,10 @@ def by_client(experiment: Experiment) -> Picture | None:
     """All clients together, then each of them, after the last round; counts of all seeds. None
     where runs do not say.
     """
-    cells = _cells(experiment)
-    if not cells:
+    cells, classes = _cells(experiment), experiment.classes
+    if not cells or not classes:
         return None
     names = sorted(cells, key=order)
-    classes = experiment.classes
     together = matrix(_flat(sum(cells.values(), Counter[int]())), len(classes))
     drawn = {"all clients": together}
     drawn |= {name: matrix(_flat(cells[name]), len(classes)) for name in names[:CROWD]}

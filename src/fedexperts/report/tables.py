@@ -32,6 +32,7 @@ from .columns import (
     averaged,
     best,
     best_round,
+    calibration_column,
     clients,
     hits,
     if_finished,
@@ -271,6 +272,7 @@ def _by_clients() -> list[Column[Experiment]]:
             best(lambda score: score.mean),
         ),
         Column("at\nround", "that round", best_round),
+        calibration_column(lambda score: score.bins, "all clients' answers together"),
         server_column(),
         time_column(),
     ]
@@ -287,6 +289,7 @@ def _by_server() -> list[Column[Experiment]]:
             " run.judged_by says)",
             if_shared(best(lambda score: score.server)),
         ),
+        calibration_column(lambda score: score.server_bins, "the server's own predictor"),
         time_column(),
     ]
 
