@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,7 @@ from .terminal import (
 if TYPE_CHECKING:
     from .. import units
     from ..config import Config
+    from ..report import Experiment
     from ..reproduce import Figure, Result
 
 KEPT = "Stopped. Every finished round is kept; continue with: "
@@ -212,12 +214,30 @@ def _print_beside(results: list["Result"], column: str) -> None:
         out.print(f"{number:>3}  {escape(text)}", soft_wrap=True)
 
 
-def compare(runs: Runs) -> None:
-    """Print the tables of finished runs."""
+class Form(StrEnum):
+    """How a comparison is printed."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    markdown = "markdown"
+    latex = "latex"
+
+
+def compare(
+    runs: Runs,
+    form: Annotated[Form, typer.Option("--format", help="Output format.")] = Form.table,
+) -> None:
+    """Say which of finished experiments to use, and print their tables."""
     from .. import report as pictures
 
     with errors():
-        _print_tables(pictures.tables(pictures.collect(runs)))
+        experiments = pictures.collect(runs)
+        if form is Form.table:
+            _print_comparison(experiments)
+        else:
+            lines, tables = pictures.decision(experiments), pictures.tables(experiments)
+            typer.echo(pictures.written(form.value, lines, tables), nl=False)
 
 
 def report(
@@ -242,9 +262,13 @@ def report(
             out.print(f"Wrote {each}", soft_wrap=True)
 
 
-def _print_tables(tables: list[Table]) -> None:
-    """Each with an empty line below, apart from the title of the next."""
-    for table in tables:
+def _print_comparison(experiments: "list[Experiment]") -> None:
+    """What to use; then tables, each with an empty line below, apart from the title of the next."""
+    from .. import report as pictures
+
+    for line in pictures.decision(experiments):
+        out.print(f"{escape(line)}\n", soft_wrap=True)
+    for table in pictures.tables(experiments):
         out.print(table)
         out.print()
 
@@ -284,7 +308,7 @@ def _advance(
     with stopped(f"{KEPT}{again}"), to_go_on(again), _progress() as tell:
         study.advance(folder, jobs or door.cores(), tell, warn, changed_data, changed_code)
     experiments = pictures.collect([folder])
-    _print_tables(pictures.tables(experiments))
+    _print_comparison(experiments)
     pictures.write_html(experiments, folder / "report.html")
     report_line = f"Report: {folder / 'report.html'}"
     out.print(f"{report_line}\nTables again: fedexperts compare {folder}", soft_wrap=True)

@@ -205,7 +205,7 @@ def pictures(found: Evaluation) -> dict[str, Picture]:
     """By the name of a file."""
     return {
         "confusion": confusion(found.matrix, found.classes, "Confusion matrix"),
-        "reliability": reliability({"answers": found.bins}, "Calibration", ""),
+        "reliability": reliability({"answers": [found.bins]}, "Calibration", ""),
     }
 
 

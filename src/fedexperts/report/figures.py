@@ -12,7 +12,6 @@ from itertools import chain, permutations
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.ticker import MaxNLocator
 
-from ..answers import added
 from ..metrics import curve, logged, lowest, moved, server_curve
 from .claims import plural, shown
 from .collect import Experiment, judged_by
@@ -202,17 +201,17 @@ def _clients(experiments: Sequence[Experiment]) -> Picture:
 
 
 def _reliability(experiments: Sequence[Experiment]) -> Picture | None:
-    """All clients and seeds in one, of the experiments whose logs say how sure answers are."""
-    pooled = {}
+    """All clients in one, of the experiments whose logs say how sure answers are."""
+    seeds = {}
     for experiment in experiments:
         every = [score.bins for score in experiment.last.values()]
         known = [bins for bins in every if bins]
         if len(known) == len(every):
-            pooled[experiment.name] = added(known)
-    if not pooled:
+            seeds[experiment.name] = known
+    if not seeds:
         return None
     whose = "Each client's own predictor on its test part after the last round, all in one. "
-    return reliability(pooled, "How sure, how right", whose)
+    return reliability(seeds, "How sure, how right", whose)
 
 
 def _own_shares(experiment: Experiment) -> Picture | None:

@@ -19,6 +19,7 @@ from ..provenance import differences, flat, follows
 from ..tensors import write as write_whole
 from .claims import headline, shown
 from .collect import Experiment, Run
+from .decision import decision
 from .figures import draw
 from .ink import Picture
 from .tables import tables
@@ -72,9 +73,10 @@ def page(experiments: Sequence[Experiment]) -> str:
     names = f"{len(experiments)} experiments compared"
     if len(experiments) == 1:
         names = shown(experiments[0].name)
+    first = [*decision(experiments), *headline(experiments)]
     body = [
         f"<h1>{escape(names)}</h1>",
-        *(f'<p class="result">{escape(line)}</p>' for line in headline(experiments)),
+        *(f'<p class="result">{escape(line)}</p>' for line in first),
         *(set_table(table) for table in tables(experiments)),
         *_pictures(experiments),
         *_clients(experiments),

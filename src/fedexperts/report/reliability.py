@@ -1,21 +1,23 @@
 """The picture of calibration: how often answers are correct, for how sure they are."""
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 
-from ..answers import BINS, Bins
+from ..answers import BINS, Bins, added
 from .claims import shown
 from .ink import COLOURS, MARKS, Picture, above, paper, plain, printed
 
 DOTS = 90  # the size of a mark that stands for all answers
 
 
-def reliability(found: Mapping[str, Bins], title: str, whose: str) -> Picture:
-    """A mark for each bin of confidence that has answers, larger for more of them; the line of
-    those who are right as often as they say. `whose` answers, in a sentence and a space.
+def reliability(seeds: Mapping[str, Sequence[Bins]], title: str, whose: str) -> Picture:
+    """By name, the bins of each seed, drawn in one: a mark for each that has answers, larger for
+    more of them. `whose` answers, in a sentence and a space.
     """
     figure, axes = paper(3.6)
     axes.plot([0, 100], [0, 100], color="0.45", linewidth=1, linestyle=(0, (1, 2)))
-    for number, (name, bins) in enumerate(found.items()):
+    for number, (name, every) in enumerate(seeds.items()):
+        bins = added(every)
         total = sum(bins.examples)
         filled = bins.filled()
         colour = COLOURS[number % len(COLOURS)]
@@ -36,11 +38,17 @@ def reliability(found: Mapping[str, Bins], title: str, whose: str) -> Picture:
     axes.set_ylim(0, 100)
     axes.set_xlabel("confidence: the probability of the class that is said, %")
     above(axes, "accuracy, %")
-    errors = ", ".join(f"{shown(name)} {bins.error:.1f}" for name, bins in found.items())
-    said = f"Expected calibration error in percent: {errors}."
+    errors = ", ".join(f"{shown(name)} {_error(every):.1f}" for name, every in seeds.items())
+    said = f"Expected calibration error in percent, mean over seeds: {errors}."
+    if all(len(every) == 1 for every in seeds.values()):
+        said = f"Expected calibration error in percent: {errors}."
     caption = (
         f"{said} {whose}Answers are put in {BINS} equal bins of confidence; a mark is a bin,"
         " larger for more answers, at its mean confidence and its accuracy. Dotted: as often"
         " correct as sure. Below it: too sure."
     )
     return printed(figure, axes, title, said, caption)
+
+
+def _error(seeds: Sequence[Bins]) -> float:
+    return statistics.fmean(bins.error for bins in seeds)
