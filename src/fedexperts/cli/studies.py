@@ -1,7 +1,6 @@
 """Commands that run experiments and show their results."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,17 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich import box
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
+from .progress import progress
 from .terminal import (
     Configs,
     Forget,
@@ -35,7 +26,6 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    from .. import units
     from ..config import Config
     from ..report import Experiment
     from ..reproduce import Figure, Result
@@ -158,7 +148,7 @@ def reproduce(
             soft_wrap=True,
         )
         _say_lacking(paper, asked.figures)
-        with stopped(KEPT + "the same command"), _progress() as tell:
+        with stopped(KEPT + "the same command"), progress() as tell:
             failed = papers.run(asked, path, seeds, jobs or door.cores(), tell)
         results = papers.results(asked, path, failed)
         _print_beside(results, asked.column)
@@ -305,7 +295,7 @@ def _advance(
         err.print(escape(what), soft_wrap=True)
 
     again = f"fedexperts resume {folder}"
-    with stopped(f"{KEPT}{again}"), to_go_on(again), _progress() as tell:
+    with stopped(f"{KEPT}{again}"), to_go_on(again), progress() as tell:
         study.advance(folder, jobs or door.cores(), tell, warn, changed_data, changed_code)
     experiments = pictures.collect([folder])
     _print_comparison(experiments)
@@ -328,33 +318,3 @@ def _announce(folder: Path) -> None:
         before = f", after {trials} of half the rounds with seed {study.TUNING_SEED}"
     counts = f"{plural(len(experiments), 'experiment')}, {plural(len(seeds), 'seed')}, {runs}"
     out.print(f"{counts}{before}, in {folder}", soft_wrap=True)
-
-
-@contextmanager
-def _progress() -> Iterator["units.Progress"]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[unit]}"),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[remark]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def tell(beat: "units.Beat") -> None:
-            if beat.what not in tasks:
-                tasks[beat.what] = bar.add_task(
-                    beat.what, total=beat.total, unit=beat.unit, remark=""
-                )
-            number = tasks[beat.what]
-            remark = f"{beat.clients or '...'} clients per round"
-            if beat.unit == "image":
-                speed = next(task.speed for task in bar.tasks if task.id == number)
-                remark = f"{1000 / speed:.3g} ms each" if speed else "..."
-            bar.update(number, completed=beat.done, total=beat.total, remark=remark)
-
-        yield tell

@@ -14,6 +14,7 @@ from itertools import chain
 from rich.table import Table
 
 from .claims import shown
+from .columns import NONE
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -54,9 +55,11 @@ def _json(lines: Sequence[str], tables: Sequence[Table]) -> str:
 
 
 def _value(cell: str) -> str | float | None:
-    if cell == "-":
+    if cell == NONE:
         return None
-    if re.fullmatch(r"[+-]?\d+(\.\d+)?", cell):
+    if re.fullmatch(r"[+-]?\d+", cell):
+        return int(cell)
+    if re.fullmatch(r"[+-]?\d+\.\d+", cell):
         return float(cell)
     return cell
 
