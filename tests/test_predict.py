@@ -419,6 +419,35 @@ def test_the_command_prints_a_table_json_or_csv(learned: Trained, pictures: Path
     assert all("a's own model, as it kept it in round" in done.stderr for done in shown)
 
 
+def test_all_classes_are_given_where_they_are_asked_for(learned: Trained, pictures: Path) -> None:
+    run = learned(CASES["nearest"])
+    predictor = Learned.of(run, "a")
+    first, *_ = said(predictor, pictures / "a")
+    shown = [
+        call("predict", run, "--client", "a", pictures / "a", "--all", "--format", form)
+        for form in ("json", "csv", "table")
+    ]
+    likeliest = json.loads(shown[0].stdout)[0]["classes"]
+    assert next(iter(likeliest.items())) == (first.label, first.probability)
+    assert list(likeliest.values()) == sorted(likeliest.values(), reverse=True)
+    row = next(csv.DictReader(shown[1].stdout.splitlines()))
+    columns = {name: float(row[f"p({name})"]) for name in predictor.model.classes}
+    assert columns == likeliest
+    assert sum(columns.values()) == pytest.approx(1)
+    assert ", ".join(f"{name} {100 * p:.1f}" for name, p in likeliest.items()) in shown[2].stdout
+
+
+def test_hidden_folders_and_files_are_passed_over(
+    learned: Trained, pictures: Path, tmp_path: Path
+) -> None:
+    good = next(iter(sorted((pictures / "a").iterdir()))).read_bytes()
+    for name in ("seen/one.png", ".thumbnails/one.png", "seen/.cache/one.png", "seen/.one.png"):
+        (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "new" / name).write_bytes(good)
+    predictor = Learned.of(learned(CASES["nearest"]), "a")
+    assert inputs(predictor, [tmp_path / "new"], []) == [str(tmp_path / "new/seen/one.png")]
+
+
 def test_images_that_cannot_be_read_are_named_and_the_others_predicted(
     learned: Trained, pictures: Path, tmp_path: Path
 ) -> None:
