@@ -3,6 +3,7 @@ log says of its clients what they said.
 """
 
 import csv
+import io
 import json
 from collections import Counter
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from conftest import CASES, TinyData, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -23,7 +25,7 @@ from fedexperts.answers import BINS, binned, by_class, confused, matrix, told
 from fedexperts.cli import app
 from fedexperts.evaluate import evaluate
 from fedexperts.predict import Learned
-from fedexperts.report.evaluation import Answer, Evaluation
+from fedexperts.report.evaluation import Answer, Evaluation, tables
 from fedexperts.report.paired import wilson
 from fedexperts.study import once
 
@@ -304,3 +306,18 @@ def test_names_of_strangers_do_nothing_on_the_page_or_in_a_terminal(
     page = (tmp_path / "out" / "evaluation.html").read_text()
     assert "<b>[" not in page
     assert page.count("&lt;b&gt;[red]&amp;.png") == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "title"), [(8, "Which class was said for which"), (20, "Frequent mistakes")]
+)
+def test_what_is_printed_fits_a_terminal(count: int, title: str) -> None:
+    names = [f"class {number}" for number in range(count)]
+    wrong = [Answer(f"folder/{name}.png", name, names[0], 0.5) for name in names]
+    console = Console(file=io.StringIO(), width=80)
+    for table in tables(Evaluation("somebody", names, wrong), 3):
+        console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert title in text
+    assert "folder/class 1.png" in text
+    assert "…" not in text

@@ -23,8 +23,8 @@ from .paired import wilson
 from .reliability import reliability
 from .tables import table
 
-FEW = 12  # so many classes or fewer: their matrix stands in a terminal
-FREQUENT = 10  # mistakes that are named where it does not
+WIDE = 64  # letters: a matrix whose classes need no more stands in a terminal
+FREQUENT = 10  # mistakes that are named where they need more
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,9 @@ def _calibrated(bins: Bins) -> str:
 
 def tables(found: Evaluation, worst: int) -> list[Table]:
     """Per class, which class was said for which, and the worst mistakes."""
-    every = [_classes(found), _matrix(found) if len(found.classes) <= FEW else _frequent(found)]
+    every = [_classes(found), _frequent(found)]
+    if sum(len(name) + 1 for name in found.classes) <= WIDE:
+        every[1] = _matrix(found)
     if wrong := found.worst(worst):
         every.append(_worst(wrong))
     return every
@@ -188,7 +190,7 @@ def _frequent(found: Evaluation) -> Table:
         Column[tuple[str, str, int]]("times", "", lambda row: str(row[2])),
     ]
     rows = mistakes(found.matrix, found.classes)[:FREQUENT]
-    return table("The most frequent mistakes", rows, columns, "")
+    return table("Frequent mistakes", rows, columns, "")
 
 
 def _worst(wrong: Sequence[Answer]) -> Table:
