@@ -355,6 +355,15 @@ LIES: dict[str, list[tuple[Lie, str]]] = {
         (saying(test_bin_correct=[0] * 9 + [0.5]), "its test_bin_correct is a list; expected"),
         (saying(test_bin_examples=[19, *[0] * 9]), "its bins of confidence do not add up"),
         (saying(test_bin_sure=[20.0, *[0] * 9]), "its bin 0 of confidence has"),
+        (
+            saying(
+                test_correct=20,
+                test_bin_correct=[20, *[0] * 9],
+                test_bin_examples=[*[0] * 9, 20],
+                test_bin_sure=[*[0] * 9, 19.0],
+            ),
+            "its bin 0 of confidence has 20 correct of 0",
+        ),
         (saying(test_confusion=[0, 21]), "its confusion matrix does not add up to its examples"),
         (saying(test_confusion=[9, 20]), "its confusion matrix is not one of 3 classes"),
         (saying(test_confusion=[0]), "its confusion matrix is not one of 3 classes"),

@@ -84,7 +84,7 @@ def test_no_more_than_the_end_of_a_log_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("judged_by", ["clients", "server"])
 def test_a_beat_says_which_run_and_its_validation_accuracy(judged_by: str, tmp_path: Path) -> None:
-    case = CASES["fedmoe"]
+    case = CASES["fedmoe-strong"]
     unit = Unit(tiny(case, run={"rounds": 1, "judged_by": judged_by}), tmp_path / "seed-0")
     beats: list[Beat] = []
     assert not run_all([unit], 1, False, beats.append, "running")

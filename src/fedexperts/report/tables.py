@@ -127,7 +127,7 @@ def chosen(experiments: Sequence[Experiment]) -> Table:
         Column("chosen", "", _choice, words=True),
     ]
     about = "Values are chosen by validation accuracy after a trial's last round."
-    return _table("How values were chosen", rows, columns, about, unequal(rows))
+    return table("How values were chosen", rows, columns, about, unequal(rows))
 
 
 def _passes(experiment: Experiment) -> str:
