@@ -42,14 +42,16 @@ def evaluate(
         predictor = Learned.of(run, client, private)
         with counting("evaluating") as tell:
             evaluation = room.evaluate(predictor, labelled, tell)
+        if folder:
+            room.write(evaluation, folder, predictor.side)
         for line in evaluation.lines():
             out.print(escape(line), soft_wrap=True)
         for table in tables(evaluation, WORST):
             out.print()
             out.print(table)
         if folder:
-            room.write(evaluation, folder, predictor.side)
-            out.print(f"Wrote {escape(str(folder / 'evaluation.html'))} and its figures beside it")
+            written = folder / "evaluation.html"
+            out.print(f"Wrote {escape(str(written))} and its figures beside it", soft_wrap=True)
         if unread := evaluation.unread:
             total = len(unread) + len(evaluation.answers)
             raise ValueError(
