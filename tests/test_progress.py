@@ -87,7 +87,7 @@ def test_a_beat_says_which_run_and_its_validation_accuracy(judged_by: str, tmp_p
     case = CASES["fedmoe-strong"]
     unit = Unit(tiny(case, run={"rounds": 1, "judged_by": judged_by}), tmp_path / "seed-0")
     beats: list[Beat] = []
-    assert not run_all([unit], 1, False, beats.append, "running")
+    assert not run_all([unit], 1, False, False, beats.append, "running")
     assert [(beat.done, beat.run) for beat in beats] == [(n, "tiny/seed-0") for n in (1, 2, 2)]
     assert beats[-1].valid == pytest.approx(last_valid(*unit.logs(), judged_by))
 
