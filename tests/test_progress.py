@@ -20,7 +20,7 @@ def lines(*beats: tuple[float, str, int, int]) -> list[str]:
     times = iter([when for when, *_ in beats])
     hear = Lines(written.append, lambda: next(times))
     for _, what, done, total in beats:
-        hear(Beat(what, done, total, 3, "one/seed-0", 81.25))
+        hear(Beat(what, done, total, 3, run="one/seed-0", valid=81.25))
     return written
 
 
@@ -57,6 +57,13 @@ def test_a_line_says_accuracy_and_the_time_left_from_where_it_began() -> None:
     assert last == "running: round 12 of 20, one/seed-0 has 81.2 % on validation data, 0:04:00 left"
 
 
+def test_images_that_are_encoded_are_counted_as_images() -> None:
+    written: list[str] = []
+    hear = Lines(written.append, lambda: 0.0)
+    hear(Beat("encoding", 64, 180, 0, "image"))
+    assert written == ["encoding: image 64 of 180"]
+
+
 def test_the_newest_round_is_read_from_the_end_of_a_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,7 +95,8 @@ def test_a_beat_says_which_run_and_its_validation_accuracy(judged_by: str, tmp_p
     unit = Unit(tiny(case, run={"rounds": 1, "judged_by": judged_by}), tmp_path / "seed-0")
     beats: list[Beat] = []
     assert not run_all([unit], 1, False, False, beats.append, "running")
-    assert [(beat.done, beat.run) for beat in beats] == [(n, "tiny/seed-0") for n in (1, 2, 2)]
+    rounds = [beat for beat in beats if beat.unit == "round"]
+    assert [(beat.done, beat.run) for beat in rounds] == [(n, "tiny/seed-0") for n in (1, 2, 2)]
     assert beats[-1].valid == pytest.approx(last_valid(*unit.logs(), judged_by))
 
 
