@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from fedexperts import config as door
-from fedexperts.config import machine
 from fedexperts.data.examples import words
 from fedexperts.data.features import features
 from fedexperts.data.images import Folder, read
@@ -45,7 +44,7 @@ def main() -> None:
         pixels, _ = read(Folder(root), names, SIDE)
         labels = torch.tensor([label for _, label in files])
         with torch.no_grad():
-            x = features(pixels, built.encode, built.key, machine.cache_folder())[:, 0]
+            x = features(pixels, built.encode, built.key, door.cache_folder())[:, 0]
             right = built.model.logits(built.model.initial, x).argmax(1) == labels
         chance = labels.bincount().max() / len(labels)
         found = f"{100 * chance:.1f} | {100 * right.float().mean():.1f}"

@@ -35,7 +35,7 @@ from fedexperts.study import once
 from fedexperts.tensors import Tensors, named, normal_of_this_machine
 
 FULL = {"participation": 1.0}
-TERMS = Terms(Guard(), {}, frozenset())
+TERMS = Terms(Guard(), {}, frozenset(), 3)
 Lie = Callable[[Reply], Reply | list[Reply]]
 
 
@@ -184,7 +184,7 @@ def test_what_moves_by_itself_may_be_large_and_is_far_by_its_own_median() -> Non
     predictions do.
     """
     start = {"w": torch.zeros(1), "1.running_var": torch.ones(1)}
-    terms = Terms(Guard(), {}, frozenset({"1.running_var"}))
+    terms = Terms(Guard(), {}, frozenset({"1.running_var"}), 3)
 
     def admitted(*variances: float) -> dict[str, str]:
         uploads = [
@@ -350,6 +350,23 @@ LIES: dict[str, list[tuple[Lie, str]]] = {
         ),
         (silent_on("test_examples"), "it does not say its test_examples"),
         (saying(client="a"), "it says 'client', for which nobody asked"),
+        (silent_on("test_bin_sure"), "it does not say its test_bin_sure"),
+        (saying(test_bin_examples=[20]), "it does not say 10 bins of confidence"),
+        (saying(test_bin_correct=[0] * 9 + [0.5]), "its test_bin_correct is a list; expected"),
+        (saying(test_bin_examples=[19, *[0] * 9]), "its bins of confidence do not add up"),
+        (saying(test_bin_sure=[20.0, *[0] * 9]), "its bin 0 of confidence has"),
+        (
+            saying(
+                test_correct=20,
+                test_bin_correct=[20, *[0] * 9],
+                test_bin_examples=[*[0] * 9, 20],
+                test_bin_sure=[*[0] * 9, 19.0],
+            ),
+            "its bin 0 of confidence has 20 correct of 0",
+        ),
+        (saying(test_confusion=[0, 21]), "its confusion matrix does not add up to its examples"),
+        (saying(test_confusion=[9, 20]), "its confusion matrix is not one of 3 classes"),
+        (saying(test_confusion=[0]), "its confusion matrix is not one of 3 classes"),
         (
             saying(shares=[0.25] * 4),
             "its shares is a list; expected is at most 3 times a number from -0.01 to 1.01",
@@ -445,8 +462,16 @@ def test_a_round_in_which_nobody_answers_an_evaluation_is_a_gap(tmp_path: Path) 
 
 
 def test_what_a_client_says_of_its_test_part_does_not_change_in_silence(tmp_path: Path) -> None:
-    lies = {(2, "predict"): saying(test_examples=2000)}
-    run = carry_out(tiny(CASES["fedavg"], run=FULL | {"rounds": 2}), tmp_path / "run", lying(lies))
+    nothing = [0] * 10
+    many = saying(
+        test_examples=2000,
+        test_correct=0,
+        test_bin_examples=[2000, *nothing[1:]],
+        test_bin_sure=nothing,
+        test_bin_correct=nothing,
+    )
+    config = tiny(CASES["fedavg"], run=FULL | {"rounds": 3})
+    run = carry_out(config, tmp_path / "run", lying({(2, "predict"): many}))
     assert run.rows("server.jsonl")[2]["changed"] == {"b": "test_examples 20 -> 2000"}
 
 

@@ -448,6 +448,24 @@ def test_what_is_hidden_is_passed_over(learned: Trained, pictures: Path, tmp_pat
     assert [each.input for each in found] == [str(tmp_path / "new/north" / name) for name in names]
 
 
+def test_all_classes_are_given_where_they_are_asked_for(learned: Trained, pictures: Path) -> None:
+    run = learned(CASES["nearest"])
+    predictor = Learned.of(run, "a")
+    first, *_ = said(predictor, pictures / "a")
+    shown = [
+        call("predict", run, "--client", "a", pictures / "a", "--all", "--format", form)
+        for form in ("json", "csv", "table")
+    ]
+    likeliest = json.loads(shown[0].stdout)[0]["classes"]
+    assert next(iter(likeliest.items())) == (first.label, first.probability)
+    assert list(likeliest.values()) == sorted(likeliest.values(), reverse=True)
+    row = next(csv.DictReader(shown[1].stdout.splitlines()))
+    columns = {name: float(row[f"p({name})"]) for name in predictor.model.classes}
+    assert columns == likeliest
+    assert sum(columns.values()) == pytest.approx(1)
+    assert ", ".join(f"{name} {100 * p:.1f}" for name, p in likeliest.items()) in shown[2].stdout
+
+
 def test_images_that_cannot_be_read_are_named_and_the_others_predicted(
     learned: Trained, pictures: Path, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@ that stands alone.
 """
 
 import base64
+import csv
 import io
 import json
 import re
@@ -955,6 +956,8 @@ def test_the_page_has_every_picture_for_which_there_is_something_to_show(page):
     for title in (
         "Accuracy over rounds",
         "Every client",
+        "How sure, how right",
+        "Which class is said for which: coop-alone",
         "Shares of the experts: mixture",
         "Who received whose expert: mixture",
         "How far clients move what they share",
@@ -962,7 +965,7 @@ def test_the_page_has_every_picture_for_which_there_is_something_to_show(page):
         "What travels",
     ):
         assert title in text
-    assert len(Reader(page).images()) == 7
+    assert len(Reader(page).images()) == 11
     assert "Shares of the experts: gate-alone" not in text
 
 
@@ -1369,3 +1372,161 @@ def test_every_server_that_holds_a_mixture_has_a_row_of_what_routing_adds(fedmoe
     assert lines["fedmix"]["alpha"] == "-"
     titles = [picture.title for picture in figures.draw(found)]
     assert "Which expert serves which class: fedmix" in titles
+
+
+# ---- the decision
+
+
+def judged(experiment, name, valid, test, **settings):
+    """An experiment of one round with these accuracies in tenths, one each seed."""
+    by_seed = {
+        seed: rows([[right] * 4], [[known] * 4])
+        for seed, (known, right) in enumerate(zip(valid, test, strict=True))
+    }
+    return with_rows(experiment, name, by_seed, **settings)
+
+
+def taking(seconds, experiment):
+    """The same with rounds that take so long."""
+    for seed, run in experiment.runs.items():
+        slow = [row | {"seconds": seconds} for row in run.rounds]
+        experiment.runs[seed] = replace(run, rounds=slow)
+    return experiment
+
+
+def test_what_is_chosen_on_validation_data_is_claimed_on_test_data(experiments):
+    mixture, _, alone = experiments
+    good = judged(mixture, "good", [9, 9, 9], [8, 9, 8])
+    poor = judged(alone, "poor", [5, 5, 6], [5, 5, 5])
+    first, sure = report.decision([poor, good])
+    assert first == (
+        "For these sites, use good. Highest accuracy on validation data: good, 90.0 %."
+    )
+    assert sure.startswith("How sure that is: good is better than poor, +33.3 points (between ")
+    assert sure.endswith("95 %, 3 seeds); established on test data.")
+
+
+def test_a_better_test_accuracy_chooses_nothing(experiments):
+    mixture, _, alone = experiments
+    chosen = judged(mixture, "chosen", [9, 9, 9], [5, 5, 5])
+    lucky = judged(alone, "lucky", [7, 7, 7], [9, 9, 8])
+    first, sure = report.decision([lucky, chosen])
+    assert first.startswith("For these sites, use chosen.")
+    assert "chosen is worse than lucky, -36.7 points" in sure
+
+
+def test_of_those_that_are_as_good_the_cheapest_is_named_with_what_it_costs(experiments):
+    """The mixture uploads; who trains alone sends nothing, however long it takes."""
+    mixture, _, alone = experiments
+    best = judged(mixture, "best", [9, 9, 9], [8, 9, 8])
+    cheap = taking(9999.0, judged(alone, "cheap", [9, 9, 9], [9, 8, 8]))
+    far = judged(alone, "far", [8, 8, 8], [9, 8, 9], learning__rate=0.2)
+    first, sure, rest = report.decision([best, cheap, far])
+    assert first.startswith("For these sites, use cheap. Highest accuracy on validation data: best")
+    assert "Within 1 point of it, and not established to be worse: cheap. The cheapest of" in first
+    assert "cheap, with 0 bytes a client and round (which count first) and" in first
+    assert sure == (
+        "How sure that is: no difference to best is established on test data, for all 2 comparisons"
+        " together (Holm, 5 %)."
+    )
+    assert rest.startswith("Not established: best minus cheap, +0.0 points (between ")
+    assert "far, -3.3 points" in rest
+
+
+def test_of_equal_bytes_the_faster_is_the_cheaper(experiments):
+    *_, alone = experiments
+    slow = taking(50.0, judged(alone, "slow", [9, 9], [8, 9]))
+    fast = taking(5.0, judged(alone, "fast", [9, 9], [8, 9]))
+    first, sure = report.decision([slow, fast])
+    assert first.startswith("For these sites, use fast.")
+    assert "repeat with --seeds 3 or more" in sure
+
+
+def test_nothing_is_decided_without_validation_data_or_between_what_cannot_be_compared(experiments):
+    mixture, _, alone = experiments
+    one, other = (judged(e, e.name, [9, 9], [9, 8]) for e in (mixture, alone))
+    bare = [row | {"valid_examples": 0, "valid_correct": 0} for row in one.first.clients]
+    blind = report.Experiment("blind", {s: replace(r, clients=bare) for s, r in one.runs.items()})
+    assert report.decision([blind, other])[0].startswith("Which to use cannot be said")
+    assert report.decision([one]) == []
+    elsewhere = judged(alone, "elsewhere", [9, 9], [9, 8], data__name="other-data")
+    assert report.decision([one, elsewhere]) == []
+
+
+def test_the_decision_stands_first_in_compare_and_on_the_page(study, experiments, page):
+    (first, *_) = report.decision(experiments)
+    done = CliRunner().invoke(app, ["compare", str(study)])
+    assert done.stdout.startswith(f"{first}\n")
+    assert re.findall('<p class="result">(.*?)</p>', page)[0] == first
+
+
+# ---- tables for other programs
+
+
+def test_a_comparison_is_written_as_json_csv_markdown_and_latex(study, experiments):
+    def compare(form):
+        return CliRunner().invoke(app, ["compare", str(study), "--format", form]).stdout
+
+    (first, *_) = tables = report.tables(experiments)
+    lines = report.decision(experiments)
+    local = cells(first, 0)["local"]
+    found = json.loads(compare("json"))
+    assert found["decision"] == lines
+    assert [each["title"] for each in found["tables"]] == [str(table.title) for table in tables]
+    row = dict(zip(found["tables"][0]["columns"], found["tables"][0]["rows"][0], strict=True))
+    assert (row["experiment"], row["local"]) == ("mixture", float(local))
+    blocks = compare("csv").split("\n\n")
+    heads = list(csv.reader(blocks[1].splitlines()))
+    assert heads[0] == ["Accuracy in percent"]
+    assert dict(zip(heads[1], heads[2], strict=True))["local"] == local
+    assert f"| mixture | {local} |" in compare("markdown")
+    assert rf"mixture & {local} & " in compare("latex")
+
+
+def test_names_from_outside_are_only_words_in_every_form(experiments):
+    bad = "a|b & 50% $x_1$ \\ <i>*\x1b[31m"
+    named = with_rows(experiments[0], bad, {0: rows([[8]])})
+    tables = report.tables([named])
+    made = {form: report.written(form, [], tables) for form in ("csv", "json", "markdown", "latex")}
+    assert not any("\x1b" in text for text in made.values())
+    assert r"a\|b & 50% $x\_1$ \\ \<i\>\*" in made["markdown"]
+    assert r"a|b \& 50\% \$x\_1\$ \textbackslash{} <i>*" in made["latex"]
+    assert json.loads(made["json"])["tables"][0]["rows"][0][0].startswith("a|b & 50% $x_1$ \\ <i>*")
+
+
+# ---- calibration
+
+
+def test_a_calibration_error_is_of_all_clients_together_and_a_mean_over_seeds(experiments):
+    """One client is as much too sure as the other is not sure enough: together they are right."""
+
+    def bins(correct):
+        return {
+            "test_bin_examples": [0] * 8 + [10, 0],
+            "test_bin_sure": [0.0] * 8 + [8.0, 0.0],
+            "test_bin_correct": [0] * 8 + [correct, 0],
+        }
+
+    def seed(*rights):
+        return [row | bins(right) for row, right in zip(rows([list(rights)]), rights, strict=True)]
+
+    made = with_rows(experiments[0], "made", {0: seed(10, 6), 1: seed(6, 6)})
+    assert cells(table_of([made], "Accuracy in percent"), 0)["ece"] == "10.0"
+    pictures = {picture.title: picture for picture in figures.draw([made])}
+    assert "mean over seeds: made 10.0." in pictures["How sure, how right"].alt
+
+
+def test_a_log_without_calibration_is_still_read(experiments):
+    old = with_rows(experiments[0], "old", {0: rows([[8, 7]])})
+    assert cells(table_of([old], "Accuracy in percent"), 0)["ece"] == "-"
+    titles = {picture.title for picture in figures.draw([old])}
+    assert not {"How sure, how right", "Which class is said for which: old"} & titles
+
+
+def test_the_matrices_of_clients_are_counts_of_all_seeds(experiments):
+    cells_of = {"test_confusion": [0, 5, 1, 3, 8, 2]}
+    found = [row | cells_of for row in rows([[7]])]
+    made = with_rows(experiments[0], "made", {0: found, 1: found})
+    pictures = {picture.title: picture for picture in figures.draw([made])}
+    alt = pictures["Which class is said for which: made"].alt
+    assert alt == "Most frequent mistakes: ant taken for bee (6)."

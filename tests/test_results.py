@@ -57,7 +57,7 @@ def test_examples_import_the_public_face_alone() -> None:
 def test_scores_are_those_of_the_tables(results: fx.Results) -> None:
     scores = results.scores
     assert scores.index.tolist() == [0, 1, 2, 3]
-    assert list(scores) == ["local", "worst-client", "server", "local-valid"]
+    assert list(scores) == ["local", "worst-client", "server", "local-valid", "ece"]
     last = scores.loc[3]
     assert last["local"] == results.score.mean
     assert (last["worst-client"], last["server"]) == (results.score.worst, results.score.server)

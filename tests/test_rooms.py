@@ -14,7 +14,7 @@ import fedexperts
 ROOT = Path(fedexperts.__file__).parent
 FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do not know each other
     ("tensors", "declared", "catalog", "options"),
-    ("disk", "provenance", "tuning", "fetch"),
+    ("disk", "provenance", "tuning", "fetch", "answers"),
     ("learn", "average"),
     ("model",),
     ("predictor", "upload"),
@@ -32,7 +32,7 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("report", "config", "track"),
     ("units",),
     ("study", "deploy", "predict", "verify"),
-    ("export", "serve", "reproduce", "results"),
+    ("export", "evaluate", "serve", "reproduce", "results"),
     ("cli",),
     # the package's front page, which names what users need; who imports it gets the version alone
     ("", "__main__"),

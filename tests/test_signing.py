@@ -28,12 +28,14 @@ from flwr.supernode.start_client_internal import _verify_fab
 
 from fedexperts import config as door
 from fedexperts.cli import app as cli
+from fedexperts.client import answer
 from fedexperts.config import Allowed, deployed, names
 from fedexperts.deploy import control, processes
 from fedexperts.deploy.folder import Deployment, signing_key_of
 from fedexperts.deploy.hub import hub
 from fedexperts.deploy.signing import NAME, SIGNER, Signed, built, public_half, read_key, trusting
 from fedexperts.deploy.sitefolder import SiteFolder
+from fedexperts.message import Order
 
 # ---- the app and its signature, in the eyes of Flower at a site
 
@@ -423,10 +425,27 @@ def test_a_run_goes_on_by_the_method_with_which_it_began(tmp_path: Path) -> None
     ask("fedavg", "two", model=model)
 
 
-@pytest.mark.parametrize("table", [{"module": ["x"]}, {"modules": "x"}, {"paths": [3]}])
+@pytest.mark.parametrize(
+    "table", [{"module": ["x"]}, {"modules": "x"}, {"paths": [3]}, {"figures": ["all"]}]
+)
 def test_a_misspelt_permission_is_an_error(table: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"\[allow\] of site.toml is .*; expected modules"):
         Allowed.read(table)
+
+
+@pytest.mark.parametrize("ask", [False, True])
+@pytest.mark.parametrize("allow", [(), ("confusion",)])
+def test_a_site_says_its_classes_only_if_it_is_asked_and_allows_it(
+    ask: bool, allow: tuple[str, ...], tmp_path: Path
+) -> None:
+    given = asked(run={"confusion": ask, "rounds": 0})
+    allowed = Allowed(figures=allow)
+    job, client, _ = door.site(given, SITES[0], {}, tmp_path, tmp_path / "split", allowed)
+    payload = job.method.publish(job.method.open(job.given))
+    (reply,) = answer(job, [client], [Order(client.name, 0, "predict", payload)])
+    assert not reply.error
+    assert ("test_confusion" in reply.facts) == (ask and bool(allow))
+    assert "test_bin_examples" in reply.facts
 
 
 def test_a_sites_permissions_are_those_of_its_file(made: Deployment) -> None:

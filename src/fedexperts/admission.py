@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from . import answers
 from .declared import COUNT, Fact, Facts, Figure
 from .message import Reply, Task
 from .method import Upload
@@ -39,6 +40,7 @@ SAYS: dict[Task, dict[str, Figure]] = {
     "predict": (
         {"valid_examples": COUNT, "test_examples": replace(COUNT, least=1)}
         | {hits: COUNT for part in HITS["predict"].values() for hits in part}
+        | answers.SAYS_BINS
     ),
 }
 # only of data that changed, in numbers
@@ -85,6 +87,7 @@ class Terms:
     says: Mapping[str, Figure]  # what the method adds to its tasks' figures
     # tensors that move by themselves: training does not read them, and they may be larger
     moving: frozenset[str]
+    classes: int
 
     def largest(self, name: str) -> float:
         return math.inf if name in self.moving else self.guard.largest
@@ -112,7 +115,10 @@ def checked(reply: Reply, expected: Tensors, terms: Terms) -> Reply:
         return replace(reply, error=cleaned(reply.error) or "it failed and does not say why")
     says = SAYS[reply.task] | (CHANGED if reply.task != "absorb" else {})
     says |= terms.says if reply.task == "predict" else {}
-    why = _examples(reply) or _figures(reply, says) or unlike(reply.tensors, expected, terms)
+    why = _examples(reply) or _figures(reply, says)
+    if reply.task == "predict":
+        why = why or answers.unlike(reply.facts, terms.classes)
+    why = why or unlike(reply.tensors, expected, terms)
     if why:
         return replace(reply, error=cleaned(why))
     return replace(reply, facts={name: _worded(value) for name, value in reply.facts.items()})

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .admission import Guard, Terms
+from .answers import SAYS_CONFUSION, told
 from .declared import Facts
 from .learn import Examples, Fitting, Learning, Local, fit, predict
 from .message import Order, Reply
@@ -56,6 +57,9 @@ class Job:
     upload: UploadSettings = field(default_factory=UploadSettings)  # what is done to what leaves
     # whether this is one site of many machines, and not a simulation of them all
     deployed: bool = False
+    # whether clients say, after the last round, which class they take for which; it tells how many
+    # examples of each class they have
+    confusion: bool = True
 
     @property
     def given(self) -> Given:
@@ -63,7 +67,12 @@ class Job:
 
     @property
     def terms(self) -> Terms:
-        return Terms(self.guard, self.method.declares().says(), self.trained.buffers)
+        says = self.method.declares().says() | (SAYS_CONFUSION if self.confusion else {})
+        return Terms(self.guard, says, self.trained.buffers, len(self.model.classes))
+
+    def confusion_after(self, round: int) -> bool:
+        """Whether a client's confusion matrix is told after this round."""
+        return self.confusion and round == self.rounds
 
     @property
     def trained(self) -> Model:
@@ -197,15 +206,15 @@ def _absorb(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
         for (client, order), own in zip(pairs, owns, strict=True)
     ]
     before, after = (
-        _correct(job, [job.method.restore(job.model, {}, o) for o in own], clients)
+        _answers(job, [job.method.restore(job.model, {}, o) for o in own], clients)
         for own in (owns, kept)
     )
     replies = []
     for (client, order), own, was, now in zip(pairs, kept, before, after, strict=True):
         client.private.save(client.name, order.round, own)
         facts: Facts = {
-            "before_correct": was.test,
-            "after_correct": now.test,
+            "before_correct": _hits(was.test, client.test),
+            "after_correct": _hits(now.test, client.test),
             "test_examples": len(client.test),
         }
         replies.append(Reply(client.name, order.round, "absorb", facts=facts, kept=True))
@@ -230,18 +239,19 @@ def _predict(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
         for (_, order), kept in zip(pairs, owns, strict=True)
     ]
     shared = [job.method.restore(job.model, order.tensors, None) for _, order in pairs]
-    correct = _correct(job, own, clients)
-    correct_global = _correct(job, shared, clients) if any(owns) else correct
+    answers = _answers(job, own, clients)
+    answers_global = _answers(job, shared, clients) if any(owns) else answers
     replies = []
     for i, (client, order) in enumerate(pairs):
         facts: Facts = {
-            "valid_correct": correct[i].valid,
-            "valid_global_correct": correct_global[i].valid,
+            "valid_correct": _hits(answers[i].valid, client.valid),
+            "valid_global_correct": _hits(answers_global[i].valid, client.valid),
             "valid_examples": len(client.valid),
-            "test_correct": correct[i].test,
-            "test_global_correct": correct_global[i].test,
+            "test_correct": _hits(answers[i].test, client.test),
+            "test_global_correct": _hits(answers_global[i].test, client.test),
             "test_examples": len(client.test),
         }
+        facts |= told(answers[i].test, client.test.y, job.confusion_after(order.round))
         facts |= _said(job, own[i], client) | client.changed
         replies.append(Reply(client.name, order.round, "predict", facts=facts))
     return replies
@@ -259,19 +269,19 @@ def _said(job: Job, local: Local, client: Client) -> Facts:
     return seal(metrics, declared.says(), client.name)
 
 
-class Correct(NamedTuple):
-    """How many examples of a client are classified right."""
+class Answers(NamedTuple):
+    """Logits of a client's validation and test examples."""
 
-    valid: int
-    test: int
+    valid: Tensor
+    test: Tensor
 
 
-def _correct(job: Job, states: Sequence[Local], clients: Sequence[Client]) -> list[Correct]:
+def _answers(job: Job, states: Sequence[Local], clients: Sequence[Client]) -> list[Answers]:
     """Of each client, asked with a state of its own; both parts in one pass, as a text encoder
     costs most.
     """
 
-    def ask(chosen: Sequence[int]) -> list[Correct]:
+    def ask(chosen: Sequence[int]) -> list[Answers]:
         inputs = [
             torch.cat([part.x[:, 0] for part in (clients[i].valid, clients[i].test)])
             for i in chosen
@@ -283,14 +293,17 @@ def _correct(job: Job, states: Sequence[Local], clients: Sequence[Client]) -> li
             inputs,
             job.trained.device,
         )
-        return [_counted(out.argmax(-1), clients[i]) for out, i in zip(logits, chosen, strict=True)]
+        return [
+            Answers(*out.split([len(clients[i].valid), len(clients[i].test)]))
+            for out, i in zip(logits, chosen, strict=True)
+        ]
 
     return _together(job, states, ask)
 
 
-def _counted(predicted: Tensor, client: Client) -> Correct:
-    valid, test = predicted.split([len(client.valid), len(client.test)])
-    return Correct(int((valid == client.valid.y).sum()), int((test == client.test.y).sum()))
+def _hits(logits: Tensor, examples: Examples) -> int:
+    """How many of the examples are classified right."""
+    return int((logits.argmax(-1) == examples.y).sum())
 
 
 def _together(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .admission import Known, admit, checked, known_from, note, unsound
+from .answers import told
 from .client import Job
 from .declared import Facts
 from .engine import Engine
@@ -206,11 +207,12 @@ def examine(job: Job, server: Tensors, round: int) -> Row:
     if served is None:
         return row
     for part, examples in job.exam.items():
-        predicted = served.logits(examples.x[:, 0]).argmax(-1)
-        row[f"{part}_correct"] = int((predicted == examples.y).sum())
+        logits = served.logits(examples.x[:, 0])
+        row[f"{part}_correct"] = int((logits.argmax(-1) == examples.y).sum())
         row[f"{part}_examples"] = len(examples)
-    if test := job.exam.get("test"):
-        row |= served.metrics(test.x[:, 0], test.y)
+        if part == "test":
+            row |= told(logits, examples.y, job.confusion_after(round))
+            row |= served.metrics(examples.x[:, 0], examples.y)
     return row
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from .answers import Bins, bins
+
 Row = dict[str, Any]
 
 
@@ -28,6 +30,9 @@ class Score:
     server: float
     # of each client: test examples classified right, and all of them
     correct: dict[str, tuple[int, int]]
+    # all clients' answers in one, and the server's own, by confidence; None where a log lacks them
+    bins: Bins | None = None
+    server_bins: Bins | None = None
 
     @cached_property
     def clients(self) -> dict[str, float]:
@@ -106,7 +111,8 @@ def served(rows: Sequence[Row], server: Row, part: str) -> float:
 def score(rows: Sequence[Row], server: Row | None = None) -> Score:
     """The score of one evaluated round from its client rows and, if there is one, the server's."""
     correct = {row["client"]: (int(row["test_correct"]), int(row["test_examples"])) for row in rows}
-    return Score(rows[0]["round"], served(rows, server or {}, "test"), correct)
+    reached = served(rows, server or {}, "test")
+    return Score(rows[0]["round"], reached, correct, bins(rows), bins([server or {}]))
 
 
 def valid(rows: Sequence[Row], server: Row | None = None, judged_by: str = "clients") -> float:
@@ -186,9 +192,10 @@ def figures(
         shown = {"local": reached.mean, "worst-client": reached.worst, "server": reached.server}
         if validated(rows):
             shown["local-valid"] = valid(rows)
-        by_round.setdefault(round, {}).update(
-            {f"accuracy/{name}": value for name, value in shown.items()}
-        )
+        told = {f"accuracy/{name}": value for name, value in shown.items()}
+        if reached.bins:
+            told["calibration/ece"] = reached.bins.error
+        by_round.setdefault(round, {}).update(told)
     return dict(sorted(by_round.items()))
 
 

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from . import config as door
 from . import predictor
 from .config import Config
-from .data.examples import words
+from .data.examples import Listing, quoted, words
 from .data.folders import ImageFolders, images_below
 from .data.images import SUFFIXES, read, readable
 from .data.table import Table
@@ -56,14 +56,15 @@ class Prediction:
     experts: dict[str, float] = field(default_factory=dict)
     classes: dict[str, float] = field(default_factory=dict)
 
-    def plain(self) -> Values:
-        """As JSON has it."""
+    def plain(self, every: bool = False) -> Values:
+        """As JSON has it; with every class that was asked for, the likeliest first."""
+        classes = {"classes": self.classes} if every else {}
         return {
             "input": self.input,
             "class": self.label,
             "probability": self.probability,
             "experts": self.experts,
-        }
+        } | classes
 
 
 @dataclass(frozen=True)
@@ -239,16 +240,18 @@ def inputs(predictor: Learned, paths: Sequence[Path], texts: Sequence[str]) -> l
 
 
 def predictions(
-    predictor: Learned, asked: Sequence[str]
+    predictor: Learned, asked: Sequence[str], most: int = 1
 ) -> Iterator[tuple[list[Prediction], Mapping[str, str]]]:
-    """Batch by batch: predictions, and the files that cannot be read with the reason."""
+    """Batch by batch: predictions, each of `most` classes, and the files that cannot be read with
+    the reason.
+    """
     for first in range(0, len(asked), BATCH):
         batch, broken = asked[first : first + BATCH], dict[str, str]()
         given: Any = batch
         if predictor.side is not None:
             given, broken = readable([Path(file) for file in batch], predictor.side, predictor.bits)
             batch = [file for file in batch if file not in broken]
-        yield predictor.say(batch, given) if batch else [], broken
+        yield predictor.say(batch, given, most) if batch else [], broken
 
 
 def labelled(predictor: Learned, path: Path) -> Examples:
@@ -257,25 +260,45 @@ def labelled(predictor: Learned, path: Path) -> Examples:
 
     ValueError, with what to do, for whatever does not fit.
     """
+    listing, y = _labelled(predictor, path)
+    whats = [example.what for example in listing.examples]
+    given: Any = whats
+    if listing.store is not None and predictor.side is not None:
+        given, _ = read(listing.store, whats, predictor.side, predictor.bits)
+    return Examples(predictor.built.encode(given)[:, None], torch.tensor(y))
+
+
+def truths(predictor: Learned, path: Path) -> list[tuple[str, str]]:
+    """The same one by one, to be read later: files of images or texts, each with its class."""
+    listing, y = _labelled(predictor, path)
+    whats = [example.what for example in listing.examples]
+    if listing.store is not None:
+        whats = [str(Path(str(listing.store)) / what) for what in whats]
+    return [(what, predictor.model.classes[number]) for what, number in zip(whats, y, strict=True)]
+
+
+def _labelled(predictor: Learned, path: Path) -> tuple[Listing, list[int]]:
+    """What lies there, and the number of each example's class."""
+    if not path.exists():
+        raise ValueError(
+            f"{path}: no such file or folder; expected a folder with CLASS/IMAGE files, or a table"
+            " with the columns label and path or text"
+        )
     table = Table(path=str(path), site=NEWCOMER, site_column="", part_column="")
     listing = (
         ImageFolders(path=str(path), site=NEWCOMER).listing() if path.is_dir() else table.listing()
     )
     classes = predictor.model.classes
-    if strange := sorted({e.label for e in listing.examples} - {words(name) for name in classes}):
+    numbers = {words(name): number for number, name in enumerate(classes)}
+    if strange := sorted({example.label for example in listing.examples} - numbers.keys()):
         raise ValueError(
-            f"{strange[0]!r} in {path} is no class of the run; expected one of {', '.join(classes)}"
+            f"{quoted(strange)} in {path}: no class of the run. Expected folders, or labels, named"
+            f" like its classes: {', '.join(classes)}"
         )
     if (listing.store is None) != (predictor.side is None):
         learned = "texts, in a table with a column text" if predictor.side is None else "images"
         raise ValueError(f"{path} does not hold what the run learned from; expected {learned}")
-    whats = [example.what for example in listing.examples]
-    given: Any = whats
-    if listing.store is not None and predictor.side is not None:
-        given, _ = read(listing.store, whats, predictor.side, predictor.bits)
-    numbers = {words(name): number for number, name in enumerate(classes)}
-    y = torch.tensor([numbers[example.label] for example in listing.examples])
-    return Examples(predictor.built.encode(given)[:, None], y)
+    return listing, [numbers[example.label] for example in listing.examples]
 
 
 def only_run(path: Path) -> RunDir:

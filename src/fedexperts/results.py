@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+_SCORES = ("accuracy/", "calibration/")
+
+
 @dataclass(frozen=True)
 class Results:
     """What one run learned: `Results("runs/first")` opens a folder that `fedexperts run` or
@@ -62,17 +65,18 @@ class Results:
 
     @property
     def scores(self) -> "DataFrame":
-        """Accuracy in percent, a row for each evaluated round.
+        """Accuracy and calibration in percent, a row for each evaluated round.
 
         `local`: each client with its own model on its own test part, mean over clients;
         `local-valid`: the same on validation parts; `worst-client`: the lowest; `server`: the
-        server's model, if clients share one, on the test parts of all clients.
+        server's model, if clients share one, on the test parts of all clients; `ece`: the expected
+        calibration error of all clients' answers.
         """
         every = self._figures()
-        shown = every[[name for name in every if name.startswith("accuracy/")]]
+        shown = every[[name for name in every if name.startswith(_SCORES)]]
         if not self.config.section("method").declares().shared:
             shown = shown.drop(columns="accuracy/server")
-        return shown.rename(columns=lambda name: name.removeprefix("accuracy/")).dropna(how="all")
+        return shown.rename(columns=lambda name: name.partition("/")[2]).dropna(how="all")
 
     @property
     def rounds(self) -> "DataFrame":
@@ -80,7 +84,7 @@ class Results:
         losses, bytes and seconds.
         """
         every = self._figures()
-        shown = every[[name for name in every if not name.startswith("accuracy/")]]
+        shown = every[[name for name in every if not name.startswith(_SCORES)]]
         return shown.rename(
             columns=lambda name: name.removeprefix("train/").replace("/", "_")
         ).dropna(how="all")

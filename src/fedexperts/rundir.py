@@ -38,6 +38,7 @@ from .tensors import Tensors, naming, write
 
 LOGS = ("rounds.jsonl", "clients.jsonl", "server.jsonl")
 EVENTS, SECONDS = "events.jsonl", "seconds.jsonl"
+BLOCK = 2**14  # bytes at the end of a log that are read first
 ONCE = ("config.toml", "environment.json", "split.json")
 
 
@@ -173,6 +174,17 @@ class RunDir:
         Another process may be writing them.
         """
         return _timed(self._whole_lines(LOGS[0]), self._whole_lines(SECONDS))
+
+    def newest(self, name: str) -> list[Row]:
+        """The rows of the newest round in a log, read from its end, however long it is."""
+        path, block = self.path / name, BLOCK
+        while True:
+            lines, whole = _tail(path, block)
+            rows = list(map(json.loads, lines))
+            newest = [row for row in rows if row["round"] == rows[-1]["round"]]
+            if whole or len(newest) < len(rows):
+                return newest
+            block *= 4
 
     def _whole_lines(self, name: str) -> list[Row]:
         lines = self._bytes(name).split(b"\n")[:-1]
@@ -341,6 +353,17 @@ def is_run(path: Path) -> bool:
 
 def _line(row: Row) -> bytes:
     return (json.dumps(row, sort_keys=True) + "\n").encode()
+
+
+def _tail(path: Path, size: int) -> tuple[list[bytes], bool]:
+    """The whole lines in the last bytes of a file, and whether these are all of it."""
+    if not path.exists():
+        return [], True
+    with open(path, "rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - size)
+        file.seek(start)
+        lines = file.read().split(b"\n")[:-1]  # after the last break there is no whole line
+    return lines[start > 0 :], start == 0
 
 
 def _timed(rows: list[Row], seconds: list[Row]) -> list[Row]:

@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from .config import Config
 from .data.federation import Federation
 from .data.manifest import sealed
 from .loop import NobodyLeftError, run
-from .metrics import Row
+from .metrics import Row, valid, validated
 from .private import Private
 from .provenance import differences
 from .rundir import RunDir
@@ -39,6 +40,9 @@ class Beat:
     total: int
     clients: int  # that trained in the newest round
     unit: str = "round"
+    run: str = ""  # which one goes on
+    # its accuracy on validation data in percent, after the newest evaluation; None where unknown
+    valid: float | None = None
 
 
 Progress = Callable[[Beat], None]
@@ -76,8 +80,16 @@ class Unit:
 
     def clients(self) -> int:
         """Clients that trained in the newest finished round."""
-        rows = self.run.latest()
+        rows = self.run.newest("rounds.jsonl")
         return len(rows[-1]["trained"]) if rows else 0
+
+    def valid(self) -> float | None:
+        """Accuracy on validation data in percent, after the newest evaluation."""
+        rows, judged_by = self.run.newest("clients.jsonl"), self.config.values["run"]["judged_by"]
+        if not rows or not validated(rows, judged_by):
+            return None
+        server = {row["round"]: row for row in self.run.newest("server.jsonl")}
+        return valid(rows, server.get(rows[0]["round"], {}), judged_by)
 
 
 def _silent() -> None:
@@ -158,13 +170,20 @@ def run_all(
             with unit.run.locked():
                 unit.run.load()
 
+    @lru_cache(maxsize=1)  # a round of many clients is read once
+    def standing(position: int, done: int) -> tuple[int, float | None]:
+        return units[position].clients(), units[position].valid()
+
     def beat() -> None:
         done = [unit.done() for unit in units]
         begun = [unit for unit in left if 0 < unit.done() < unit.rounds]
-        active = [*begun, units[-1]][0]
+        active = units.index([*begun, units[-1]][0])
         for unit in units:
             follow(unit)
-        tell(Beat(what, sum(done), sum(unit.rounds for unit in units), active.clients()))
+        total = sum(unit.rounds for unit in units)
+        name = f"{units[active].config.name}/{units[active].folder.name}"
+        clients, valid_now = standing(active, done[active])
+        tell(Beat(what, sum(done), total, clients, run=name, valid=valid_now))
 
     def encoded(done: int, total: int) -> None:
         tell(Beat("encoding", done, total, 0, "image"))

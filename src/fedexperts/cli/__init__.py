@@ -5,6 +5,7 @@
     look.py         ls, show, check
     take.py         predict, export
     fetch.py        fetch
+    evaluate.py     evaluate
     serve.py        serve
     deployment.py   deploy ...
     terminal.py     what they share
@@ -20,6 +21,7 @@ import typer
 
 from .. import __version__
 from . import deployment, look, studies, take
+from .evaluate import evaluate
 from .fetch import fetch
 from .serve import serve
 from .terminal import answer_signals, out
@@ -30,7 +32,6 @@ app = typer.Typer(
     no_args_is_help=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -66,6 +67,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "check": look.check,
     "fetch": fetch,
     "predict": take.predict,
+    "evaluate": evaluate,
     "export": take.export,
     "serve": serve,
 }

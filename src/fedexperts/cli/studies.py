@@ -1,7 +1,6 @@
 """Commands that run experiments and show their results."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -10,17 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich import box
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
+from .progress import progress
 from .terminal import (
     Configs,
     Forget,
@@ -36,8 +27,8 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    from .. import units
     from ..config import Config
+    from ..report import Experiment
     from ..reproduce import Figure, Result
 
 
@@ -171,7 +162,7 @@ def reproduce(
             soft_wrap=True,
         )
         _say_lacking(paper, asked.figures)
-        with stopped(KEPT + "the same command"), _progress() as tell:
+        with stopped(KEPT + "the same command"), progress() as tell:
             failed = papers.run(asked, path, seeds, jobs or door.cores(), tell)
         results = papers.results(asked, path, failed)
         _print_beside(results, asked.column)
@@ -227,12 +218,30 @@ def _print_beside(results: list["Result"], column: str) -> None:
         out.print(f"{number:>3}  {escape(text)}", soft_wrap=True)
 
 
-def compare(runs: Runs) -> None:
-    """Print the tables of finished runs."""
+class Form(StrEnum):
+    """How a comparison is printed."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    markdown = "markdown"
+    latex = "latex"
+
+
+def compare(
+    runs: Runs,
+    form: Annotated[Form, typer.Option("--format", help="Output format.")] = Form.table,
+) -> None:
+    """Say which of finished experiments to use, and print their tables."""
     from .. import report as pictures
 
     with errors():
-        _print_tables(pictures.tables(pictures.collect(runs)))
+        experiments = pictures.collect(runs)
+        if form is Form.table:
+            _print_comparison(experiments)
+        else:
+            lines, tables = pictures.decision(experiments), pictures.tables(experiments)
+            typer.echo(pictures.written(form.value, lines, tables), nl=False)
 
 
 def report(
@@ -257,9 +266,13 @@ def report(
             out.print(f"Wrote {each}", soft_wrap=True)
 
 
-def _print_tables(tables: list[Table]) -> None:
-    """Each with an empty line below, apart from the title of the next."""
-    for table in tables:
+def _print_comparison(experiments: "list[Experiment]") -> None:
+    """What to use; then tables, each with an empty line below, apart from the title of the next."""
+    from .. import report as pictures
+
+    for line in pictures.decision(experiments):
+        out.print(f"{escape(line)}\n", soft_wrap=True)
+    for table in pictures.tables(experiments):
         out.print(table)
         out.print()
 
@@ -296,10 +309,10 @@ def _advance(
         err.print(escape(what), soft_wrap=True)
 
     again = f"fedexperts resume {folder}"
-    with stopped(f"{KEPT}{again}"), to_go_on(again), _progress() as tell:
+    with stopped(f"{KEPT}{again}"), to_go_on(again), progress() as tell:
         study.advance(folder, jobs or door.cores(), tell, warn, changed_data, changed_code)
     experiments = pictures.collect([folder])
-    _print_tables(pictures.tables(experiments))
+    _print_comparison(experiments)
     pictures.write_html(experiments, folder / "report.html")
     report_line = f"Report: {folder / 'report.html'}"
     out.print(f"{report_line}\nTables again: fedexperts compare {folder}", soft_wrap=True)
@@ -319,33 +332,3 @@ def _announce(folder: Path) -> None:
         before = f", after {trials} of half the rounds with seed {study.TUNING_SEED}"
     counts = f"{plural(len(experiments), 'experiment')}, {plural(len(seeds), 'seed')}, {runs}"
     out.print(f"{counts}{before}, in {folder}", soft_wrap=True)
-
-
-@contextmanager
-def _progress() -> Iterator["units.Progress"]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[unit]}"),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[remark]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def tell(beat: "units.Beat") -> None:
-            if beat.what not in tasks:
-                tasks[beat.what] = bar.add_task(
-                    beat.what, total=beat.total, unit=beat.unit, remark=""
-                )
-            number = tasks[beat.what]
-            remark = f"{beat.clients or '...'} clients per round"
-            if beat.unit == "image":
-                speed = next(task.speed for task in bar.tasks if task.id == number)
-                remark = f"{1000 / speed:.3g} ms each" if speed else "..."
-            bar.update(number, completed=beat.done, total=beat.total, remark=remark)
-
-        yield tell

@@ -3,17 +3,17 @@
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .plain import plain
-from .terminal import err, errors, out
+from .terminal import counting, err, errors, out
 
 if TYPE_CHECKING:
     from ..predict import Prediction
@@ -72,6 +72,9 @@ def predict(
         ),
     ] = None,
     form: Annotated[Form, typer.Option("--format", help="Output format.")] = Form.table,
+    every: Annotated[
+        bool, typer.Option("--all", help="Give the probabilities of all classes.")
+    ] = False,
 ) -> None:
     """Predict new images or texts with a client's own model or the global model."""
     from .. import predict as room
@@ -96,19 +99,15 @@ def predict(
                 soft_wrap=True,
             )
         predictions, broken = list[room.Prediction](), dict[str, str]()
-        columns = (
-            TextColumn("predicting"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=err, transient=True) as bar:
-            task = bar.add_task("", total=len(asked))
-            for said, unread in room.predictions(predictor, asked):
+        classes: Sequence[str] = ()
+        if every:
+            classes = predictor.model.classes
+        with counting("predicting") as tell:
+            for said, unread in room.predictions(predictor, asked, len(classes) or 1):
                 predictions += said
                 broken |= unread
-                bar.advance(task, len(said) + len(unread))
-        _print_predictions(predictions, form)
+                tell(len(predictions) + len(broken), len(asked))
+        _print_predictions(predictions, form, classes)
         if broken:
             listed = "\n".join(f"  {file} ({why})" for file, why in broken.items())
             raise ValueError(f"{len(broken)} of {len(asked)} images cannot be read:\n{listed}")
@@ -137,21 +136,25 @@ def export(
         )
 
 
-def _print_predictions(predictions: "list[Prediction]", form: Form) -> None:
+def _print_predictions(predictions: "list[Prediction]", form: Form, classes: Sequence[str]) -> None:
+    """In a form; with the probabilities of these classes, all or none."""
     from ..predict import loudest
 
     if form is Form.json:
-        typer.echo(json.dumps([each.plain() for each in predictions], indent=1, ensure_ascii=False))
+        found = [each.plain(bool(classes)) for each in predictions]
+        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
     elif form is Form.csv:
         rows = csv.writer(sys.stdout, lineterminator="\n")
         experts = list(dict.fromkeys(name for each in predictions for name in each.experts))
-        rows.writerow(["input", "class", "probability", *experts])
+        heads = [f"p({plain(name)})" for name in classes]
+        rows.writerow(["input", "class", "probability", *experts, *heads])
         rows.writerows(
             [
                 plain(each.input),
                 plain(each.label),
                 each.probability,
                 *(each.experts.get(name, "") for name in experts),
+                *(each.classes[name] for name in classes),
             ]
             for each in predictions
         )
@@ -161,7 +164,11 @@ def _print_predictions(predictions: "list[Prediction]", form: Form) -> None:
         table.add_column("class", overflow="fold")
         table.add_column("%", justify="right")
         table.add_column("experts", overflow="fold")
+        if classes:
+            table.add_column("all classes, %", overflow="fold")
         for each in predictions:
-            cells = (each.input, each.label, f"{100 * each.probability:.1f}", loudest(each.experts))
+            cells = [each.input, each.label, f"{100 * each.probability:.1f}", loudest(each.experts)]
+            if classes:
+                cells.append(", ".join(f"{name} {100 * p:.1f}" for name, p in each.classes.items()))
             table.add_row(*map(escape, cells))
         out.print(table)

@@ -40,7 +40,8 @@ def served(config: Config, data: Mapping[str, object]) -> tuple[Job, Federation]
     federation: Federation = (
         named.server() if at_sites else named.load(config.values["run"]["seed"])
     )
-    return replace(assembled(config, federation, Path())[0], exam={}), federation
+    job, _ = assembled(config, federation, Path())
+    return replace(job, exam={}, confusion=config.values["run"]["confusion"]), federation
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Allowed:
 
     modules: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()  # what is told beside accuracy, if asked for: "confusion"
 
     @classmethod
     def read(cls, table: Mapping[str, Any]) -> "Allowed":
@@ -58,10 +60,11 @@ class Allowed:
         lists = all(
             isinstance(v, list) and all(isinstance(name, str) for name in v) for v in table.values()
         )
-        if not lists or table.keys() - {"modules", "paths"}:
+        known = {"modules", "paths", "figures"}
+        if not lists or table.keys() - known or set(table.get("figures", ())) - {"confusion"}:
             raise ValueError(
-                f"[allow] of site.toml is {dict(table)}; expected modules = [names] and paths"
-                " = [paths]"
+                f"[allow] of site.toml is {dict(table)}; expected modules = [names], paths ="
+                ' [paths] and figures = ["confusion"]'
             )
         return cls(**{key: tuple(names) for key, names in table.items()})
 
@@ -104,7 +107,8 @@ def site(
     if name not in clients:
         known = ", ".join(clients) or "none"
         raise ValueError(f"no client {name} in these data; there are {known}")
-    return replace(job, deployed=True), clients[name], what
+    confusion = config.values["run"]["confusion"] and "confusion" in allowed.figures
+    return replace(job, deployed=True, confusion=confusion), clients[name], what
 
 
 def _with_data(config: Config, data: Mapping[str, object]) -> Config:

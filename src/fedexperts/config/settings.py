@@ -37,6 +37,11 @@ class RunSettings(Schedule):
         says="whose validation accuracy chooses rates and rounds: each client's own, or the"
         " server's",
     )
+    confusion: bool = option(
+        False,
+        says="whether sites of a deployment that allow it say, after the last round, which class"
+        " they take for which; simulated clients always do",
+    )
 
 
 @dataclass(frozen=True)

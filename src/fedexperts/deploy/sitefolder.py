@@ -36,9 +36,10 @@ server = "{address}"
 # `fedexperts deploy site FOLDER --name {name} --data PATH` writes the path here.
 [data]
 
-# What a run's config may name on this machine beside these data; nothing, as long as nothing stands here.
+# What a run's config may name on this machine beside these data, and ask of it; nothing, as long as nothing stands here.
 #   modules = ["our_methods"]      code that is installed here: method.name = "our_methods:Ours"
 #   paths = ["/models/clip"]       files, or folders with all that is in them: model.clip = "/models/clip"
+#   figures = ["confusion"]        told if asked for (run.confusion): how many test examples of each class were taken for which
 [allow]
 """  # noqa: E501
 

@@ -190,12 +190,13 @@ def _built(model: Model, clip: Clip, name: str) -> Built:
 
 
 def _built_dual(model: Model, dual: Dual, name: str) -> Built:
-    from .halves import LITE0, folder_of  # as above
+    from .halves import LITE0  # as above
+    from .huggingface import find
 
     classifier = dual.classifier
     backbone = None
     if name != LITE0:  # whose package its recipe imports
-        backbone = Backbone(_said(name), folder_of(name))
+        backbone = Backbone(_said(name), find(name, "image classifier", LITE0))
     encoded = partial(classify, classifier)
     return Built(model, encoded, classifier.key, recipe=classifier.recipe, backbone=backbone)
 

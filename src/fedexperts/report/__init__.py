@@ -1,7 +1,9 @@
 """What runs show: tables for a terminal and one page for everybody else.
 
     collect(paths)             the experiments in folders of runs
+    decision(experiments)      which to use, and how sure that is
     tables(experiments)        what `fedexperts compare` prints
+    written(form, ...)         the same as CSV, JSON, Markdown or LaTeX
     write_html(experiments)    what `fedexperts report` writes
     write_pictures(...)        its pictures alone, an SVG each
     write_split(counts, ...)   who has how many examples of which class
@@ -16,9 +18,21 @@ from pathlib import Path
 
 from ..tensors import write
 from .collect import Experiment, Run, collect
+from .decision import decision
+from .forms import written
 from .tables import tables
 
-__all__ = ["Experiment", "Run", "collect", "tables", "write_html", "write_pictures", "write_split"]
+__all__ = [
+    "Experiment",
+    "Run",
+    "collect",
+    "decision",
+    "tables",
+    "write_html",
+    "write_pictures",
+    "write_split",
+    "written",
+]
 
 
 def write_html(experiments: Sequence[Experiment], path: Path) -> None:

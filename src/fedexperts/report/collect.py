@@ -23,7 +23,8 @@ from .experts import Routing, routing
 
 Sections = dict[str, Values]  # of a config
 
-_HARMLESS = {"run.seed", "run.threads"}  # beside the engine: where and how fast, not what
+# beside the engine: where, how fast, what is told, and not what is learned
+_HARMLESS = {"run.seed", "run.threads", "run.confusion"}
 
 
 @dataclass(frozen=True)

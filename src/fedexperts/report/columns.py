@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from ..answers import BINS, Bins
 from ..metrics import Lowest, Score, lowest, mean_sd
 from .claims import shown
 from .collect import Experiment
@@ -64,6 +65,23 @@ def server_column() -> Column[Experiment]:
         " together"
     )
     return Column("server", says, if_shared(averaged(lambda score: score.server)))
+
+
+def calibration_column(of: Callable[[Score], Bins | None], whose: str) -> Column[Experiment]:
+    """How far from their accuracy `whose` answers' confidence is."""
+
+    def cell(experiment: Experiment) -> str:
+        every = [of(score) for score in experiment.last.values()]
+        errors = [bins.error for bins in every if bins]
+        if not errors or len(errors) < len(every):
+            return NONE
+        return f"{statistics.fmean(errors):.1f}"
+
+    says = (
+        f"expected calibration error in percent, of {whose} after the last round: the confidence of"
+        f" answers apart from their accuracy, in {BINS} equal bins of confidence"
+    )
+    return Column("ece", says, cell)
 
 
 def seeds_column(cell: Cell) -> Column[Experiment]:

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from ..metrics import curve, logged, lowest, moved, server_curve
 from .claims import plural, shown
 from .collect import Experiment, judged_by
+from .confusion import by_client
 from .experts import own_shares, received
 from .ink import (
     COLOURS,
@@ -35,6 +36,7 @@ from .ink import (
     short,
 )
 from .mixtures import mixtures
+from .reliability import reliability
 
 
 def draw(experiments: Sequence[Experiment]) -> list[Picture]:
@@ -45,9 +47,9 @@ def draw(experiments: Sequence[Experiment]) -> list[Picture]:
     accuracy = [_accuracy(counted)]
     if judged_by(counted) == "server" or any(e.routing for e in counted):
         accuracy.insert(0, _server([e for e in counted if e.has_global]))
-    pictures: list[Picture | None] = [*accuracy, _clients(counted)]
+    pictures: list[Picture | None] = [*accuracy, _clients(counted), _reliability(counted)]
     for experiment in counted:
-        pictures += [_own_shares(experiment), _received(experiment)]
+        pictures += [by_client(experiment), _own_shares(experiment), _received(experiment)]
     pictures += [*mixtures(counted), _moved(counted), *_declared(counted), _bytes(counted)]
     return [picture for picture in pictures if picture]
 
@@ -196,6 +198,20 @@ def _clients(experiments: Sequence[Experiment]) -> Picture:
     return printed(
         figure, axes, "Every client", f"The lowest clients: {', '.join(worst)}.", caption
     )
+
+
+def _reliability(experiments: Sequence[Experiment]) -> Picture | None:
+    """All clients in one, of the experiments whose logs say how sure answers are."""
+    seeds = {}
+    for experiment in experiments:
+        every = [score.bins for score in experiment.last.values()]
+        known = [bins for bins in every if bins]
+        if len(known) == len(every):
+            seeds[experiment.name] = known
+    if not seeds:
+        return None
+    whose = "Each client's own predictor on its test part after the last round, all in one. "
+    return reliability(seeds, "How sure, how right", whose)
 
 
 def _own_shares(experiment: Experiment) -> Picture | None:

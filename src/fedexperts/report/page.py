@@ -19,6 +19,7 @@ from ..provenance import differences, flat, follows
 from ..tensors import write as write_whole
 from .claims import headline, shown
 from .collect import Experiment, Run
+from .decision import decision
 from .figures import draw
 from .ink import Picture
 from .tables import tables
@@ -45,6 +46,8 @@ thead th {{ vertical-align: bottom; border-bottom: 2px solid #888; }}
 tbody tr:nth-child(even) {{ background: #f6f6f6; }}
 .small {{ font-size: .875rem; color: #444; }}
 figure {{ margin: 2rem 0; }} figcaption b {{ font-size: 1.05rem; }} img {{ width: 100%; height: auto; }}
+.tiles {{ display: flex; flex-wrap: wrap; gap: 1rem; }} .tiles figure {{ margin: 0; width: 9rem; }}
+.tiles img {{ image-rendering: pixelated; }}
 summary {{ cursor: pointer; padding: .3rem 0; }} pre {{ font-size: .8rem; overflow-x: auto; background: #f6f6f6;
   padding: .6rem; }}
 </style>
@@ -70,10 +73,11 @@ def page(experiments: Sequence[Experiment]) -> str:
     names = f"{len(experiments)} experiments compared"
     if len(experiments) == 1:
         names = shown(experiments[0].name)
+    first = [*decision(experiments), *headline(experiments)]
     body = [
         f"<h1>{escape(names)}</h1>",
-        *(f'<p class="result">{escape(line)}</p>' for line in headline(experiments)),
-        *(_table(table) for table in tables(experiments)),
+        *(f'<p class="result">{escape(line)}</p>' for line in first),
+        *(set_table(table) for table in tables(experiments)),
         *_pictures(experiments),
         *_clients(experiments),
         *_refused(experiments),
@@ -83,17 +87,22 @@ def page(experiments: Sequence[Experiment]) -> str:
         *_settings(experiments),
         f'<p class="small">Made by fedexperts {escape(__version__)} from the logs of the runs.</p>',
     ]
-    return _PAGE.format(title=f"fedexperts: {escape(names)}", body="\n".join(body))
+    return document(names, body)
+
+
+def document(title: str, body: Iterable[str]) -> str:
+    """A page of these elements of HTML."""
+    return _PAGE.format(title=f"fedexperts: {escape(title)}", body="\n".join(body))
 
 
 def _pictures(experiments: Sequence[Experiment]) -> list[str]:
-    pictures = [_figure(picture) for picture in draw(experiments)]
+    pictures = [figure(picture) for picture in draw(experiments)]
     if not pictures:
         return []
     return ["<h2>Pictures</h2>", *pictures]
 
 
-def _figure(picture: Picture) -> str:
+def figure(picture: Picture) -> str:
     data = base64.b64encode(picture.svg).decode()
     return (
         f"<figure><figcaption><b>{escape(picture.title)}</b></figcaption>"
@@ -102,15 +111,15 @@ def _figure(picture: Picture) -> str:
     )
 
 
-def _table(table: Table) -> str:
+def set_table(table: Table) -> str:
     """A table of the terminal, with its caption as text below."""
     head = [str(column.header).replace("\n", " ") for column in table.columns]
     rows = list(zip(*(column.cells for column in table.columns), strict=True))
     lines = "<br>".join(escape(line) for line in str(table.caption or "").splitlines())
-    return f'<h2>{escape(str(table.title))}</h2>{_grid(head, rows)}<p class="small">{lines}</p>'
+    return f'<h2>{escape(str(table.title))}</h2>{grid(head, rows)}<p class="small">{lines}</p>'
 
 
-def _grid(head: Sequence[object], rows: Iterable[Sequence[object]], kind: str = "") -> str:
+def grid(head: Sequence[object], rows: Iterable[Sequence[object]], kind: str = "") -> str:
     def line(tag: str, cells: Sequence[object]) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(shown(cell))}</{tag}>" for cell in cells) + "</tr>"
 
@@ -129,12 +138,12 @@ def _clients(experiments: Sequence[Experiment]) -> list[str]:
     for client in sorted({client for e in counted for client in e.clients}):
         values = [[seed[client] for seed in seeds if client in seed] for seeds in scores]
         rows.append([client, *map(_mean, values)])
-    grid = _grid(["client", *(e.name for e in counted)], rows)
+    numbers = grid(["client", *(e.name for e in counted)], rows)
     return [
         _more(
             "Every client in numbers: local accuracy in percent after the last round, mean over"
             " seeds",
-            grid,
+            numbers,
         )
     ]
 
@@ -193,7 +202,7 @@ def _noted(
     if not rows:
         return []
     paragraph = says and f"<p>{says}</p>"
-    return [f"<h2>{title}</h2>", paragraph, _grid(["experiment", "seed", *head], rows, "words")]
+    return [f"<h2>{title}</h2>", paragraph, grid(["experiment", "seed", *head], rows, "words")]
 
 
 def _settings(experiments: Sequence[Experiment]) -> list[str]:
@@ -207,7 +216,7 @@ def _settings(experiments: Sequence[Experiment]) -> list[str]:
     html = ["<h2>Settings</h2>"]
     if rows:
         names = [e.name for e in experiments]
-        html += ["<p>Where the experiments differ:</p>", _grid(["key", *names], rows, "words")]
+        html += ["<p>Where the experiments differ:</p>", grid(["key", *names], rows, "words")]
     for e in experiments:
         seeds = ", ".join(map(str, e.runs))
         text = f"<pre>{escape(e.first.text)}</pre>"
@@ -230,7 +239,7 @@ def _environments(experiments: Sequence[Experiment]) -> list[str]:
         if len(where) == 1:
             whose = "all runs"
         title = f"Where the figures of {whose} come from"
-        html.append(_more(title, _grid(["what", "value"], rows, "words")))
+        html.append(_more(title, grid(["what", "value"], rows, "words")))
     return html
 
 

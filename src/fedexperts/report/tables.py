@@ -32,6 +32,7 @@ from .columns import (
     averaged,
     best,
     best_round,
+    calibration_column,
     clients,
     hits,
     if_finished,
@@ -69,7 +70,7 @@ def comparison(experiments: Sequence[Experiment]) -> Table:
         f"Accuracies are top-1, means over seeds. {_commonest(experiments, of)}None of them is"
         " from the round that is best on test data."
     )
-    return _table("Accuracy in percent", experiments, [NAME, *columns], about, notes(experiments))
+    return table("Accuracy in percent", experiments, [NAME, *columns], about, notes(experiments))
 
 
 def _commonest(experiments: Sequence[Experiment], of: str) -> str:
@@ -108,7 +109,7 @@ def differing(experiments: Sequence[Experiment]) -> Table:
         Column("seed", "the seed in which that was", of_lowest(lambda low: str(low.seed))),
     ]
     about = "Local accuracy in percent after the last round."
-    return _table("How clients differ", experiments, columns, about)
+    return table("How clients differ", experiments, columns, about)
 
 
 def chosen(experiments: Sequence[Experiment]) -> Table:
@@ -126,7 +127,7 @@ def chosen(experiments: Sequence[Experiment]) -> Table:
         Column("chosen", "", _choice, words=True),
     ]
     about = "Values are chosen by validation accuracy after a trial's last round."
-    return _table("How values were chosen", rows, columns, about, unequal(rows))
+    return table("How values were chosen", rows, columns, about, unequal(rows))
 
 
 def _passes(experiment: Experiment) -> str:
@@ -155,7 +156,7 @@ def held(experiments: Sequence[Experiment]) -> Table:
         " holds after the last round, including what it keeps about clients. Means over clients,"
         " rounds and seeds. Frozen weights are not counted."
     )
-    return _table("What is held and sent", experiments, [NAME, *columns], about)
+    return table("What is held and sent", experiments, [NAME, *columns], about)
 
 
 _QUANTITIES = {"parameters": "params", "bytes": "bytes"}
@@ -174,7 +175,7 @@ def added(experiments: Sequence[Experiment]) -> Table:
     """Paired differences of every experiment to the controls that its method names."""
     compared = claims(experiments)
     below = [*legend(compared), *sentences(compared), *unknown(experiments)]
-    return _table("What do experts add?", compared, _added(), "", below)
+    return table("What do experts add?", compared, _added(), "", below)
 
 
 def _added() -> list[Column[Claim]]:
@@ -245,7 +246,7 @@ def routed(experiments: Sequence[Experiment]) -> Table:
     )
     with_mixture = [e for e in experiments if e.routing]
     below = lines(with_mixture)
-    return _table("What does routing add?", with_mixture, [NAME, *columns], about, below)
+    return table("What does routing add?", with_mixture, [NAME, *columns], about, below)
 
 
 def _routed(label: str, fact: str, says: str, digits: int = 1) -> Column[Experiment]:
@@ -271,6 +272,7 @@ def _by_clients() -> list[Column[Experiment]]:
             best(lambda score: score.mean),
         ),
         Column("at\nround", "that round", best_round),
+        calibration_column(lambda score: score.bins, "all clients' answers together"),
         server_column(),
         time_column(),
     ]
@@ -287,11 +289,12 @@ def _by_server() -> list[Column[Experiment]]:
             " run.judged_by says)",
             if_shared(best(lambda score: score.server)),
         ),
+        calibration_column(lambda score: score.server_bins, "the server's own predictor"),
         time_column(),
     ]
 
 
-def _table(
+def table(
     title: str,
     rows: Sequence[Row],
     columns: Sequence[Column[Row]],
@@ -299,18 +302,18 @@ def _table(
     below: Iterable[str] = (),
 ) -> Table:
     """The rows; under them what the columns are, if there are rows, and lines of its own."""
-    table = Table(
+    made = Table(
         title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", padding=0
     )
     for column in columns:
         if column.words:
-            table.add_column(column.head, overflow="ellipsis", min_width=8)
+            made.add_column(column.head, overflow="ellipsis", min_width=8)
         else:
-            table.add_column(column.head, justify="right", no_wrap=True)
+            made.add_column(column.head, justify="right", no_wrap=True)
     for row in rows:
         name, *others = (column.cell(row) for column in columns)
         # a row's own name stands on one line
-        table.add_row(Text(name, no_wrap=True), *map(Text, others))
+        made.add_row(Text(name, no_wrap=True), *map(Text, others))
     legends = [column.legend for column in columns if column.legend and rows]
-    table.caption = Text("\n".join(line for line in (about, *legends, *below) if line))
-    return table
+    made.caption = Text("\n".join(line for line in (about, *legends, *below) if line))
+    return made

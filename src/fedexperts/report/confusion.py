@@ -1,0 +1,112 @@
+"""Pictures of confusion matrices, which class was said for which: one, or one for each client."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..answers import CONFUSION, Matrix, matrix, mistakes
+from .claims import plural, shown
+from .collect import Experiment
+from .ink import CROWD, WIDTH, Picture, inked, order, paper, short
+
+ROOM = 12  # so many classes or fewer: a number fits into each square
+ACROSS = 5  # clients beside each other
+NAMED = 5  # mistakes that are said in words
+
+
+def confusion(found: Matrix, classes: Sequence[str], title: str) -> Picture:
+    """A matrix with its classes and, where there is room, its numbers."""
+    figure, axes = paper(WIDTH)
+    _draw(axes, found)
+    axes.set_xlabel("said")
+    axes.set_ylabel("truth")
+    if len(classes) <= CROWD:
+        names = [short(name) for name in classes]
+        axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=7.5)
+        axes.set_yticks(range(len(classes)), names, fontsize=7.5)
+    if len(classes) <= ROOM:
+        _number(axes, found)
+    caption = "A row is a class, a column what was said; darker: a larger share of the row."
+    return Picture(title, in_words(found, classes), caption, inked(figure, "svg"))
+
+
+def in_words(found: Matrix, classes: Sequence[str]) -> str:
+    """The most frequent mistakes."""
+    every = mistakes(found, classes)
+    if not every:
+        return "No mistake was made."
+    named = [
+        f"{shown(truth)} taken for {shown(said)} ({count})" for truth, said, count in every[:NAMED]
+    ]
+    return f"Most frequent mistakes: {', '.join(named)}."
+
+
+def by_client(experiment: Experiment) -> Picture | None:
+    """All clients together, then each of them, after the last round; counts of all seeds. None
+    where runs do not say.
+    """
+    cells, classes = _cells(experiment), experiment.classes
+    if not cells or not classes:
+        return None
+    names = sorted(cells, key=order)
+    together = matrix(_flat(sum(cells.values(), Counter[int]())), len(classes))
+    drawn = {"all clients": together}
+    drawn |= {name: matrix(_flat(cells[name]), len(classes)) for name in names[:CROWD]}
+    figure = _beside(drawn)
+    seeds = plural(len(experiment.finished), "seed")
+    caption = (
+        f"{in_words(together, classes)} Each client's own predictor on its test part after the last"
+        f" round, counts of {seeds} together. A row is a class, a column what was said, in this"
+        f" order: {', '.join(map(shown, classes[:CROWD]))}. Darker: a larger share of the row."
+    )
+    if len(names) > CROWD:
+        caption += f" The first {CROWD} of {len(names)} clients are shown."
+    title = f"Which class is said for which: {shown(experiment.name)}"
+    return Picture(title, in_words(together, classes), caption, inked(figure, "svg"))
+
+
+def _cells(experiment: Experiment) -> dict[str, Counter[int]]:
+    """Cells of each client's matrix with their counts, as far as runs say them."""
+    cells: dict[str, Counter[int]] = {}
+    for run in experiment.finished.values():
+        for row in run.clients:
+            if row["round"] == run.asked and CONFUSION in row:
+                pairs = zip(row[CONFUSION][::2], row[CONFUSION][1::2], strict=True)
+                cells.setdefault(row["client"], Counter()).update(dict(pairs))
+    return cells
+
+
+def _flat(cells: Mapping[int, int]) -> list[int]:
+    return [number for pair in sorted(cells.items()) for number in pair]
+
+
+def _beside(drawn: Mapping[str, Matrix]) -> Figure:
+    rows = math.ceil(len(drawn) / ACROSS)
+    figure = Figure(figsize=(WIDTH, 0.3 + 1.3 * rows), layout="constrained")
+    for position, (name, found) in enumerate(drawn.items(), start=1):
+        axes = figure.add_subplot(rows, ACROSS, position)
+        _draw(axes, found)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_title(short(name), fontsize=7.5)
+    return figure
+
+
+def _draw(axes: Axes, found: Matrix) -> None:
+    shares = [[count / max(sum(row), 1) for count in row] for row in found]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+
+
+def _number(axes: Axes, found: Matrix) -> None:
+    for truth, row in enumerate(found):
+        for said, count in enumerate(row):
+            colour = "black"
+            if 2 * count > sum(row):
+                colour = "white"
+            if count:
+                axes.text(
+                    said, truth, str(count), ha="center", va="center", fontsize=7, color=colour
+                )

@@ -1,0 +1,135 @@
+"""Which of several experiments to use for these sites, and how sure that is.
+
+The choice is made on validation data, what is claimed of it comes from test data, and of those that
+are as good as far as one can tell, the cheapest is named. This room makes sentences; it knows no
+table, page or picture.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..metrics import last_valid, validated
+from . import paired
+from .claims import compared, estimate, plural, same_data, same_seeds, shown
+from .collect import Experiment, judged_by
+from .columns import size
+from .paired import Difference
+
+MARGIN = 1.0  # points of validation accuracy: whoever lies farther below the best is no equal
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An experiment beside what decides about it."""
+
+    experiment: Experiment
+    valid: float  # accuracy in percent on validation data after the last round, mean over seeds
+
+    @property
+    def name(self) -> str:
+        return shown(self.experiment.name)
+
+    @property
+    def bytes(self) -> float:
+        """What one client is sent and sends in a round."""
+        sizes = self.experiment.sizes
+        return sizes.get(("down", "bytes"), 0.0) + sizes.get(("up", "bytes"), 0.0)
+
+    @cached_property
+    def seconds(self) -> float:
+        """Training time of a run."""
+        runs = self.experiment.finished.values()
+        return statistics.fmean(sum(row["seconds"] for row in run.rounds) for run in runs)
+
+    @property
+    def cost(self) -> tuple[float, float]:
+        """The fewer bytes, the cheaper; of equals, the faster."""
+        return self.bytes, self.seconds
+
+
+Pair = tuple[Choice, Difference]  # another experiment, and the best minus it, on test data
+
+
+def decision(experiments: Sequence[Experiment]) -> list[str]:
+    """Sentences: the first says what to use; nothing where there is nothing to choose from."""
+    of = judged_by(experiments)
+    counted = [e for e in experiments if e.finished and (e.has_global or of == "clients")]
+    if len(counted) < 2:
+        return []
+    if not (same_data(counted) and same_seeds(counted)):
+        return []  # the headline says that they are not ranked, and why
+    if not all(validated(run.clients, of) for e in counted for run in e.finished.values()):
+        return [
+            "Which to use cannot be said: there are no validation examples to choose by, and test"
+            " data are not for choosing. Use data.valid = 0.2, say."
+        ]
+    ranked = sorted((_choice(e, of) for e in counted), key=lambda c: -c.valid)
+    best, others = ranked[0], ranked[1:]
+    pairs = [(other, compared(best.experiment, other.experiment, of)) for other in others]
+    return _said(best, [(other, found) for other, found in pairs if found])
+
+
+def _choice(experiment: Experiment, of: str) -> Choice:
+    runs = experiment.finished.values()
+    return Choice(
+        experiment, statistics.fmean(last_valid(run.clients, run.server, of) for run in runs)
+    )
+
+
+def _said(best: Choice, pairs: Sequence[Pair]) -> list[str]:
+    holds = paired.established([found for _, found in pairs])
+    told: dict[str, list[Pair]] = {"better": [], "worse": [], "open": []}
+    for pair, sure in zip(pairs, holds, strict=True):
+        verdict = "open"
+        if sure:
+            verdict = "better" if pair[1].mean > 0 else "worse"
+        told[verdict].append(pair)
+    as_good = [other for other, _ in (*told["worse"], *told["open"])]
+    equals = [best, *(other for other in as_good if best.valid - other.valid <= MARGIN)]
+    use = min(equals, key=lambda choice: choice.cost)
+    return [_use(best, use, equals), *_sure(best, told, len(pairs))]
+
+
+def _use(best: Choice, use: Choice, equals: Sequence[Choice]) -> str:
+    says = (
+        f"For these sites, use {use.name}. Highest accuracy on validation data: {best.name},"
+        f" {best.valid:.1f} %."
+    )
+    if len(equals) == 1:
+        return says
+    names = ", ".join(choice.name for choice in equals if choice is not best)
+    return (
+        f"{says} Within {MARGIN:g} point of it, and not established to be worse: {names}. The"
+        f" cheapest of these is {use.name}, with {size(use.bytes)} bytes a client and round (which"
+        f" count first) and {use.seconds:.0f} s of training."
+    )
+
+
+def _sure(best: Choice, told: Mapping[str, Sequence[Pair]], count: int) -> list[str]:
+    """What test data establish about the best on validation data, held against the others."""
+    seeds = len(best.experiment.finished)
+    if seeds < paired.SEEDS:
+        return [
+            f"How sure that is: nothing is established by {plural(seeds, 'seed')}; repeat with"
+            f" --seeds {paired.SEEDS} or more."
+        ]
+    where = "on test data"
+    if count > 1:
+        where += f", for all {count} comparisons together (Holm, 5 %)"
+    lines = [
+        f"How sure that is: {best.name} is {verdict} than {_listed(told[verdict])}; established"
+        f" {where}."
+        for verdict in ("better", "worse")
+        if told[verdict]
+    ]
+    if not lines:
+        lines = [f"How sure that is: no difference to {best.name} is established {where}."]
+    if told["open"]:
+        lines.append(f"Not established: {best.name} minus {_listed(told['open'])}.")
+    return lines
+
+
+def _listed(pairs: Sequence[Pair]) -> str:
+    return "; ".join(f"{other.name}, {estimate(found)}" for other, found in pairs)
