@@ -106,7 +106,7 @@ def test_an_option_is_a_field_with_its_default_its_meaning_and_its_bounds():
 
 def test_a_layer_that_names_another_class_begins_the_section_anew():
     found = load(DEMO, ["model.name=linear-probe"])
-    assert set(found.values["model"]) == {"name", "clip", "precision"}
+    assert set(found.values["model"]) == {"name", "clip", "precision", "classifier", "encoder"}
 
 
 def test_a_resolved_config_runs_the_same_experiment():

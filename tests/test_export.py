@@ -386,12 +386,12 @@ def test_split_and_card_say_counts_by_class_if_they_are_asked_for(
 
 def test_what_cannot_be_exported_is_said_and_nothing_is_written(tmp_path: Path) -> None:
     once(tiny(CASES["fedmix"], model={"kind": "probe"}, run={"rounds": 0}), tmp_path / "mixture")
-    once(tiny(CASES["fedavg"], run={"rounds": 0}), tmp_path / "foreign")
+    once(tiny(CASES["fedavg-probe"], run={"rounds": 0}), tmp_path / "foreign")
     once(tiny(Case({"name": "fedavg"}), **CNN, run={"rounds": 0}), tmp_path / "cnn")
     (tmp_path / "there").mkdir()
     for run, out, message in [
         ("mixture", "new", "TinyProbe cannot be written down"),
-        ("foreign", "new", "TinyPrompted cannot be written down"),
+        ("foreign", "new", "TinyProbe cannot be written down"),
         ("cnn", "there", "there is there already; use another folder"),
     ]:
         done = CliRunner().invoke(

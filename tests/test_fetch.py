@@ -207,7 +207,7 @@ def test_what_a_config_lacks_is_one_block_to_paste(hub: Hub, tmp_path: Path) -> 
 
 
 def test_data_that_are_not_there_are_said_with_the_rest(hub: Hub) -> None:
-    text = said("run", "configs/own/images.toml", "--set=data.path=nowhere")
+    text = said("run", "configs/own/images-clip", "--set=data.path=nowhere")
     assert "data.path = 'nowhere': no such folder, seen from" in text
     assert "All of it, to paste: fedexperts fetch openai/clip-vit-base-patch32" in text
 

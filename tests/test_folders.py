@@ -499,7 +499,7 @@ def test_a_split_beside_options_that_draw_is_refused() -> None:
 
 def own_config(path: Path, *settings: str) -> Config:
     said = [f"data.path={path}", "model.clip=tinyclip", "model.context=4", *settings]
-    return load_config(Path("configs/own/images.toml"), said)
+    return load_config(Path("configs/own/images-clip/pfedmoap.toml"), said)
 
 
 def test_images_are_as_large_as_the_model_sees_them_unless_another_side_is_asked_for(

@@ -452,3 +452,27 @@ def test_a_head_of_one_mean_a_class_is_linear() -> None:
         *(torch.ones(()).double() for _ in range(4)),
     )
     assert head(blend, 0.2)["mean"].shape == (1, C, P)
+
+
+def test_a_scatter_that_none_can_be_and_frequencies_below_zero_end_nothing() -> None:
+    """What a stranger sends is taken for the nearest that could be; the round goes on."""
+    method, model, clients = GaussianExperts(regimes=0), TinyProbe(), federation()
+    server = method.open(given(model))
+    honest = [
+        Upload(name, method.observe(model, Local({}, {}), own), len(own))
+        for name, own in clients.items()
+    ]
+    hostile = {
+        "frequency": torch.tensor([-5.0, 9.0, 0.0]),
+        "mean": torch.full((C, P), 30.0),
+        "scatter": torch.linspace(-9, 9, P * (P + 1) // 2),
+    }
+    uploads = [*honest[:-1], Upload("e", hostile, 6)]
+    after = method.merge(given(model), server, uploads, 1)
+    back = method.give_back(after, uploads)
+    assert back.keys() == set(CLIENTS)
+    for sent in back.values():
+        assert all(torch.isfinite(value).all() for value in sent.tensors.values())
+    assert after["pool.e.frequency"].tolist() == [0.0, 1.0, 0.0]
+    before = method.merge(given(model), server, honest, 1)
+    assert torch.equal(before["pool.a.scatter"], honest[0].tensors["scatter"])

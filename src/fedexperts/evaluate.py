@@ -16,8 +16,9 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from .data.images import readable, several, thumbnail
+from .data.images import readable, several
 from .data.images import said as named
+from .data.pixels import thumbnail
 from .disk import making
 from .predict import Learned, Prediction, predictions, truths
 from .report.evaluation import Answer, Evaluation, page, pictures

@@ -12,12 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from . import pixels as picture
@@ -123,15 +121,6 @@ def flat(pixels: Tensor) -> list[int]:
     """Which of the images uint8 [N, 3, H, W] are nearly of one colour."""
     spread = [batch.flatten(2).float().std(-1).amax(-1) for batch in pixels.split(BATCH)]
     return torch.cat(spread).lt(FLAT).nonzero()[:, 0].tolist()
-
-
-def thumbnail(pixels: Tensor, most: int) -> bytes:
-    """Pixels uint8 [3, side, side] as a PNG, at most so many pixels wide."""
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    image.thumbnail((most, most))
-    file = BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
 
 
 def said(broken: Mapping[str, str]) -> list[str]:

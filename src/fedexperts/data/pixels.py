@@ -51,6 +51,15 @@ def decoded(data: bytes, side: int, bits: int = 0) -> Tensor:
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 
+def thumbnail(pixels: Tensor, most: int) -> bytes:
+    """Pixels uint8 [3, side, side] as a PNG, at most so many pixels wide."""
+    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    image.thumbnail((most, most))
+    file = BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
 def _picture(data: bytes, side: int, bits: int) -> Image.Image:
     with Image.open(BytesIO(data), formats=KINDS) as image:
         tags = getattr(image, "tag_v2", {})

@@ -93,7 +93,8 @@ def total(experts: Experts) -> Tensor:
 def inverse_metric(S_PP: Tensor, ridge: float) -> Tensor:
     """[P, P]: the inverse of a variance with a ridge, in mean variances."""
     identity_PP = torch.eye(len(S_PP), dtype=torch.float64)
-    inverse_PP: Tensor = torch.linalg.inv(S_PP + ridge * _size(S_PP) * identity_PP)
+    least = ridge * _size(S_PP).clamp_min(LITTLE)
+    inverse_PP: Tensor = torch.linalg.inv(S_PP + least * identity_PP)
     return inverse_PP
 
 

@@ -410,4 +410,4 @@ _Strong: Any = make_dataclass(
 
 
 class FedMoEStrong(_Strong):  # type: ignore[misc]  # a class of fields known only when they are made
-    """Fed-MoE in strength: the same method, with the levers that gained (docs/deviations.md)."""
+    """Fed-MoE in strength: the same method, with other defaults (docs/deviations.md)."""

@@ -16,6 +16,8 @@ from . import discriminant
 from .discriminant import Blend, Experts
 from .head import head, projected
 
+ROUNDING = 1e-4  # of a scatter's smallest eigenvalue, in its largest
+
 
 def width_of(model: Model) -> int:
     """D; ValueError, with what to type, if a model's inputs are no frozen features."""
@@ -60,8 +62,28 @@ def expert_of(model: Model, basis: Tensors, own: Examples) -> Experts:
 
 
 def row(upload: Upload) -> Tensors:
-    """An upload as the pool keeps it: so many examples of each class as it may count for."""
-    return upload.tensors | {"examples": torch.tensor(float(upload.examples))}
+    """An upload as the pool keeps it, with the examples that it may count for.
+
+    It is a stranger's word: frequencies become some, and a scatter that can be none becomes one.
+    """
+    said = upload.tensors
+    frequency_C = said["frequency"].clamp_min(0)
+    frequency_C = frequency_C / frequency_C.sum().clamp_min(1)
+    P = said["mean"].shape[1]
+    examples = torch.tensor(float(upload.examples))
+    scatter = _possible(said["scatter"], P)
+    return said | {"frequency": frequency_C, "scatter": scatter, "examples": examples}
+
+
+def _possible(numbers: Tensor, width: int) -> Tensor:
+    """A scatter as it is or, if it has directions of negative variance, without them."""
+    if len(numbers) == width:
+        return numbers.clamp_min(0)
+    values_P, vectors_PP = torch.linalg.eigh(symmetric(numbers, width))
+    if values_P[0] >= -ROUNDING * values_P[-1]:
+        return numbers
+    kept_PP = (vectors_PP * values_P.clamp_min(0)) @ vectors_PP.T
+    return triangle(kept_PP).float()
 
 
 def experts_of(server: Tensors) -> tuple[list[str], Experts]:

@@ -89,6 +89,12 @@ def check_here(classifier: str, encoder: str) -> None:
     )
 
 
+def folders(classifier: str, encoder: str) -> list[Path]:
+    """Where the halves lie; of a package, which is known by its version, nothing."""
+    asked = ((classifier, "image classifier", LITE0), (encoder, "sentence encoder", MINILM))
+    return [find(name, kind, ours) for name, kind, ours in asked if name != ours]
+
+
 def _check_here(name: str, kind: str, ours: str) -> None:
     if name != ours:
         find(name, kind, ours)

@@ -41,9 +41,12 @@ class _OnClip(Outside, Sighted):
 
     def at_hand(self) -> None:
         """ValueError, with what to type, if the CLIP is not on this machine."""
+        self.reads()
+
+    def reads(self) -> list[Path]:
         from .huggingface import find_clip  # as below
 
-        find_clip(self.clip)
+        return [find_clip(self.clip)]
 
     def sees(self) -> int:
         from .huggingface import find_clip, side  # as below
@@ -98,6 +101,9 @@ class PromptedDualSettings(Outside, Sighted):
     def at_hand(self) -> None:
         _check_dual(self.classifier, self.encoder)
 
+    def reads(self) -> list[Path]:
+        return _halves(self.classifier, self.encoder)
+
     def sees(self) -> int:
         return _seen(self.classifier)
 
@@ -128,6 +134,9 @@ class LinearProbeSettings(_OnClip):
             _check_dual(self.classifier, self.encoder)
         else:
             super().at_hand()
+
+    def reads(self) -> list[Path]:
+        return _halves(self.classifier, self.encoder) if self.classifier else super().reads()
 
     def sees(self) -> int:
         return _seen(self.classifier) if self.classifier else super().sees()
@@ -174,6 +183,12 @@ def _check_dual(classifier: str, encoder: str) -> None:
     from .halves import check_here  # as above
 
     check_here(classifier, encoder)
+
+
+def _halves(classifier: str, encoder: str) -> list[Path]:
+    from .halves import folders  # as above
+
+    return folders(classifier, encoder)
 
 
 def _seen(classifier: str) -> int:
