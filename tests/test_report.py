@@ -1406,6 +1406,21 @@ def test_what_is_chosen_on_validation_data_is_claimed_on_test_data(experiments):
     assert sure.endswith("95 %, 3 seeds); established on test data.")
 
 
+def test_of_many_the_nearest_are_listed_and_pooled_data_are_no_choice(experiments):
+    _, _, alone = experiments
+    best = judged(alone, "best", [9, 9, 9], [9, 9, 8])
+    others = [
+        judged(alone, f"other-{k}", [7, 7, 7], [4 - k, 3 - k, 3 - k], learning__rate=float(k + 1))
+        for k in range(4)
+    ]
+    bound = judged(alone, "bound", [10, 10, 10], [10, 10, 10], run__pooled=True)
+    first, sure = report.decision([*others, bound, best])
+    assert first.startswith("For these sites, use best.")
+    assert "bound" not in sure
+    assert [f"other-{k}" in sure for k in range(4)] == [True, True, True, False]
+    assert "; and 1 other, by more; established" in sure
+
+
 def test_a_better_test_accuracy_chooses_nothing(experiments):
     mixture, _, alone = experiments
     chosen = judged(mixture, "chosen", [9, 9, 9], [5, 5, 5])

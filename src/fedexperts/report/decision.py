@@ -17,6 +17,7 @@ from .collect import Experiment, judged_by
 from .columns import size
 from .paired import Difference
 
+NAMED = 3  # others that are listed one by one
 MARGIN = 1.0  # points of validation accuracy: whoever lies farther below the best is no equal
 
 
@@ -55,7 +56,13 @@ Pair = tuple[Choice, Difference]  # another experiment, and the best minus it, o
 def decision(experiments: Sequence[Experiment]) -> list[str]:
     """Sentences: the first says what to use; nothing where there is nothing to choose from."""
     of = judged_by(experiments)
-    counted = [e for e in experiments if e.finished and (e.has_global or of == "clients")]
+    counted = [
+        experiment
+        for experiment in experiments  # data in one place are a bound, and no choice
+        if experiment.finished
+        and not experiment.pooled
+        and (experiment.has_global or of == "clients")
+    ]
     if len(counted) < 2:
         return []
     if not (same_data(counted) and same_seeds(counted)):
@@ -132,4 +139,9 @@ def _sure(best: Choice, told: Mapping[str, Sequence[Pair]], count: int) -> list[
 
 
 def _listed(pairs: Sequence[Pair]) -> str:
-    return "; ".join(f"{other.name}, {estimate(found)}" for other, found in pairs)
+    """The nearest of them, and how many lie farther away: the table of all stands below."""
+    nearest = sorted(pairs, key=lambda pair: abs(pair[1].mean))
+    listed = "; ".join(f"{other.name}, {estimate(found)}" for other, found in nearest[:NAMED])
+    if len(pairs) > NAMED:
+        listed += f"; and {plural(len(pairs) - NAMED, 'other')}, by more"
+    return listed
