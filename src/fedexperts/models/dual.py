@@ -189,6 +189,7 @@ class PromptedDual(PromptModel):
         self._prompts = Prompts(dual.sentences, classes, dual.words)
         self._mean_E = dual.bridge.mean.to(self.device)
         self._matrix_ED = dual.bridge.matrix.to(self.device)
+        self.width = self._matrix_ED.shape[1]
         self._check_length()
 
     def texts(self, context: Tensor) -> Tensor:
