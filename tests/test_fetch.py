@@ -22,7 +22,7 @@ from huggingface_hub import snapshot_download
 from typer.testing import CliRunner
 
 import fedexperts
-from fedexperts import fetch
+from fedexperts import download
 from fedexperts.cli import app
 from fedexperts.fetch import Repository, here, needed, to_paste
 from fedexperts.models.huggingface import find_clip, load_clip
@@ -40,7 +40,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
         template = server.address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(fetch, "PAUSE", 0.0)
+        monkeypatch.setattr(download, "PAUSE", 0.0)
         files = {file.name: file.read_bytes() for file in TINYCLIP.iterdir() if file.is_file()}
         server.repositories[CLIP] = files | dict.fromkeys(JUNK, b"x" * 5000)
         yield server
@@ -253,12 +253,12 @@ def test_a_download_without_weights_is_not(hub: Hub) -> None:
 def test_a_line_that_is_cut_is_taken_up_where_it_was(hub: Hub, tmp_path: Path) -> None:
     data, sha256 = weights(hub)
     half = len(data) // 2
-    hub.cuts = [half, *[5000] * 2 * fetch.TRIES]  # as often as it likes, while something comes
+    hub.cuts = [half, *[5000] * 2 * download.TRIES]  # as often as it likes, while something comes
     assert call("fetch", "some/clip").exit_code == 0
     first, second, *others = (begin for name, begin in hub.sent if name == sha256)
     assert first == 0
     assert half - 2**17 < second <= half
-    assert others == [second + 5000 * (n + 1) for n in range(2 * fetch.TRIES)]
+    assert others == [second + 5000 * (n + 1) for n in range(2 * download.TRIES)]
     assert blob(tmp_path, sha256).read_bytes() == data
 
 
@@ -266,7 +266,7 @@ def test_a_line_that_stays_cut_is_an_error_and_the_next_call_goes_on(
     hub: Hub, tmp_path: Path
 ) -> None:
     data, sha256 = weights(hub)
-    hub.cuts = [len(data) // 2, *[0] * fetch.TRIES]
+    hub.cuts = [len(data) // 2, *[0] * download.TRIES]
     text = said("fetch", "some/clip")
     assert f"the line to {hub.address} is cut" in text
     assert "what has come is kept" in text

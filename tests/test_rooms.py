@@ -15,6 +15,7 @@ ROOT = Path(fedexperts.__file__).parent
 FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do not know each other
     ("tensors", "declared", "catalog", "options"),
     ("disk", "provenance", "tuning", "fetch", "answers"),
+    ("download",),
     ("learn", "average"),
     ("model",),
     ("predictor", "upload"),
@@ -69,7 +70,7 @@ CLOSED = {
 }
 # outside packages, and the rooms or files that may know them
 ONLY_IN: dict[str, tuple[str, ...]] = {
-    "huggingface_hub": ("fetch.py",),
+    "huggingface_hub": ("fetch.py", "download.py"),
     "transformers": ("models/halves.py", "models/huggingface.py", "models/transformer.py"),
     "efficientnet_lite_pytorch": ("models/halves.py",),
     "flwr": ("flower.py", "post.py", "deploy/app.py", "deploy/courier.py", "deploy/fleet.py"),

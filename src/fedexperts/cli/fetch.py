@@ -22,7 +22,8 @@ from rich.table import Table
 from .terminal import Settings, err, errors, out, say, stopped
 
 if TYPE_CHECKING:
-    from ..fetch import Offer, Repository, Tell
+    from ..download import Offer, Tell
+    from ..fetch import Repository
 
 QUIET = 30.0  # seconds between two lines
 
@@ -40,7 +41,7 @@ def fetch(
     settings: Settings = None,
 ) -> None:
     """Download models and data sets, only the files that are read; typed again, it goes on."""
-    from .. import fetch as hub
+    from .. import download as hub
 
     with errors(), stopped("What has come is kept; continue with: the same command"):
         repositories = [_repository(name) for name in _names(what, settings or [])]
@@ -101,7 +102,7 @@ def _repository(name: str) -> "Repository":
 
 def _announce(offers: list["Offer"]) -> None:
     """What will come, before it comes."""
-    from ..fetch import size
+    from ..download import size
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for head in ("from the hub", "files", "size", "to download", "licence"):
@@ -133,7 +134,7 @@ def _bar(what: str) -> Iterator["Tell"]:
 
 
 def _lines(what: str) -> "Tell":
-    from ..fetch import size
+    from ..download import size
 
     newest = -QUIET
 

@@ -21,13 +21,14 @@ from torch import Tensor
 from torch.nn.functional import nll_loss
 
 from ..average import mean
-from ..declared import Control, Declared
+from ..declared import Declared
 from ..learn import Examples, Local
 from ..method import Chosen, Finished, Given, Method, Sent, Upload, needs_reserve
 from ..model import MixtureModel, Model, anchored, as_mixture, proximal, taught
 from ..options import option
 from ..predictor import entropy
 from ..tensors import Tensors, combine, named, rng, under
+from .controls import OF_A_MIXTURE
 from .served import (
     ServedMixture,
     blends_of,
@@ -39,36 +40,6 @@ from .served import (
 )
 
 NEVER = 1e-6  # a spread or a sum of weights below it is rounding
-_CONTROLS = (
-    Control(
-        "one averaged model",
-        {
-            "method.name": ("fedavg", "fedavg-tuned"),
-            "mixture.experts": (None,),
-            "method.personal": (False, None),
-            "run.pooled": (False, None),
-        },
-        alike=("data.", "model.", "start."),
-        of="server",
-        needed=(
-            "no finished run of fedavg on the same data and from the same start is among these, so"
-            " they do not tell whether a mixture adds anything to one averaged model"
-        ),
-    ),
-    Control(
-        "uniform relevance",
-        {"method.relevance": ("uniform",)},
-        free=("method.temperature",),
-        of="server",
-    ),
-    Control(
-        "all data in one place",
-        {"run.pooled": (True,)},
-        alike=("data.", "model."),
-        free=("run.participation",),
-        of="server",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -129,7 +100,7 @@ class FedMoE(Method):
         none.
         """
         ablation = "uniform" in (self.gate, self.relevance)
-        return Declared(controls=() if ablation else _CONTROLS, ablation=ablation)
+        return Declared(controls=() if ablation else OF_A_MIXTURE, ablation=ablation)
 
     def fits(self, model: Model, reserve: int) -> None:
         as_mixture(model)
