@@ -102,7 +102,7 @@ def choices(accuracies: Mapping[str, Sequence[tuple[float, float]]]) -> Iterator
         mean = statistics.fmean(valid[choice])
         yield f"| {choice} | {mean:.1f} | {said(difference)}{star} | {test[choice]:.1f} |"
     yield (
-        f"\n{len(valid)} choices, {len(valid[default])} seeds each. In brackets the 95 % interval of"
-        " the paired difference (Student's t over seeds)."
+        f"\n{len(valid)} choices, {len(valid[default])} seeds each. In brackets the 95 % interval"
+        " of the paired difference (Student's t over seeds)."
     )
     yield f"*: not zero, for all {len(others)} choices together (Holm, 5 %)."
