@@ -220,7 +220,8 @@ def test_a_federation_ends_where_one_process_does(
     for site, state in private(federation, undisturbed).items():
         assert state == sorted((alone.path / "private" / site).glob("*.private"))[-1].read_bytes()
     told = RunDir(undisturbed.path).rows("clients.jsonl")
-    confusion = [row.pop("test_confusion", None) for row in (rows := alone.rows("clients.jsonl"))]
+    rows = alone.rows("clients.jsonl")
+    confusion = [row.pop("test_confusion", None) for row in rows]
     assert any(confusion), "a simulation tells it; sites do not, as nobody asked them"
     assert rows == told
 
