@@ -120,7 +120,7 @@ class Federation:
             "name": "flower",
             "sites": list(SITES),
             "deadline": 120.0,
-            "wait": 120.0,
+            "wait": 240.0,
         } | sections.pop("engine", {})
         config = door.resolve([(experiment(**sections) | {"name": name, "engine": engine}, "test")])
         (self.path / f"{name}.toml").write_text(config.toml())
