@@ -127,13 +127,13 @@ def by_class(matrix: Matrix, classes: Sequence[str]) -> list[ByClass]:
 
 def mistakes(matrix: Matrix, classes: Sequence[str]) -> list[tuple[str, str, int]]:
     """Truth, what was said instead, and how often: the most frequent first."""
-    found = [
+    mistaken = [
         (classes[truth], classes[said], count)
         for truth, row in enumerate(matrix)
         for said, count in enumerate(row)
         if count and truth != said
     ]
-    return sorted(found, key=lambda mistake: -mistake[2])
+    return sorted(mistaken, key=lambda mistake: -mistake[2])
 
 
 # ---- from logs
@@ -141,10 +141,10 @@ def mistakes(matrix: Matrix, classes: Sequence[str]) -> list[tuple[str, str, int
 
 def bins(rows: Iterable[Mapping[str, Any]]) -> Bins | None:
     """The bins of several rows in one; None where one has none, as those of version 0.1."""
-    found = list(rows)
-    if not found or not all(EXAMPLES in row for row in found):
+    added_up = list(rows)
+    if not added_up or not all(EXAMPLES in row for row in added_up):
         return None
-    return added([Bins(row[EXAMPLES], row[SURE], row[CORRECT]) for row in found])
+    return added([Bins(row[EXAMPLES], row[SURE], row[CORRECT]) for row in added_up])
 
 
 def added(every: Sequence[Bins]) -> Bins:

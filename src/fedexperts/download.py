@@ -221,12 +221,12 @@ def _take(into: BinaryIO, address: str, piece: Callable[[int], None]) -> None:
         headers=headers,
         timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
         follow_redirects=True,
-    ) as answer:
-        hf_raise_for_status(answer)
-        if answer.status_code != 206:  # from the beginning, whatever was asked
+    ) as response:
+        hf_raise_for_status(response)
+        if response.status_code != 206:  # from the beginning, whatever was asked
             into.seek(0)
             into.truncate()
-        for chunk in answer.iter_bytes():
+        for chunk in response.iter_bytes():
             into.write(chunk)
             piece(into.tell())
 

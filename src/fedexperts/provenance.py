@@ -138,17 +138,17 @@ def command(words: Sequence[str]) -> str:
 # ---- files
 
 
-def weights(places: Iterable[Path]) -> str:
+def weights(paths: Iterable[Path]) -> str:
     """A hash of a model's files: those given, and those of folders given that a model may read."""
-    files = [file for place in places for file in _model_files(place)]
+    files = [file for path in paths for file in _model_files(path)]
     lines = [f"{file.name} {_sha256(file)}" for file in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _model_files(place: Path) -> list[Path]:
-    if place.is_file():
-        return [place]
-    return sorted(file for file in place.iterdir() if file.suffix in READ)
+def _model_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(file for file in path.iterdir() if file.suffix in READ)
 
 
 def modules(names: Iterable[str]) -> dict[str, str]:

@@ -249,7 +249,7 @@ def _note(path: Path, config: Config, tried: Sequence[tuning.Tried]) -> None:
     if top is None:
         raise NobodyLeftError(f"{config.name}: every trial diverged; use lower values in [tune]")
     units = _units(path, config, [each.point for each in tried])
-    found: Values = {
+    noted: Values = {
         "seed": TUNING_SEED,
         "rounds": [unit.rounds - 1 for unit in units],
         "trials": [each.point for each in tried],
@@ -257,15 +257,15 @@ def _note(path: Path, config: Config, tried: Sequence[tuning.Tried]) -> None:
         "chosen": top.point,
         "edges": tuning.edges(config.tune, tried, lambda point: _allowed(config, point)),
     }
-    write_checked(path / config.name / TUNE, found)
+    write_checked(path / config.name / TUNE, noted)
 
 
 def choose(path: Path, config: Config) -> Values:
     """The tuned keys, with the values that were best on validation data."""
     if not config.tune:
         return {}
-    found = read_checked(path / config.name / TUNE, "run the study again")
-    chosen: Values = found["chosen"]
+    noted = read_checked(path / config.name / TUNE, "run the study again")
+    chosen: Values = noted["chosen"]
     return chosen
 
 

@@ -55,12 +55,12 @@ def edges(tune: Grid, tried: Sequence[Tried], allowed: Callable[[Values], bool])
     top = best(tried)
     if top is None:
         return {}
-    found = {}
+    marked = {}
     for change in _beyond(tune, tried, top.point):
         for key, value in change.items():
             if allowed(top.point | change):
-                found[key] = "highest" if value > top.point[key] else "lowest"
-    return found
+                marked[key] = "highest" if value > top.point[key] else "lowest"
+    return marked
 
 
 def _numeric(tune: Grid) -> Iterator[tuple[str, list[float]]]:
@@ -96,7 +96,7 @@ def _step(values: Sequence[float], end: float, inner: float, outer: float) -> fl
 
 def _between(tune: Grid, tried: Sequence[Tried], point: Values) -> list[Values]:
     """Values half way to the neighbours of the point's, the widest gap of its key's range first."""
-    found = []
+    points = []
     for key, values in _numeric(tune):
         known = sorted({each.point[key] for each in tried})
         at = known.index(point[key])
@@ -107,8 +107,8 @@ def _between(tune: Grid, tried: Sequence[Tried], point: Values) -> list[Values]:
                 gap = math.log(high / low) / math.log(known[-1] / known[0])
                 middle = math.sqrt(low * high)
             if (value := _fine(middle, values)) not in known:
-                found.append((gap, {key: value}))
-    return [change for _, change in sorted(found, key=lambda pair: -pair[0])]
+                points.append((gap, {key: value}))
+    return [change for _, change in sorted(points, key=lambda pair: -pair[0])]
 
 
 def _rounded(value: float, values: Sequence[float]) -> float:

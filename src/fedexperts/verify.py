@@ -217,8 +217,8 @@ def _splits(runs: Sequence[Run], names: dict[Path, str]) -> Iterator[str]:
 
 def _twins(runs: Sequence[Run], names: dict[Path, str]) -> Iterator[str]:
     """Runs of equal settings and seed should have equal bits."""
-    for place, one in enumerate(runs):
-        for other in runs[:place]:
+    for position, one in enumerate(runs):
+        for other in runs[:position]:
             last = min(one.done or 0, other.done or 0)
             if (one.seed, one.settings) == (other.seed, other.settings):
                 then, now = RunDir(other.path).left(last), RunDir(one.path).left(last)

@@ -95,27 +95,27 @@ def check(
             out.print(f"[yellow]Note:[/] {escape(remark)}", soft_wrap=True)
         if picture:
             _draw(federation, picture)
-        if found := door.estimate(experiment, federation, built, model, method):
-            out.print(_time(experiment, found, len(federation.reserve) > 0), soft_wrap=True)
+        if estimate := door.estimate(experiment, federation, built, model, method):
+            out.print(_time(experiment, estimate, len(federation.reserve) > 0), soft_wrap=True)
         out.print(f"Next: {escape(again)}", soft_wrap=True)
 
 
-def _time(experiment: "Config", found: "Estimate", reserve: bool) -> str:
+def _time(experiment: "Config", estimate: "Estimate", reserve: bool) -> str:
     """How long it will take, and of what that is made."""
     from .. import study
 
     trials = 0
     if experiment.tune:
         trials = study.budget([experiment])
-    whole = found.encode * found.examples + found.run * (1 + trials / 2)
+    whole = estimate.encode * estimate.examples + estimate.run * (1 + trials / 2)
     text = f"It takes about {lasting(whole)} here, one run at a time"
     if reserve:
         text += " and without what the server trains"
-    said = [f"{lasting(found.run)} a run, {lasting(found.step)} a step"]
-    if found.examples:
-        once = lasting(found.encode * found.examples)
-        each = lasting(found.encode)
-        said.insert(0, f"{once} to encode {found.examples:,} images once, {each} each")
+    said = [f"{lasting(estimate.run)} a run, {lasting(estimate.step)} a step"]
+    if estimate.examples:
+        once = lasting(estimate.encode * estimate.examples)
+        each = lasting(estimate.encode)
+        said.insert(0, f"{once} to encode {estimate.examples:,} images once, {each} each")
     if trials:
         said.append(f"up to {trials} trials to tune, each half a run")
     return f"{text}: {'; '.join(said)}. Every further seed is a run more."

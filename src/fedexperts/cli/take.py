@@ -141,8 +141,8 @@ def _print_predictions(predictions: "list[Prediction]", form: Form, classes: Seq
     from ..predict import loudest
 
     if form is Form.json:
-        found = [each.plain(bool(classes)) for each in predictions]
-        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        written = [each.plain(bool(classes)) for each in predictions]
+        typer.echo(json.dumps(written, indent=1, ensure_ascii=False))
     elif form is Form.csv:
         rows = csv.writer(sys.stdout, lineterminator="\n")
         experts = list(dict.fromkeys(name for each in predictions for name in each.experts))

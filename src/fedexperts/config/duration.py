@@ -112,9 +112,9 @@ class _Few:
         return min(int(self.config.values["engine"].get("workers", 1)), machine.cores())
 
     def examples(self, count: int) -> Examples:
-        places = torch.arange(count) % len(self.x)
-        views = self.x[places][:, None].repeat_interleave(self.learning.views, dim=1)
-        return Examples(views, self.federation.labels[places])
+        positions = torch.arange(count) % len(self.x)
+        views = self.x[positions][:, None].repeat_interleave(self.learning.views, dim=1)
+        return Examples(views, self.federation.labels[positions])
 
     def seconds(self, steps: int, held: int) -> tuple[float, float] | None:
         """Of a training of so many steps, and of an evaluation on so many examples; None if it

@@ -101,8 +101,8 @@ def _weights(config: Config) -> dict[str, str]:
     hashes = {}
     for section in ("model", "gate"):
         settings = config.section(section) if section in config.values else None
-        if isinstance(settings, Outside) and (places := settings.reads()):
-            hashes[section] = provenance.weights(places)
+        if isinstance(settings, Outside) and (read := settings.reads()):
+            hashes[section] = provenance.weights(read)
     return hashes
 
 

@@ -139,9 +139,9 @@ def _span(image: Image.Image, bits: int) -> Span | None:
 def _extremes(band: Callable[[tuple[int, int]], Values], size: tuple[int, int]) -> Span:
     """The darkest and the brightest value; of a picture of one value, what 16 bits can have."""
     width, height = size
-    found = [(values.min(), values.max()) for values in map(band, _bands(0, height, width))]
-    darkest = float(min(low for low, _ in found))
-    brightest = float(max(high for _, high in found))
+    extremes = [(values.min(), values.max()) for values in map(band, _bands(0, height, width))]
+    darkest = float(min(low for low, _ in extremes))
+    brightest = float(max(high for _, high in extremes))
     if darkest == brightest:
         return 0, FULL
     return darkest, brightest

@@ -184,8 +184,8 @@ def folder(dataset: str, path: str) -> Path:
         raise ValueError(
             f"data.path = {path!r}: no such folder, seen from {Path.cwd()}; use a copy of {dataset}"
         )
-    if found := here(repository(dataset)):
-        return found
+    if lies := here(repository(dataset)):
+        return lies
     raise NotHereError(
         f"{dataset} is not on this machine. Type: fedexperts fetch {dataset}, or give a copy of it"
         " as data.path",

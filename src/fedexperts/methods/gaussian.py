@@ -199,7 +199,7 @@ class GaussianExperts(Method):
         return server
 
     def give_back(self, server: Tensors, uploads: Sequence[Upload]) -> dict[str, Sent]:
-        """Each client's own blend, and what its log says of whose experts are in it."""
+        """Each client's own blend; where regimes are chosen, the heads it is asked about, too."""
         if not self.experts:
             return {upload.client: Sent({}) for upload in uploads}
         names, experts = experts_of(server)

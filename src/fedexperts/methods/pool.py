@@ -44,6 +44,7 @@ def anchor_of(model: Model, basis: Tensors) -> Tensor:
 
 
 def zero_shot(model: Model, basis: Tensors) -> Tensors:
+    """The head whose class means are the classes' texts: cosines, where there is no basis."""
     mean_CP = projected(texts_of(model), basis).double()
     identity = torch.eye(mean_CP.shape[1], dtype=torch.float64)
     one = torch.ones((), dtype=torch.float64)
@@ -104,12 +105,13 @@ def experts_of(server: Tensors) -> tuple[list[str], Experts]:
 
 
 def about(blend: Blend) -> Tensors:
+    """What of a blend is not in its head, and leaving an example out needs."""
     parts = {"mu": blend.mu, "count": blend.count, "average": blend.mean}
     return {name: value.float() for name, value in (parts | {"degrees": blend.degrees}).items()}
 
 
 def blend_of(tensors: Tensors) -> Blend:
-    """The inverse of `_written`, from what a client was given."""
+    """The inverse of `about`, from what a client was given."""
     parts = [
         tensors[name].double()
         for name in (

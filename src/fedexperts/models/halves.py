@@ -212,7 +212,7 @@ def _last_layer(folder: Path, net: Any) -> tuple[str, nn.Linear]:
 def _names(folder: Path, labels: dict[int, str], classes: int) -> tuple[str, ...]:
     """The first word for each class: ImageNet's labels hold several, with commas between them."""
     names = tuple(
-        labels.get(place, "").split(",")[0].replace("_", " ").strip() for place in range(classes)
+        labels.get(number, "").split(",")[0].replace("_", " ").strip() for number in range(classes)
     )
     if not all(names) or all(name.startswith("LABEL ") for name in names):
         raise ValueError(
@@ -257,8 +257,8 @@ def _encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> Sentence
         return pool(hidden, there_NS)
 
     def ids(text: str) -> list[int]:
-        found: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-        return found
+        numbers: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        return numbers
 
     start = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id

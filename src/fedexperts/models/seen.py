@@ -42,8 +42,8 @@ def zero_shot(built: Built, inputs: Any, labels: Tensor) -> str:
         return ""
     model = built.plain()
     some = torch.randperm(len(inputs), generator=rng(0, "zero-shot"))[:ASKED]
-    answers = model.logits(model.initial, built.encode(inputs[some])).argmax(1)
-    share = float((answers == labels[some]).float().mean())
+    predicted = model.logits(model.initial, built.encode(inputs[some])).argmax(1)
+    share = float((predicted == labels[some]).float().mean())
     chance = float(labels.bincount().max()) / len(labels)
     says = (
         f"Zero-shot, {100 * share:.0f} % of {len(some)} images are right; always naming the"

@@ -17,10 +17,10 @@ ACROSS = 5  # clients beside each other
 NAMED = 5  # mistakes that are said in words
 
 
-def confusion(found: Matrix, classes: Sequence[str], title: str) -> Picture:
+def confusion(counts: Matrix, classes: Sequence[str], title: str) -> Picture:
     """A matrix with its classes and, where there is room, its numbers."""
     figure, axes = paper(WIDTH)
-    _draw(axes, found)
+    _draw(axes, counts)
     axes.set_xlabel("said")
     axes.set_ylabel("truth")
     if len(classes) <= CROWD:
@@ -28,14 +28,14 @@ def confusion(found: Matrix, classes: Sequence[str], title: str) -> Picture:
         axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=7.5)
         axes.set_yticks(range(len(classes)), names, fontsize=7.5)
     if len(classes) <= ROOM:
-        _number(axes, found)
+        _number(axes, counts)
     caption = "A row is a class, a column what was said; darker: a larger share of the row."
-    return Picture(title, in_words(found, classes), caption, inked(figure, "svg"))
+    return Picture(title, in_words(counts, classes), caption, inked(figure, "svg"))
 
 
-def in_words(found: Matrix, classes: Sequence[str]) -> str:
+def in_words(counts: Matrix, classes: Sequence[str]) -> str:
     """The most frequent mistakes."""
-    every = mistakes(found, classes)
+    every = mistakes(counts, classes)
     if not every:
         return "No mistake was made."
     named = [
@@ -86,22 +86,22 @@ def _flat(cells: Mapping[int, int]) -> list[int]:
 def _beside(drawn: Mapping[str, Matrix]) -> Figure:
     rows = math.ceil(len(drawn) / ACROSS)
     figure = Figure(figsize=(WIDTH, 0.3 + 1.3 * rows), layout="constrained")
-    for position, (name, found) in enumerate(drawn.items(), start=1):
+    for position, (name, counts) in enumerate(drawn.items(), start=1):
         axes = figure.add_subplot(rows, ACROSS, position)
-        _draw(axes, found)
+        _draw(axes, counts)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_title(short(name), fontsize=7.5)
     return figure
 
 
-def _draw(axes: Axes, found: Matrix) -> None:
-    shares = [[count / max(sum(row), 1) for count in row] for row in found]
+def _draw(axes: Axes, counts: Matrix) -> None:
+    shares = [[count / max(sum(row), 1) for count in row] for row in counts]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
 
 
-def _number(axes: Axes, found: Matrix) -> None:
-    for truth, row in enumerate(found):
+def _number(axes: Axes, counts: Matrix) -> None:
+    for truth, row in enumerate(counts):
         for said, count in enumerate(row):
             colour = "black"
             if 2 * count > sum(row):

@@ -75,7 +75,7 @@ def decision(experiments: Sequence[Experiment]) -> list[str]:
     ranked = sorted((_choice(e, of) for e in counted), key=lambda c: -c.valid)
     best, others = ranked[0], ranked[1:]
     pairs = [(other, compared(best.experiment, other.experiment, of)) for other in others]
-    return _said(best, [(other, found) for other, found in pairs if found])
+    return _said(best, [(other, difference) for other, difference in pairs if difference])
 
 
 def _choice(experiment: Experiment, of: str) -> Choice:
@@ -86,7 +86,7 @@ def _choice(experiment: Experiment, of: str) -> Choice:
 
 
 def _said(best: Choice, pairs: Sequence[Pair]) -> list[str]:
-    holds = paired.established([found for _, found in pairs])
+    holds = paired.established([difference for _, difference in pairs])
     told: dict[str, list[Pair]] = {"better": [], "worse": [], "open": []}
     for pair, sure in zip(pairs, holds, strict=True):
         verdict = "open"
@@ -141,7 +141,9 @@ def _sure(best: Choice, told: Mapping[str, Sequence[Pair]], count: int) -> list[
 def _listed(pairs: Sequence[Pair]) -> str:
     """The nearest of them, and how many lie farther away: the table of all stands below."""
     nearest = sorted(pairs, key=lambda pair: abs(pair[1].mean))
-    listed = "; ".join(f"{other.name}, {estimate(found)}" for other, found in nearest[:NAMED])
+    listed = "; ".join(
+        f"{other.name}, {estimate(difference)}" for other, difference in nearest[:NAMED]
+    )
     if len(pairs) > NAMED:
         listed += f"; and {plural(len(pairs) - NAMED, 'other')}, by more"
     return listed

@@ -66,7 +66,7 @@ class Evaluation:
 
     @cached_property
     def matrix(self) -> Matrix:
-        number = {name: place for place, name in enumerate(self.classes)}
+        number = {name: position for position, name in enumerate(self.classes)}
         truth = torch.tensor([number[answer.truth] for answer in self.answers])
         said = torch.tensor([number[answer.said] for answer in self.answers])
         return matrix(confused(said, truth, len(number)), len(number))
@@ -88,15 +88,15 @@ class Evaluation:
     def lines(self) -> list[str]:
         """The result in words."""
         low, high = self.interval
-        found = [
+        lines = [
             f"{self.correct} of {len(self.answers)} correct: {self.accuracy:.1f} % (between"
             f" {low:.1f} and {high:.1f}, 95 %, Wilson's interval).",
             f"Answered by {shown(self.who)}.",
             _calibrated(self.bins),
         ]
         if self.unread:
-            found.append(f"Not counted, as they cannot be read: {len(self.unread)} inputs.")
-        return found
+            lines.append(f"Not counted, as they cannot be read: {len(self.unread)} inputs.")
+        return lines
 
     def plain(self) -> Values:
         """As JSON has it."""
@@ -137,17 +137,17 @@ def _calibrated(bins: Bins) -> str:
     )
 
 
-def tables(found: Evaluation, worst: int) -> list[Table]:
+def tables(evaluation: Evaluation, worst: int) -> list[Table]:
     """Per class, which class was said for which, and the worst mistakes."""
-    every = [_classes(found), _frequent(found)]
-    if sum(len(name) + 1 for name in found.classes) <= WIDE:
-        every[1] = _matrix(found)
-    if wrong := found.worst(worst):
+    every = [_classes(evaluation), _frequent(evaluation)]
+    if sum(len(name) + 1 for name in evaluation.classes) <= WIDE:
+        every[1] = _matrix(evaluation)
+    if wrong := evaluation.worst(worst):
         every.append(_worst(wrong))
     return every
 
 
-def _classes(found: Evaluation) -> Table:
+def _classes(evaluation: Evaluation) -> Table:
     columns = [
         Column[ByClass]("class", "", lambda each: shown(each.name), words=True),
         Column[ByClass]("examples", "", lambda each: str(each.examples)),
@@ -158,7 +158,7 @@ def _classes(found: Evaluation) -> Table:
             "precision", "of the answers that say it, those that are correct", _precision
         ),
     ]
-    return table("Classes, in percent", found.by_class, columns, "")
+    return table("Classes, in percent", evaluation.by_class, columns, "")
 
 
 def _precision(each: ByClass) -> str:
@@ -171,10 +171,10 @@ def _share(value: float | None) -> str:
     return f"{100 * value:.1f}"
 
 
-def _matrix(found: Evaluation) -> Table:
-    rows = list(zip(found.classes, found.matrix, strict=True))
+def _matrix(evaluation: Evaluation) -> Table:
+    rows = list(zip(evaluation.classes, evaluation.matrix, strict=True))
     columns = [Column[tuple[str, list[int]]]("truth", "", lambda row: shown(row[0]), words=True)]
-    columns += [_said(number, name) for number, name in enumerate(found.classes)]
+    columns += [_said(number, name) for number, name in enumerate(evaluation.classes)]
     about = "A row is a class; the columns are what was said."
     return table("Which class was said for which", rows, columns, about)
 
@@ -183,13 +183,13 @@ def _said(number: int, name: str) -> Column[tuple[str, list[int]]]:
     return Column(shown(name), "", lambda row: str(row[1][number]))
 
 
-def _frequent(found: Evaluation) -> Table:
+def _frequent(evaluation: Evaluation) -> Table:
     columns = [
         Column[tuple[str, str, int]]("truth", "", lambda row: shown(row[0]), words=True),
         Column[tuple[str, str, int]]("said", "", lambda row: shown(row[1]), words=True),
         Column[tuple[str, str, int]]("times", "", lambda row: str(row[2])),
     ]
-    rows = mistakes(found.matrix, found.classes)[:FREQUENT]
+    rows = mistakes(evaluation.matrix, evaluation.classes)[:FREQUENT]
     return table("Frequent mistakes", rows, columns, "")
 
 
@@ -203,17 +203,17 @@ def _worst(wrong: Sequence[Answer]) -> Table:
     return table("The surest mistakes", wrong, columns, "%: how sure the wrong answer was.")
 
 
-def pictures(found: Evaluation) -> dict[str, Picture]:
+def pictures(evaluation: Evaluation) -> dict[str, Picture]:
     """By the name of a file."""
     return {
-        "confusion": confusion(found.matrix, found.classes, "Confusion matrix"),
-        "reliability": reliability({"answers": [found.bins]}, "Calibration", ""),
+        "confusion": confusion(evaluation.matrix, evaluation.classes, "Confusion matrix"),
+        "reliability": reliability({"answers": [evaluation.bins]}, "Calibration", ""),
     }
 
 
-def page(found: Evaluation, worst: int, thumbnails: Mapping[str, bytes]) -> str:
+def page(evaluation: Evaluation, worst: int, thumbnails: Mapping[str, bytes]) -> str:
     """One HTML file that needs nothing else; `thumbnails`, PNG by input, of mistakes."""
-    first, *others = found.lines()
+    first, *others = evaluation.lines()
     listed = 0 if thumbnails else worst  # what is shown needs no list
     return document(
         "Evaluation",
@@ -221,10 +221,10 @@ def page(found: Evaluation, worst: int, thumbnails: Mapping[str, bytes]) -> str:
             "<h1>Evaluation</h1>",
             f'<p class="result">{escape(first)}</p>',
             *(f"<p>{escape(line)}</p>" for line in others),
-            *(set_table(each) for each in tables(found, listed)),
-            *_tiles(found.worst(worst), thumbnails),
-            *(figure(each) for each in pictures(found).values()),
-            *_unread(found.unread),
+            *(set_table(each) for each in tables(evaluation, listed)),
+            *_tiles(evaluation.worst(worst), thumbnails),
+            *(figure(each) for each in pictures(evaluation).values()),
+            *_unread(evaluation.unread),
         ],
     )
 

@@ -39,7 +39,7 @@ def _csv(lines: Sequence[str], tables: Sequence[Table]) -> str:
 
 
 def _json(lines: Sequence[str], tables: Sequence[Table]) -> str:
-    found = {
+    written = {
         "decision": list(lines),
         "tables": [
             {
@@ -51,7 +51,7 @@ def _json(lines: Sequence[str], tables: Sequence[Table]) -> str:
             for table in tables
         ],
     }
-    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(written, indent=1, ensure_ascii=False) + "\n"
 
 
 def _value(cell: str) -> str | float | None:
