@@ -18,7 +18,7 @@ from fedexperts.config import load as load_config
 from fedexperts.config.building import loaded
 from fedexperts.data.examples import words
 from fedexperts.data.federation import Federation
-from fedexperts.data.folders import ImageFolders
+from fedexperts.data.folders import ImageFolders, SimulatedFolders
 from fedexperts.data.manifest import load as manifest
 from fedexperts.data.own import SIDE
 
@@ -515,3 +515,107 @@ def test_images_are_as_large_as_the_model_sees_them_unless_another_side_is_asked
 def test_a_side_of_a_few_pixels_is_refused(sites: Path, side: int) -> None:
     with pytest.raises(ConfigError, match=rf"side = {side}"):
         own_config(sites, f"data.side={side}")
+
+
+# Clients that are simulated
+
+
+def simulated(folder: Path | str, seed: int = 0, **options: object) -> Federation:
+    given = {"side": 8, "clients": 2} | options
+    return SimulatedFolders(path=str(folder), **given).load(seed)  # type: ignore[arg-type]
+
+
+def held_out(federation: Federation) -> set[str]:
+    clients = federation.parts
+    return {file for client in clients for file in names(federation, client, "test")}
+
+
+@pytest.fixture
+def styles(tmp_path: Path) -> Path:
+    """Two styles, three classes of 20 images each."""
+    for place, style in enumerate(("photo", "sketch")):
+        fill(tmp_path / "set" / style, {"cat": 20, "dog": 20, "cow": 20}, 1000 * place)
+    return tmp_path / "set"
+
+
+def test_each_style_is_dealt_out_to_clients_of_its_own(styles: Path) -> None:
+    made = simulated(styles, partition="dirichlet-in-domains", clients=4, alpha=0.3)
+    assert made.domains == {
+        "photo-0": "photo",
+        "photo-1": "photo",
+        "sketch-0": "sketch",
+        "sketch-1": "sketch",
+    }
+    for client, domain in made.domains.items():
+        for part in ("train", "valid", "test"):
+            assert {file.split("/")[0] for file in names(made, client, part)} == {domain}
+    assert len(made.labels) == 120
+
+
+def test_what_is_tested_on_is_the_same_for_every_seed_and_few_shots_leave_it_alone(
+    styles: Path,
+) -> None:
+    asked = {"partition": "dirichlet-in-domains", "clients": 4, "alpha": 1000.0}
+    first, second = (simulated(styles, seed, **asked) for seed in (0, 1))
+    assert held_out(first) == held_out(second)
+    assert len(held_out(first)) == 36  # three tenths of each style
+    assert names(first, "photo-0", "train") != names(second, "photo-0", "train")
+    few = simulated(styles, shots=2, **asked)
+    assert held_out(few) == held_out(first)
+    assert {len(own.train) for own in few.parts.values()} == {6}
+
+
+def test_a_folder_of_classes_is_dealt_out_by_class_or_by_shares_of_classes(styles: Path) -> None:
+    apart = simulated(styles / "photo", partition="pathological", clients=1)
+    assert list(apart.parts) == ["site-0"]
+    mixed = simulated(styles / "photo", partition="dirichlet", clients=3)
+    assert [sum(map(sum, own.values())) for own in mixed.counts().values()] == [20, 20, 20]
+    assert held_out(apart) == held_out(mixed)
+
+
+def test_train_and_test_folders_stay_apart_unless_pooled(tmp_path: Path) -> None:
+    fill(tmp_path / "set" / "train", {"cat": 20, "dog": 20})
+    fill(tmp_path / "set" / "test", {"cat": 6, "dog": 6}, 1000)
+    kept = simulated(tmp_path / "set", partition="dirichlet")
+    assert held_out(kept) == {file for file in kept.files if file.startswith("test/")}
+    pooled = simulated(tmp_path / "set", partition="dirichlet", given=False)
+    assert {file.split("/")[0] for file in held_out(pooled)} == {"train", "test"}
+
+
+def test_whom_pictures_are_of_is_one_client_each(styles: Path) -> None:
+    made = simulated(styles, partition="natural", clients=0)
+    assert list(made.parts) == ["photo", "sketch"]
+    assert held_out(made) == held_out(simulated(styles, 1, partition="natural", clients=0))
+
+
+@pytest.mark.parametrize(
+    ("folder", "partition", "says"),
+    [
+        ("set", "dirichlet", r'for FOLDER/domain/class/image.jpg use data.partition = "dirichlet-'),
+        ("set/photo", "natural", "as data.partition asks whose an image is"),
+        ("nowhere", "dirichlet", "no such folder, seen from .*; expected FOLDER/class/image.jpg"),
+        ("", "dirichlet", "data.path is missing: use --set data.path=FOLDER"),
+        ("$NOT_SET/set", "natural", "NOT_SET is not set in the environment; type: export NOT_SET"),
+    ],
+)
+def test_a_folder_that_a_partition_cannot_deal_out_says_what_would_do(
+    styles: Path, monkeypatch: pytest.MonkeyPatch, folder: str, partition: str, says: str
+) -> None:
+    monkeypatch.chdir(styles.parent)
+    with pytest.raises(ValueError, match=says):
+        simulated(folder, partition=partition)
+
+
+def test_parts_are_no_domains(tmp_path: Path) -> None:
+    fill(tmp_path / "train", {"cat": 20, "dog": 20})
+    fill(tmp_path / "test", {"cat": 6, "dog": 6}, 1000)
+    with pytest.raises(ValueError, match=r'no clients: use data.partition = "dirichlet"'):
+        simulated(tmp_path, partition="natural", clients=0)
+
+
+def test_a_path_may_begin_with_what_the_environment_says(
+    styles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PICTURES", str(styles.parent))
+    given = SimulatedFolders(path="$PICTURES/set", side=8, partition="natural", clients=0)
+    assert list(given.load(0).parts) == ["photo", "sketch"]

@@ -3,6 +3,7 @@
 This room checks no option; `config` does, when a section of a config becomes such a dataclass.
 """
 
+import os
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, field
 from pathlib import Path
@@ -32,7 +33,19 @@ def option(
 
 
 def typed_path(text: str) -> Path:
-    """A path as a person types it, "~" being a home; ValueError if nobody knows that home."""
+    """A path as a person types it: "~" is a home, and $NAME in front what the environment says.
+
+    ValueError if nobody knows that home, or the environment has no such name.
+    """
+    if text.startswith("$"):
+        given = os.path.expandvars(text)
+        if given == text:
+            name = text[1:].partition("/")[0]
+            raise ValueError(
+                f"{text!r}: {name} is not set in the environment; type: export {name}=FOLDER, or"
+                " use the whole path"
+            )
+        return Path(given)
     try:
         return Path(text).expanduser()
     except RuntimeError:

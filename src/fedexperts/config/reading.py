@@ -88,7 +88,7 @@ class Config:
 
 
 def _is_of_this_machine(value: str) -> bool:
-    return value.startswith("~") or Path(value).is_absolute()
+    return value.startswith(("~", "$")) or Path(value).is_absolute()
 
 
 def load(path: Path | str, settings: Sequence[str] = ()) -> Config:

@@ -14,6 +14,7 @@ DATA = Named(
         "digits-pathological": "digits:DigitsPathological",
         "reviews": "reviews:Reviews",
         "image-folders": "folders:ImageFolders",
+        "simulated-folders": "folders:SimulatedFolders",
         "table": "table:Table",
         "hub": "hub:Hub",
     },

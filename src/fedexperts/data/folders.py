@@ -1,5 +1,5 @@
 """Your own images in folders: a folder of clients, client/class/image.jpg, or one client's own,
-class/image.jpg.
+class/image.jpg; or those of a data set, to be dealt out to simulated clients.
 
 In a client's folder, train/class/image.jpg, valid/... and test/... give the parts. Hidden files are
 passed over, other files that are no images are named in a note, and what else does not fit is
@@ -7,20 +7,28 @@ refused by name. This room reads names, not images.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from unicodedata import category
 
-from ..options import option, typed_path
-from .examples import PART, Example, Listing, below, composed, merged, words
+from ..options import Outside, option, typed_path
+from .examples import PART, Example, Listing, below, classes_of, composed, merged, words
+from .federation import Federation
 from .images import SUFFIXES, Folder, several
 from .own import Own
+from .simulated import IN_GROUPS, Simulated
 
 JUNK = ("thumbs.db", "desktop.ini")  # what Windows leaves behind; other systems' begins with a dot
 LAYOUT = (
     "expected FOLDER/client/class/image.jpg or, if data.site names whose folder it is,"
     " FOLDER/class/image.jpg"
+)
+IN_DOMAINS = "expected FOLDER/domain/class/image.jpg, as data.partition asks whose an image is"
+IN_ONE = (
+    "expected FOLDER/class/image.jpg, without or with FOLDER/train and FOLDER/test around the"
+    ' classes; for FOLDER/domain/class/image.jpg use data.partition = "dirichlet-in-domains" or'
+    ' "natural"'
 )
 
 
@@ -33,32 +41,47 @@ class ImageFolders(Own):
     )
 
     def listing(self) -> Listing:
-        root = typed_path(self.path)
-        if not root.is_dir():
-            raise ValueError(
-                f"data.path = {self.path!r}: no such folder, seen from {Path.cwd()}; {LAYOUT}"
-            )
-        walk = _Walk(root)
-        homes = {self.site: root}
-        if not self.site:
-            homes = {composed(home.name): home for home in walk.folders(root)}
-        examples = [
-            example for client, home in homes.items() for example in walk.client(client, home)
-        ]
-        parts = [name for name in homes if name.lower() in PART]
-        if not self.site and (len(parts) > 1 or len(parts) == len(homes) == 1):
-            raise ValueError(
-                f"{root} holds {several(parts)}, which are parts of one client's own data and no"
-                " clients: use data.site = its name, or a folder of that name around them"
-            )
-        if bare := sorted(homes.keys() - {example.client for example in examples}):
-            raise ValueError(
-                f"no image in {several(bare)}, in {root}: add some, or remove the folder"
-            )
-        if not examples:
-            raise ValueError(f"{root} holds no folder; {LAYOUT}")
-        classes = frozenset(map(words, walk.classes))
-        return Listing(examples, classes, Folder(root), walk.notes())
+        walk = _Walk(_folder(self.path, LAYOUT), LAYOUT)
+        if self.site:
+            return walk.listing({self.site: walk.root})
+        return walk.listing(
+            walk.homes("use data.site = its name, or a folder of that name around them")
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedFolders(Simulated, Outside):
+    """Images in folders that belong to no clients, or to few: dealt out to simulated ones."""
+
+    path: str = option(
+        "", says="the folder of classes or, where partition asks whose an image is, of domains"
+    )
+
+    def at_hand(self) -> None:
+        """ValueError, with what to do, for what does not fit at `path`; no picture is read."""
+        self._listing()
+
+    def load(self, seed: int) -> Federation:
+        """ValueError, with what to do, if there is no such folder, or it cannot be dealt out."""
+        listing = self._listing()
+        return self.simulate(listing, classes_of(listing, (), ""), seed)
+
+    def _listing(self) -> Listing:
+        """Whose an image is: its domain, if there are domains."""
+        if not self.path:
+            raise ValueError("data.path is missing: use --set data.path=FOLDER")
+        if self.partition in IN_GROUPS:
+            walk = _Walk(_folder(self.path, IN_DOMAINS), IN_DOMAINS)
+            return walk.listing(walk.homes('use data.partition = "dirichlet"'))
+        walk = _Walk(_folder(self.path, IN_ONE), IN_ONE)
+        return walk.listing({walk.root.name: walk.root})
+
+
+def _folder(path: str, layout: str) -> Path:
+    root = typed_path(path)
+    if not root.is_dir():
+        raise ValueError(f"data.path = {path!r}: no such folder, seen from {Path.cwd()}; {layout}")
+    return root
 
 
 def images_below(root: Path) -> list[Path]:
@@ -85,10 +108,38 @@ class _Walk:
     """On the way through a folder: what was seen, and what was passed by."""
 
     root: Path
+    layout: str  # what is expected, in words
     classes: set[str] = field(default_factory=set)  # as their folders are named
     passed: dict[str, None] = field(default_factory=dict)  # a set that keeps its order
 
-    def client(self, client: str, home: Path) -> Iterator[Example]:
+    def homes(self, instead: str) -> dict[str, Path]:
+        """The folders in the root, each a client by its name; ValueError, with what to do instead,
+        if they are parts.
+        """
+        homes = {composed(home.name): home for home in self.folders(self.root)}
+        parts = [name for name in homes if name.lower() in PART]
+        if len(parts) > 1 or len(parts) == len(homes) == 1:
+            raise ValueError(
+                f"{self.root} holds {several(parts)}, which are parts of one client's own data and"
+                f" no clients: {instead}"
+            )
+        return homes
+
+    def listing(self, homes: Mapping[str, Path]) -> Listing:
+        """All images of all clients; ValueError for a client without any."""
+        examples: list[Example] = []
+        for client, home in homes.items():
+            examples += self._client(client, home)
+        if bare := sorted(homes.keys() - {example.client for example in examples}):
+            raise ValueError(
+                f"no image in {several(bare)}, in {self.root}: add some, or remove the folder"
+            )
+        if not examples:
+            raise ValueError(f"{self.root} holds no folder; {self.layout}")
+        classes = frozenset(map(words, self.classes))
+        return Listing(examples, classes, Folder(self.root), self.notes())
+
+    def _client(self, client: str, home: Path) -> Iterator[Example]:
         """The images of one client."""
         for part, folder_of_part in self._parts(home):
             for folder in self.folders(folder_of_part):
@@ -101,7 +152,7 @@ class _Walk:
         folders, images = self._entries(home)
         if images:
             names = several((file.name for file in images), 3)
-            raise ValueError(f"{home} holds images of no class ({names}); {LAYOUT}")
+            raise ValueError(f"{home} holds images of no class ({names}); {self.layout}")
         return folders
 
     def notes(self) -> tuple[str, ...]:
@@ -113,7 +164,7 @@ class _Walk:
     def _images(self, home: Path) -> list[Path]:
         folders, images = self._entries(home)
         if folders:
-            raise ValueError(f"{folders[0]}: a folder where images should be; {LAYOUT}")
+            raise ValueError(f"{folders[0]}: a folder where images should be; {self.layout}")
         return images
 
     def _parts(self, home: Path) -> list[tuple[str, Path]]:

@@ -10,9 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..fetch import NotHereError, Repository, here
 from ..options import typed_path
 from .examples import PART
@@ -133,7 +130,7 @@ class Rows:
             raise _other(self.folder, self.known, why)
         return names or self.known.classes.split()
 
-    def listed(self, names: Sequence[str]) -> tuple[list[str], Tensor, list[str]]:
+    def listed(self, names: Sequence[str]) -> tuple[list[str], list[int], list[str]]:
         """Every row of these classes: its name, its class as a position in `names`, its group."""
         number = {name: label for label, name in enumerate(names)}
         whats, labels, groups = [], [], []
@@ -147,7 +144,7 @@ class Rows:
                     whats.append(f"{split_name}/{row}")
                     labels.append(number[name])
                     groups.append(owner)
-        return whats, torch.tensor(labels, dtype=torch.int64), groups
+        return whats, labels, groups
 
     def shown(self, whats: Sequence[str]) -> list[str]:
         """What a model is to be shown of these rows: texts, or names of images in this store."""

@@ -1,0 +1,198 @@
+"""Clients for a data set that comes without: its examples are dealt out to simulated ones.
+
+What is tested on is the same for all seeds: what the set itself gives to test on or, where it gives
+nothing or is pooled, a share of its examples that the seed has no say in; seeds deal it out to
+clients. This room does not know where a set comes from.
+"""
+
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..options import option
+from ..tensors import rng
+from . import split
+from .drawn import POOL
+from .examples import Example, Listing
+from .federation import Federation
+from .own import Listed
+
+Partition = Literal["pathological", "dirichlet", "dirichlet-in-domains", "dominant", "natural"]
+IN_GROUPS = ("dirichlet-in-domains", "natural")  # those that ask whose an example is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulated(Listed):
+    """What is asked of every source whose clients are simulated."""
+
+    partition: Partition = option(
+        "pathological",
+        says="what makes a client: classes of its own; shares of classes; the same inside its"
+        " domain; one class above all others; whom its examples are of",
+    )
+    clients: int = option(
+        10,
+        says="number of clients; 0, where they are natural: each domain, writer or user is one",
+        ge=0,
+    )
+    alpha: float = option(0.5, says="Dirichlet over labels; small: skewed", gt=0)
+    share: float = option(
+        0.8, says="what one class has of a client's examples, where it is dominant", gt=0, le=1
+    )
+    per_class: int = option(
+        0, says="at most so many examples a class, drawn before all else; 0: all", ge=0
+    )
+    least: int = option(10, says="writers or users with fewer examples are left out", ge=1)
+    given: bool = option(
+        True, says="keep the set's own parts; false: pool them, and draw parts for every client"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.clients and self.partition != "natural":
+            raise ValueError(
+                f"clients = 0 with partition = {self.partition!r}; expected at least 1"
+            )
+
+    def simulate(
+        self,
+        listing: Listing,
+        classes: tuple[str, ...],
+        seed: int,
+        shown: Callable[[list[str]], list[str]] = list,
+    ) -> Federation:
+        """The examples dealt out to clients; whose a listing says they are is their domain, writer
+        or user. `shown` says what a model is to see of those that some client has.
+        """
+        listed = listing.examples
+        number = {name: label for label, name in enumerate(classes)}
+        labels = torch.tensor([number[example.label] for example in listed], dtype=torch.int64)
+        groups = [example.client for example in listed]
+        parts = [example.part if self.given else "train" for example in listed]
+        kept = split.few(labels, self.per_class, rng(POOL, "per-class"))
+        hands = self._hands(labels[kept], [groups[position] for position in kept.tolist()], seed)
+        pool = self._pool(kept.tolist(), labels, groups, parts)
+        owners: dict[int, str] = {}
+        for client, hand in hands.items():
+            owners |= dict.fromkeys(kept[hand].tolist(), client)
+        positions = sorted(owners)
+        whats = shown([listed[position].what for position in positions])
+        examples = []
+        for position, what in zip(positions, whats, strict=True):
+            part = parts[position]
+            if position in pool:
+                part = "test"
+            example = Example(what, listed[position].label, owners[position], part)
+            if self.partition == "dirichlet-in-domains":
+                example = replace(example, domain=groups[position])
+            examples.append(example)
+        notes = listing.notes
+        if left := len(listed) - len(examples):
+            notes += (f"Left out, by per_class or least: {left} of {len(listed)} examples.",)
+        asked = self
+        if pool and not self.split:  # what is left to draw from is without the pool
+            asked = replace(self, valid=self.valid / (1 - self.test))
+        return asked.build(replace(listing, examples=examples, notes=notes), classes, seed)
+
+    def _pool(
+        self, kept: Sequence[int], labels: Tensor, groups: Sequence[str], parts: Sequence[str]
+    ) -> set[int]:
+        """Positions to test on, where the set says none: of each domain, writer or user the same
+        share, if that is what a client is made of.
+        """
+        whole = self.partition not in IN_GROUPS
+        owned: dict[str, list[int]] = {}
+        for position in kept:
+            owned.setdefault("" if whole else groups[position], []).append(position)
+        pool: set[int] = set()
+        for group, own in sorted(owned.items()):
+            if any(parts[position] == "test" for position in own):
+                continue
+            free = torch.tensor([i for i in own if parts[i] == "train"], dtype=torch.int64)
+            sizes = split.apportion(len(free), [1 - self.test, self.test])
+            _, tested = split.deal(labels[free], sizes, rng(POOL, "pool", client=group))
+            pool |= {*free[tested].tolist()}
+        return pool
+
+    def _share(self, given: Set[str]) -> dict[str, float]:
+        """Nothing to test on is drawn by a seed."""
+        return super()._share({*given, "test"})
+
+    def _hands(self, labels: Tensor, groups: Sequence[str], seed: int) -> dict[str, Tensor]:
+        """Client -> its positions in labels [n]."""
+        try:
+            return PARTITIONS[self.partition](self, labels, groups, seed)
+        except ValueError as error:
+            raise ValueError(f"data.partition = {self.partition!r}: {error}") from None
+
+
+def _pathological(
+    asked: Simulated, labels: Tensor, groups: Sequence[str], seed: int
+) -> dict[str, Tensor]:
+    return _numbered("site", split.pathological(labels, asked.clients, rng(seed, "pathological")))
+
+
+def _dirichlet(
+    asked: Simulated, labels: Tensor, groups: Sequence[str], seed: int
+) -> dict[str, Tensor]:
+    return _numbered(
+        "site", split.dirichlet(labels, asked.clients, asked.alpha, rng(seed, "dirichlet"))
+    )
+
+
+def _in_domains(
+    asked: Simulated, labels: Tensor, groups: Sequence[str], seed: int
+) -> dict[str, Tensor]:
+    """As many clients in one domain as in another, to within one."""
+    domains = split.natural(groups)
+    hands: dict[str, Tensor] = {}
+    for number, (domain, own) in enumerate(domains.items()):
+        if clients := len(range(number, asked.clients, len(domains))):
+            draw = rng(seed, "dirichlet", client=domain)
+            dealt = split.dirichlet(labels[own], clients, asked.alpha, draw)
+            hands |= _numbered(domain, [own[hand] for hand in dealt])
+    return hands
+
+
+def _dominant(
+    asked: Simulated, labels: Tensor, groups: Sequence[str], seed: int
+) -> dict[str, Tensor]:
+    return _numbered(
+        "site", split.dominant(labels, asked.clients, asked.share, rng(seed, "dominant"))
+    )
+
+
+def _natural(
+    asked: Simulated, labels: Tensor, groups: Sequence[str], seed: int
+) -> dict[str, Tensor]:
+    """Every domain, writer or user whole: one a client or, with `clients`, dealt out to so many."""
+    whole = {name: own for name, own in split.natural(groups).items() if len(own) >= asked.least}
+    if len(whole) < max(asked.clients, 1):
+        raise ValueError(
+            f"{len(whole)} have {asked.least} examples, for {asked.clients or 'some'} clients: it"
+            " must be as many or more; use fewer clients, or a smaller least"
+        )
+    if not asked.clients:
+        return whole
+    names = list(whole)
+    order = torch.randperm(len(names), generator=rng(seed, "natural"))
+    hands = torch.tensor_split(order, asked.clients)
+    return _numbered(
+        "site", [torch.cat([whole[names[i]] for i in sorted(hand.tolist())]) for hand in hands]
+    )
+
+
+PARTITIONS: dict[str, Callable[[Simulated, Tensor, Sequence[str], int], dict[str, Tensor]]] = {
+    "pathological": _pathological,
+    "dirichlet": _dirichlet,
+    "dirichlet-in-domains": _in_domains,
+    "dominant": _dominant,
+    "natural": _natural,
+}
+
+
+def _numbered(name: str, hands: Iterable[Tensor]) -> dict[str, Tensor]:
+    return {f"{name}-{i}": hand for i, hand in enumerate(hands)}
