@@ -232,6 +232,10 @@ CASES = {
     "gaussian-chosen": Case(
         {"name": "gaussian-experts", "regimes": 0, "guard": False}, secret=True, own=True
     ),
+    "class-vectors": Case({"name": "class-vectors"}),
+    "class-vectors-white": Case(
+        {"name": "class-vectors", "whiten": True, "personal": True}, secret=True
+    ),
     "fedjets": Case({"name": "fedjets"}, "network", mixture={"experts": 3}),
 }
 

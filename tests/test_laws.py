@@ -296,6 +296,10 @@ FIELDS: dict[type, dict[str, Other]] = {
         "keep": tuned(False),
     },
     METHODS["fedjets"]: {"experts": Other((1, 3), CASES["fedjets"])},
+    METHODS["class-vectors"]: {
+        "whiten": Other((True,), CASES["class-vectors"]),
+        "personal": Other((True,), CASES["class-vectors"]),
+    },
     METHODS["gaussian-experts"]: {
         "experts": gauss(0, 1),
         "select": gauss("nearest", "farthest", "random", experts=1),

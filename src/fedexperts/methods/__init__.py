@@ -7,6 +7,7 @@ METHODS = Named(
     {
         "alone": "fedavg:Alone",
         "central": "central:Central",
+        "class-vectors": "vectors:ClassVectors",
         "fedavg": "fedavg:FedAvg",
         "fedavg-tuned": "central:FineTuned",
         "fedjets": "fedjets:FedJETs",

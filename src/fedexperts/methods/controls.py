@@ -15,6 +15,24 @@ AVERAGED = Control(
     {"model.name": ("linear-probe",), "method.name": ("fedavg",), "run.pooled": (False, None)},
     alike=("data.",),
 )
+VECTORS = Control(
+    "FedAvg of class vectors, fine-tuned",
+    {
+        "method.name": ("class-vectors",),
+        "method.whiten": (False,),
+        "method.personal": (True,),
+    },
+    alike=("data.",),
+)
+WHITENED = Control(
+    "the same on whitened features",
+    {
+        "method.name": ("class-vectors",),
+        "method.whiten": (True,),
+        "method.personal": (True,),
+    },
+    alike=("data.",),
+)
 POOLED = Control(
     "all data in one place",
     {"run.pooled": (True,)},

@@ -23,7 +23,7 @@ def width_of(model: Model) -> int:
     """D; ValueError, with what to type, if a model's inputs are no frozen features."""
     if not model.width:
         raise ValueError(
-            f"gaussian-experts needs frozen features, and {type(model).__name__} trains its own;"
+            f"this method needs frozen features, and {type(model).__name__} trains its own;"
             ' set model.name = "prompted-clip" or "linear-probe"'
         )
     return model.width
@@ -49,8 +49,12 @@ def zero_shot(model: Model, basis: Tensors) -> Tensors:
     identity = torch.eye(mean_CP.shape[1], dtype=torch.float64)
     one = torch.ones((), dtype=torch.float64)
     start = Blend(mean_CP, identity, one, torch.zeros(len(mean_CP)), mean_CP, one)
-    scale = model.scale if isinstance(model, PromptModel) else 1.0
-    return head(start, scale) | basis
+    return head(start, scale_of(model)) | basis
+
+
+def scale_of(model: Model) -> float:
+    """What cosines are multiplied by; 1 where a model reads no texts."""
+    return model.scale if isinstance(model, PromptModel) else 1.0
 
 
 def basis_of(server: Tensors) -> Tensors:
@@ -60,6 +64,40 @@ def basis_of(server: Tensors) -> Tensors:
 
 def expert_of(model: Model, basis: Tensors, own: Examples) -> Experts:
     return discriminant.expert(projected(own.x[:, 0], basis), own.y, len(model.classes))
+
+
+def sums_of(x_nP: Tensor, y_n: Tensor, classes: int) -> Tensors:
+    """What a client says where sums are enough: each class's frequency and sum and the second
+    moments of all, divided by its number of examples.
+    """
+    x_nP = x_nP.double()
+    share_nC = torch.nn.functional.one_hot(y_n, classes).double() / len(y_n)
+    said = {
+        "frequency": share_nC.sum(0),
+        "sum": share_nC.T @ x_nP,
+        "moment": triangle(x_nP.T @ x_nP / len(y_n)),
+    }
+    return {name: value.float() for name, value in said.items()}
+
+
+def sums_shaped(classes: int, width: int) -> Tensors:
+    """Names and shapes of these sums."""
+    return {
+        "frequency": torch.zeros(classes),
+        "sum": torch.zeros(classes, width),
+        "moment": torch.zeros(triangular(width)),
+    }
+
+
+def pile(sums: Tensors, examples: float) -> Experts:
+    """Everybody's images as one expert, from the mean of what clients said of sums."""
+    count_C = sums["frequency"].double().clamp_min(0)
+    sum_CP = sums["sum"].double()
+    mean_CP = sum_CP / count_C.clamp_min(discriminant.LITTLE)[:, None]
+    moment_PP = symmetric(sums["moment"], sum_CP.shape[1])
+    values_P, vectors_PP = torch.linalg.eigh(moment_PP - sum_CP.T @ mean_CP)
+    scatter_PP = (vectors_PP * values_P.clamp_min(0)) @ vectors_PP.T
+    return Experts(examples * count_C[None], mean_CP[None], examples * scatter_PP[None])
 
 
 def row(upload: Upload) -> Tensors:
