@@ -27,6 +27,7 @@ from conftest import (
 )
 
 from fedexperts.admission import Guard
+from fedexperts.average import MergeSettings
 from fedexperts.config.settings import MixtureSettings, StartSettings
 from fedexperts.data.digits import DigitsScanners
 from fedexperts.learn import Learning, Local
@@ -252,6 +253,11 @@ class Other:
     learning: dict[str, Any] = field(default_factory=dict)
     start: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+    merge: dict[str, Any] = field(default_factory=dict)
+
+
+def robust(*values: Any, method: Any = None, **merge: Any) -> Other:
+    return Other(values, Case(method or {"name": "fedavg"}), run={"participation": 1.0}, merge=merge)
 
 
 def moap(*values: Any, **method: Any) -> Other:
@@ -377,6 +383,11 @@ FIELDS: dict[type, dict[str, Other]] = {
         "few": Other((0.1,), CASES["fedavg"], run={"participation": 0.2}),
         "weight": avg(1.0),
     },
+    MergeSettings: {
+        "rule": robust("median", "trimmed-mean", "geometric-median", "krum"),
+        "hostile": robust(0.45, rule="trimmed-mean"),
+        "apart": robust(1.01, rule="median", method=GATE),
+    },
     Schedule: {"rounds": avg(2), "participation": avg(0.4), "evaluate_every": avg(2)},
 }
 SECTIONS = {
@@ -385,6 +396,7 @@ SECTIONS = {
     MixtureSettings: "mixture",
     StartSettings: "start",
     Guard: "guard",
+    MergeSettings: "merge",
 }
 every_field = [
     pytest.param(kind, name, id=f"{kind.__name__}.{name}")
@@ -423,7 +435,8 @@ def test_no_field_is_forgotten(kind: type) -> None:
 def test_every_field_matters(kind: type, name: str, remembered: Remembered) -> None:
     """Law 7: another value of any field, and some loss, accuracy or distance is another."""
     other, section = FIELDS[kind][name], SECTIONS.get(kind, "method")
-    configs = [tiny(other.case, learning=other.learning, start=other.start, run=other.run)]
+    sections = {"start": other.start, "run": other.run, "merge": other.merge}
+    configs = [tiny(other.case, learning=other.learning, **sections)]
     configs += [configs[0].having({f"{section}.{name}": value}, "other") for value in other.values]
     found = [numbers(remembered(config)) for config in configs]
     for i, one in enumerate(found):

@@ -1,18 +1,75 @@
 """How several clients' tensors become one: the only place that averages what was uploaded.
 
 Methods take the rule from what the server has (`Given.average`), so another rule than the mean
-needs no change of a method. This room knows neither methods nor clients.
+needs no change of a method. The other rules bear a share of hostile clients; under them all clients
+count alike, so that a lie about a number of examples buys nothing. This room knows neither methods
+nor clients.
 """
 
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
+from .options import option
 from .tensors import Tensors, sum_in_order
 
 # equally named tensors and their weights, which are positive in sum, to one
 Average = Callable[[Sequence[Mapping[str, Tensor]], Sequence[float]], Tensors]
+Rule = Literal["mean", "median", "trimmed-mean", "geometric-median", "krum"]
+
+FEW = 3  # fewer than this have no middle from which one of them can be far
+STEPS = 30  # of the search for a geometric median
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """How uploads become one, and what is done about hostile ones within the guard's bounds."""
+
+    rule: Rule = option(
+        "mean",
+        says="how uploads become one; all but mean bear hostile clients, and count clients alike",
+    )
+    hostile: float = option(
+        0.2,
+        says="share of hostile clients that trimmed-mean (at each end) and krum are to bear",
+        gt=0,
+        lt=0.5,
+    )
+    apart: float = option(
+        3.0,
+        says="under a rule that bears hostile clients, distance from the middle of all uploads,"
+        " in medians, beyond which one joins no pool and has no relevance",
+        gt=1,
+    )
+
+    @property
+    def robust(self) -> bool:
+        return self.rule != "mean"
+
+    def average(self, items: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Tensors:
+        """The rule, as an `Average`."""
+        if not self.robust:
+            return mean(items, weights)
+        voices = [item for item, weight in zip(items, weights, strict=True) if weight > 0]
+        if not voices:
+            raise ValueError(f"{len(items)} items without any weight: nothing to average")
+        # a share of 0.2 of five is one, whatever the rounding of 0.2
+        hostile = math.ceil(self.hostile * len(voices) - 1e-9)
+        match self.rule:
+            case "median":
+                return trimmed_mean(voices, (len(voices) - 1) // 2)
+            case "trimmed-mean":
+                return trimmed_mean(voices, min(hostile, (len(voices) - 1) // 2))
+            case "geometric-median":
+                return geometric_median(voices)
+            case _:
+                return krum(voices, hostile)
 
 
 def mean(items: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Tensors:
@@ -39,3 +96,71 @@ def mean(items: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Ten
         ).to(kind)
 
     return {name: one(name, first.dtype) for name, first in items[0].items()}
+
+
+# ---- rules that bear hostile clients
+
+
+def trimmed_mean(items: Sequence[Mapping[str, Tensor]], cut: int) -> Tensors:
+    """Of each number the mean without its `cut` largest and smallest (arXiv:1803.01498); as many as
+    possible cut, the median. Whole numbers: the lower median.
+    """
+
+    def one(name: str, kind: torch.dtype) -> Tensor:
+        values = torch.stack([item[name] for item in items])
+        if not kind.is_floating_point:
+            return values.median(0).values
+        kept = values.sort(0).values[cut : len(items) - cut]
+        return kept.mean(0, dtype=torch.float64).to(kind)
+
+    return {name: one(name, first.dtype) for name, first in items[0].items()}
+
+
+def geometric_median(items: Sequence[Mapping[str, Tensor]]) -> Tensors:
+    """The point with the least sum of distances to all items, all tensors as one vector, by
+    Weiszfeld's steps (arXiv:1912.13445).
+    """
+    weights = [1.0] * len(items)
+    for _ in range(STEPS):
+        middle = mean(items, weights)
+        far = [_apart(item, middle) for item in items]
+        least = 1e-6 * max(far) or 1.0  # a step that meets an item must not divide by 0
+        weights = [1 / max(one, least) for one in far]
+    return mean(items, weights)
+
+
+def krum(items: Sequence[Mapping[str, Tensor]], hostile: int) -> Tensors:
+    """The item that is nearest to its nearest, all but the hostile and two (Blanchard et al.,
+    NeurIPS 2017); it is taken whole.
+    """
+    neighbours = max(1, len(items) - hostile - 2)
+    sums = []
+    for one in items:
+        squares = sorted(_apart(one, other) ** 2 for other in items)
+        sums.append(sum(squares[1 : 1 + neighbours]))  # the first is itself
+    return dict(items[sums.index(min(sums))])
+
+
+def outliers(items: Mapping[str, Tensors], apart: float) -> dict[str, str]:
+    """Which of equally named items lie farther than so many medians from the middle of all, each
+    with the reason.
+    """
+    if len(items) < FEW:
+        return {}
+    middle = trimmed_mean(list(items.values()), (len(items) - 1) // 2)
+    far = {name: _apart(item, middle) for name, item in items.items()}
+    limit = apart * statistics.median(far.values())
+    if not limit:  # most are equal, and to differ is no crime
+        return {}
+    return {
+        name: f"its upload lies {one:.3g} from the middle of all; at most {limit:.3g} joins a pool"
+        for name, one in far.items()
+        if one > limit
+    }
+
+
+def _apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """l2 distance, all floating tensors as one vector."""
+    floating = [name for name in sorted(one) if one[name].is_floating_point()]
+    differences = (one[name].double() - other[name].double() for name in floating)
+    return math.hypot(*(float(vector_norm(value)) for value in differences))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .admission import Guard, Terms
 from .answers import SAYS_CONFUSION, told
+from .average import MergeSettings, outliers
 from .declared import Facts
 from .learn import Examples, Fitting, Learning, Local, fit, predict
 from .message import Order, Reply
@@ -54,6 +55,7 @@ class Job:
     # where a simulation has them: all clients' "valid" and "test" parts in one
     exam: Mapping[str, Examples]
     guard: Guard = field(default_factory=Guard)  # what the server takes of an upload
+    merge: MergeSettings = field(default_factory=MergeSettings)  # how uploads become one
     upload: UploadSettings = field(default_factory=UploadSettings)  # what is done to what leaves
     # whether this is one site of many machines, and not a simulation of them all
     deployed: bool = False
@@ -63,7 +65,13 @@ class Job:
 
     @property
     def given(self) -> Given:
-        return Given(self.model, self.reserve, self.learning, self.seed)
+        return Given(self.model, self.reserve, self.learning, self.seed, self.merge.average)
+
+    def outliers(self, uploads: Mapping[str, Tensors]) -> dict[str, str]:
+        """Whose uploads join no pool, and why, if the merge is to bear hostile clients."""
+        if not self.merge.robust or self.method.reads() != "uploads":
+            return {}
+        return outliers(uploads, self.merge.apart)
 
     @property
     def terms(self) -> Terms:

@@ -173,7 +173,8 @@ def merge(
 
     Left out is first what lies farthest from the global tensors.
     """
-    left_out: dict[str, str] = {}
+    left_out = job.outliers({upload.client: upload.tensors for upload in uploads})
+    uploads = [upload for upload in uploads if upload.client not in left_out]
     while uploads:
         merged = job.method.merge(job.given, server, uploads, round)
         if not (why := unsound(merged, job.method.publish(merged), job.terms)):

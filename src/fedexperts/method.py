@@ -11,6 +11,7 @@ or what is stored where.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from .learn import Examples, Learning, Local
 from .model import MixtureModel, Model
 from .predictor import Dissected, Predictor, plain
 from .tensors import Tensors, named, under
+
+# what the server must see of uploads: one weighted mean of all, means of some, or each by itself
+Reads = Literal["sums", "means", "uploads"]
 
 
 def needs_reserve(reserve: int, who: str = "this method") -> None:
@@ -88,6 +92,12 @@ class Method(ABC):
     def declares(self) -> Declared:
         """What a report compares the method with, and what it says of it beside accuracy."""
         return Declared()
+
+    def reads(self) -> Reads:
+        """What the server must see of uploads. Secure sums need "sums"; where it is "uploads", a
+        robust merge leaves outliers out.
+        """
+        return "uploads"
 
     # ---- server
 

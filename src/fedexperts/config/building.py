@@ -293,6 +293,7 @@ def assembled(
             reserve,
             exam,
             config.section("guard"),
+            config.section("merge"),
             config.section("upload"),
         ),
         clients,

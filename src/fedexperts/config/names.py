@@ -30,6 +30,7 @@ PLAIN = Named(
         "start": "config.settings:StartSettings",
         "mixture": "config.settings:MixtureSettings",
         "guard": "admission:Guard",
+        "merge": "average:MergeSettings",
         "upload": "upload:UploadSettings",
     },
 )

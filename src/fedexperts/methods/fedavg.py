@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..declared import Declared
 from ..learn import Local
-from ..method import Finished, Given, Method, Sent, Upload
+from ..method import Finished, Given, Method, Reads, Sent, Upload
 from ..model import Model, anchored, proximal
 from ..options import option
 from ..tensors import Tensors, named, under
@@ -33,6 +33,9 @@ class FedAvg(Method):
         says="a client predicts with what its own last training made of the global model: local"
         " fine-tuning, if the schedule is constant",
     )
+
+    def reads(self) -> Reads:
+        return "sums"
 
     def uploads(self, model: Model) -> frozenset[str]:
         return frozenset(model.initial)

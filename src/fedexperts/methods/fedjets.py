@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..learn import Examples, Local
-from ..method import Finished, Given, Method, Sent, Upload
+from ..method import Finished, Given, Method, Reads, Sent, Upload
 from ..model import MixtureModel, Model, as_mixture
 from ..options import option
 from ..predictor import Predictor
@@ -45,6 +45,9 @@ class FedJETs(Method):
             raise ValueError(
                 f"method.experts = {self.experts} of {count}; expected 1 to mixture.experts"
             )
+
+    def reads(self) -> Reads:
+        return "means"
 
     def uploads(self, model: Model) -> frozenset[str]:
         return frozenset({*_part(model.initial, range(self.experts)), "use"})
