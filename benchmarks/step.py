@@ -7,6 +7,8 @@ and gate trained by pFedMoAP's own loss with K = 3 experts, one thread. Times ar
 the fastest of three.
 """
 
+from functools import partial
+
 import torch
 from clocks import seconds
 from text_encoder import as_clip, names, random_clip
@@ -36,7 +38,7 @@ def fitting(method: PFedMoAP, model: PromptModel, learning: Learning) -> Fitting
     return Fitting(
         lambda local, x: method.predictor(model, local).step(x),
         learning,
-        method.penalty,
+        partial(method.penalty, model),
         method.rates(),
         device=model.device,
     )

@@ -236,6 +236,16 @@ CASES = {
     "class-vectors-white": Case(
         {"name": "class-vectors", "whiten": True, "personal": True}, secret=True
     ),
+    "fedamp": Case({"name": "fedamp"}, own=True),
+    "feddf": Case({"name": "feddf", "distil_rate": 0.1}, "network", reserve=8),
+    "fedper": Case({"name": "fedper", "tokens": 1}, secret=True),
+    "fedper-network": Case({"name": "fedper"}, "network", secret=True),
+    "fedpgp": Case({"name": "fedpgp", "rank": 2}, secret=True),
+    "heterofl": Case({"name": "heterofl", "widths": [1.0, 0.5]}, "network"),
+    "fedrolex": Case({"name": "heterofl", "rolling": True}, "norm"),
+    "pfedprompt": Case({"name": "pfedprompt"}, secret=True),
+    "tip-adapter": Case({"name": "pfedprompt", "tuned": False, "alpha": 20.0}, secret=True),
+    "promptfolio": Case({"name": "promptfolio"}, secret=True),
     "fedjets": Case({"name": "fedjets"}, "network", mixture={"experts": 3}),
 }
 

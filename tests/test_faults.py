@@ -200,7 +200,7 @@ class Fragile(FedAvg):
     ) -> Local:
         return Local(under(sent, "global"), {"scale": sent["scale"]})
 
-    def penalty(self, local: Local) -> Tensor:
+    def penalty(self, model: Model, local: Local) -> Tensor:
         return torch.linalg.cholesky(local.fixed["scale"]).sum()
 
 

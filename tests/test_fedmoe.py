@@ -461,8 +461,8 @@ def test_fedprox_holds_no_running_statistics() -> None:
     moved = {
         name: value + 1 if name in model.buffers else value for name, value in local.trained.items()
     }
-    assert prox.penalty(Local(moved, local.fixed)) == 0
-    assert float(prox.penalty(Local({n: v + 1 for n, v in moved.items()}, local.fixed))) > 0
+    assert prox.penalty(model, Local(moved, local.fixed)) == 0
+    assert float(prox.penalty(model, Local({n: v + 1 for n, v in moved.items()}, local.fixed))) > 0
 
 
 def test_a_mixture_in_training_is_its_parts_in_training() -> None:

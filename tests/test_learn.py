@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -210,7 +211,10 @@ def test_fedprox_adds_its_own_gradient() -> None:
     local = Local(start().trained, shared)
     (plain,), _ = trained(Learning(epochs=1, batch=5, rate=rate), [local], [data])
     (prox,), _ = trained(
-        Learning(epochs=1, batch=5, rate=rate), [local], [data], penalty=FedAvg(mu=mu).penalty
+        Learning(epochs=1, batch=5, rate=rate),
+        [local],
+        [data],
+        penalty=partial(FedAvg(mu=mu).penalty, None),
     )
     pulled = {
         name: plain[name] - rate * mu * (local.trained[name] - shared[name]) for name in plain

@@ -9,6 +9,7 @@ cannot be sent, nor one of its facts that it does not declare.
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -153,7 +154,7 @@ def _fit(
     how = Fitting(
         lambda local, x: method.predictor(job.model, local).step(x),
         job.learning,
-        method.penalty,
+        partial(method.penalty, job.model),
         method.rates(),
         job.learning.factor(pairs[0][1].round, job.rounds),
         job.trained.buffers,

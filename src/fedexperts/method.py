@@ -168,7 +168,7 @@ class Method(ABC):
         """What answers with a client's tensors, in training and after it."""
         return plain(self.trains(model), local)
 
-    def penalty(self, local: Local) -> Tensor | float:
+    def penalty(self, model: Model, local: Local) -> Tensor | float:
         """Added to the cross-entropy."""
         return 0.0
 

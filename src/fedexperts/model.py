@@ -84,12 +84,15 @@ class PromptModel(Model):
 
     def portable(self, tensors: Tensors) -> Portable:
         """The text features: neither the prompt nor the text encoder is needed any more."""
+        return self.portable_texts(self.texts(tensors["context"]))
+
+    def portable_texts(self, texts: Tensor) -> Portable:
+        """The same of text features [C, D], wherever they come from."""
         code = 'def logits(x):\n    return n["scale"] * x @ t["texts"].T'
         formula = (
             "logit(c) = scale * cosine of the image's normalised feature `x` and the text feature"
             " of class c."
         )
-        texts = self.texts(tensors["context"])
         return Portable({"texts": texts}, {"scale": self.scale}, formula, code)
 
 
@@ -137,6 +140,16 @@ def as_mixture(model: Model) -> MixtureModel:
     """The same model; ValueError, with what to type, if it is no mixture."""
     if not isinstance(model, MixtureModel):
         raise ValueError("this method needs a mixture; use a section [mixture] with experts = 4")
+    return model
+
+
+def as_prompted(model: Model) -> PromptModel:
+    """The same model; ValueError, with what to type, if it has no prompt."""
+    if not isinstance(model, PromptModel):
+        raise ValueError(
+            f"this method needs a model with prompts, not {type(model).__name__}; set model.name ="
+            ' "prompted-clip" or "prompted-dual"'
+        )
     return model
 
 

@@ -57,7 +57,7 @@ class FedAvg(Method):
         shared = under(sent, "global")
         return Local(shared, anchored(model, shared) if self.mu else {})
 
-    def penalty(self, local: Local) -> Tensor | float:
+    def penalty(self, model: Model, local: Local) -> Tensor | float:
         return proximal(self.mu, local)
 
     def finish(self, model: Model, local: Local) -> Finished:

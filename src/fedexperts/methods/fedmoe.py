@@ -324,7 +324,7 @@ class FedMoE(Method):
         begun = begun or expert.initial
         return Local(begun, anchored(expert, begun) if self.mu else {})
 
-    def penalty(self, local: Local) -> Tensor | float:
+    def penalty(self, model: Model, local: Local) -> Tensor | float:
         return proximal(self.mu, local)
 
     def finish(self, model: Model, local: Local) -> Finished:
