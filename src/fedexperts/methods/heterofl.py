@@ -1,7 +1,7 @@
 """HeteroFL and FedRolex: weak clients train a part of each layer of the server's network.
 
 Diao, Ding, Tarokh: "HeteroFL", ICLR 2021, arXiv:2010.01264; Alam et al.: "FedRolex", NeurIPS 2022,
-arXiv:2212.01548. This room does not know how a network is cut (models/slim.py).
+arXiv:2212.01548. This room does not know how a network is cut (slim.py).
 """
 
 from collections import defaultdict
@@ -13,10 +13,10 @@ import torch
 from ..learn import Local
 from ..method import Finished, Given, Method, Sent, Upload
 from ..model import Model
-from ..models import slim
 from ..options import option
 from ..predictor import Predictor
 from ..tensors import Tensors, named, rng, under
+from . import slim
 
 
 @dataclass(frozen=True)

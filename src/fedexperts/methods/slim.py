@@ -60,7 +60,8 @@ def window(tensors: Tensors, hidden: Tensors, share: float, turn: int = 0) -> Wi
         if not is_hidden:
             return torch.arange(size)
         step = size // period
-        return (torch.arange(step * kept) + step * turn) % size
+        turned = (torch.arange(step * kept) + step * turn) % size
+        return turned.sort().values
 
     return {
         name: tuple(along(size, d in hidden[name].tolist()) for d, size in enumerate(value.shape))
