@@ -210,6 +210,9 @@ CASES = {
     "averaged": Case(GATE | {"gates": "averaged"}, secret=True, own=True),
     "clipped": Case(GATE, secret=True, own=True, upload={"clip": 0.5, "noise": 0.1}),
     "linear": Case(GATE | {"gate": "linear", "pooling": "mean"}, secret=True, own=True),
+    "class-means": Case(
+        GATE | {"experts_are": "class-means", "gates": "averaged"}, secret=True, own=True
+    ),
     "gate-alone": Case(GATE | {"experts": 0, "normalised": True}, secret=True),
     "fedavg-norm": Case({"name": "fedavg"}, "norm"),
     "fedmix": Case({"name": "fedavg"}, "network", mixture={"experts": 2}),

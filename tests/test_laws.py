@@ -362,6 +362,7 @@ FIELDS: dict[type, dict[str, Other]] = {
         "reset": moap(False),
         "gate": moap("linear"),
         "gates": moap("averaged"),
+        "experts_are": moap("class-means"),
         "gate_rate": moap(0.02),
         "gate_init": moap("identity"),
         "width": moap(4),

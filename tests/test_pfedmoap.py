@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fedexperts.client import answer
-from fedexperts.learn import Local
+from fedexperts.learn import Examples, Local
 from fedexperts.message import Order
 from fedexperts.method import Sent, Upload
 from fedexperts.methods.fedavg import Alone, FedAvg
@@ -289,6 +289,84 @@ def test_the_attention_gate_is_multi_head_attention(
             )
             logit = model.scale * (similarity + 0.5 * image @ own[c])
             assert float(logits[b, c]) == pytest.approx(float(logit), rel=1e-6, abs=1e-5)
+
+
+def class_means(client: str) -> Tensor:
+    """What a client would say of its classes; client "b" has no image of the second."""
+    means = torch.randn(len(CLASSES), WIDTH, generator=rng(0, "means", client=client))
+    if client == "b":
+        means[1] = 0
+    return means
+
+
+MEANS = replace(SMALL, experts_are="class-means", bias=False)
+
+
+def with_means(method: PFedMoAP, model: TinyPrompted) -> Local:
+    """What client "a" begins its round with: the means of "b" and "c"."""
+    server = SERVER | named("means", {client: class_means(client) for client in POOL})
+    sent = method.send(server, ["a"], 2, 0)["a"]
+    assert sent.facts["received"] == ["b", "c"]
+    return method.start(model, sent.tensors, None, rng(0, "start"))
+
+
+def test_class_means_are_attended_as_texts_are_where_there_are_any(model: TinyPrompted) -> None:
+    """Against torch.nn.MultiheadAttention over those alone who know the class."""
+    method = replace(MEANS, attention_scale=0.0)
+    local, x = with_means(method, model), images()
+    attention = torch.nn.MultiheadAttention(WIDTH, 2, bias=False)
+    maps = [local.trained[f"gate.{name}.weight"] for name in ("query", "key", "value")]
+    attention.load_state_dict(
+        {
+            "in_proj_weight": torch.cat(maps),
+            "out_proj.weight": local.trained["gate.output.weight"],
+        }
+    )
+    own = model.texts(local.trained["context"])
+    knowing = {0: "bc", 1: "c", 2: "bc"}
+    logits = method.predictor(model, local).logits(x)
+    for c, clients in knowing.items():
+        means = [normalize(class_means(client)[c], dim=0) for client in clients]
+        experts = torch.stack([own[c], *means])
+        for b, image in enumerate(x):
+            mixed = attention(image[None], experts, experts)[0][0].detach()
+            logit = model.scale * (image @ mixed + 0.5 * image @ own[c])
+            assert float(logits[b, c]) == pytest.approx(float(logit), rel=1e-5, abs=1e-5)
+
+
+def test_the_linear_gate_shares_out_the_weight_of_who_does_not_know_a_class(
+    model: TinyPrompted,
+) -> None:
+    method = replace(MEANS, gate="linear")
+    local, x = with_means(method, model), images()
+    shares = method.predictor(model, local).shares(x)
+    assert shares is not None
+    weights = (x @ local.trained["gate.mix.weight"].T).softmax(-1)
+    assert torch.allclose(shares[:, 0], weights)
+    without = weights * torch.tensor([1.0, 0.0, 1.0])  # the second expert is "b"
+    assert torch.allclose(shares[:, 1], without / without.sum(-1, keepdim=True))
+
+
+def test_a_client_says_the_means_of_its_images_class_by_class(model: TinyPrompted) -> None:
+    x = images(3)
+    own = Examples(x[:, None], torch.tensor([2, 0, 2]))
+    said = MEANS.observe(model, Local({}), own)["means"]
+    assert torch.allclose(said[0], x[1])
+    assert torch.allclose(said[2], (x[0] + x[2]) / 2)
+    assert not said[1].any()
+    assert not SMALL.observe(model, Local({}), own)
+    assert not replace(MEANS, experts=0).uploads(model) - {"context"}
+
+
+def test_class_means_are_kept_as_said_last_and_never_averaged(model: TinyPrompted) -> None:
+    uploads = [
+        Upload(client, {"context": POOL[client], "means": class_means(client)}, 3)
+        for client in "bc"
+    ]
+    state = MEANS.merge(given(model), SERVER, uploads, 2)
+    for client in "bc":
+        assert torch.equal(state[f"means.{client}"], class_means(client))
+    assert under(state, "global").keys() == {"context"}
 
 
 def test_published_code_scales_attention_by_ten(model: TinyPrompted) -> None:

@@ -1,7 +1,8 @@
-"""The gate of pFedMoAP: a client's own prompt and the prompts of others, mixed image by image.
+"""The gate of pFedMoAP: a client's own prompt and the experts of others, mixed image by image.
 
-Every expert is known here by the text features of its prompt. This file knows neither a server nor
-how a gate is trained, and not whose prompts these are.
+Every expert is known here by one feature a class: the text behind its prompt, or the mean of its
+images. Zeros say that it knows nothing of a class, and there it has no say. This file knows neither
+a server nor how a gate is trained, and not whose experts these are.
 
 Shapes: B images, C classes, E experts with the client's own first, D feature width, G gate width, H
 heads, d = G / H.
@@ -33,6 +34,11 @@ class TextGate:
     gate: Literal["attention", "linear"] = option(
         "attention",
         says="attention over the experts' text features, or a softmax of a linear map of the image",
+    )
+    experts_are: Literal["prompts", "class-means"] = option(
+        "prompts",
+        says="what others are to the gate: the texts behind their prompts (paper), or the means of"
+        " their images of each class, which leave their clients, too",
     )
     gate_init: Literal["random", "identity"] = option(
         "random", says="random linear maps (paper), or values and output that start as the identity"
@@ -83,11 +89,15 @@ class TextGate:
         """Similarity [B, C] of the pooled images to the mixed text features, and the experts'
         weights [B, C, E].
         """
-        texts_ECG = self.pooled(torch.cat([own_CD[None], local.fixed["experts"]]))
+        experts_ECD = torch.cat([own_CD[None], local.fixed["experts"]])
+        unknown_EC = (experts_ECD == 0).all(-1)
         mix = self._attend if self.gate == "attention" else self._weigh
-        return mix(under(local.trained, "gate"), self.pooled(x_BD), texts_ECG)
+        gate = under(local.trained, "gate")
+        return mix(gate, self.pooled(x_BD), self.pooled(experts_ECD), unknown_EC)
 
-    def _attend(self, gate: Tensors, image_BG: Tensor, texts_ECG: Tensor) -> tuple[Tensor, Tensor]:
+    def _attend(
+        self, gate: Tensors, image_BG: Tensor, texts_ECG: Tensor, unknown_EC: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Multi-head attention of the image over each class's experts (arXiv:2410.10114 eq. 8 and
         9).
         """
@@ -100,7 +110,8 @@ class TextGate:
         key_ECHd = heads(_apply(gate, "key", texts_ECG))
         value_ECHd = heads(_apply(gate, "value", texts_ECG))
         scale = self.attention_scale or (self.width / H) ** -0.5
-        weights_BCHE = (scale * torch.einsum("bhd,echd->bche", query_BHd, key_ECHd)).softmax(-1)
+        scores_BCHE = scale * torch.einsum("bhd,echd->bche", query_BHd, key_ECHd)
+        weights_BCHE = scores_BCHE.masked_fill(unknown_EC.T[:, None], -math.inf).softmax(-1)
         if self.normalised:
             mixed_BCG = torch.einsum("bche,echd->bchd", weights_BCHE, value_ECHd).flatten(-2)
             similarity = _cosine(image_BG, _apply(gate, "output", mixed_BCG))
@@ -112,17 +123,18 @@ class TextGate:
                 similarity = similarity + (image_BG @ gate["output.bias"])[:, None]
         return similarity, weights_BCHE.mean(-2)
 
-    def _weigh(self, gate: Tensors, image_BG: Tensor, texts_ECG: Tensor) -> tuple[Tensor, Tensor]:
+    def _weigh(
+        self, gate: Tensors, image_BG: Tensor, texts_ECG: Tensor, unknown_EC: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The paper's linear gate: one weight for each position in the list of experts, the
-        same for every class.
+        same for every class that they all know.
         """
-        E, C, _ = texts_ECG.shape
-        weights_BE = _apply(gate, "mix", image_BG)[:, :E].softmax(-1)
+        scores_BE = _apply(gate, "mix", image_BG)[:, : len(texts_ECG)]
+        weights_BCE = scores_BE[:, None].masked_fill(unknown_EC.T, -math.inf).softmax(-1)
+        mixed_BCG = torch.einsum("bce,ecg->bcg", weights_BCE, texts_ECG)
         if self.normalised:
-            similarity = _cosine(image_BG, torch.einsum("be,ecg->bcg", weights_BE, texts_ECG))
-        else:
-            similarity = torch.einsum("be,ecg,bg->bc", weights_BE, texts_ECG, image_BG)
-        return similarity, weights_BE[:, None].expand(-1, C, -1)
+            return _cosine(image_BG, mixed_BCG), weights_BCE
+        return torch.einsum("bcg,bg->bc", mixed_BCG, image_BG), weights_BCE
 
     def pooled(self, x: Tensor) -> Tensor:
         """[..., D] to [..., G]."""
@@ -156,7 +168,7 @@ class OwnPrompt(Predictor):
 
 @dataclass(frozen=True)
 class Mixed(OwnPrompt):
-    """A client's own prompt and the prompts that it received, mixed by its gate image by image."""
+    """A client's own prompt and the experts that it received, mixed by its gate image by image."""
 
     gate: TextGate
 
@@ -175,6 +187,8 @@ class Mixed(OwnPrompt):
 
     def metrics(self, x: Tensor, y: Tensor) -> Facts:
         """How far apart the experts' text features are (1 - cosine)."""
+        if self.gate.experts_are == "class-means":
+            return {}
         apart = 1 - (self.local.fixed["experts"] * self._own()).sum(-1)
         if not apart.numel():
             return {}
@@ -196,7 +210,8 @@ class Mixed(OwnPrompt):
         }
         code = _CODE.format(mix=_MIX[gate.gate], cosine=_COSINE if gate.normalised else "")
         learned = named("gate", under(self.local.trained, "gate"))
-        return Portable(tensors | learned, numbers, _FORMULA, code)
+        formula = _FORMULA.format(experts=_EXPERTS[gate.experts_are])
+        return Portable(tensors | learned, numbers, formula, code)
 
 
 @cache
@@ -217,9 +232,14 @@ def _cosine(image_BG: Tensor, texts_BCG: Tensor) -> Tensor:
 
 
 _FORMULA = """`x` is an image's normalised feature; `own` are the classes' texts behind the client's own prompt,
-`experts` those behind the prompts that it received. For each class the gate mixes all of these texts, pooled to fewer
+`experts` {experts}. For each class the gate mixes all of these, pooled to fewer
 coordinates by `pool`. logit(c) = scale * (similarity of the pooled image to the mixture + lambda * cosine of the image
 and `own`)."""  # noqa: E501
+
+_EXPERTS = {
+    "prompts": "those behind the prompts that it received",
+    "class-means": "the means of other clients' images, zeros where they had none of a class",
+}
 
 _CODE = """def linear(name, x):
     return torch.nn.functional.linear(x, t[f"gate.{{name}}.weight"], t.get(f"gate.{{name}}.bias"))
@@ -230,7 +250,8 @@ def heads(x):
 
 
 def logits(x):
-    image, texts = x @ t["pool"], torch.cat([t["own"][None], t["experts"]]) @ t["pool"]
+    experts = torch.cat([t["own"][None], t["experts"]])
+    image, texts, unknown = x @ t["pool"], experts @ t["pool"], (experts == 0).all(-1)
 {mix}{cosine}
     similarity = torch.einsum("bg,bcg->bc", image, mixed)
     return n["scale"] * (similarity + n["lambda"] * x @ t["own"].T)"""
@@ -239,12 +260,14 @@ _MIX = {
     "attention": (
         """    query = heads(linear("query", image))
     key, value = heads(linear("key", texts)), heads(linear("value", texts))
-    weights = (n["attention_scale"] * torch.einsum("bhd,echd->bche", query, key)).softmax(-1)
+    scores = n["attention_scale"] * torch.einsum("bhd,echd->bche", query, key)
+    weights = scores.masked_fill(unknown.T[:, None], -float("inf")).softmax(-1)
     mixed = linear("output", torch.einsum("bche,echd->bchd", weights, value).flatten(-2))"""
     ),
     "linear": (
-        """    weights = linear("mix", image)[:, : len(texts)].softmax(-1)
-    mixed = torch.einsum("be,ecg->bcg", weights, texts)"""
+        """    scores = linear("mix", image)[:, : len(texts)]
+    weights = scores[:, None].masked_fill(unknown.T, -float("inf")).softmax(-1)
+    mixed = torch.einsum("bce,ecg->bcg", weights, texts)"""
     ),
 }
 

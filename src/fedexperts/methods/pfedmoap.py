@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from ..declared import ROUNDING, Control, Declared, Facts, Figure, Metric
 from ..learn import Examples, Local
@@ -33,13 +33,14 @@ _CONTROLS = (
     Control(
         "gate alone",
         {"method.experts": (0,)},
-        free=("method.select",),
+        free=("method.select", "method.experts_are"),
         needed=(
             "no finished run of the same with method.experts = 0 is among these, so they do not"
             " tell whether the experts add anything or the gate does it alone"
         ),
     ),
     Control("random experts", {"method.select": ("random",)}),
+    Control("prompts as experts", {"method.experts_are": ("prompts",)}),
     Control(
         "prompts averaged, then tuned by each client",
         {"method.name": ("fedavg",), "method.personal": (True,)},
@@ -86,16 +87,25 @@ class PFedMoAP(TextGate, Method):
             return Declared(experts=1)
         return Declared(
             controls=_CONTROLS,
-            metrics=(_APART,),
+            metrics=() if self._means else (_APART,),
             experts=self.experts + 1,
             listed=_LISTED[self.select],
         )
+
+    @property
+    def _means(self) -> bool:
+        """Whether class means travel; a gate alone needs none."""
+        return self.experts_are == "class-means" and self.experts > 0
 
     # ---- server
 
     def uploads(self, model: Model) -> frozenset[str]:
         gate = named("gate", self._fresh(torch.Generator())) if self.gates == "averaged" else {}
-        return frozenset({"context", *gate})
+        return frozenset({"context", *gate, *(("means",) if self._means else ())})
+
+    def expects(self, server: Tensors, model: Model, client: str) -> Tensors:
+        means = {"means": torch.zeros(len(model.classes), model.width)} if self._means else {}
+        return under(server, "global") | means
 
     def fits(self, model: Model, reserve: int) -> None:
         with torch.no_grad():
@@ -110,11 +120,11 @@ class PFedMoAP(TextGate, Method):
     def send(
         self, server: Tensors, clients: Sequence[str], round: int, seed: int
     ) -> dict[str, Sent]:
-        """The global prompt and, for a client with a pool entry, K other entries [K, l, W] for its
-        mixture.
+        """The global prompt and, for a client with a pool entry, K others' for its mixture: their
+        prompts [K, l, W] or their class means [K, C, D].
 
-        The pool is read as the last round left it. A client's own facts name whose prompts it
-        received.
+        The pool is read as the last round left it, and nearness is that of prompts. A client's own
+        facts name whose experts it received.
         """
         payload, pool = self.publish(server), under(server, "pool")
         sent = dict.fromkeys(clients, Sent(payload))
@@ -128,13 +138,13 @@ class PFedMoAP(TextGate, Method):
         draws = [rng(seed, "experts", round, client) for client in known]
         chosen_RK = self._chosen(entries_NlW.flatten(1), own, draws)
         for client, position, chosen_K in zip(known, own, chosen_RK, strict=True):
-            experts_KlW = entries_NlW[chosen_K]
-            apart_KF = experts_KlW.double().sub_(entries_NlW[position]).flatten(1)
-            facts: Facts = {
-                "received": [names[i] for i in chosen_K.tolist()],
-                "distances": vector_norm(apart_KF, dim=1).tolist(),
-            }
-            sent[client] = Sent(payload | {"experts": experts_KlW}, facts)
+            prompts_KlW = entries_NlW[chosen_K]
+            apart_KF = prompts_KlW.double().sub_(entries_NlW[position]).flatten(1)
+            received = [names[i] for i in chosen_K.tolist()]
+            distances = vector_norm(apart_KF, dim=1).tolist()
+            facts: Facts = {"received": received, "distances": distances}
+            experts = self._means_of(server, received) if self._means else prompts_KlW
+            sent[client] = Sent(payload | {"experts": experts}, facts)
         return sent
 
     def merge(
@@ -143,12 +153,16 @@ class PFedMoAP(TextGate, Method):
         """Overwrite the pool and average what is shared, by examples (arXiv:2410.10114, algorithm
         1).
         """
-        shared = given.average([u.tensors for u in uploads], [u.examples for u in uploads])
-        return (
+        parts = [{n: u.tensors[n] for n in under(server, "global")} for u in uploads]
+        shared = given.average(parts, [u.examples for u in uploads])
+        state = (
             server
             | named("global", shared)
             | named("pool", {u.client: u.tensors["context"] for u in uploads})
         )
+        if self._means:
+            state |= named("means", {u.client: u.tensors["means"] for u in uploads})
+        return state
 
     def _chosen(
         self, entries_NF: Tensor, own: Sequence[int], draws: Sequence[torch.Generator]
@@ -162,6 +176,13 @@ class PFedMoAP(TextGate, Method):
             for position, order in zip(own, orders, strict=True)
         ]
 
+    @staticmethod
+    def _means_of(server: Tensors, clients: Sequence[str]) -> Tensor:
+        """[K, C, D]: what these clients said last of their images of each class."""
+        means = under(server, "means")
+        some_CD = next(iter(means.values()))
+        return torch.stack([some_CD, *(means[client] for client in clients)])[1:]
+
     def _fresh(self, generator: torch.Generator) -> Tensors:
         return self.new_gate(self.experts + 1, generator)
 
@@ -170,7 +191,7 @@ class PFedMoAP(TextGate, Method):
     def start(
         self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator
     ) -> Local:
-        """The prompt at the global one; the gate from the client's own last round; experts' text
+        """The prompt at the global one; the gate from the client's own last round; experts'
         features, once.
         """
         before = Local.of(own) if own else Local({})
@@ -182,11 +203,16 @@ class PFedMoAP(TextGate, Method):
         # a first-timer tunes its prompt alone; a gate that is shared waits
         if "experts" not in sent:
             return Local({"context": context}, named("gate", gate))
-        with torch.no_grad():  # behind a context of its own, as K may be 0
-            contexts = torch.cat([sent["global.context"][None], sent["experts"]])
-            experts = _prompted(model).texts(contexts)[1:]
+        experts = self._features(_prompted(model), sent["global.context"], sent["experts"])
         trained = {"context": context} | named("gate", gate or self._fresh(rng))
         return Local(trained, {"experts": experts})
+
+    def _features(self, model: PromptModel, context: Tensor, experts: Tensor) -> Tensor:
+        """[K, C, D]: normalised features of the experts' classes; zeros stay, and say nothing."""
+        if self._means:
+            return normalize(experts, dim=-1)
+        with torch.no_grad():  # behind a context of its own, as K may be 0
+            return model.texts(torch.cat([context[None], experts]))[1:]
 
     def rates(self) -> Mapping[str, float]:
         return {"gate": self.gate_rate}
@@ -195,6 +221,13 @@ class PFedMoAP(TextGate, Method):
         if "experts" in local.fixed:
             return Mixed(_prompted(model), local, self)
         return OwnPrompt(_prompted(model), local)
+
+    def observe(self, model: Model, local: Local, own: Examples) -> Tensors:
+        """The mean feature [C, D] of the client's images of each class; zeros for one without."""
+        if not self._means:
+            return {}
+        seen_nC = one_hot(own.y, len(model.classes)).to(own.x.dtype)
+        return {"means": seen_nC.T @ own.x[:, 0] / seen_nC.sum(0).clamp_min(1)[:, None]}
 
     def finish(self, model: Model, local: Local) -> Finished:
         leaves = {"context": local.trained["context"]}
@@ -210,7 +243,7 @@ class PFedMoAP(TextGate, Method):
 
     def offers(self, model: Model, server: Tensors, few: Examples) -> list[Chosen]:
         """The prompt of the pool that finds the examples' labels likeliest; with averaged gates, K
-        such prompts.
+        such clients' experts.
         """
         prompted, x, pool = _prompted(model), few.x[:, 0], under(server, "pool")
         texts = {client: prompted.texts(context) for client, context in pool.items()}
@@ -223,7 +256,10 @@ class PFedMoAP(TextGate, Method):
             return [Chosen(Local({"context": pool[name]}), {name: 1.0}) for name in useful[:1]]
         useful = useful[: self.experts]
         shared = server["global.context"]
-        experts = torch.stack([prompted.texts(shared), *(texts[name] for name in useful)])[1:]
+        if self._means:
+            experts = normalize(self._means_of(server, useful), dim=-1)
+        else:
+            experts = torch.stack([prompted.texts(shared), *(texts[name] for name in useful)])[1:]
         local = Local({"context": shared} | named("gate", gate), {"experts": experts})
         shares_E = Mixed(prompted, local, self).shares(x).mean((0, 1)).tolist()
         return [Chosen(local, dict(zip(("global prompt", *useful), shares_E, strict=True)))]
