@@ -13,6 +13,7 @@ METHODS = Named(
         "gaussian-experts": "gaussian:GaussianExperts",
         "fedmoe": "fedmoe:FedMoE",
         "fedmoe-strong": "fedmoe:FedMoEStrong",
+        "fedmoe-framed": "framed:FedMoEFramed",
         "pfedmoap": "pfedmoap:PFedMoAP",
     },
 )
