@@ -1,6 +1,6 @@
-"""Frames: how an expert reads. A scale, with a sign, and a shift bring a group's pixels to the mean,
-the spread and the skew of one group, the widest; so all experts read alike, and share what they
-know.
+"""Frames: how an expert reads. A scale and a shift bring a group's pixels to the mean and the spread
+of one group, the widest, its sign to a positive skew: bright on dark. So all experts read alike,
+and share what they know.
 
 This room knows moments and models; it does not know who belongs to which group.
 
@@ -138,10 +138,10 @@ def frames(groups: Moments) -> list[Tensors]:
     like = _alike(groups)
     mean_KS, sd_KS, sign_KS = _pixels(groups.together(like))
     widest = int(sd_KS.sum(1).argmax())
-    scale_KS = sign_KS * sign_KS[widest] * sd_KS[widest] / sd_KS
-    scale_KS[groups.count == 0] = 1  # a group without a client reads as it is
-    shift_KS = mean_KS[widest] - scale_KS * mean_KS
-    shift_KS[groups.count == 0] = 0
+    scale_KS = sign_KS * sd_KS[widest] / sd_KS
+    shift_KS = sign_KS[widest] * mean_KS[widest] - scale_KS * mean_KS
+    empty_K = groups.count == 0  # it reads its inputs as they are
+    scale_KS[empty_K], shift_KS[empty_K] = 1, 0
     frames = []
     for scale_S, shift_S in zip(scale_KS.float(), shift_KS.float(), strict=True):
         frames.append(
