@@ -132,6 +132,10 @@ class MixtureModel(Model):
         """[B, C]: log y(x) of the few experts that the gate chooses; no other is computed."""
 
     @abstractmethod
+    def having(self, expert: Model, gate: Model) -> "MixtureModel":
+        """As many experts and as few that answer, of another kind and behind another gate."""
+
+    @abstractmethod
     def portable(self, tensors: Tensors, sparse: bool = False) -> Portable:
         """The same as `logits` or, if sparse, as `predict`, without this package."""
 

@@ -134,6 +134,11 @@ class DigitsScanners(Digits):
         ge=1,
         le=len(CLASSES) // 2,
     )
+    numbered_by: Literal["clients", "scanners"] = option(
+        "clients",
+        says="whose numberings differ: clients of one scanner, or scanners; then the server's"
+        " images are named as their scanner's clients name them",
+    )
     alpha: float = option(0.3, says="Dirichlet over labels inside a scanner; small: skewed", gt=0)
     shots: int = option(0, says=SHOTS, ge=0)
 
@@ -175,15 +180,22 @@ class DigitsScanners(Digits):
                 " clients with different scanners are not independent.",
             )
         whole = _federation(self, seed, scans, labels, owned, tested, domains, server, notes)
-        return replace(whole, labels=self._numbered(whole))
+        return replace(whole, labels=self._numbered(whole, reserves))
 
-    def _numbered(self, whole: Federation) -> Tensor:
-        """Labels as each client calls its digits."""
+    def _numbered(self, whole: Federation, reserves: list[Tensor]) -> Tensor:
+        """Labels as each client calls its digits; the reserve's, as its scanner's clients do."""
         labels = whole.labels.clone()
+        by_scanner = self.numbered_by == "scanners"
+        named = []
         for client, parts in whole.parts.items():
-            way = int(client.rpartition("-")[2]) // self.scanners % self.numberings
-            own = torch.cat(list(parts.named().values()))
-            labels[own] = (labels[own] + way * len(CLASSES) // self.numberings) % len(CLASSES)
+            number = int(client.rpartition("-")[2])
+            way = number % self.scanners if by_scanner else number // self.scanners
+            named.append((way, torch.cat(list(parts.named().values()))))
+        if by_scanner:
+            named += enumerate(reserves)
+        for way, own in named:
+            step = way % self.numberings * len(CLASSES) // self.numberings
+            labels[own] = (labels[own] + step) % len(CLASSES)
         return labels
 
     def _scanned(self, labels: Tensor, free: Tensor, seed: int) -> list[Tensor]:

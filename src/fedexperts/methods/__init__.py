@@ -19,6 +19,7 @@ METHODS = Named(
         "fedper": "fedper:FedPer",
         "fedpgp": "fedpgp:FedPGP",
         "heterofl": "heterofl:HeteroFL",
+        "fedmoe-framed": "framed:FedMoEFramed",
         "pfedmoap": "pfedmoap:PFedMoAP",
         "pfedprompt": "pfedprompt:PFedPrompt",
         "promptfolio": "promptfolio:PromptFolio",

@@ -54,6 +54,9 @@ class Mixture(MixtureModel):
             tensors["alpha"] = torch.tensor(0.5)
         return tensors
 
+    def having(self, expert: Model, gate: Model) -> "Mixture":
+        return Mixture(expert, gate, self.mains, self.top)
+
     def step(self, tensors: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
         """[B, C]: log y(x) with every expert and the gate in training, and what moved in them."""
         weights_BK, moved = _step(self.gate, tensors, "gate", x)

@@ -4,7 +4,7 @@ for small images.
 Plain torch; pixels are scaled by `encode`, in front of the network. This room does not know how
 they are trained.
 
-Shapes: B batch, H x W pixels, C classes, w width.
+Shapes: B batch, S channels, H x W pixels, C classes, w width.
 """
 
 from collections.abc import Callable
@@ -34,12 +34,32 @@ def grey(side: int, images: Tensor) -> Tensor:
     return adaptive_avg_pool2d(images.float().mean(1, keepdim=True), side) / 255 - 0.5
 
 
-def _grey_recipe(side: int) -> str:
-    mean = "pixels.float().mean(1, keepdim=True)"
-    return (
-        f"def inputs(pixels):\n    return torch.nn.functional.adaptive_avg_pool2d({mean}, {side}) /"
-        " 255 - 0.5"
-    )
+def coloured(side: int, images: Tensor) -> Tensor:
+    """The same in three channels."""
+    return adaptive_avg_pool2d(images.float(), side) / 255 - 0.5
+
+
+def normalised(x: Tensor) -> Tensor:
+    """Each image [S, H, W] with mean 0, deviation 1 and a skew that is not negative."""
+    centred = x - x.mean((1, 2, 3), keepdim=True)
+    unit = centred / centred.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-6)
+    skew = unit.pow(3).mean((1, 2, 3), keepdim=True)
+    return torch.where(skew < 0, -unit, unit)
+
+
+def _small_recipe(side: int, colour: bool = False, normalise: bool = False) -> str:
+    """Lines that do as the three above."""
+    pixels = "pixels.float()" if colour else "pixels.float().mean(1, keepdim=True)"
+    small = f"torch.nn.functional.adaptive_avg_pool2d({pixels}, {side}) / 255 - 0.5"
+    if not normalise:
+        return f"def inputs(pixels):\n    return {small}"
+    return f"def inputs(pixels):\n    x = {small}\n{_NORMALISED}"
+
+
+_NORMALISED = """    centred = x - x.mean((1, 2, 3), keepdim=True)
+    unit = centred / centred.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-6)
+    skew = unit.pow(3).mean((1, 2, 3), keepdim=True)
+    return torch.where(skew < 0, -unit, unit)"""
 
 
 def colour(images: Tensor) -> Tensor:
@@ -69,11 +89,11 @@ class Conv(nn.Conv2d):
         return out
 
 
-def compact_cnn(width: int, side: int, classes: int) -> nn.Module:
-    """[B, 1, side, side] -> [B, C]: two convolutions of stride 2, and a linear layer."""
+def compact_cnn(width: int, side: int, classes: int, channels: int = 1) -> nn.Module:
+    """[B, S, side, side] -> [B, C]: two convolutions of stride 2, and a linear layer."""
     left = -(-side // 4)
     return nn.Sequential(
-        Conv(1, width, 3, stride=2, padding=1),
+        Conv(channels, width, 3, stride=2, padding=1),
         nn.ReLU(),
         Conv(width, 2 * width, 3, stride=2, padding=1),
         nn.ReLU(),
@@ -159,13 +179,23 @@ class CompactCnnSettings:
     width: int = option(
         2, says="channels of the first convolution; the second has twice as many", ge=1
     )
-    side: int = option(16, says="pixels of a side, to which images are made grey and small", ge=1)
+    side: int = option(16, says="pixels of a side, to which images are made small", ge=1)
+    colour: bool = option(False, says="images keep their colours, or are made grey")
+    normalise: Literal["none", "image"] = option(
+        "none",
+        says='"image": each image gets mean 0, deviation 1 and a skew that is not negative, as a'
+        " mixture whose experts read in frames must be compared with",
+    )
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
-        module = seeded(lambda: compact_cnn(self.width, self.side, len(classes)), seed)
-        return Built(
-            Network(module, classes), partial(grey, self.side), "", recipe=_grey_recipe(self.side)
-        )
+        channels = 3 if self.colour else 1
+        module = seeded(lambda: compact_cnn(self.width, self.side, len(classes), channels), seed)
+        recipe = _small_recipe(self.side, self.colour, self.normalise == "image")
+        return Built(Network(module, classes), self._encode, "", recipe=recipe)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        small = coloured(self.side, images) if self.colour else grey(self.side, images)
+        return normalised(small) if self.normalise == "image" else small
 
 
 @dataclass(frozen=True)
@@ -176,7 +206,7 @@ class LeafCnnSettings:
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         network = Network(seeded(lambda: leaf_cnn(len(classes)), seed), classes)
-        return Built(network, partial(grey, FEMNIST_SIDE), "", recipe=_grey_recipe(FEMNIST_SIDE))
+        return Built(network, partial(grey, FEMNIST_SIDE), "", recipe=_small_recipe(FEMNIST_SIDE))
 
 
 @dataclass(frozen=True)
