@@ -87,7 +87,7 @@ class ClassVectors(Method):
     def observe(self, model: Model, local: Local, own: Examples) -> Tensors:
         if local.trained:
             return {}
-        return sums_of(own.x[:, 0], own.y, len(model.classes))
+        return sums_of(own.x[:, 0], own.y, len(model.classes), len(own))
 
     def finish(self, model: Model, local: Local) -> Finished:
         stays = local.kept() if self.personal and local.trained else {}
@@ -108,7 +108,7 @@ def _whitened(model: Model, start: Tensors, mean: Tensors) -> Tensors:
     they said before.
     """
     middle_D = mean["sum"].sum(0).double()
-    metric_DD = discriminant.total(pile(mean, 1))
+    metric_DD = discriminant.total(pile(mean, 1, {}))
     size = metric_DD.diagonal().mean().clamp_min(discriminant.LITTLE)
     values_D, vectors_DD = torch.linalg.eigh(metric_DD / size)
     roots_D = (values_D.clamp_min(0) + RIDGE).sqrt()
