@@ -1,20 +1,23 @@
 """Do Gaussian experts help, and where? Local accuracy beside the controls that could explain them
-away.
+away; and what each number costs in bytes and seconds.
 
-    python benchmarks/gaussian.py            15 minutes on two cores; goes on where it was stopped
-    python benchmarks/gaussian.py --print    the table alone
+    python benchmarks/gaussian.py            an hour on two cores; goes on where it was stopped
+    python benchmarks/gaussian.py --print    the tables alone
 
-Twenty clients of the digits with four scanners, all images or one a class; the same with two
-numberings of the classes, with pages that lie otherwise in each scanner, and without scanners.
-Local test accuracy in percent, mean over clients and seeds, and what Gaussian experts are ahead of
-each control, paired by seed, with its 95 % interval (Student's t over seeds). Controls that are
-trained choose their learning rate in each setting by trials with a seed of their own; Gaussian
-experts and what is like them have the defaults everywhere, and nothing is chosen.
+Twenty clients of the digits with four scanners: all images, or 8 of a client; the same with two
+numberings of the classes, with pages that lie otherwise in each scanner, with a test of everybody's
+pages, and without scanners. Local test accuracy in percent, mean over clients and seeds, and what
+Gaussian experts are ahead of each control, paired by seed, with its 95 % interval (Student's t over
+seeds). Controls that are trained choose their learning rate in each setting by trials with a seed
+of their own; Gaussian experts and what is like them have the defaults everywhere.
+gaussian_photos.py asks the same of photographs.
 """
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from grid import minus, rows, run, said
 
@@ -22,65 +25,188 @@ from fedexperts import config as door
 from fedexperts.config import Config
 from fedexperts.metrics import score
 from fedexperts.report import paired
+from fedexperts.rundir import RunDir
 
 SEEDS = (0, 1, 2, 3, 4)
-Changes = dict[str, object]
-SETTINGS: dict[str, Changes] = {
-    "all images": {},
-    "1 image a class": {"data.shots": 1},
-    "two numberings": {"data.numberings": 2},
-    "two numberings, 1 image a class": {"data.numberings": 2, "data.shots": 1},
-    "pages that lie otherwise, 1 image a class": {"data.differ": "pages", "data.shots": 1},
-    "one scanner": {"data.scanners": 1},
-}
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Data, and what is known of them: two label numberings are not in any client's name."""
+
+    config: str
+    data: Values = field(default_factory=dict)
+    ours: Values = field(default_factory=dict)  # of our method, where a client meets others' images
+    lacks: Sequence[str] = ()  # methods that make no sense here
+
+
+@dataclass(frozen=True)
+class Way:
+    """A method, with the sections of a config that are its own."""
+
+    method: Values
+    run: Values = field(default_factory=dict)
+    model: Values = field(default_factory=dict)
+    rates: Sequence[float] = ()  # learning rates to try; none: nothing is trained
+
+    def sections(self, ours: Values) -> Values:
+        sections: Values = {"method": self.method, "tune": {}}
+        if self.method["name"] == OURS:
+            sections["method"] = self.method | ours
+        if self.model:
+            sections["model"] = self.model
+        if self.rates:
+            sections["learning"] = {"rate": self.rates[1]}
+            sections["tune"] = {"learning.rate": list(self.rates)}
+        return sections
+
+
 OURS = "gaussian-experts"
-METHODS: dict[str, tuple[str, Changes]] = {
-    OURS: (OURS, {"method.regimes": 0, "run.rounds": 2}),
-    "own expert alone": ("gaussian-alone", {}),
-    "all weighed alike": (OURS, {"method.eta": 0.0, "method.rho": 0.0}),
-    "FedAvg of a linear probe": ("linear-probe-fedavg", {}),
-    "the same, fine-tuned": ("linear-probe-fedavg", {"method.personal": True}),
-    "linear probe alone": ("linear-probe", {}),
+NAMES, GATE = "true groups", "pFedMoAP's gate alone"
+WIDE: Values = {
+    "eta": 0.0,
+    "classes": "alike",
+    "shrink": 1.0,
+    "kappa": 0.5,
+    "guard": False,
+    "regimes": 1,
+}
+DEMO = "configs/demo/gaussian-experts.toml"
+FEW: Values = {"images": 8}
+SETTINGS = {
+    "all images": Setting(DEMO, lacks=[GATE]),
+    "8 images a client": Setting(DEMO, FEW),
+    "two numberings": Setting(DEMO, {"numberings": 2}, lacks=[NAMES, GATE]),
+    "two numberings, 8 images a client": Setting(
+        DEMO, FEW | {"numberings": 2}, lacks=[NAMES, GATE]
+    ),
+    "pages that lie otherwise, 8 images a client": Setting(
+        DEMO, FEW | {"differ": "pages"}, lacks=[GATE]
+    ),
+    "pages that lie otherwise, tested on everybody's": Setting(
+        DEMO, {"differ": "pages", "meets": "everybody"}, WIDE, lacks=[NAMES, GATE]
+    ),
+    "one scanner": Setting(DEMO, {"scanners": 1}, lacks=[NAMES, GATE]),
+}
+CHOOSING: Values = {"name": OURS, "regimes": 0}
+TRAINED: Values = {"rounds": 20, "participation": 1.0}
+PLAIN, WHITE = (0.01, 0.03, 0.1, 0.3), (0.3, 1.0, 3.0, 10.0)
+METHODS = {
+    OURS: Way(CHOOSING, {"rounds": 2}),
+    "own expert alone": Way({"name": OURS, "experts": 0}),
+    "sums alone, all weighed alike": Way({"name": OURS, "select": "none"}),
+    NAMES: Way({"name": OURS, "groups": "names"}),
+    "placebo: classes renamed": Way(CHOOSING | {"placebo": "classes"}, {"rounds": 2}),
+    "FedAvg of class vectors": Way({"name": "class-vectors"}, TRAINED, rates=PLAIN),
+    "the same, fine-tuned": Way({"name": "class-vectors", "personal": True}, TRAINED, rates=PLAIN),
+    "FedAvg on whitened features": Way(
+        {"name": "class-vectors", "whiten": True}, TRAINED, rates=WHITE
+    ),
+    "on whitened features, fine-tuned": Way(
+        {"name": "class-vectors", "whiten": True, "personal": True}, TRAINED, rates=WHITE
+    ),
+    "linear probe alone": Way(
+        {"name": "alone"}, TRAINED, {"name": "linear-probe"}, (0.003, 0.01, 0.03, 0.1)
+    ),
+    GATE: Way(
+        {"name": "pfedmoap", "experts": 0, "gate_rate": 0.15}, TRAINED, rates=(0.01, 0.03, 0.1, 0.3)
+    ),
+}
+# what an expert may say less of, or a client may get less of: bytes beside accuracy
+SMALLER = {
+    "full scatter": {},
+    "low-rank scatter": {"scatter": "low-rank"},
+    "diagonal scatter": {"scatter": "diagonal"},
+    "linear head": {"head": "linear"},
+    "4 experts that add most": {"experts": 4},
+    "4 nearest experts": {"experts": 4, "select": "nearest"},
+    "4 experts by chance": {"experts": 4, "select": "random"},
 }
 
 
-def name(setting: str, method: str) -> str:
-    return f"{list(SETTINGS).index(setting)}-{method.replace(' ', '-').replace(',', '')}"
+def ways(setting: str, settings: Mapping[str, Setting]) -> dict[str, Way]:
+    """What is compared in a setting; in the first two, smaller experts, too."""
+    chosen = {name: way for name, way in METHODS.items() if name not in settings[setting].lacks}
+    if setting in list(settings)[:2]:
+        chosen |= {name: Way({"name": OURS} | less) for name, less in SMALLER.items()}
+    return chosen
 
 
-def experiments() -> Iterator[Config]:
-    for setting, data in SETTINGS.items():
-        for method, (file, change) in METHODS.items():
-            changes = data | change | {"run.evaluate_every": 20}
-            config = door.load(f"configs/demo/{file}.toml").having(changes, "benchmark")
-            named = config.nested() | {"name": name(setting, method)}
-            yield door.resolve([(named, "benchmark")])
+def name(setting: str, method: str, settings: Mapping[str, Setting]) -> str:
+    word = "".join(letter if letter.isalnum() else "-" for letter in method)
+    return f"{list(settings).index(setting)}-{word}"
 
 
-def table(out: Path) -> Iterator[str]:
+def experiments(settings: Mapping[str, Setting]) -> Iterator[Config]:
+    for setting, about in settings.items():
+        base = door.load(about.config).having(
+            {f"data.{key}": value for key, value in about.data.items()}, "benchmark"
+        )
+        for method, way in ways(setting, settings).items():
+            sections = base.nested() | way.sections(about.ours)
+            rounds = {"rounds": _rounds(base, way), "evaluate_every": 20}
+            sections["run"] = sections["run"] | way.run | rounds
+            sections["name"] = name(setting, method, settings)
+            yield door.resolve([(sections, "benchmark")])
+
+
+def _rounds(base: Config, way: Way) -> int:
+    """As many as the setting's own config has: features may be wide, which takes one more."""
+    wide = int(base.values["run"]["rounds"])
+    return wide if not way.run else wide - 1 + int(way.run["rounds"])
+
+
+def table(out: Path, settings: Mapping[str, Setting]) -> Iterator[str]:
     values = {
-        (setting, method): [score(last).mean for last in rows(out, name(setting, method), SEEDS)]
-        for setting in SETTINGS
-        for method in METHODS
+        (setting, method): [
+            score(last).mean for last in rows(out, name(setting, method, settings), SEEDS)
+        ]
+        for setting in settings
+        for method in ways(setting, settings)
     }
-    pairs = [(setting, method) for setting, method in values if method != OURS]
+    pairs = [(s, m) for s, m in values if m != OURS and m not in SMALLER]
     ahead = [minus(values[setting, OURS], values[setting, method]) for setting, method in pairs]
     stars = dict(zip(pairs, paired.established(ahead), strict=True))
     ahead_of = dict(zip(pairs, ahead, strict=True))
-    for setting in SETTINGS:
+    for setting in settings:
         ours = statistics.fmean(values[setting, OURS])
         yield f"\n{setting}: Gaussian experts {ours:.1f}\n"
         yield "| control | accuracy | Gaussian experts minus it |\n|---|---|---|"
-        for method in list(METHODS)[1:]:
+        for method in [m for s, m in pairs if s == setting]:
             level = statistics.fmean(values[setting, method])
             star = "*" if stars[setting, method] else ""
             yield f"| {method} | {level:.1f} | {said(ahead_of[setting, method])}{star} |"
     yield f"\n*: not zero, for all {len(pairs)} comparisons together (Holm, 5 %)."
+    for setting in list(settings)[:2]:
+        yield from _costs(out, setting, settings, values)
+
+
+def _costs(
+    out: Path,
+    setting: str,
+    settings: Mapping[str, Setting],
+    values: Mapping[tuple[str, str], Sequence[float]],
+) -> Iterator[str]:
+    """What a client sends and gets in all rounds together, and how long training and server take
+    for all of them.
+    """
+    yield f"\n{setting}: bytes and seconds\n"
+    yield "| method | accuracy | kB up | kB down | seconds |\n|---|---|---|---|---|"
+    for method in ways(setting, settings):
+        folders = [RunDir(out / name(setting, method, settings) / f"seed-{s}") for s in SEEDS]
+        logged = [row for folder in folders for row in folder.rows("rounds.jsonl")]
+        up, down, seconds = (
+            sum(row[key] for row in logged) / len(SEEDS)
+            for key in ("bytes_up", "bytes_down", "seconds")
+        )
+        level = statistics.fmean(values[setting, method])
+        yield f"| {method} | {level:.1f} | {up / 1e3:.0f} | {down / 1e3:.0f} | {seconds:.1f} |"
 
 
 def main() -> None:
-    out = run(list(experiments()), SEEDS, __doc__ or "", Path("runs/gaussian"))
-    print("\n".join(table(out)))
+    out = run(list(experiments(SETTINGS)), SEEDS, __doc__ or "", Path("runs/gaussian"))
+    print("\n".join(table(out, SETTINGS)))
 
 
 if __name__ == "__main__":

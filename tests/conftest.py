@@ -235,6 +235,12 @@ CASES = {
     "gaussian-chosen": Case(
         {"name": "gaussian-experts", "regimes": 0, "guard": False}, secret=True, own=True
     ),
+    "gaussian-sums": Case({"name": "gaussian-experts", "select": "none", "width": 6}, secret=True),
+    "gaussian-placebo": Case(
+        {"name": "gaussian-experts", "placebo": "classes", "scatter": "diagonal"},
+        secret=True,
+        own=True,
+    ),
     "class-vectors": Case({"name": "class-vectors"}),
     "class-vectors-white": Case(
         {"name": "class-vectors", "whiten": True, "personal": True}, secret=True

@@ -11,6 +11,7 @@ from torch import Tensor
 from fedexperts.learn import Examples, Local
 from fedexperts.method import Upload
 from fedexperts.methods import discriminant, regimes
+from fedexperts.methods.blending import World
 from fedexperts.methods.discriminant import Experts, Prior
 from fedexperts.methods.gaussian import GaussianExperts
 from fedexperts.methods.head import Judged, better, head
@@ -95,10 +96,8 @@ def test_all_weighed_alike_is_the_discriminant_of_all_features_in_one_pile() -> 
     clients = federation()
     pile = Examples(*(torch.cat([getattr(own, part) for own in clients.values()]) for part in "xy"))
     prior = Prior(1.0, torch.zeros(C, P).double(), 0.1)
-    ones = torch.ones(len(clients), C).double()
-    of_all = discriminant.blended(pooled(clients), ones, ones[:, 0], prior)
-    one = discriminant.expert(pile.x[:, 0], pile.y, C)
-    of_one = discriminant.blended(one, ones[:1], ones[0, :1], prior)
+    of_all = discriminant.piled(pooled(clients), prior)
+    of_one = discriminant.piled(discriminant.expert(pile.x[:, 0], pile.y, C), prior)
     for part in ("mu", "inverse", "variance", "count", "mean"):
         torch.testing.assert_close(getattr(of_all, part), getattr(of_one, part), atol=1e-5, rtol=0)
 
@@ -129,8 +128,7 @@ def test_leaving_an_example_out_is_refitting_without_it(prior: float) -> None:
     own = world(3, 14)
     x, y = own.x[:, 0].double(), own.y
     leaning = Prior(prior, 0.1 * torch.eye(C, P).double(), 0.1)
-    ones = torch.ones(1, C).double()
-    blend = discriminant.blended(discriminant.expert(x, y, C), ones, ones[:, 0], leaning)
+    blend = discriminant.piled(discriminant.expert(x, y, C), leaning)
     squares = discriminant.left_out(blend, prior, x, y)
     for i in range(len(y)):
         rest = [j for j in range(len(y)) if j != i]
@@ -221,14 +219,13 @@ def test_a_client_keeps_to_its_own_expert_where_that_does_better_on_its_own_exam
 def test_too_few_examples_judge_nothing() -> None:
     own = world(0, 6)
     expert = discriminant.expert(own.x[:, 0], own.y, C)
-    ones = torch.ones(1, C).double()
     prior = Prior(1.0, torch.zeros(C, P).double(), 0.1)
-    good = Judged(discriminant.blended(expert, ones, ones[:, 0], prior), 1.0, 0.2)
+    good = Judged(discriminant.piled(expert, prior), 1.0, 0.2)
     bad = replace(good, blend=replace(good.blend, mu=good.blend.mu.roll(1, 0)))
     assert not better(good, bad, own.x[:, 0], own, expert.count[0])
     more = world(0, 30)
     expert = discriminant.expert(more.x[:, 0], more.y, C)
-    good = Judged(discriminant.blended(expert, ones, ones[:, 0], prior), 1.0, 0.2)
+    good = Judged(discriminant.piled(expert, prior), 1.0, 0.2)
     bad = replace(good, blend=replace(good.blend, mu=good.blend.mu.roll(1, 0)))
     assert better(good, bad, more.x[:, 0], more, expert.count[0])
     assert not better(good, good, more.x[:, 0], more, expert.count[0])
@@ -359,14 +356,14 @@ def test_what_adds_most_is_chosen_before_what_is_near() -> None:
     third = world(2, 30)
     third = Examples(third.x[third.y == 2], third.y[third.y == 2])
     experts = pooled({"a": lacking, "b": alike, "c": third})
-    u = torch.tensor([0.0, 0.0, 0.1]).double()
-    adds, nearest = (
-        GaussianExperts(experts=1, select=select)._chosen(experts, u, 0, "a")  # type: ignore[arg-type]
-        for select in ("adds", "nearest")
-    )
-    assert (adds, nearest) == ([1], [1])
-    crowded = torch.tensor([0.0, 5.0, 0.1]).double()
-    assert GaussianExperts(experts=1)._chosen(experts, crowded, 0, "a") == [2]
+
+    def chosen(select: str, *u: float) -> list[int]:
+        u_NN = torch.tensor([u, u, u]).double()
+        method = GaussianExperts(experts=1, select=select)  # type: ignore[arg-type]
+        return method._chosen(World("abc", experts, u_NN, {}), 0)
+
+    assert chosen("adds", 0.0, 0.0, 0.1) == chosen("nearest", 0.0, 0.0, 0.1) == [1]
+    assert chosen("adds", 0.0, 5.0, 0.1) == [2]
 
 
 # Around it

@@ -337,7 +337,7 @@ FIELDS: dict[type, dict[str, Other]] = {
     },
     METHODS["gaussian-experts"]: {
         "experts": gauss(0, 1),
-        "select": gauss("nearest", "farthest", "random", experts=1),
+        "select": gauss("nearest", "farthest", "random", "none", experts=1),
         "eta": gauss(0.0, 5.0),
         "regimes": replace(gauss(0, 2, eta=0.0), run={"seed": 1}),
         "rho": gauss(0.0, 100.0, ridge=0.01, kappa=0.05),
@@ -348,7 +348,10 @@ FIELDS: dict[type, dict[str, Other]] = {
         "shrink": gauss(0.0),
         "head": gauss("linear", shrink=0.0, kappa=5.0),
         "classes": gauss("alike"),
-        "scatter": gauss("diagonal"),
+        "scatter": gauss("low-rank", "diagonal"),
+        "least": gauss(2),
+        "groups": gauss("names"),
+        "placebo": gauss("labels", "classes", "random"),
         "width": gauss(3),
         "guard": replace(
             gauss(False, texts=2.0, prior=500.0),  # a blend of texts alone, and a client whose

@@ -141,6 +141,14 @@ class DigitsScanners(Digits):
     )
     alpha: float = option(0.3, says="Dirichlet over labels inside a scanner; small: skewed", gt=0)
     shots: int = option(0, says=SHOTS, ge=0)
+    images: int = option(
+        0, says="at most so many training examples a client, of all classes together; 0: all", ge=0
+    )
+    meets: Literal["own", "everybody"] = option(
+        "own",
+        says="what a client is tested on: its own kind, or all scanners and all digits alike, a"
+        " test wider than its training",
+    )
 
     def load(self, seed: int) -> Federation:
         """ValueError if a client would get too few images to fill its parts."""
@@ -171,6 +179,12 @@ class DigitsScanners(Digits):
                 draw = rng(seed, "tests", client=scanner)
                 owned |= has
                 tested |= _tested(labels, has, pool, exam, draw)
+        if self.meets == "everybody":
+            sizes = split.apportion(len(pool) * len(scanners), [1] * len(owned), least=1)
+            hands = split.deal(labels[pool].repeat(len(scanners)), sizes, rng(seed, "tests"))
+            tested = {
+                client: torch.cat(exams)[hand] for client, hand in zip(owned, hands, strict=True)
+            }
         domains = {client: client.rpartition("-")[0] for client in owned}
         labels = torch.cat([labels, labels[pool].repeat(len(scanners) - 1)])
         notes: tuple[str, ...] = ()
@@ -328,4 +342,7 @@ def _learned(
     sizes = split.apportion(len(own), [train, valid], least=1)
     trained, validated = split.deal(labels, sizes, rng(seed, "parts", client=client))
     kept = split.few(labels[trained], spec.shots, rng(seed, "shots", client=client))
+    if isinstance(spec, DigitsScanners) and spec.images:
+        order = torch.randperm(len(kept), generator=rng(seed, "images", client=client))
+        kept = kept[order[: spec.images].sort().values]
     return own[trained][kept], own[validated]

@@ -3,11 +3,13 @@ the discriminant that blends their experts. Equations of docs/methods.md, "Gauss
 
 This room knows tensors alone: no method, no model, no message. It computes in float64.
 
-Shapes: N clients, C classes, P feature width, n examples, J components of a class.
+Shapes: N clients, R of them that a blend is for, C classes, P feature width, n examples, J
+components of a class.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,9 +40,23 @@ class Experts:
     def sums(self) -> Tensor:
         return self.count[..., None] * self.mean
 
+    @cached_property
+    def between(self) -> Tensor:
+        """[N, P, P]: the second moments of each client's class means, about zero."""
+        return torch.einsum("ncp,ncq->npq", self.sums, self.mean)
+
     def with_another(self, other: "Experts") -> "Experts":
         pairs = ((getattr(self, name), getattr(other, name)) for name in self.__annotations__)
         return Experts(*(torch.cat(pair) for pair in pairs))
+
+    def in_place(self, own: int, other: "Experts") -> "Experts":
+        """The same, but for one client's."""
+        parts = []
+        for name in self.__annotations__:
+            part = getattr(self, name).clone()
+            part[own] = getattr(other, name)[own]
+            parts.append(part)
+        return Experts(*parts)
 
 
 def expert(x_nP: Tensor, y_n: Tensor, classes: int) -> Experts:
@@ -128,15 +144,16 @@ def disagreement(experts: Experts) -> Tensor:
 
 
 def heard(
-    experts: Experts, u_N: Tensor, alike_N: Tensor, eta: float, rho: float
+    experts: Experts, u_RN: Tensor, alike_RN: Tensor, eta: float, rho: float
 ) -> tuple[Tensor, Tensor]:
-    """What a client takes of each expert's class means [N, C] and of its scatter [N]; 1 is whole.
+    """What clients take of each expert's class means [R, N, C] and of its scatter [R, N]; 1 is
+    whole.
 
-    n examples with an offset u are worth n / (1 + n u); `alike_N` is how likely both are of one
+    n examples with an offset u are worth n / (1 + n u); `alike_RN` is how likely both are of one
     regime.
     """
-    weight_NC = alike_N[:, None] / (1 + eta * experts.count * u_N[:, None])
-    return weight_NC, 1 / (1 + rho * u_N)
+    weight_RNC = alike_RN[..., None] / (1 + eta * experts.count * u_RN[..., None])
+    return weight_RNC, 1 / (1 + rho * u_RN)
 
 
 def most_adding(
@@ -184,28 +201,52 @@ class Blend:
     degrees: Tensor
 
 
-def blended(experts: Experts, weight_NC: Tensor, scatter_N: Tensor, prior: Prior) -> Blend:
-    """The blend of experts, of which class c of client j counts `weight_NC` and its scatter
-    `scatter_N`: 1 is whole.
+def blended(experts: Experts, weight_RNC: Tensor, scatter_RN: Tensor, prior: Prior) -> list[Blend]:
+    """Blends of experts, of which class c of client j counts `weight_RNC` and its scatter
+    `scatter_RN`: 1 is whole.
+
+    How far an expert's class means lie from the blend's counts as much as its class means do on
+    average: so no sum runs over receivers, clients, classes and pairs of directions at once.
     """
-    n_NC = weight_NC * experts.count
-    count_C = n_NC.sum(0)
-    sum_CP = torch.einsum("nc,ncp->cp", n_NC, experts.mean)
-    mean_CP = sum_CP / count_C.clamp_min(LITTLE)[:, None]
-    centre_P = sum_CP.sum(0) / count_C.sum().clamp_min(LITTLE)
-    mu_CP = sum_CP + prior.weight * (centre_P + prior.anchor)
-    mu_CP = mu_CP / (count_C + prior.weight)[:, None]
-    rest_NCP = experts.mean - mean_CP
-    spread_NC = torch.minimum(weight_NC, scatter_N[:, None]) * experts.count
-    flat_P = rest_NCP.flatten(0, 1)
-    total_PP = torch.einsum("n,npq->pq", scatter_N, experts.scatter)
-    total_PP = total_PP + flat_P.T @ (spread_NC.flatten()[:, None] * flat_P)
-    degrees = scatter_N @ experts.sizes - (count_C > 0).sum()
-    sigma_PP = total_PP / degrees.clamp_min(1)
-    variance = _size(sigma_PP).clamp_min(LITTLE)
-    identity_PP = torch.eye(len(sigma_PP), dtype=torch.float64)
-    inverse_PP = torch.linalg.inv(sigma_PP / variance + prior.ridge * identity_PP)
-    return Blend(mu_CP, inverse_PP, variance, count_C, mean_CP, degrees)
+    n_RNC = weight_RNC * experts.count
+    count_RC = n_RNC.sum(1)
+    sum_RCP = torch.einsum("rnc,ncp->rcp", n_RNC, experts.mean)
+    mean_RCP = sum_RCP / count_RC.clamp_min(LITTLE)[..., None]
+    centre_RP = sum_RCP.sum(1) / count_RC.sum(1).clamp_min(LITTLE)[:, None]
+    mu_RCP = sum_RCP + prior.weight * (centre_RP[:, None] + prior.anchor)
+    mu_RCP = mu_RCP / (count_RC + prior.weight)[..., None]
+    spread_RN = torch.minimum(n_RNC.sum(2) / experts.sizes.clamp_min(LITTLE), scatter_RN)
+    total_RPP = _mixed(scatter_RN, experts.scatter) + _mixed(spread_RN, experts.between)
+    total_RPP = total_RPP + _about(experts, spread_RN, mean_RCP)
+    degrees_R = scatter_RN @ experts.sizes - (count_RC > 0).sum(1)
+    sigma_RPP = total_RPP / degrees_R.clamp_min(1)[:, None, None]
+    variance_R = _size(sigma_RPP).clamp_min(LITTLE)
+    ridge_PP = prior.ridge * torch.eye(sigma_RPP.shape[-1], dtype=torch.float64)
+    inverse_RPP = torch.linalg.inv(sigma_RPP / variance_R[:, None, None] + ridge_PP)
+    parts = (mu_RCP, inverse_RPP, variance_R, count_RC, mean_RCP, degrees_R)
+    return [Blend(*one) for one in zip(*parts, strict=True)]
+
+
+def piled(experts: Experts, prior: Prior) -> Blend:
+    """The blend in which every expert counts whole: the discriminant of all examples in one
+    pile.
+    """
+    whole_1NC = torch.ones_like(experts.count)[None]
+    return blended(experts, whole_1NC, whole_1NC[..., 0], prior)[0]
+
+
+def _mixed(weight_RN: Tensor, matrix_NPP: Tensor) -> Tensor:
+    """[R, P, P]: weighted sums of matrices, by one product."""
+    mixed_RPP: Tensor = (weight_RN @ matrix_NPP.flatten(1)).unflatten(1, matrix_NPP.shape[1:])
+    return mixed_RPP
+
+
+def _about(experts: Experts, weight_RN: Tensor, mean_RCP: Tensor) -> Tensor:
+    """[R, P, P]: what weighted second moments about zero lack of those about `mean_RCP`."""
+    count_RC = weight_RN @ experts.count
+    sum_RCP = (weight_RN @ experts.sums.flatten(1)).unflatten(1, mean_RCP.shape[1:])
+    half_RPP: Tensor = (count_RC[..., None] * mean_RCP / 2 - sum_RCP).mT @ mean_RCP
+    return half_RPP + half_RPP.mT
 
 
 def left_out(blend: Blend, prior_weight: float, x_nP: Tensor, y_n: Tensor) -> Tensor:
@@ -238,9 +279,9 @@ def basis(moment_DD: Tensor, width: int) -> Tensor:
     return vectors_DD[:, -width:].flip(1).contiguous()
 
 
-def _size(matrix_PP: Tensor) -> Tensor:
-    """The mean variance."""
-    return matrix_PP.diagonal().mean()
+def _size(matrix: Tensor) -> Tensor:
+    """The mean variance of each matrix [.., P, P]."""
+    return matrix.diagonal(dim1=-2, dim2=-1).mean(-1)
 
 
 def _squares(rows_NP: Tensor) -> Tensor:

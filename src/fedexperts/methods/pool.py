@@ -5,11 +5,12 @@ This room knows names and shapes; it does not know who sends what when.
 Shapes: C classes, D feature width, P the width that experts have, N clients in the pool.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from ..learn import Examples
-from ..method import Upload
 from ..model import Model, PromptModel
 from ..tensors import Tensors, under
 from . import discriminant
@@ -17,6 +18,10 @@ from .discriminant import Blend, Experts
 from .head import head, projected
 
 ROUNDING = 1e-4  # of a scatter's smallest eigenvalue, in its largest
+RANK = 8  # directions of a low-rank scatter
+SUMS = frozenset({"frequency", "sum", "moment"})
+EXPERT = frozenset({"frequency", "mean", "scatter"})
+Kind = Literal["full", "low-rank", "diagonal"]
 
 
 def width_of(model: Model) -> int:
@@ -66,16 +71,50 @@ def expert_of(model: Model, basis: Tensors, own: Examples) -> Experts:
     return discriminant.expert(projected(own.x[:, 0], basis), own.y, len(model.classes))
 
 
-def sums_of(x_nP: Tensor, y_n: Tensor, classes: int) -> Tensors:
+def said_of(expert: Experts, kind: Kind, examples: int) -> Tensors:
+    """A client's expert as it leaves: by `examples`, so that how many count is not its own word."""
+    scatter_PP = expert.scatter[0] / max(examples, 1)
+    said = {
+        "frequency": expert.count[0] / max(examples, 1),
+        "mean": expert.mean[0],
+        "scatter": _told(scatter_PP, kind),
+    }
+    return {name: value.float() for name, value in said.items()}
+
+
+def said_shaped(classes: int, width: int, kind: Kind) -> Tensors:
+    """Names and shapes of an expert as it leaves."""
+    return {
+        "frequency": torch.zeros(classes),
+        "mean": torch.zeros(classes, width),
+        "scatter": _told(torch.zeros(width, width), kind),
+    }
+
+
+def _told(scatter_PP: Tensor, kind: Kind) -> Tensor:
+    """A triangle; or [RANK + 1, P], the main directions by the roots of their variances and the
+    rest of the diagonal; or the diagonal alone.
+    """
+    if kind == "diagonal":
+        return scatter_PP.diagonal()
+    if kind == "full":
+        return triangle(scatter_PP)
+    values_P, vectors_PP = torch.linalg.eigh(scatter_PP)
+    main_KP = (vectors_PP * values_P.clamp_min(0).sqrt()).T[-RANK:]
+    rest_P = scatter_PP.diagonal() - main_KP.square().sum(0)
+    return torch.cat([main_KP, rest_P.clamp_min(0)[None]])
+
+
+def sums_of(x_nD: Tensor, y_n: Tensor, classes: int, examples: int) -> Tensors:
     """What a client says where sums are enough: each class's frequency and sum and the second
     moments of all, divided by its number of examples.
     """
-    x_nP = x_nP.double()
-    share_nC = torch.nn.functional.one_hot(y_n, classes).double() / len(y_n)
+    x_nD = x_nD.double()
+    share_nC = torch.nn.functional.one_hot(y_n, classes).double() / max(examples, 1)
     said = {
         "frequency": share_nC.sum(0),
-        "sum": share_nC.T @ x_nP,
-        "moment": triangle(x_nP.T @ x_nP / len(y_n)),
+        "sum": share_nC.T @ x_nD,
+        "moment": triangle(x_nD.T @ x_nD / max(examples, 1)),
     }
     return {name: value.float() for name, value in said.items()}
 
@@ -89,33 +128,49 @@ def sums_shaped(classes: int, width: int) -> Tensors:
     }
 
 
-def pile(sums: Tensors, examples: float) -> Experts:
-    """Everybody's images as one expert, from the mean of what clients said of sums."""
+def basis_from(sums: Tensors, width: int) -> Tensors:
+    """The main directions of everybody's features, and their mean."""
+    weight = sums["frequency"].double().sum().clamp_min(discriminant.LITTLE)
+    middle_D = sums["sum"].double().sum(0) / weight
+    moment_DD = symmetric(sums["moment"], len(middle_D)) / weight
+    basis_DP = discriminant.basis(moment_DD - torch.outer(middle_D, middle_D), width)
+    return {"basis": basis_DP.float(), "middle": middle_D.float()}
+
+
+def pile(sums: Tensors, examples: float, basis: Tensors) -> Experts:
+    """Everybody's images as one expert behind a basis, from the mean of what clients said of
+    sums.
+    """
     count_C = sums["frequency"].double().clamp_min(0)
     sum_CP = sums["sum"].double()
-    mean_CP = sum_CP / count_C.clamp_min(discriminant.LITTLE)[:, None]
     moment_PP = symmetric(sums["moment"], sum_CP.shape[1])
-    values_P, vectors_PP = torch.linalg.eigh(moment_PP - sum_CP.T @ mean_CP)
+    mean_CP = sum_CP / count_C.clamp_min(discriminant.LITTLE)[:, None]
+    scatter_PP = moment_PP - sum_CP.T @ mean_CP
+    if basis:
+        turn_DP = basis["basis"].double()
+        mean_CP = (mean_CP - basis["middle"].double()) @ turn_DP * (count_C > 0)[:, None]
+        scatter_PP = turn_DP.T @ scatter_PP @ turn_DP
+    values_P, vectors_PP = torch.linalg.eigh(scatter_PP)
     scatter_PP = (vectors_PP * values_P.clamp_min(0)) @ vectors_PP.T
     return Experts(examples * count_C[None], mean_CP[None], examples * scatter_PP[None])
 
 
-def row(upload: Upload) -> Tensors:
+def row(said: Tensors, examples: int) -> Tensors:
     """An upload as the pool keeps it, with the examples that it may count for.
 
     It is a stranger's word: frequencies become some, and a scatter that can be none becomes one.
     """
-    said = upload.tensors
     frequency_C = said["frequency"].clamp_min(0)
     frequency_C = frequency_C / frequency_C.sum().clamp_min(1)
-    P = said["mean"].shape[1]
-    examples = torch.tensor(float(upload.examples))
-    scatter = _possible(said["scatter"], P)
-    return said | {"frequency": frequency_C, "scatter": scatter, "examples": examples}
+    scatter = _possible(said["scatter"], said["mean"].shape[1])
+    counted = torch.tensor(float(examples))
+    return said | {"frequency": frequency_C, "scatter": scatter, "examples": counted}
 
 
 def _possible(numbers: Tensor, width: int) -> Tensor:
     """A scatter as it is or, if it has directions of negative variance, without them."""
+    if numbers.dim() == 2:
+        return torch.cat([numbers[:-1], numbers[-1:].clamp_min(0)])
     if len(numbers) == width:
         return numbers.clamp_min(0)
     values_P, vectors_PP = torch.linalg.eigh(symmetric(numbers, width))
@@ -129,17 +184,29 @@ def experts_of(server: Tensors) -> tuple[list[str], Experts]:
     """Clients' names, sorted, and their experts."""
     pool = under(server, "pool")
     names = sorted({name.partition(".")[0] for name in pool})
-    if not names:
-        return [], Experts(*torch.zeros(3, 0, 0))
+    return names, _stacked(pool, names, "")
 
-    def stacked(what: str) -> Tensor:
+
+def placebos_of(server: Tensors, names: list[str]) -> Experts | None:
+    """What was told in the experts' place, of clients so named; None where they told the truth."""
+    pool = under(server, "pool")
+    if not names or f"{names[0]}.placebo.mean" not in pool:
+        return None
+    return _stacked(pool, names, "placebo.")
+
+
+def _stacked(pool: Tensors, names: list[str], prefix: str) -> Experts:
+    if not names:
+        return Experts(*torch.zeros(3, 0, 0))
+
+    def every(what: str) -> Tensor:
         return torch.stack([pool[f"{name}.{what}"] for name in names]).double()
 
-    size_N, mean_NCP = stacked("examples"), stacked("mean")
+    size_N, mean_NCP = every("examples"), every(f"{prefix}mean")
     P = mean_NCP.shape[2]
-    scatter_NPP = torch.stack([symmetric(pool[f"{name}.scatter"], P) for name in names])
-    count_NC = size_N[:, None] * stacked("frequency")
-    return names, Experts(count_NC, mean_NCP, size_N[:, None, None] * scatter_NPP)
+    scatter_NPP = torch.stack([symmetric(pool[f"{name}.{prefix}scatter"], P) for name in names])
+    count_NC = size_N[:, None] * every(f"{prefix}frequency")
+    return Experts(count_NC, mean_NCP, size_N[:, None, None] * scatter_NPP)
 
 
 def about(blend: Blend) -> Tensors:
@@ -175,7 +242,12 @@ def triangle(matrix: Tensor) -> Tensor:
 
 
 def symmetric(numbers: Tensor, width: int) -> Tensor:
-    """The symmetric matrix of an upper triangle, or of a diagonal alone."""
+    """The symmetric matrix of an upper triangle, of few directions and a diagonal, or of a
+    diagonal alone.
+    """
+    if numbers.dim() == 2:
+        main_KP = numbers[:-1].double()
+        return main_KP.T @ main_KP + torch.diag(numbers[-1].double())
     if len(numbers) == width:
         return torch.diag(numbers.double())
     rows, columns = torch.triu_indices(width, width)

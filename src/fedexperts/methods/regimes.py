@@ -5,7 +5,8 @@ Each candidate is a number of regimes and a strength of the gate. A client says 
 others' experts, weighed so, name its own images, which they have not seen; the plainest candidate
 stands unless another is better beyond doubt. Equations of docs/methods.md, "Gaussian experts".
 
-Shapes: N clients, C classes, P feature width, R regimes, S starts.
+Shapes: N clients, C classes, P feature width, K candidates, S starts; R regimes or, of heads,
+clients that are asked.
 """
 
 import math
@@ -72,24 +73,28 @@ def _likelihood(member_SNR: Tensor, mean_NCP: Tensor, count_NC: Tensor, grand_CP
 
 def others_heads(
     experts: Experts,
-    u_N: Tensor,
+    u_RN: Tensor,
     rho: float,
     prior: Prior,
-    own: int,
+    own_R: Tensor,
     alike: Mapping[int, Tensor],
-) -> Tensors:
-    """A client's linear head of the others' experts for each candidate: `others` [9, C, P] and
+) -> list[Tensors]:
+    """Clients' linear heads of the others' experts for each candidate: `others` [9, C, P] and
     `offset` [9, C]. `alike` has what `together` says, by R.
     """
     weights, offsets = [], []
+    rows_R = torch.arange(len(own_R))
     for count, eta in CANDIDATES:
-        weight_NC, scatter_N = heard(experts, u_N, alike[count][own], eta, rho)
-        weight_NC[own] = scatter_N[own] = 0
-        blend = blended(experts, weight_NC, scatter_N, prior)
-        weight_CP = blend.mu @ blend.inverse / blend.variance
-        weights.append(weight_CP.float())
-        offsets.append(-(weight_CP * blend.mu).sum(1).float() / 2)
-    return {"others": torch.stack(weights), "offset": torch.stack(offsets)}
+        weight_RNC, scatter_RN = heard(experts, u_RN, alike[count][own_R], eta, rho)
+        weight_RNC[rows_R, own_R] = 0
+        scatter_RN[rows_R, own_R] = 0
+        blends = blended(experts, weight_RNC, scatter_RN, prior)
+        weight_RCP = torch.stack([one.mu @ one.inverse / one.variance for one in blends])
+        mu_RCP = torch.stack([one.mu for one in blends])
+        weights.append(weight_RCP.float())
+        offsets.append(-(weight_RCP * mu_RCP).sum(2).float() / 2)
+    pairs = zip(torch.stack(weights, 1), torch.stack(offsets, 1), strict=True)
+    return [{"others": others, "offset": offset} for others, offset in pairs]
 
 
 def scores(heads: Tensors, kappa: float, x_nP: Tensor, y_n: Tensor) -> Tensor:

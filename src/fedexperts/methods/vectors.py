@@ -5,7 +5,7 @@ The second is the hardest control of Gaussian experts: without it one would cred
 what its metric does. The metric takes a round of its own, in which clients send sums of their
 features, and nothing else is trained. This room knows neither experts nor how a client trains.
 
-Shapes: C classes, D feature width.
+Shapes: C classes, D feature width, P the width of whitened features.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,10 @@ from ..predictor import Predictor
 from ..tensors import Tensors, named, under
 from . import discriminant
 from .head import projected
-from .pool import basis_of, pile, scale_of, sums_of, sums_shaped, texts_of, width_of
+from .pool import basis_from, basis_of, pile, scale_of, sums_of, sums_shaped, texts_of, width_of
 
 RIDGE = 0.1  # of the metric, in mean variances
+WIDTH = 128  # wider features are whitened in as many main directions
 
 
 @dataclass(frozen=True)
@@ -87,39 +88,36 @@ class ClassVectors(Method):
     def observe(self, model: Model, local: Local, own: Examples) -> Tensors:
         if local.trained:
             return {}
-        return sums_of(own.x[:, 0], own.y, len(model.classes))
+        return sums_of(own.x[:, 0], own.y, len(model.classes), len(own))
 
     def finish(self, model: Model, local: Local) -> Finished:
-        stays = local.kept() if self.personal and local.trained else {}
+        stays = named("trained", local.trained) if self.personal else {}
         return Finished(stays, leaves=local.trained)
 
     def restore(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
-        if own:
-            return Local.of(own)
-        shared = under(sent, "global")
+        shared = under(own or {}, "trained") or under(sent, "global")
         return Local({name: shared[name] for name in ("weight", "bias")}, basis_of(sent))
 
     def predictor(self, model: Model, local: Local) -> Predictor:
         return Linear(model, local)
 
 
-def _whitened(model: Model, start: Tensors, mean: Tensors) -> Tensors:
+def _whitened(model: Model, start: Tensors, sums: Tensors) -> Tensors:
     """The basis in which everybody's metric is the identity, and the vectors that say there what
     they said before.
     """
-    middle_D = mean["sum"].sum(0).double()
-    metric_DD = discriminant.total(pile(mean, 1))
-    size = metric_DD.diagonal().mean().clamp_min(discriminant.LITTLE)
-    values_D, vectors_DD = torch.linalg.eigh(metric_DD / size)
-    roots_D = (values_D.clamp_min(0) + RIDGE).sqrt()
-    basis_DD = vectors_DD / roots_D @ vectors_DD.T
-    back_DD = vectors_DD * roots_D @ vectors_DD.T
+    main = basis_from(sums, min(WIDTH, width_of(model)))
+    metric_PP = discriminant.total(pile(sums, 1, main))
+    size = metric_PP.diagonal().mean().clamp_min(discriminant.LITTLE)
+    values_P, vectors_PP = torch.linalg.eigh(metric_PP / size)
+    roots_P = (values_P.clamp_min(0) + RIDGE).sqrt()
+    turn_DP = main["basis"].double() @ vectors_PP
     weight_CD = start["weight"].double()
     parts = {
-        "weight": weight_CD @ back_DD,
-        "bias": start["bias"] + scale_of(model) * weight_CD @ middle_D,
-        "basis": basis_DD,
-        "middle": middle_D,
+        "weight": weight_CD @ turn_DP * roots_P,
+        "bias": start["bias"] + scale_of(model) * weight_CD @ main["middle"].double(),
+        "basis": turn_DP / roots_P,
+        "middle": main["middle"],
     }
     return {name: value.float() for name, value in parts.items()}
 
