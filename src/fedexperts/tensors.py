@@ -116,6 +116,13 @@ def sum_in_order(values: Iterable[Tensor]) -> Tensor:
     return first
 
 
+def finite(value: Tensor) -> bool:
+    """Whether all numbers are. One that is not makes the sum so; only a sum that overflows needs
+    another look.
+    """
+    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
+
+
 def apart(items: Sequence[Mapping[str, Tensor]]) -> float:
     """Root mean square distance from the mean of items, as a share of its norm; 0 for zeros."""
     flat = torch.stack(
