@@ -15,7 +15,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from . import answers
 from .declared import COUNT, Fact, Facts, Figure
@@ -23,7 +22,7 @@ from .message import Reply, Task
 from .method import Upload
 from .metrics import Row
 from .options import option
-from .tensors import Tensors, count, shapes
+from .tensors import Tensors, count, length, shapes
 
 WORDS = 1000  # characters that are kept of what a client says in words
 HITS = {
@@ -228,8 +227,8 @@ def admit(
     for kind in FAR:
         now = {client: far[kind] for client, far in moved.items() if kind in far}
         for client, far in now.items():
-            limit = _farthest(kind, now, starts[client][kind], known, terms.guard)
-            if far > limit:
+            start = starts[client][kind]
+            if (limit := _exceeded(far, kind, now, start, known, terms.guard)) is not None:
                 refused[client] = (
                     f"its upload lies {far:.3g} from the global tensors; at most {limit:.3g} is"
                     " taken"
@@ -265,22 +264,31 @@ def _weights(said: Mapping[str, int], known: Known, guard: Guard) -> dict[str, i
     return {client: min(n, most, everybody - min(n, most)) for client, n in said.items()}
 
 
-def _farthest(
-    kind: str, now: Mapping[str, float], start: Tensors, known: Known, guard: Guard
-) -> float:
-    """How far from the global tensors an upload may lie: many medians over those who moved at all,
-    or as far as 0.
+def _exceeded(
+    far: float,
+    kind: str,
+    now: Mapping[str, float],
+    start: Tensors,
+    known: Known,
+    guard: Guard,
+) -> float | None:
+    """How far from the global tensors an upload may lie, if this one lies farther: many medians
+    over those who moved at all, or as far as 0.
 
     Where they are too few to have a median, what is trained may lie where training can go on,
-    whoever lies alone.
+    whoever lies alone. The global tensors are seldom measured, as few lie so far.
     """
-    norm, far = (
-        distance(start, {}),
-        [value for value in _voices(now, known, kind).values() if value > 0],
-    )
-    if len(far) < _FEW:
-        return guard.few * (norm + math.sqrt(count(start))) if kind == "moved" else math.inf
-    return max(norm, guard.far * statistics.median(far))
+    voices = [value for value in _voices(now, known, kind).values() if value > 0]
+    limit = math.inf
+    if len(voices) >= _FEW:
+        limit = guard.far * statistics.median(voices)
+        if far > limit:
+            limit = max(limit, distance(start, {}))
+    elif kind == "moved":
+        limit = guard.few * math.sqrt(count(start))
+        if far > limit:
+            limit = guard.few * (distance(start, {}) + math.sqrt(count(start)))
+    return limit if far > limit else None
 
 
 def _voices(now: Mapping[str, N], known: Known, key: str) -> dict[str, N]:
@@ -293,8 +301,8 @@ def distance(tensors: Tensors, start: Tensors) -> float:
     count steps, have none.
     """
     floating = [name for name in sorted(start or tensors) if tensors[name].is_floating_point()]
-    apart = (tensors[n] - start[n] if start else tensors[n] for n in floating)
-    return math.hypot(*(float(vector_norm(value, dtype=torch.float64)) for value in apart))
+    apart = (length(tensors[n], start[n]) if start else length(tensors[n]) for n in floating)
+    return math.hypot(*apart)
 
 
 def unsound(state: Tensors, sent: Tensors, terms: Terms) -> str:

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from .options import option
-from .tensors import Tensors, sum_in_order
+from .tensors import Tensors
 
+BLOCK = 2**15  # numbers that are summed at once
 # equally named tensors and their weights, which are positive in sum, to one
 Average = Callable[[Sequence[Mapping[str, Tensor]], Sequence[float]], Tensors]
 Rule = Literal["mean", "median", "trimmed-mean", "geometric-median", "krum"]
@@ -88,14 +89,28 @@ def mean(items: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Ten
     shares = [weight / total for weight in weights]
     heaviest = items[shares.index(max(shares))]
 
-    def one(name: str, kind: torch.dtype) -> Tensor:
-        if not kind.is_floating_point:
-            return heaviest[name]
-        return sum_in_order(
-            item[name].double() * share for item, share in zip(items, shares, strict=True)
-        ).to(kind)
+    averaged: Tensors = {}
+    for name, first in items[0].items():
+        averaged[name] = heaviest[name]
+        if first.is_floating_point():
+            averaged[name] = _mean([item[name] for item in items], shares)
+    return averaged
 
-    return {name: one(name, first.dtype) for name, first in items[0].items()}
+
+def _mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """Of one tensor, in blocks that stay in a core's cache from the first item to the last."""
+    mean = torch.empty_like(values[0], memory_format=torch.contiguous_format)
+    flat, parts = mean.view(-1), [value.reshape(-1) for value in values]
+    buffers = torch.empty(2, min(BLOCK, max(len(flat), 1)), dtype=torch.float64, device=mean.device)
+    for begin in range(0, len(flat), BLOCK):
+        block = flat[begin : begin + BLOCK]
+        total, part = buffers[:, : len(block)]
+        total.zero_()
+        for value, share in zip(parts, shares, strict=True):
+            part.copy_(value[begin : begin + BLOCK])
+            total.add_(part.mul_(share))
+        block.copy_(total)
+    return mean
 
 
 # ---- rules that bear hostile clients

@@ -19,15 +19,16 @@ from .admission import Guard, Terms
 from .answers import SAYS_CONFUSION, told
 from .average import MergeSettings, outliers
 from .declared import Facts
-from .learn import Examples, Fitting, Learning, Local, fit, predict
+from .learn import Examples, Fitting, Learning, Local, Logits, at_once, fit, predict
 from .message import Order, Reply
 from .method import Given, Method
 from .model import Model
 from .private import Private
-from .tensors import Tensors, count, normal_of_this_machine, rng, shapes, size
+from .tensors import Tensors, count, finite, normal_of_this_machine, rng, shapes, size
 from .upload import Normal, UploadSettings, seal
 
 T = TypeVar("T")
+ONE_PASS = 2**20  # numbers of inputs that are asked at once
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,13 @@ class Job:
         return self.method.trains(self.model)
 
 
-def answer(job: Job, clients: Sequence[Client], orders: Sequence[Order]) -> list[Reply]:
+def answer(
+    job: Job, clients: Sequence[Client], orders: Sequence[Order], together: int = 0
+) -> list[Reply]:
     """The clients' replies, in order; clients whose tensors have equal shapes are trained or asked
-    together.
+    together, so many at once. 0: as many as is fastest.
     """
+    stacks = Stacks(job, together)
     replies: list[Reply] = []
     for task, act in (("train", _train), ("absorb", _absorb), ("predict", _predict)):
         pairs = [
@@ -100,7 +104,7 @@ def answer(job: Job, clients: Sequence[Client], orders: Sequence[Order]) -> list
             for client, order in zip(clients, orders, strict=True)
             if order.task == task
         ]
-        replies += act(job, pairs)
+        replies += act(job, pairs, stacks)
     position = {order.client: i for i, order in enumerate(orders)}
     return sorted(replies, key=lambda reply: position[reply.client])
 
@@ -108,11 +112,11 @@ def answer(job: Job, clients: Sequence[Client], orders: Sequence[Order]) -> list
 Pair = tuple[Client, Order]
 
 
-def _train(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
+def _train(job: Job, pairs: Sequence[Pair], stacks: "Stacks") -> list[Reply]:
     starts = [_start(job, client, order) for client, order in pairs]
-    return _together(
-        job,
+    return stacks.each(
         starts,
+        [client for client, _ in pairs],
         lambda chosen: _attempt(job, [pairs[i] for i in chosen], [starts[i] for i in chosen]),
     )
 
@@ -169,7 +173,7 @@ def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -
     but the fact.
     """
     for name, value in local.trained.items():
-        if not torch.isfinite(value).all():
+        if not finite(value):
             return Reply(
                 client.name, order.round, "train", error=f"training diverged: {name} is not finite"
             )
@@ -204,7 +208,7 @@ def _normal(job: Job, client: Client, order: Order) -> Normal:
     return lambda shape: torch.randn(shape, generator=generator)
 
 
-def _absorb(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
+def _absorb(job: Job, pairs: Sequence[Pair], stacks: "Stacks") -> list[Reply]:
     """Clients keep what the server gave back in their round, and say how well they did before and
     after.
     """
@@ -215,7 +219,7 @@ def _absorb(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
         for (client, order), own in zip(pairs, owns, strict=True)
     ]
     before, after = (
-        _answers(job, [job.method.restore(job.model, {}, o) for o in own], clients)
+        _answers(job, [job.method.restore(job.model, {}, o) for o in own], clients, stacks)
         for own in (owns, kept)
     )
     replies = []
@@ -237,7 +241,7 @@ def _newest(client: Client, order: Order) -> Tensors | None:
     return client.private.load(client.name, before=order.round + 1, kept=order.kept)
 
 
-def _predict(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
+def _predict(job: Job, pairs: Sequence[Pair], stacks: "Stacks") -> list[Reply]:
     """How well each client's own predictor and the global one do on its validation and test
     examples.
     """
@@ -248,8 +252,8 @@ def _predict(job: Job, pairs: Sequence[Pair]) -> list[Reply]:
         for (_, order), kept in zip(pairs, owns, strict=True)
     ]
     shared = [job.method.restore(job.model, order.tensors, None) for _, order in pairs]
-    answers = _answers(job, own, clients)
-    answers_global = _answers(job, shared, clients) if any(owns) else answers
+    answers = _answers(job, own, clients, stacks)
+    answers_global = _answers(job, shared, clients, stacks) if any(owns) else answers
     replies = []
     for i, (client, order) in enumerate(pairs):
         facts: Facts = {
@@ -285,29 +289,72 @@ class Answers(NamedTuple):
     test: Tensor
 
 
-def _answers(job: Job, states: Sequence[Local], clients: Sequence[Client]) -> list[Answers]:
+def _answers(
+    job: Job, states: Sequence[Local], clients: Sequence[Client], stacks: "Stacks"
+) -> list[Answers]:
     """Of each client, asked with a state of its own; both parts in one pass, as a text encoder
     costs most.
     """
+    if len(states) > 1 and all(same(state, states[0]) for state in states):
+        return _of_one(job, states[0], clients)
 
     def ask(chosen: Sequence[int]) -> list[Answers]:
-        inputs = [
-            torch.cat([part.x[:, 0] for part in (clients[i].valid, clients[i].test)])
-            for i in chosen
-        ]
-        states_of = [states[i] for i in chosen]
-        logits = predict(
-            lambda local, x: job.method.predictor(job.model, local).logits(x),
-            states_of,
-            inputs,
-            job.trained.device,
-        )
+        inputs = [_held_out(clients[i]) for i in chosen]
+        asked = [states[i] for i in chosen]
         return [
-            Answers(*out.split([len(clients[i].valid), len(clients[i].test)]))
-            for out, i in zip(logits, chosen, strict=True)
+            _parted(out, clients[i])
+            for out, i in zip(
+                predict(_logits(job), asked, inputs, job.trained.device), chosen, strict=True
+            )
         ]
 
-    return _together(job, states, ask)
+    return stacks.each(states, clients, ask)
+
+
+def _logits(job: Job) -> Logits:
+    return lambda local, x: job.method.predictor(job.model, local).logits(x)
+
+
+def _held_out(client: Client) -> Tensor:
+    """Inputs of its validation and its test examples."""
+    return torch.cat([part.x[:, 0] for part in (client.valid, client.test)])
+
+
+def _parted(logits: Tensor, client: Client) -> Answers:
+    return Answers(*logits.split([len(client.valid), len(client.test)]))
+
+
+def _of_one(job: Job, state: Local, clients: Sequence[Client]) -> list[Answers]:
+    """Of clients that are asked with one state: a global prompt is encoded once for as many as
+    their inputs allow.
+    """
+    inputs = [_held_out(client) for client in clients]
+    alike: list[list[int]] = [[]]
+    shown = 0
+    for position, x in enumerate(inputs):
+        shown += x.numel()
+        if alike[-1] and shown > ONE_PASS:
+            alike.append([])
+            shown = x.numel()
+        alike[-1].append(position)
+    answers = []
+    for positions in alike:
+        together = torch.cat([inputs[position] for position in positions])
+        (logits,) = predict(_logits(job), [state], [together], job.trained.device)
+        parts = logits.split([len(inputs[position]) for position in positions])
+        answers += [
+            _parted(part, clients[position])
+            for part, position in zip(parts, positions, strict=True)
+        ]
+    return answers
+
+
+def same(local: Local, other: Local) -> bool:
+    """Whether two states are equal."""
+    ours, theirs = local.kept(), other.kept()
+    return ours.keys() == theirs.keys() and all(
+        ours[name] is theirs[name] or ours[name].equal(theirs[name]) for name in ours
+    )
 
 
 def _hits(logits: Tensor, examples: Examples) -> int:
@@ -315,20 +362,50 @@ def _hits(logits: Tensor, examples: Examples) -> int:
     return int((logits.argmax(-1) == examples.y).sum())
 
 
-def _together(
-    job: Job, states: Sequence[Local], act: Callable[[Sequence[int]], list[T]]
-) -> list[T]:
-    """`act` on the positions of each group of equal shapes; its results in the order of `states`.
+@dataclass(frozen=True)
+class Stacks:
+    """Who is computed with whom."""
 
-    A model that cannot be stacked (batch norm would see the padding) says `together = False`, and
-    goes one by one.
-    """
-    groups: dict[str, list[int]] = defaultdict(list)
-    for position, local in enumerate(states):
-        groups[str(shapes(local.kept())) if job.model.together else str(position)].append(position)
-    results = {
-        position: value
-        for group in groups.values()
-        for position, value in zip(group, act(group), strict=True)
-    }
-    return [results[position] for position in range(len(states))]
+    job: Job
+    together: int  # 0: as many as is fastest
+
+    def each(
+        self,
+        states: Sequence[Local],
+        clients: Sequence[Client],
+        act: Callable[[Sequence[int]], list[T]],
+    ) -> list[T]:
+        """`act` on the positions of each group of equal shapes; its results in the order of
+        `states`.
+
+        A model that cannot be stacked (batch norm would see the padding) says `together = False`,
+        and goes one by one.
+        """
+        alike: dict[object, list[int]] = defaultdict(list)
+        for position, local in enumerate(states):
+            alike[self._kind(local, position)].append(position)
+        results: dict[int, T] = {}
+        for positions in alike.values():
+            first = positions[0]
+            most = self.together or self._fastest(states[first], clients[first])
+            for begin in range(0, len(positions), most):
+                group = positions[begin : begin + most]
+                results |= dict(zip(group, act(group), strict=True))
+        return [results[position] for position in range(len(states))]
+
+    def _kind(self, local: Local, position: int) -> object:
+        """What can be stacked has the same."""
+        if not self.job.model.together or self.together == 1:
+            return position
+        return tuple(shapes(local.trained).items()), tuple(shapes(local.fixed).items())
+
+    def _fastest(self, local: Local, client: Client) -> int:
+        """Of how many such clients a computation is fastest. What is one's own is not stacked
+        unasked, as it may read single numbers.
+        """
+        method, model = self.job.method, self.job.trained
+        if not type(method).__module__.startswith("fedexperts."):
+            return 1
+        numbers = count(local.trained) + count(local.fixed)
+        shown = self.job.learning.batch * client.train.x.shape[2:].numel()
+        return at_once(numbers, shown, model.held, model.device)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .client import Client, Job, answer
+from .learn import MOST
 from .message import Order, Reply
 
 
@@ -30,8 +31,8 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class InProcess:
-    """All clients in this process: up to `together` of them in one computation, `workers`
-    computations at a time.
+    """All clients in this process: up to `together` of them in one computation (0: as many as is
+    fastest, by their shapes), `workers` computations at a time.
 
     Who is computed together depends on the orders alone, so the result is the same for any number
     of workers.
@@ -39,7 +40,7 @@ class InProcess:
 
     job: Job
     members: Mapping[str, Client]
-    together: int = 1
+    together: int = 0
     workers: int = 1
 
     def clients(self) -> list[str]:
@@ -47,10 +48,12 @@ class InProcess:
 
     def exchange(self, orders: Sequence[Order]) -> list[Reply]:
         line = sorted(orders, key=lambda order: order.client)
-        groups = [line[i : i + self.together] for i in range(0, len(line), self.together)]
+        most = self.together or MOST
+        groups = [line[i : i + most] for i in range(0, len(line), most)]
 
         def run(group: list[Order]) -> list[Reply]:
-            return answer(self.job, [self.members[order.client] for order in group], group)
+            members = [self.members[order.client] for order in group]
+            return answer(self.job, members, group, self.together)
 
         if self.workers == 1:
             return [reply for group in groups for reply in run(group)]

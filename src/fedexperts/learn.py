@@ -3,8 +3,8 @@ tensors.
 
 Clients whose tensors have equal shapes can be trained *together*: their parameters are stacked on a
 leading axis, the loss is vmapped and summed, and an elementwise optimiser step on the stack is
-every client's own step. Whether that is faster is measured (benchmarks/together.py), so how many
-are stacked is an option. The server trains on its reserve set by the same function. This room knows
+every client's own step. `at_once` says from shapes how many are stacked where that is faster
+(benchmarks/together.py). The server trains on its reserve set by the same function. This room knows
 no method and no model: it is handed a function of one client's tensors, and the device on which to
 call it; what goes in and what comes out lies on the CPU.
 
@@ -14,13 +14,15 @@ Shapes: n clients, B examples in a batch, V views of an example.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.optim import Optimizer
+from torch.nn.utils.rnn import pad_sequence
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from .options import option
 from .tensors import CPU, Tensors, named, on, stack, unbind, under
@@ -99,6 +101,7 @@ class Batch:
     y: Tensor
     weight: Tensor
     active: Tensor
+    everyone: bool  # whether these are all clients
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,27 @@ class Fitting:
     device: torch.device = CPU
 
 
+# A step of so little is mostly the calls of its operations, which clients can share.
+SMALL = 2**17  # numbers of one client that are trained and held fixed
+SHOWN = 2**14  # numbers in its batch of inputs
+MOST = 50  # clients in one stack
+STACK = 2**20  # numbers in one stack, which a core has in its cache
+HELD = 2**27  # numbers that their steps may hold beside it: 512 MB
+FEW = 4  # fewer gain nothing
+
+
+def at_once(numbers: int, shown: int, held: int, device: torch.device = CPU) -> int:
+    """Of how many clients a computation is fastest, from shapes alone: equal settings, equal bits.
+
+    `numbers` are a client's own, `shown` those of a batch of inputs, `held` what a step keeps for
+    its gradients beside them.
+    """
+    if device.type == "cpu":
+        count = min(MOST, STACK // max(numbers, 1), HELD // max(held, 1))
+        return count if numbers <= SMALL and shown <= SHOWN and count >= FEW else 1
+    return max(1, min(MOST, HELD * 8 // max(numbers + held, 1)))  # alone, it leaves a GPU idle
+
+
 def fit(
     how: Fitting,
     starts: Sequence[Local],
@@ -125,24 +149,62 @@ def fit(
     """Train clients of equal shapes; their trained tensors, and each one's mean loss over its
     steps.
     """
-    begun = on(how.device, stack([s.trained for s in starts]))
-    trained = {name: value.detach().clone() for name, value in begun.items()}
-    free = {n: value.requires_grad_() for n, value in trained.items() if n not in how.buffers}
+    plans = [
+        _plan(len(own), own.x.shape[1], generator, how.learning).to(how.device)
+        for own, generator in zip(examples, generators, strict=True)
+    ]
+    if len(starts) == 1:
+        ended, loss = _alone(how, starts[0], examples[0], plans[0])
+        return [ended], [loss]
+    return _together(how, starts, examples, plans)
+
+
+def _alone(how: Fitting, start: Local, own: Examples, plan: Tensor) -> tuple[Tensors, float]:
+    """One client, without a stack."""
+    trained, free = _begun(on(how.device, start.trained), how)
+    fixed = on(how.device, start.fixed)
+    x, y = own.x.to(how.device), own.y.to(how.device)
+    descent = _Descent(free, how)
+    total = torch.zeros((), device=how.device)
+    for index, view in plan:
+        width = int((index >= 0).sum())
+        at = index[:width]
+        loss, moved = _loss(how, Local(trained, fixed), x[at, view[:width]], y[at])
+        descent.step(torch.autograd.grad(loss, list(free.values())))
+        trained |= {name: value.detach() for name, value in moved.items()}
+        total += loss.detach()
+    ended = on(CPU, {name: value.detach() for name, value in trained.items()})
+    return ended, float(total / len(plan))
+
+
+def _together(
+    how: Fitting, starts: Sequence[Local], examples: Sequence[Examples], plans: Sequence[Tensor]
+) -> tuple[list[Tensors], list[float]]:
+    """Clients on a leading axis."""
+    trained, free = _begun(on(how.device, stack([s.trained for s in starts])), how)
     fixed = on(how.device, stack([s.fixed for s in starts]))
-    optimizer = _optimizer(free, how)
+    descent = _Descent(free, how)
     total, steps = torch.zeros(2, len(starts), device=how.device)
-    for batch in _batches(examples, generators, how):
+    for batch in _batches(examples, plans, how.device):
         losses, moved = _losses(how, trained, fixed, batch)
         gradients = torch.autograd.grad(losses.sum(), list(free.values()))
-        for value, gradient in zip(free.values(), gradients, strict=True):
-            value.grad = gradient
-        _step(optimizer, free, batch.active)
+        if batch.everyone:
+            descent.step(gradients)
+        else:
+            _some(descent, gradients, batch.active)
         for name, value in moved.items():
             trained[name][batch.active] = value.detach()
         total[batch.active] += losses.detach()
         steps[batch.active] += 1
     ended = on(CPU, {name: value.detach() for name, value in trained.items()})
     return unbind(ended, len(starts)), (total / steps).tolist()
+
+
+def _begun(starts: Tensors, how: Fitting) -> tuple[Tensors, Tensors]:
+    """Copies that may be trained, and those of them that have a gradient."""
+    trained = {name: value.detach().clone() for name, value in starts.items()}
+    free = {n: value.requires_grad_() for n, value in trained.items() if n not in how.buffers}
+    return trained, free
 
 
 def predict(
@@ -162,57 +224,60 @@ def predict(
         return [out[i, : len(x)] for i, x in enumerate(inputs)]
 
 
-def _losses(how: Fitting, trained: Tensors, fixed: Tensors, batch: Batch) -> tuple[Tensor, Tensors]:
-    """Loss of each active client, weighted cross-entropy plus penalty; and its tensors that
-    moved.
-    """
+def _loss(how: Fitting, local: Local, x: Tensor, y: Tensor) -> tuple[Tensor, Tensors]:
+    """One client's loss on a batch, cross-entropy plus penalty; and its tensors that moved."""
+    logits, moved = how.step(local, x)
+    losses = torch.nn.functional.cross_entropy(logits, y, reduction="none")
+    return losses.sum() / len(y) + how.penalty(local), moved
 
-    def one(
+
+def _losses(how: Fitting, trained: Tensors, fixed: Tensors, batch: Batch) -> tuple[Tensor, Tensors]:
+    """Loss of each active client, and its tensors that moved."""
+
+    def padded(
         trained: Tensors, fixed: Tensors, x: Tensor, y: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensors]:
         local = Local(trained, fixed)
         logits, moved = how.step(local, x)
-        loss = torch.nn.functional.cross_entropy(logits, y, reduction="none")
-        return (loss * weight).sum() / weight.sum() + how.penalty(local), moved
-
-    everyone = len(batch.active) == len(next(iter(trained.values())))
+        losses = torch.nn.functional.cross_entropy(logits, y, reduction="none")
+        return (losses * weight).sum() / weight.sum() + how.penalty(local), moved
 
     def rows(group: Tensors) -> Tensors:
-        return group if everyone else {name: value[batch.active] for name, value in group.items()}
+        if batch.everyone:
+            return group
+        return {name: value[batch.active] for name, value in group.items()}
 
     if len(batch.active) > 1:
-        losses: tuple[Tensor, Tensors] = vmap(one)(
+        losses: tuple[Tensor, Tensors] = vmap(padded)(
             rows(trained), rows(fixed), batch.x, batch.y, batch.weight
         )
         return losses
     (alone,) = unbind(rows(trained), 1)
     (constant,) = unbind(rows(fixed), 1)
-    loss, moved = one(alone, constant, batch.x[0], batch.y[0], batch.weight[0])
+    loss, moved = _loss(how, Local(alone, constant), batch.x[0], batch.y[0])
     return loss[None], {name: value[None] for name, value in moved.items()}
 
 
 def _batches(
-    examples: Sequence[Examples],
-    generators: Sequence[torch.Generator],
-    how: Fitting,
+    examples: Sequence[Examples], plans: Sequence[Tensor], device: torch.device
 ) -> Iterator[Batch]:
     """Every client's own shuffled epochs, step by step; a client with fewer examples stops
     earlier.
     """
-    x, y = (_stacked([getattr(e, part) for e in examples]).to(how.device) for part in ("x", "y"))
-    plans = [
-        _plan(len(own), own.x.shape[1], generator, how.learning)
-        for own, generator in zip(examples, generators, strict=True)
-    ]
-    for step in range(max(len(plan) for plan in plans)):
+    x, y = (_stacked([getattr(e, part) for e in examples]).to(device) for part in ("x", "y"))
+    # [n, steps, 2, B]: -1 also behind a client's last step
+    padded = pad_sequence(list(plans), batch_first=True, padding_value=-1)
+    everybody = torch.arange(len(plans), device=device)
+    for step, (index, view) in enumerate(padded.permute(1, 2, 0, 3)):
         rows = [row for row, plan in enumerate(plans) if step < len(plan)]
-        index, view = torch.stack([plans[row][step] for row in rows], dim=1)  # [2, n, B]
+        client, everyone = everybody, len(rows) == len(plans)
+        if not everyone:
+            client = torch.tensor(rows, device=device)
+            index, view = index[client], view[client]
         width = int((index >= 0).sum(1).max())
-        index, view, client = (
-            at.to(how.device) for at in (index[:, :width], view[:, :width], torch.tensor(rows))
-        )
+        index, view = index[:, :width], view[:, :width]
         some = client[:, None], index.clamp(min=0)
-        yield Batch(x[(*some, view)], y[some], (index >= 0).float(), client)
+        yield Batch(x[(*some, view)], y[some], (index >= 0).float(), client, everyone)
 
 
 def _plan(count: int, views: int, generator: torch.Generator, learning: Learning) -> Tensor:
@@ -229,24 +294,65 @@ def _plan(count: int, views: int, generator: torch.Generator, learning: Learning
 
 def _stacked(values: Sequence[Tensor]) -> Tensor:
     """Tensors of different lengths on a new leading axis, zeros behind the shorter ones."""
-    return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
+    return pad_sequence(list(values), batch_first=True)
 
 
-def _optimizer(trained: Tensors, how: Fitting) -> Optimizer:
-    """One group a rate; without the multi-tensor paths, whose rounding depends on what else is in
-    the group.
+class _Descent:
+    """Steps of torch.optim by the functions under its classes, tensor by tensor: whatever else is
+    trained, a tensor rounds the same. Making one of the classes imports a compiler, for a second.
     """
-    learning = how.learning
-    kinds: dict[str, Callable[..., Optimizer]] = {
-        "sgd": partial(torch.optim.SGD, momentum=learning.momentum),
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-    }
-    groups = [
-        {"params": [value], "lr": how.factor * _rate(name, how)}
-        for name, value in sorted(trained.items())
-    ]
-    return kinds[learning.optimizer](groups, weight_decay=learning.weight_decay, foreach=False)
+
+    def __init__(self, free: Tensors, how: Fitting) -> None:
+        self.how, self.values = how, list(free.values())
+        self.rates = [how.factor * _rate(name, how) for name in free]
+        self.momenta: list[Tensor | None] = [None] * len(self.values)  # of sgd
+        adam = how.learning.optimizer != "sgd"
+        # of adam and adamw
+        self.means, self.squares = (
+            [torch.zeros_like(value) for value in self.values] if adam else [] for _ in range(2)
+        )
+        self.steps = [torch.tensor(0.0) for _ in self.values]
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        take = self._sgd if self.how.learning.optimizer == "sgd" else self._adam
+        for position, gradient in enumerate(gradients):
+            take(position, gradient)
+
+    def _sgd(self, at: int, gradient: Tensor) -> None:
+        momentum = [self.momenta[at]]
+        sgd(
+            [self.values[at]],
+            [gradient],
+            momentum,
+            foreach=False,
+            weight_decay=self.how.learning.weight_decay,
+            momentum=self.how.learning.momentum,
+            lr=self.rates[at],
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+        self.momenta[at] = momentum[0]
+
+    def _adam(self, at: int, gradient: Tensor) -> None:
+        kinds = {"adam": adam, "adamw": adamw}
+        kinds[self.how.learning.optimizer](
+            [self.values[at]],
+            [gradient],
+            [self.means[at]],
+            [self.squares[at]],
+            [],
+            [self.steps[at]],
+            foreach=False,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self.rates[at],
+            weight_decay=self.how.learning.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
 
 
 def _rate(name: str, how: Fitting) -> float:
@@ -256,16 +362,12 @@ def _rate(name: str, how: Fitting) -> float:
     return how.learning.rate
 
 
-def _step(optimizer: Optimizer, trained: Tensors, active: Tensor) -> None:
-    """An optimiser step of the active clients; the others stay exactly where they are."""
-    count = len(next(iter(trained.values())))
-    done = torch.ones(count, dtype=torch.bool, device=active.device).index_fill(0, active, False)
-    before = (
-        {name: value[done].detach().clone() for name, value in trained.items()}
-        if len(active) < count
-        else {}
-    )
-    optimizer.step()
-    with torch.no_grad():
-        for name, value in before.items():
-            trained[name][done] = value
+@torch.no_grad()
+def _some(descent: _Descent, gradients: Sequence[Tensor], active: Tensor) -> None:
+    """A step of the active clients; the others stay exactly where they are."""
+    done = torch.ones(len(descent.values[0]), dtype=torch.bool, device=active.device)
+    done[active] = False
+    before = [value[done].clone() for value in descent.values]
+    descent.step(gradients)
+    for value, was in zip(descent.values, before, strict=True):
+        value[done] = was

@@ -42,6 +42,7 @@ class Model(ABC):
     width: int = 0  # D of the frozen features that it reads; 0: it reads something else
     # whether tensors of several clients may be stacked and computed at once, under torch's vmap
     together: bool = True
+    held: int = 0  # about how many numbers a step keeps for its gradients, if these are many
     # names in `initial` of tensors without a gradient, which `step` moves: batch norm's buffers
     buffers: frozenset[str] = frozenset()
 

@@ -6,6 +6,7 @@ seeds; it knows no method, no model, no client and no file layout.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ _KINDS = {
     torch.bool: "BOOL",
 }
 _CHUNK = 2**18  # numbers that `combine` holds at once: in fp32 1 MB, which a core has in its cache
+
+_BLOCK = 2**15  # numbers whose squares are summed at once
 
 
 def pack(tensors: Mapping[str, Tensor]) -> bytes:
@@ -114,6 +117,29 @@ def sum_in_order(values: Iterable[Tensor]) -> Tensor:
     for value in rest:
         first = first + value
     return first
+
+
+def finite(value: Tensor) -> bool:
+    """Whether all numbers are. One that is not makes the sum so; only a sum that overflows needs
+    another look.
+    """
+    return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
+
+
+def length(value: Tensor, start: Tensor | None = None) -> float:
+    """l2 norm of a tensor, or of its difference from another, whatever its size: squares are summed
+    in float64, in blocks that stay in a core's cache.
+    """
+    squares, flat = 0.0, value.reshape(-1)
+    begun = None if start is None else start.reshape(-1)
+    buffer = torch.empty(min(_BLOCK, len(flat)), dtype=torch.float64, device=value.device)
+    for begin in range(0, len(flat), _BLOCK):
+        part = flat[begin : begin + _BLOCK]
+        wide = buffer[: len(part)].copy_(part)
+        if begun is not None:
+            wide -= begun[begin : begin + _BLOCK]
+        squares += float(wide.dot(wide))
+    return math.sqrt(squares)
 
 
 def apart(items: Sequence[Mapping[str, Tensor]]) -> float:

@@ -74,7 +74,7 @@ def _own(config: Config, section: str) -> str:
 def _try_own(config: Config, built: Built, federation: Federation) -> None:
     """A model of one's own answers two examples, as many clients at once as will be."""
     if who := _own(config, "model"):
-        together = config.values["engine"].get("together", 1) > 1
+        together: int = config.values["engine"].get("together", 1)
         with computing_on(machine.device(config)):
             own.try_out(who, built, federation.inputs[:2], together)
 

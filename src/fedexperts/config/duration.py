@@ -30,6 +30,7 @@ from .reading import Config
 from .settings import RunSettings
 
 FEW = 8  # examples that are encoded
+FEW_CLIENTS = 10  # that are trained where their shapes say how many at once
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,12 @@ class _Few:
 
     @property
     def together(self) -> int:
-        engine = self.config.values["engine"]
-        return min(int(engine.get("together", 1)), len(self.federation.parts))
+        return min(self.asked or FEW_CLIENTS, len(self.federation.parts))
+
+    @property
+    def asked(self) -> int:
+        """What [engine] says; 0: as many as is fastest."""
+        return int(self.config.values["engine"].get("together", 1))
 
     @property
     def workers(self) -> int:
@@ -132,7 +137,7 @@ class _Few:
             sent = self.method.send(server, names, 1, 0)
             orders = [Order(name, 1, "train", sent[name].tensors) for name in names]
             began = time.perf_counter()
-            replies = answer(job, clients, orders)
+            replies = answer(job, clients, orders, self.asked)
             trained = time.perf_counter() - began
             if any(reply.error for reply in replies):
                 return None
@@ -141,5 +146,5 @@ class _Few:
                 Order(reply.client, 1, "predict", public, kept=int(reply.kept)) for reply in replies
             ]
             began = time.perf_counter()
-            answer(job, clients, orders)
+            answer(job, clients, orders, self.asked)
             return trained, time.perf_counter() - began

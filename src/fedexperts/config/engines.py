@@ -22,7 +22,10 @@ class InProcessSettings:
     """Every client in this process."""
 
     together: int = option(
-        1, says="clients of equal shapes trained in one computation; 1: one at a time", ge=1
+        0,
+        says="clients of equal shapes trained in one computation; 0: as many as is fastest, by"
+        " their shapes; 1: one at a time",
+        ge=0,
     )
     workers: int = option(1, says="computations at a time, each in a thread", ge=1)
 

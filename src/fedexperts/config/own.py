@@ -203,9 +203,10 @@ def _check_prompt(who: str, model: PromptModel) -> None:
 # ---- a model, on two examples
 
 
-def try_out(who: str, built: Built, inputs: Any, together: bool) -> None:
-    """ValueError if a model does not answer examples as it should; if `together`, for several
-    clients at once.
+def try_out(who: str, built: Built, inputs: Any, together: int) -> None:
+    """ValueError if a model does not answer examples as it should, for so many clients at once.
+
+    With 0, as many as is fastest, one that cannot be computed for several goes alone.
     """
     x = _called(who, "encode", lambda: built.encode(inputs))
     if not isinstance(x, Tensor) or len(x) != len(inputs):
@@ -225,8 +226,14 @@ def try_out(who: str, built: Built, inputs: Any, together: bool) -> None:
             f"{who}: logits do not depend on the tensors that they are given, so nothing would be"
             " learned; expected logits(tensors, x) to compute with tensors"
         )
-    if together and model.together:
+    if together == 1 or not model.together:
+        return
+    try:
         _try_together(who, model, x)
+    except ValueError:
+        if together:
+            raise
+        model.together = False
 
 
 def _try_together(who: str, model: Model, x: Tensor) -> None:
