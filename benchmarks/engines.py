@@ -203,7 +203,7 @@ def carried_out(case: Case) -> Cost:
 def deployed(case: Case) -> Cost:
     """On loopback, with a site a client."""
     from fedexperts.deploy.folder import Deployment
-    from fedexperts.deploy.processes import free_port
+    from fedexperts.deploy.programs import free_port
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "deployment"

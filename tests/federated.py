@@ -14,7 +14,7 @@ from typing import Any
 from fedexperts import config as door
 from fedexperts.deploy import runs
 from fedexperts.deploy.folder import Deployment
-from fedexperts.deploy.processes import free_port
+from fedexperts.deploy.programs import free_port
 
 HERE = Path(__file__).parent
 SITES = ("as-scanned-0", "faint-2", "inverted-1")  # what digits-scanners calls its clients

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fedexperts.deploy import processes, site
+from fedexperts.deploy import joining, site
 from fedexperts.deploy.sitefolder import SiteFolder
 from fedexperts.flower import answered
 from fedexperts.message import decode_order, decode_reply, encode
@@ -46,6 +46,6 @@ def spoilt(here: Callable[[str], Any], data: bytes) -> tuple[bytes, str]:
 
 if __name__ == "__main__":
     site.answered = spoilt  # type: ignore[attr-defined]
-    processes.join(
+    joining.join(
         SiteFolder.at(Path(sys.argv[1]), sys.argv[2]), 180.0, lambda text: print(text, flush=True)
     )

@@ -46,6 +46,7 @@ from fedexperts.deploy.gateway import Gateway
 from fedexperts.deploy.limits import Limits
 from fedexperts.deploy.members import Member, Roster
 from fedexperts.deploy.owner import owners_alone
+from fedexperts.deploy.presence import Presence
 from fedexperts.deploy.site import answering
 from fedexperts.deploy.sitefolder import SiteFolder
 from fedexperts.message import Order, Reply, decode_reply, encode
@@ -97,7 +98,13 @@ class World:
             base_url="http://inside", transport=httpx.ASGITransport(self.inner)
         )
         self.app = Gateway(
-            inside, self.roster, limits, lambda who, _: self.known.append(who), self.told.append
+            inside,
+            self.roster,
+            limits,
+            lambda who, _: self.known.append(who),
+            self.told.append,
+            Presence(),
+            lambda: b"an authority",
         )
 
     def ask(

@@ -30,9 +30,11 @@ from fedexperts import config as door
 from fedexperts.cli import app as cli
 from fedexperts.client import answer
 from fedexperts.config import Allowed, deployed, names
-from fedexperts.deploy import control, processes
+from fedexperts.deploy import control, joining, processes
 from fedexperts.deploy.folder import Deployment, signing_key_of
 from fedexperts.deploy.hub import hub
+from fedexperts.deploy.joining import Visit
+from fedexperts.deploy.programs import free_port, program
 from fedexperts.deploy.signing import NAME, SIGNER, Signed, built, public_half, read_key, trusting
 from fedexperts.deploy.sitefolder import SiteFolder
 from fedexperts.message import Order
@@ -103,10 +105,13 @@ def test_a_site_says_what_it_refused_though_flower_falls_over_the_signature(
     )
     code += f"_verify_fab(Fab('', b'', {{{SIGNER!r}: {said!r}}}), {trusted})"
     refused: list[str] = []
-    with processes._program([sys.executable, "-c", code], tmp_path / "log") as program:
-        processes._until_ended(program, tmp_path / "log", lambda: refused.append("refused"))
-    assert (refused, program.returncode) == (["refused"], 1)
-    assert words in processes._last(tmp_path / "log")
+    site = Deployment.create(tmp_path / "dep", "localhost", free_port(), ["a"]).path
+    visit = Visit(SiteFolder.at(site, "a"), 60, refused.append)
+    with program([sys.executable, "-c", code], tmp_path / "log") as flower:
+        visit.stay(flower)
+    assert sum("refused to run what the server sent" in line for line in refused) == 1
+    assert flower.process.returncode == 1
+    assert words in flower.words.last()
 
 
 def test_the_app_is_one_that_flower_can_install_and_the_same_bytes_each_time(
@@ -241,7 +246,7 @@ def test_a_site_without_a_whole_public_key_does_not_start(made: Deployment, line
     site = SiteFolder.at(made.path, "a")
     (site.path / "app.pub").write_text(line)
     with pytest.raises(ValueError, match=r"app.pub holds no public key of the app"):
-        processes.join(site, 0, print)
+        joining.join(site, 0, print)
 
 
 def test_init_says_where_the_signing_key_is_and_to_keep_it_elsewhere(tmp_path: Path) -> None:

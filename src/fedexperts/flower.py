@@ -9,7 +9,7 @@ its own claim. This room does not know what an order means, how a job is built, 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Queue
@@ -33,6 +33,9 @@ _NEVER_CAME = (3, 4)
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError, DecodeError)
 _NOT_SIGNED = 7  # and for an app that is not signed by the key that a site trusts
 
+_AWAY, _REMOVED = "it is not connected", "it was removed from the federation"
+_LATE = "no reply within"
+
 # the job, and the client of this name, if it is here
 Site = Callable[[About, str], tuple[Job, Client]]
 
@@ -50,26 +53,32 @@ class Flower:
     deadline: float  # seconds; who has not answered by then failed this round
     alive: Callable[[], None] = lambda: None  # raises if nobody can answer any more
     poll: float = 0.1  # seconds between looks at what came
+    # who of them does not take part any more, and is neither asked nor waited for
+    removed: Callable[[], Collection[str]] = tuple
 
     def clients(self) -> list[str]:
         return sorted(self.names)
 
     def exchange(self, orders: Sequence[Order]) -> list[Reply]:
-        online = self.nodes()
-        replies = [
-            _failed(order, "it is not connected") for order in orders if order.client not in online
-        ]
+        online, removed = self.nodes(), self.removed()
+        there = online.keys() - set(removed)
+        replies = [_failed(o, _absent(o, removed)) for o in orders if o.client not in there]
         asked = [
             (order, self._question(order, online[order.client]))
             for order in orders
-            if order.client in online
+            if order.client in there
         ]
         self.grid.push_messages([message for _, message in asked])
         waiting = {message.metadata.message_id: order for order, message in asked}
         until = time.monotonic() + self.deadline
         while waiting and time.monotonic() < until:
             self.alive()
+            removed = self.removed()
             for number, order in list(waiting.items()):
+                if order.client in removed:
+                    replies.append(_failed(order, _REMOVED))
+                    del waiting[number]
+                    continue
                 if (reply := self._pulled(number, order)) is not None:
                     replies.append(reply)
                     del waiting[number]
@@ -114,7 +123,18 @@ class Flower:
         return said
 
     def _late(self, order: Order) -> Reply:
-        return _failed(order, f"no reply within {self.deadline:g} s")
+        return _failed(order, f"{_LATE} {self.deadline:g} s")
+
+
+def silent(reply: Reply) -> bool:
+    """Whether the reply is our own word for a client that did not answer."""
+    return reply.error in (_AWAY, _REMOVED) or reply.error.startswith(_LATE)
+
+
+def _absent(order: Order, removed: Collection[str]) -> str:
+    if order.client in removed:
+        return _REMOVED
+    return _AWAY
 
 
 def answered(here: Callable[[str], tuple[Job, Client]], data: bytes) -> tuple[bytes, str]:
@@ -127,10 +147,17 @@ def answered(here: Callable[[str], tuple[Job, Client]], data: bytes) -> tuple[by
         (done,) = answer(job, [client], [order])
     except (ValueError, OSError, RuntimeError) as error:
         done = _failed(order, str(error) or type(error).__name__)
-    return (
-        encode(done),
-        f"round {order.round}: {order.task}{f' failed: {done.error}' if done.error else ''}",
-    )
+    return encode(done), f"round {order.round}: {order.task}{_said(done)}"
+
+
+def _said(done: Reply) -> str:
+    """What a site's own operator reads of its reply."""
+    if done.error:
+        return f" failed: {done.error}"
+    if done.task != "predict":
+        return ""
+    right, examples = done.facts["test_correct"], done.facts["test_examples"]
+    return f", own accuracy {float(right) / float(examples):.1%} ({right} of {examples})"  # type: ignore[arg-type]
 
 
 def client_app(site: Site) -> ClientApp:

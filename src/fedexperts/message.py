@@ -75,10 +75,15 @@ def decode_reply(data: bytes, most: int) -> Reply:
         "error": str,
         "kept": bool,
     }
-    packed = len(data) - data.find(b"\n", 0, PLAIN) - 1
+    packed = packed_in(data)
     if packed > max(most, _NOTHING):
         raise ValueError(f"its tensors are {packed:,} bytes long; at most {most:,} were asked for")
     return Reply(**_decode(data, kinds))
+
+
+def packed_in(data: bytes) -> int:
+    """Bytes of tensors in a message."""
+    return len(data) - data.find(b"\n", 0, PLAIN) - 1
 
 
 def _decode(data: bytes, kinds: dict[str, type]) -> Values:

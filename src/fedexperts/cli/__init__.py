@@ -7,7 +7,7 @@
     fetch.py        fetch
     evaluate.py     evaluate
     serve.py        serve
-    deployment.py   deploy ...
+    deployment.py   deploy: servers and sites; running.py: their runs
     terminal.py     what they share
     plain.py        consoles on which words of others are only words
 
@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import deployment, look, studies, take
+from . import deployment, look, running, studies, take
 from .evaluate import evaluate
 from .fetch import fetch
 from .serve import serve
@@ -73,6 +73,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
+for of_runs in (running.run, running.resume, running.watch, running.stop):
+    deployment.app.command()(of_runs)
 app.add_typer(deployment.app, name="deploy")
 
 

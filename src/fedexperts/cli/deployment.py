@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from .terminal import Forget, OneConfig, Settings, err, errors, out, say, stopped
+from .terminal import err, errors, out, say, stopped
 
 if TYPE_CHECKING:
     from ..deploy.folder import Deployment
-    from ..deploy.runs import Run
 
 app = typer.Typer(
     help="A real federation: a server, and sites on machines of their own.", no_args_is_help=True
@@ -22,7 +21,6 @@ app = typer.Typer(
 Folder = Annotated[
     Path, typer.Argument(help="A folder that `fedexperts deploy init` made.", show_default=False)
 ]
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name.", show_default=False)]
 
 
 @app.command()
@@ -37,8 +35,10 @@ def init(
     ] = 9443,
 ) -> None:
     """Create certificates, keys and each site's folder, and print what to run where."""
-    with _flower() as (_, deployments):
-        names = [name.strip() for name in sites.split(",") if name.strip()]
+    with flower() as deployments:
+        names = [name.strip() for name in sites.split(",")]
+        if names == [""]:
+            names = []
         made = deployments.Deployment.create(folder, server, port, names)
         key = deployments.signing_key_of(folder)
         out.print(
@@ -51,10 +51,13 @@ def init(
         for name in made.sites:
             out.print(
                 f"  copy {folder}/sites/{name} to the machine of site {name}, delete it here, and"
-                f" run there\n    fedexperts deploy site {name} --name {name} --data"
-                " PATH_OF_ITS_DATA",
+                f" run there\n    fedexperts deploy site {name} --name {name}",
                 soft_wrap=True,
             )
+        out.print(
+            "    and --data PATH behind it, if the site's data are files of its own",
+            soft_wrap=True,
+        )
         out.print(
             f"  run here\n    fedexperts deploy server {folder}\n"
             f"  and in another terminal\n    fedexperts deploy run {folder} CONFIG.toml",
@@ -74,11 +77,13 @@ def server(
         ),
     ] = None,
 ) -> None:
-    """Run the server until it is stopped."""
+    """Run the server until it is stopped; runs that were under way go on."""
     with (
-        _flower() as (processes, deployments),
-        stopped("The server has stopped; `resume` continues its runs from their last round."),
+        flower() as deployments,
+        stopped("The server has stopped; runs that were under way go on when it starts again."),
     ):
+        from ..deploy import processes
+
         processes.serve(deployments.Deployment.at(folder), bind, say)
 
 
@@ -92,99 +97,72 @@ def site(
         Path | None, typer.Option(help="Where its data are; saved in site.toml.")
     ] = None,
     patience: Annotated[
-        float, typer.Option(min=0, help="Seconds to keep trying if the server refuses.")
-    ] = 180,
+        float,
+        typer.Option(min=0, help="Seconds without the server before the site gives up."),
+    ] = 259200,
     forget: Annotated[
         str | None,
         typer.Option(
             metavar="RUN", help="Start afresh in this run, named as in private/; its state is lost."
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would leave this site, and connect to nobody."),
+    ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="With --dry-run: an experiment, whose uploads are listed by name."),
+    ] = None,
 ) -> None:
-    """Run a site until it is stopped."""
-    with (
-        _flower() as (processes, _),
-        stopped("The site has stopped; what it keeps is in its folder."),
-    ):
+    """Run a site until it is stopped. Its exit code says why it gave up: docs/deploy.md lists
+    them.
+    """
+    with flower(), stopped("The site has stopped; what it keeps is in its folder."):
+        from .. import config as door
+        from ..deploy import consent, joining
+        from ..deploy.probe import UnreachableError
         from ..deploy.sitefolder import SiteFolder
 
         site = SiteFolder.at(folder, name)
         if data:
             site.point_at(data)
+        if dry_run:
+            lines = consent.first_lines(site)
+            if config:
+                lines += consent.dry_run(site, door.load(config, []))
+            for line in lines:
+                say(line)
+            return
         if forget:
             site.forget(forget)
-        processes.join(site, patience, say)
-
-
-@app.command()
-def run(folder: Folder, config: OneConfig, settings: Settings = None) -> None:
-    """Run an experiment on the sites and watch it; closing this terminal does not stop it."""
-    from .. import config as door
-
-    with _flower() as (_, deployments):
-        from ..deploy import control, runs
-        from ..study import free
-
-        deployment = deployments.Deployment.at(folder)
-        asked = door.load(config, settings or [])
-        fitted = runs.fitted(asked, deployment)
-        if asked.tune:
-            say(f"{asked.name}: [tune] is ignored here; the values in the file are used.")
-        control.connected(deployment)  # before anything is written: is the server there?
-        deployment.signed()  # and an app that sites run?
-        run = runs.Run.create(deployment, fitted, free(folder / "runs" / asked.name).name)
-        control.submit(deployment, run)
-        _watch(folder, deployment, run)
-
-
-@app.command()
-def resume(folder: Folder, name: RunName, forget: Forget = None) -> None:
-    """Continue a run from its last finished round, and watch it."""
-    with _run_of(folder, name) as (control, deployment, run):
-        for site in forget or []:
-            run.folder.forget(site)
-            say(f"{site} starts afresh; the run's log and its report say so.")
-        run.begins_anew()
-        control.submit(deployment, run)
-        _watch(folder, deployment, run)
-
-
-@app.command()
-def watch(folder: Folder, name: RunName) -> None:
-    """Watch a run."""
-    with _run_of(folder, name) as (_, deployment, run):
-        _watch(folder, deployment, run)
-
-
-@app.command()
-def stop(folder: Folder, name: RunName) -> None:
-    """Stop a run; finished rounds are kept, and `resume` continues it."""
-    with _run_of(folder, name) as (control, deployment, run):
-        control.stop(deployment, run)
-        out.print(
-            f"Stopped. Continue with: fedexperts deploy resume {folder} {name}", soft_wrap=True
-        )
+        try:
+            joining.join(site, patience, say)
+        except UnreachableError as error:
+            err.print(f"[red]Error:[/] {escape(str(error))}", soft_wrap=True)
+            raise typer.Exit(error.code) from None
 
 
 @app.command()
 def sites(folder: Folder) -> None:
     """List the sites, and say which are connected."""
-    with _flower() as (_, deployments):
+    with flower() as deployments:
         from ..deploy import control
+        from ..deploy.presence import Heard
 
         deployment = deployments.Deployment.at(folder)
-        there = control.connected(deployment)
+        for line in deployment.lasts():
+            say(line)
+        heard = control.connected(deployment)
         for name in deployment.sites:
-            out.print(
-                f"{escape(name)}  [dim]{there.get(name, 'not yet known to the server')}[/]",
-                soft_wrap=True,
-            )
+            facts = heard.get(name, Heard())
+            out.print(f"{escape(name)}  [dim]{escape(facts.said())}[/]", soft_wrap=True)
 
 
 @app.command()
 def add(folder: Folder, site: Annotated[str, typer.Argument(help="The new site's name.")]) -> None:
     """Add a site to the federation; a running server picks it up."""
-    with _flower() as (_, deployments):
+    with flower() as deployments:
         made = deployments.Deployment.at(folder).add(site)
         out.print(f"Copy {made} to the site's machine, then delete it here.", soft_wrap=True)
 
@@ -195,7 +173,7 @@ def sign(
     key: Annotated[Path, typer.Option(help="Path of the signing key that `init` wrote.")],
 ) -> None:
     """After an upgrade: build and sign the app that sites run. A running server picks it up."""
-    with _flower() as (_, deployments):
+    with flower() as deployments:
         deployment = deployments.Deployment.at(folder)
         lacking = deployment.sign(key)
         out.print(
@@ -209,63 +187,58 @@ def sign(
 @app.command()
 def remove(folder: Folder, site: Annotated[str, typer.Argument(help="The site's name.")]) -> None:
     """Remove a site from the federation; a running server picks it up."""
-    with _flower() as (_, deployments):
+    with flower() as deployments:
         deployments.Deployment.at(folder).remove(site)
         out.print(f"Removed {site}.", soft_wrap=True)
 
 
 @app.command()
-def renew(folder: Folder) -> None:
+def renew(
+    folder: Folder,
+    server: Annotated[
+        str | None, typer.Option(help="Another name or address at which sites reach the server.")
+    ] = None,
+    authority: Annotated[
+        bool,
+        typer.Option("--authority", help="Renew the authority, too: twice, once sites know it."),
+    ] = False,
+) -> None:
     """Write a new certificate for the server; restart the server to use it."""
-    with _flower() as (_, deployments):
-        deployments.Deployment.at(folder).renew()
-        out.print("Wrote a new certificate; restart the server.", soft_wrap=True)
+    with flower() as deployments:
+        deployment = deployments.Deployment.at(folder)
+        if not authority:
+            deployment.renew(server)
+            out.print("Wrote a new certificate; restart the server.", soft_wrap=True)
+            return
+        if deployment.renew_authority(_moved(deployment)):
+            say("The new authority has taken the old one's place; restart the server.")
+            return
+        say(
+            "Made a new authority. Sites learn of it from the running server, at the latest within"
+            f" an hour. Then type again: fedexperts deploy renew {folder} --authority"
+        )
+
+
+def _moved(deployment: "Deployment") -> list[str]:
+    """Sites that trust all authorities of today; none if the server does not run."""
+    from ..deploy.hello import hash_of
+    from ..deploy.presence import heard_sites
+
+    wanted = hash_of((deployment.path / "ca.crt").read_bytes())
+    heard = heard_sites(deployment.path / "flower") or {}
+    return [name for name, facts in heard.items() if facts.trusts == wanted]
 
 
 @contextmanager
-def _flower() -> Iterator[tuple[ModuleType, ModuleType]]:
-    """The rooms that know Flower's programs and a deployment's folder, or a clear word on what to
+def flower() -> Iterator[ModuleType]:
+    """The room that knows a deployment's folder, Flower being there, or a clear word on what to
     install.
     """
     from .. import config as door
 
     with errors():
-        processes = door.deploy_room()
+        door.deploy_room()
         from ..deploy import folder, owner
 
         with owner.unseen():
-            yield processes, folder
-
-
-@contextmanager
-def _run_of(folder: Path, name: str) -> Iterator[tuple[ModuleType, "Deployment", "Run"]]:
-    """The room that asks Flower's server, the deployment, and its run of this name."""
-    with _flower() as (_, deployments):
-        from ..deploy import control, runs
-
-        deployment = deployments.Deployment.at(folder)
-        yield control, deployment, runs.Run.at(deployment, name)
-
-
-def _watch(folder: Path, deployment: "Deployment", run: "Run") -> None:
-    """Say what happens in a run until it is over; exit with 1 if it did not finish."""
-    from .. import report as pictures
-    from ..deploy import watch
-
-    name = run.path.name
-    again, end = (f"fedexperts deploy {command} {folder} {name}" for command in ("watch", "stop"))
-    with stopped(f"The run continues. Watch it: {again}; stop it: {end}"):
-        for line in watch.lines(deployment, run):
-            say(line)
-    status = run.status
-    if status.state != "finished":
-        err.print(
-            f"[red]Error:[/] {escape(status.why)}\nContinue with: fedexperts deploy resume {folder}"
-            f" {name}"
-        )
-        raise typer.Exit(1)
-    experiments = pictures.collect([run.path])
-    for table in pictures.tables(experiments):
-        out.print(table)
-    pictures.write_html(experiments, run.path / "report.html")
-    out.print(f"\nReport: {run.path / 'report.html'}", soft_wrap=True)
+            yield folder

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .machine import modules as modules
     from .machine import only_simulated as only_simulated
     from .machine import origin as origin
+    from .machine import proxy_to as proxy_to
     from .machine import tracker_room as tracker_room
     from .names import known as known
     from .reading import Config as Config
@@ -65,7 +66,7 @@ _ROOMS = {
     "engines": "FlowerSettings",
     "machine": (
         "about cores deploy_room device flower_environment flower_room modules only_simulated"
-        " origin tracker_room"
+        " origin proxy_to tracker_room"
     ),
     "names": "known",
     "reading": "Config find load parse resolve shipped shipped_folder",

@@ -6,7 +6,7 @@ came to the site.
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..data.own import Own
 from ..options import typed_path
 from ..tensors import write
 from .building import assembled, loaded, source, split_as
+from .machine import cores
 from .names import PATHS
 from .reading import Config, parse, resolve
 
@@ -46,27 +47,33 @@ def served(config: Config, data: Mapping[str, object]) -> tuple[Job, Federation]
 
 @dataclass(frozen=True)
 class Allowed:
-    """What a run's config may name on a site's machine, beside the site's own data; by default,
-    nothing.
+    """What a site lets a run's config name on its machine beside its own data, by default nothing;
+    and what a run may be, by default anything.
     """
 
     modules: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     figures: tuple[str, ...] = ()  # what is told beside accuracy, if asked for: "confusion"
+    runs: tuple[str, ...] | None = None  # None: any
+    methods: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    upload: int | None = None  # bytes of tensors in a reply
+    noise: float = 0.0  # in units of upload.clip, at least
+    threads: int | None = None  # at most; None: as many as there are cores
 
     @classmethod
     def read(cls, table: Mapping[str, Any]) -> "Allowed":
         """From [allow] of site.toml; ValueError for what does not fit."""
-        lists = all(
-            isinstance(v, list) and all(isinstance(name, str) for name in v) for v in table.values()
-        )
-        known = {"modules", "paths", "figures"}
-        if not lists or table.keys() - known or set(table.get("figures", ())) - {"confusion"}:
+        if not all(_permits_as(key, value) for key, value in table.items()):
             raise ValueError(
-                f"[allow] of site.toml is {dict(table)}; expected modules = [names], paths ="
-                ' [paths] and figures = ["confusion"]'
+                f"[allow] of site.toml is {dict(table)}; expected modules, runs, methods or classes"
+                ' = [names], paths = [paths], figures = ["confusion"], upload = bytes, noise = a'
+                " number, threads = a number"
             )
-        return cls(**{key: tuple(names) for key, names in table.items()})
+        given: dict[str, Any] = {}
+        for key, value in table.items():
+            given[key] = tuple(value) if isinstance(value, list) else value
+        return cls(**given)
 
     def code(self, name: str) -> bool:
         """Whether code of this name, "module:Class", may be run."""
@@ -77,6 +84,55 @@ class Allowed:
         """Whether what lies there may be read."""
         real = typed_path(path).resolve()
         return any(real.is_relative_to(typed_path(known).resolve()) for known in self.paths)
+
+    def check_run(self, name: str) -> None:
+        """ValueError if no run of this name may be carried out here."""
+        if self.runs is not None and name not in self.runs:
+            raise _outside("runs", f"the run {name!r}", ", ".join(self.runs))
+
+    def check(self, config: Config) -> None:
+        """ValueError, with the reason, for an experiment that is outside of what the site lets."""
+        method = config.values["method"]["name"]
+        if self.methods is not None and method not in self.methods:
+            raise _outside("methods", f"method.name = {method!r}", ", ".join(self.methods))
+        uploads = config.values["upload"]
+        if uploads["noise"] < self.noise or (self.noise and not uploads["clip"]):
+            raise _outside(
+                "noise", f"upload.noise = {uploads['noise']:g}", f"{self.noise:g} or more"
+            )
+        threads, most = config.values["run"]["threads"], self.threads or cores()
+        if threads > most:
+            raise _outside("threads", f"run.threads = {threads}", f"{most} or fewer")
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """ValueError for a class that the site does not tell of."""
+        if self.classes is not None and (strange := sorted({*classes} - {*self.classes})):
+            raise _outside("classes", f"class {strange[0]!r}", ", ".join(self.classes))
+
+    def check_upload(self, size: int) -> None:
+        """ValueError for a reply whose tensors have more bytes than the site lets out."""
+        if self.upload is not None and size > self.upload:
+            raise _outside("upload", f"an upload of {size:,} bytes", f"{self.upload:,} or fewer")
+
+
+def _outside(key: str, asked: str, allowed: str) -> ValueError:
+    return ValueError(
+        f"{asked} is outside of what this site allows: {key} under [allow] of its site.toml says"
+        f" {allowed}"
+    )
+
+
+def _permits_as(key: str, value: object) -> bool:
+    """Whether a permission has the form that it must have."""
+    if key in ("upload", "threads"):
+        return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if key == "noise":
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and value >= 0  # type: ignore[operator]
+    names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    if key == "figures":
+        return names and value in (["confusion"], [])
+    return names and key in ("modules", "paths", "runs", "methods", "classes")
 
 
 def site(
@@ -100,9 +156,11 @@ def site(
     config = parse(text, "the run")
     own = {"site": name, "reserve": 0} if isinstance(config.section("data"), Own) else {}
     config = _with_data(config, {"path": ""} | own | dict(data) if own else data)
+    allowed.check(config)
     _check_paths(config, data, allowed)
     _check_same(config, private)
     federation, what = _kept(config, splits) if own else (loaded(config), "")
+    allowed.check_classes(federation.classes)
     job, clients = assembled(config.having({"start.epochs": 0}, "a site"), federation, private)
     if name not in clients:
         known = ", ".join(clients) or "none"

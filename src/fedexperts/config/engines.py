@@ -71,6 +71,12 @@ class FlowerSettings:
         120.0, says="seconds that the server waits for all sites at the start", ge=0
     )
     deadline: float = option(600.0, says=LATE, gt=0)
+    patience: float = option(
+        259200.0,
+        says="seconds that a run waits for sites when too few are there, or for room on the"
+        " server's disk, before it fails",
+        ge=0,
+    )
 
     def open(self, job: Job, clients: Clients, about: Mapping[str, str]) -> Any:
         raise ConfigError(

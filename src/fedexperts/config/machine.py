@@ -8,6 +8,7 @@ import importlib
 import os
 import platform
 import sys
+import urllib.request
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -150,6 +151,17 @@ def flower_environment(home: Path) -> dict[str, str]:
     own |= {"FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return {**os.environ, **_SILENT, **own, "PATH": programs}
+
+
+def proxy_to(host: str) -> tuple[str, str]:
+    """The proxy by which programs reach a host over HTTPS, and the variable that names it; "" if
+    there is none. It is the one that Flower's program takes.
+    """
+    if not urllib.request.proxy_bypass(host):
+        for variable in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+            if proxy := os.environ.get(variable):
+                return proxy, variable
+    return "", ""
 
 
 def flower_room() -> ModuleType:

@@ -2,7 +2,6 @@
 in it.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flwr.app import Context
@@ -10,8 +9,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from ..engine import Engine
 from ..flower import Flower
+from .carrying import Around, carry_out
 from .folder import Deployment
-from .runs import carry_out
+from .presence import heard_sites
 
 app = ServerApp()
 
@@ -19,12 +19,26 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """The rounds of the run that the operator named."""
+    folder = Deployment.at(Path(str(context.run_config["folder"])))
 
     def nodes() -> dict[str, int]:
-        return {node.name: node.node_id for node in grid.get_nodes()}
+        """Those that Flower takes for online and that our door has heard of late: Flower's list
+        outlives a server that is killed.
+        """
+        heard = heard_sites(folder.path / "flower") or {}
+        connected = {name for name, facts in heard.items() if facts.connected}
+        return {node.name: node.node_id for node in grid.get_nodes() if node.name in connected}
 
-    def engine(names: Sequence[str], about: Mapping[str, str], deadline: float) -> Engine:
-        return Flower(grid, names, nodes, about, deadline, poll=0.5)
+    def engine(around: Around) -> Engine:
+        return Flower(
+            grid,
+            around.names,
+            nodes,
+            around.about,
+            around.deadline,
+            around.alive,
+            poll=0.5,
+            removed=around.removed,
+        )
 
-    folder = Deployment.at(Path(str(context.run_config["folder"])))
     carry_out(folder, str(context.run_config["run"]), nodes, engine)

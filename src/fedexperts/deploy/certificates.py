@@ -37,6 +37,10 @@ def keep_key(
         file.write(key.private_bytes(form.Encoding.PEM, kind, form.NoEncryption()))
 
 
+def as_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+
+
 def public_line(key: ec.EllipticCurvePrivateKey) -> str:
     """The public half, in a line as OpenSSH writes it."""
     kind = form.PublicFormat.OpenSSH
@@ -72,6 +76,17 @@ def certificate(
         .sign(signing, hashes.SHA384())
     )
     return made.public_bytes(form.Encoding.PEM)
+
+
+def each(certificates: bytes) -> list[bytes]:
+    """Certificates, PEM, one by one."""
+    loaded = x509.load_pem_x509_certificates(certificates)
+    return [one.public_bytes(form.Encoding.PEM) for one in loaded]
+
+
+def ends(certificates: bytes) -> datetime.datetime:
+    """When the first of these certificates, PEM, ends; ValueError if there is none."""
+    return x509.load_pem_x509_certificate(certificates).not_valid_after_utc
 
 
 def _certificate(

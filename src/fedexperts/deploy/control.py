@@ -5,12 +5,14 @@ This room starts no server and no site, and does not know what a run learns.
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from .. import config as door
 from ..options import Values
 from ..tensors import write
 from .folder import Deployment
+from .presence import Heard, heard_sites
 from .runs import Run
 from .signing import NAME
 
@@ -30,16 +32,18 @@ def point_at(deployment: Deployment, port: int) -> None:
     write(_connection(deployment), text.encode())
 
 
-def register(deployment: Deployment) -> None:
+def register(deployment: Deployment, tell: Callable[[str], None]) -> None:
     """Tell Flower whose keys are whose, and whose are not welcome any more."""
     there, wanted = _registered(deployment), deployment.sites
     for name, (node, key) in list(there.items()):
         if wanted.get(name) != key:
+            tell(f"Taking the site {name} off Flower's list.")
             _flwr(deployment, "supernode", "unregister", node, "here")
             del there[name]
             _note(deployment, there)
     for name, key in wanted.items():
         if name not in there:
+            tell(f"Telling Flower of the site {name}.")  # it takes seconds for each
             file = deployment.path / "flower" / f"{name}.pub"
             file.write_text(key, encoding="utf-8")
             said = _flwr(deployment, "supernode", "register", str(file), "here", "--name", name)
@@ -47,10 +51,18 @@ def register(deployment: Deployment) -> None:
             _note(deployment, there)
 
 
-def connected(deployment: Deployment) -> dict[str, str]:
-    """How each registered site stands: "registered", "online", "offline"."""
-    status = _status(deployment)
-    return {name: status[node] for name, (node, _) in _registered(deployment).items()}
+def connected(deployment: Deployment) -> dict[str, Heard]:
+    """What the server has heard of each site; FlowerError if it is not there."""
+    heard = heard_sites(deployment.path / "flower")
+    if heard is None:
+        raise _down(deployment)
+    return heard
+
+
+def _down(deployment: Deployment) -> FlowerError:
+    return FlowerError(
+        f"the server is not running: start it by `fedexperts deploy server {deployment.path}`"
+    )
 
 
 def numbered(deployment: Deployment) -> Numbered:
@@ -64,18 +76,13 @@ def numbered(deployment: Deployment) -> Numbered:
 
 def _registered(deployment: Deployment) -> Numbered:
     """The sites that the server knows by name: those that we noted, if Flower noted them too."""
-    status = _status(deployment)
+    nodes = _flwr(deployment, "supernode", "list", "here")["nodes"]
+    status = {node["node-id"]: node["status"] for node in nodes}
     return {
         name: (node, key)
         for name, (node, key) in numbered(deployment).items()
         if status.get(node, "unregistered") != "unregistered"
     }
-
-
-def _status(deployment: Deployment) -> dict[str, str]:
-    """How each of Flower's numbers stands."""
-    nodes = _flwr(deployment, "supernode", "list", "here")["nodes"]
-    return {node["node-id"]: node["status"] for node in nodes}
 
 
 def _note(deployment: Deployment, there: Numbered) -> None:
@@ -96,21 +103,22 @@ def submit(deployment: Deployment, run: Run) -> None:
 
 
 def stop(deployment: Deployment, run: Run) -> None:
-    """End a run; its finished rounds are kept."""
+    """End Flower's part of a run, whatever its loop does."""
     _flwr(deployment, "stop", str(run.number), "here")
 
 
 def carried_out(deployment: Deployment, run: Run) -> bool:
-    """Whether Flower is still at it; FlowerError if the server is not there."""
+    """Whether Flower is still at it, or is about to be; FlowerError if the server is not there."""
+    connected(deployment)
+    if not run.number:
+        return True
     runs = _flwr(deployment, "list", "--run-id", str(run.number), "here")["runs"]
     return bool(runs) and not str(runs[0]["status"]).startswith("finished")
 
 
 def _flwr(deployment: Deployment, *arguments: str) -> Values:
     """What Flower's command line answers."""
-    down = FlowerError(
-        f"the server is not running: start it by `fedexperts deploy server {deployment.path}`"
-    )
+    down = _down(deployment)
     # Flower would make one of its own, and find no server in it
     if not _connection(deployment).exists():
         raise down

@@ -1,7 +1,8 @@
 """A deployment's folder, on the server's machine: certificates, keys, and who may take part.
 
     FOLDER/deploy.toml     the server's address, the key of every site that may take part, [limits]
-    FOLDER/ca.crt          who signs the certificates; FOLDER/secret/ca.key, with which
+    FOLDER/ca.crt          who signs the certificates, and who will next; FOLDER/secret/ca.key,
+                           with which, and FOLDER/secret/next.key
     FOLDER/server.crt      the server's certificate; FOLDER/secret/server.key, its key
     FOLDER/app/app.json    the app that Flower carries, and its signature
     FOLDER/app/app.pub     the key that it is signed by
@@ -13,10 +14,11 @@
 All of it is readable by its owner only. This room starts nothing and knows no Flower.
 """
 
+import datetime
 import os
 import shutil
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from ..data.federation import check_apart, check_name
 from ..options import Values
 from ..tensors import write
 from . import certificates
+from .address import called, checked
 from .certificates import keep_key, new_key
 from .limits import Limits, limits
 from .owner import unseen
@@ -35,6 +38,7 @@ from .signing import Signed, built, public_half, read_key, read_public
 from .sitefolder import unasked
 
 _LOCAL = ("localhost", "127.0.0.1")
+_SOON = 60  # days before a certificate's end, from which on it is said
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Deployment:
     @unseen()
     def create(cls, path: Path, server: str, port: int, sites: Sequence[str]) -> "Deployment":
         """A new folder, and its signing key apart; ValueError if one of them is there."""
-        signing_key = signing_key_of(path)
+        server, signing_key = checked(server), signing_key_of(path)
+        _check_sites(sites)
         for folder in (path, signing_key.parent):
             if folder.exists():
                 raise ValueError(
@@ -105,6 +110,11 @@ class Deployment:
         return {str(name): str(key) for name, key in sorted(self._asked()["sites"].items())}
 
     @property
+    def removed(self) -> dict[str, str]:
+        """Whose each public key was that may not take part any more: its site is told so."""
+        return {str(key): str(name) for key, name in self._asked().get("removed", {}).items()}
+
+    @property
     def data(self) -> Values:
         """What is laid over [data] of a run's config on the server: a reserve set's path, say."""
         return dict(self._asked().get("data", {}))
@@ -128,11 +138,10 @@ class Deployment:
         folder = self.path / "sites" / name
         node = new_key()
         keep_key(folder / "node.key", node, PrivateFormat.OpenSSH)
-        self._certify(folder / "tls.key", folder / "tls.crt", _LOCAL)
         write(folder / "ca.crt", (self.path / "ca.crt").read_bytes())
         write(folder / "app.pub", self._signer().encode())
         host, port = self.address
-        write(folder / "site.toml", unasked(name, f"{host}:{port}").encode())
+        write(folder / "site.toml", unasked(name, called(host, port)).encode())
         public = certificates.public_line(node)
         self._change(lambda asked: asked["sites"].add(name, public))
         return folder
@@ -142,14 +151,72 @@ class Deployment:
         """A site that may not take part any more."""
         if name not in self.sites:
             raise ValueError(f"no site {name}; there are {', '.join(self.sites) or 'none'}")
-        self._change(lambda asked: asked["sites"].remove(name))
+        key = self.sites[name]
+
+        def leave(asked: tomlkit.TOMLDocument) -> None:
+            asked["sites"].remove(name)
+            asked.setdefault("removed", tomlkit.table())[key] = name
+
+        self._change(leave)
         shutil.rmtree(self.path / "sites" / name, ignore_errors=True)
 
     @unseen()
-    def renew(self) -> None:
-        """A new certificate for the server, from the same authority: sites notice nothing."""
+    def renew(self, server: str | None = None) -> None:
+        """A new certificate for the server, from the same authority: sites notice nothing.
+
+        With `server`, for another name, which stands in the list and in new sites' folders, too.
+        """
+        if server:
+            host = checked(server)
+            self._change(lambda asked: asked.update({"server": host}))
         host, _ = self.address
         self._certify(self.secret / "server.key", self.path / "server.crt", (host, *_LOCAL))
+
+    @unseen()
+    def renew_authority(self, moved: Collection[str]) -> bool:
+        """The first call makes the next authority, which sites learn to trust when they connect;
+        the second, once all have `moved`, puts it in the old one's place.
+
+        Whether the old one is out; ValueError while sites would be left behind.
+        """
+        next_key, bundle = self.secret / "next.key", self.path / "ca.crt"
+        if not next_key.exists():
+            key = new_key()
+            write(bundle, bundle.read_bytes() + certificates.authority(key))
+            keep_key(next_key, key)
+            return False
+        old, new = certificates.each(bundle.read_bytes())
+        behind = sorted(self.sites.keys() - set(moved))
+        if behind and certificates.ends(old) > _now():
+            raise ValueError(
+                f"these sites do not trust the new authority yet: {', '.join(behind)}. A site"
+                " learns of it when it connects to the running server, and within an hour if it"
+                " is connected; or carry ca.crt into its folder and start it. Remove a site that"
+                " does not come back, then type this again"
+            )
+        write(bundle, new)
+        os.replace(next_key, self.secret / "ca.key")
+        self.renew()
+        return True
+
+    def lasts(self) -> list[str]:
+        """What is to be said of certificates that end soon; ValueError for one that has ended."""
+        renewing = f"type `fedexperts deploy renew {self.path}`"
+        ends = {
+            "server.crt": (f"{renewing}, and start the server again; sites notice nothing"),
+            "ca.crt": f"{renewing} --authority, and read docs/deploy.md on a new authority",
+        }
+        said = []
+        for name, remedy in ends.items():
+            end = certificates.ends((self.path / name).read_bytes())
+            if end < _now():
+                raise ValueError(
+                    f"{self.path / name} ended on {end:%Y-%m-%d}, so no site would connect:"
+                    f" {remedy}"
+                )
+            if end < _now() + datetime.timedelta(days=_SOON):
+                said.append(f"{self.path / name} ends on {end:%Y-%m-%d}: {remedy}.")
+        return said
 
     @unseen()
     def sign(self, key_file: Path) -> list[str]:
@@ -238,6 +305,20 @@ class Deployment:
         asked = self._document()
         change(asked)
         write(self.path / "deploy.toml", tomlkit.dumps(asked).encode())
+
+
+def _check_sites(names: Sequence[str]) -> None:
+    if not names:
+        raise ValueError("--sites: it names no site; expected names with commas between: a,b,c")
+    for name in names:
+        check_name(name)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"--sites: {', '.join(twice)} stands there twice; a site has one name")
+    check_apart(names)
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
 
 
 def signing_key_of(path: Path) -> Path:

@@ -2,9 +2,9 @@
 nothing else.
 
 Flower's server answers sites and operators at one port and asks operators for no password, so it
-listens on this machine alone. This small proxy, over TLS, knows ten calls by name. It looks at the
-name, then at the key, and only then at what is sent; what a request means is `fleet`'s to know, and
-who may ask `members`'.
+listens on this machine alone. This small proxy, over TLS, knows ten calls of Flower's by name, and
+the greeting of ours (`hello`). It looks at the name, then at the key, and only then at what is
+sent; what a request means is `fleet`'s to know, and who may ask `members`'.
 """
 
 import asyncio
@@ -18,14 +18,17 @@ import httpx
 
 from .entrance import Address
 from .fleet import CALLS, Fleet, NotAllowedError
+from .hello import PATH, greeted
 from .limits import Limits
 from .members import SHOWN, Member, Roster
+from .presence import Presence
 
 Scope = MutableMapping[str, Any]  # of ASGI, as are its messages
 Receive = Callable[[], Awaitable[Scope]]
 Send = Callable[[Scope], Awaitable[None]]
 
-_PATHS = {f"/v1/fleet/{call}".encode(): call for call in CALLS}
+_HELLO = "hello"  # the one call that is ours
+_PATHS = {f"/v1/fleet/{call}".encode(): call for call in CALLS} | {PATH.encode(): _HELLO}
 _KIND = "application/protobuf"
 _PASSED_ON = (*SHOWN, "flwr-package-name", "flwr-package-version", "flwr-component-name")
 _STRANGER = json.dumps(
@@ -52,6 +55,8 @@ class Gateway:
         limits: Limits,
         knows: Callable[[Address, float], None],
         tell: Callable[[str], None],
+        presence: Presence,
+        authorities: Callable[[], bytes],
     ) -> None:
         self._inside, self._roster, self._limits, self._knows, self._tell = (
             inside,
@@ -60,6 +65,7 @@ class Gateway:
             knows,
             tell,
         )
+        self._presence, self._authorities = presence, authorities
         self._fleet, self._held = Fleet(limits.upload), _Held(limits)
         self._said: dict[tuple[str, str], float] = {}
 
@@ -82,6 +88,8 @@ class Gateway:
 
     async def _answer(self, scope: Scope, receive: Receive) -> tuple[int, str, bytes]:
         call, headers = _call(scope), _headers(scope)
+        if call == _HELLO:
+            return self._greeted(headers)
         member = self._member(call, headers)
         self._knows(scope["client"], self._limits.patience + self._limits.arrival)
         length = self._length(headers)
@@ -94,6 +102,14 @@ class Gateway:
                     408, f"not all of it came in {self._limits.arrival:g} s"
                 ) from None
             return await self._pass_on(call, member, headers, body)
+
+    def _greeted(self, headers: Mapping[str, str]) -> tuple[int, str, bytes]:
+        """What a site is told before it starts; nothing of what it sends is read."""
+        status, content = greeted(self._roster, self._presence, headers, self._authorities())
+        member = self._roster.who(headers)
+        if member:
+            self._log(member.name, "hello", self._presence.of(member.name).refused)
+        return status, "application/json", content
 
     def _member(self, call: str, headers: Mapping[str, str]) -> Member:
         """Who asks, before anything is read. Flower's program tries on if a site is refused."""
@@ -117,6 +133,7 @@ class Gateway:
         try:
             request = self._fleet.asked(call, member, body)
         except NotAllowedError as no:
+            self._presence.of(member.name).refused = f"{call}: {no}"
             self._log(member.name, call, str(no))
             raise _RefusedError(403, str(no)) from None
         kept = {name: headers[name] for name in _PASSED_ON if name in headers} | {
@@ -132,9 +149,13 @@ class Gateway:
                 response.headers.get("content-type", "text/plain"),
                 response.content,
             )
+        self._presence.heard(member.name, len(body), len(response.content))
         return 200, _KIND, self._fleet.answered(call, member, request, response.content)
 
     def _log(self, site: str, call: str, why: str) -> None:
+        """Say why a site was refused, if it was: the same once a minute."""
+        if not why:
+            return
         now = time.monotonic()
         if now > self._said.get((site, why), -_AGAIN) + _AGAIN:
             self._said[site, why] = now

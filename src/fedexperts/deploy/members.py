@@ -6,7 +6,7 @@ known before it is read.
 """
 
 import datetime
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,33 +34,88 @@ class Member:
         return self.key.public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
 
 
+@dataclass(frozen=True)
+class Stranger:
+    """Who is not let in, and why: "unknown", "removed", or "clock" and by how many seconds."""
+
+    why: str
+    site: str = ""
+    seconds: float = 0.0  # that its clock is behind ours; below 0: ahead
+
+
 class Roster:
     """The members of this moment: replaced as a whole while requests are answered."""
 
     def __init__(self) -> None:
         self._known: Mapping[bytes, Member] = {}
+        self._removed: Mapping[bytes, Member] = {}
 
-    def are(self, sites: Mapping[str, str], nodes: Mapping[str, tuple[str, str]]) -> None:
-        """From now on, those of `sites` may take part whose key `nodes` has a number for."""
+    def are(
+        self,
+        sites: Mapping[str, str],
+        nodes: Mapping[str, tuple[str, str]],
+        removed: Mapping[str, str] = {},
+    ) -> None:
+        """From now on, those of `sites` may take part whose key `nodes` has a number for.
+
+        Who shows a key of `removed`, which says whose it was, is told so.
+        """
         members = []
         for name, key in sites.items():
             node, noted = nodes.get(name, ("", ""))
             if noted == key:
                 members.append(Member(name, int(node), _public(name, key)))
+        former = [Member(name, 0, _public(name, key)) for key, name in removed.items()]
         self._known = {member.shown: member for member in members}
+        self._removed = {member.shown: member for member in former}
 
     def who(self, headers: Mapping[str, str]) -> Member | None:
         """The member that signed these headers just now, if one did."""
-        try:
-            key, time, signed = (headers[name] for name in SHOWN)
-            shown, signature = b64decode(key, validate=True), b64decode(signed, validate=True)
-            member = self._known[shown]
-            now = datetime.datetime.now(datetime.UTC)
-            age = (now - datetime.datetime.fromisoformat(time)).total_seconds()
-            member.key.verify(signature, time.encode("ascii"), ec.ECDSA(hashes.SHA256()))
-        except (KeyError, ValueError, TypeError, OverflowError, InvalidSignature):
-            return None
-        return member if -_AHEAD < age < _BEHIND else None
+        caller = self.tells(headers)
+        return caller if isinstance(caller, Member) else None
+
+    def tells(self, headers: Mapping[str, str]) -> Member | Stranger:
+        """Who signed these headers, or why that is nobody who may take part.
+
+        Only who holds a key that is, or was, a site's is told more than that it is unknown.
+        """
+        for known in (self._known, self._removed):
+            signed = _signed(known, headers)
+            if signed is None:
+                continue
+            member, age = signed
+            if known is self._removed:
+                return Stranger("removed", member.name)
+            if not -_AHEAD < age < _BEHIND:
+                return Stranger("clock", member.name, age)
+            return member
+        return Stranger("unknown")
+
+
+def _signed(
+    known: Mapping[bytes, Member], headers: Mapping[str, str]
+) -> tuple[Member, float] | None:
+    """Who of these signed the headers, and how many seconds ago."""
+    try:
+        key, time, signed = (headers[name] for name in SHOWN)
+        shown, signature = b64decode(key, validate=True), b64decode(signed, validate=True)
+        member = known[shown]
+        now = datetime.datetime.now(datetime.UTC)
+        age = (now - datetime.datetime.fromisoformat(time)).total_seconds()
+        member.key.verify(signature, time.encode("ascii"), ec.ECDSA(hashes.SHA256()))
+    except (KeyError, ValueError, TypeError, OverflowError, InvalidSignature):
+        return None
+    return member, age
+
+
+def signed_headers(key: ec.EllipticCurvePrivateKey) -> dict[str, str]:
+    """What a site shows of its key, as Flower's program does."""
+    kind = form.PublicFormat.SubjectPublicKeyInfo
+    public = key.public_key().public_bytes(form.Encoding.PEM, kind)
+    time = datetime.datetime.now(datetime.UTC).isoformat()
+    signature = key.sign(time.encode("ascii"), ec.ECDSA(hashes.SHA256()))
+    shown = b64encode(public).decode(), time, b64encode(signature).decode()
+    return dict(zip(SHOWN, shown, strict=True))
 
 
 def _public(name: str, key: str) -> ec.EllipticCurvePublicKey:

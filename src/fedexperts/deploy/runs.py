@@ -1,41 +1,38 @@
-"""A run of a deployment, on the server's machine: what it was asked, how it stands, and its rounds.
+"""A run of a deployment, on the server's machine: what it was asked, and how it stands.
 
     RUN/flower.json    the run's own name for its sites, and Flower's number of it
-    RUN/status.json    how it stands: waiting, running, finished, failed; who is connected
-    RUN/alive          touched every second by the process that carries it out
+    RUN/status.json    how it stands: waiting, running, finished, stopped, failed; who is connected
+    RUN/asked.json     the sites that its newest orders went to
+    RUN/stop           that it is to stop: "now", or "round", after the one that is going on
+    RUN/alive          touched by the loop that carries it out, whenever it comes round
     (and what every run's folder holds)
 
 The operator's terminal and the process that carries the run out share nothing but this folder.
 """
 
 import secrets
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from .. import config as door
-from ..config import Config, FlowerSettings
+from ..config import Config
 from ..data.federation import check_folder
 from ..disk import read_checked, write_checked
-from ..engine import Engine
-from ..loop import run
 from ..metrics import Row
 from ..options import Values
 from ..rundir import RunDir
+from ..tensors import write
 from .folder import Deployment
-
-Nodes = Callable[[], Mapping[str, int]]
-# names, about the run, deadline
-MakeEngine = Callable[[Sequence[str], Mapping[str, str], float], Engine]
 
 
 @dataclass(frozen=True)
 class Status:
     """How a run stands."""
 
-    state: str = "submitted"  # then waiting, running, and at last finished or failed
+    state: str = "submitted"  # then waiting, running, and at last finished, stopped or failed
     rounds: int = 0
     online: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -43,7 +40,7 @@ class Status:
 
     @property
     def over(self) -> bool:
-        return self.state in ("finished", "failed")
+        return self.state in ("finished", "stopped", "failed")
 
 
 @dataclass(frozen=True)
@@ -117,13 +114,38 @@ class Run:
 
     def begins_anew(self) -> None:
         """From its last finished round: whatever ended it before is over."""
+        (self.path / "stop").unlink(missing_ok=True)
+        self.numbered(0)
         self.stands(Status(rounds=int(self.config.values["run"]["rounds"])))
 
     def stands(self, status: Status) -> None:
         write_checked(self.path / "status.json", asdict(status))
 
+    def asks(self, sites: Sequence[str]) -> None:
+        """Note to whom the newest orders go: a run that goes on waits for them."""
+        if sorted(sites) != self.asked():
+            write_checked(self.path / "asked.json", {"sites": sorted(sites)})
+
+    def asked(self) -> list[str]:
+        """The sites that the newest orders went to; none before the first."""
+        if not (self.path / "asked.json").exists():
+            return []
+        remedy = "delete it: the run then waits as it does at its start"
+        return list(read_checked(self.path / "asked.json", remedy)["sites"])
+
+    def stop(self, when: Literal["now", "round"]) -> None:
+        """Ask the process that carries the run out to stop."""
+        write(self.path / "stop", when.encode())
+
+    def stops(self) -> str:
+        """When the run is to stop: "now", "round", or "", not at all."""
+        try:
+            return (self.path / "stop").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
+
     def lives(self) -> None:
-        """A sign of life of the process that carries the run out."""
+        """A sign of life of the loop that carries the run out, never of a thread beside it."""
         (self.path / "alive").touch()
 
     def quiet(self) -> float:
@@ -159,55 +181,11 @@ def fitted(config: Config, deployment: Deployment) -> Config:
     )
 
 
-def carry_out(deployment: Deployment, name: str, nodes: Nodes, make: MakeEngine) -> None:
-    """The run's rounds, from wherever it stands, with the sites that are there."""
-    deployed = Run(deployment.path / "runs" / name)
-    config = deployed.config
-    settings: FlowerSettings = config.section("engine")
-    rounds = config.values["run"]["rounds"]
-
-    def stands(state: str, why: str = "") -> None:
-        online = sorted(nodes().keys() & set(settings.sites))
-        deployed.stands(
-            Status(state, rounds, online, sorted(set(settings.sites) - set(online)), why)
-        )
-
-    over = threading.Event()
-    threading.Thread(target=_beat, args=(deployed, over), daemon=True).start()
-    try:
-        job, _ = door.served(config, deployment.data)
-        engine = make(
-            settings.sites, {"config": config.toml(), "run": deployed.id}, settings.deadline
-        )
-        _wait(settings, nodes, stands)
-        stands("running")
-        run(job, engine, config.section("run"), deployed.folder, lambda _: stands("running"))
-        stands("finished")
-    except BaseException as error:
-        deployed.stands(Status("failed", rounds, why=str(error) or type(error).__name__))
-        raise
-    finally:
-        over.set()
+def all_runs(deployment: Deployment) -> list[Run]:
+    """Every run of a deployment, by name."""
+    return [Run(file.parent) for file in sorted(deployment.path.glob("runs/*/flower.json"))]
 
 
-def _beat(run: Run, over: threading.Event) -> None:
-    while not over.wait(1):
-        run.lives()
-
-
-def _wait(settings: FlowerSettings, nodes: Nodes, stands: Callable[[str], None]) -> None:
-    """Until all sites are there, or time is up and enough are; RuntimeError otherwise."""
-    until = time.monotonic() + settings.wait
-    while True:
-        missing = sorted(set(settings.sites) - nodes().keys())
-        there = len(settings.sites) - len(missing)
-        if not missing or (time.monotonic() > until and there >= settings.minimum):
-            return
-        if time.monotonic() > until:
-            raise RuntimeError(
-                f"{there} of {len(settings.sites)} sites came within {settings.wait:g} s, and"
-                f" engine.minimum is {settings.minimum}; missing: {', '.join(missing)}. Start them,"
-                " then go on with the run."
-            )
-        stands("waiting")
-        time.sleep(1)
+def under_way(deployment: Deployment) -> list[Run]:
+    """Runs that have begun and are not over, whether anybody carries them out or not."""
+    return [run for run in all_runs(deployment) if not run.status.over]

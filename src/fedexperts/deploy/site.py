@@ -20,8 +20,9 @@ from .. import config as door
 from ..client import Client, Job
 from ..data.federation import check_folder
 from ..flower import answered
-from ..message import Order, Reply, decode_order, encode
+from ..message import Order, Reply, decode_order, encode, packed_in
 from ..post import About, put, take
+from . import consent
 from .sitefolder import SiteFolder
 
 Tell = Callable[[str], None]
@@ -40,7 +41,9 @@ def answering(site: SiteFolder, tell: Tell) -> Iterator[str]:
                 with one_at_a_time:
                     began = time.monotonic()
                     reply, what = _answer(site, about, data, tell)
-                    tell(f"{what} ({time.monotonic() - began:.1f} s)")
+                    took = time.monotonic() - began
+                    size = f"{len(data):,} bytes in, {len(reply):,} bytes out"
+                    tell(f"{_called(about)}, {what} ({size}, {took:.1f} s)")
                 put(self.request, reply)
             # Flower's process ended meanwhile, as it does when a run is stopped
             except ConnectionError as error:
@@ -60,7 +63,8 @@ def answering(site: SiteFolder, tell: Tell) -> Iterator[str]:
 def _answer(site: SiteFolder, about: About, data: bytes, tell: Tell) -> tuple[bytes, str]:
     """The reply to an order, and what to say of it. A site outlives whatever a server sends."""
     try:
-        return answered(lambda name: _here(site, about, name, tell), data)
+        reply, what = answered(lambda name: _here(site, about, name, tell), data)
+        return _within(site, reply, what, data)
     except Exception as error:
         why = f"an order that cannot be answered: {type(error).__name__}: {str(error)[:200]!r}"
         asked = _asked(site, data)
@@ -68,6 +72,22 @@ def _answer(site: SiteFolder, about: About, data: bytes, tell: Tell) -> tuple[by
             encode(Reply(site.name, asked.round, asked.task, error=why)),
             f"The server sent {why}",
         )
+
+
+def _within(site: SiteFolder, reply: bytes, what: str, data: bytes) -> tuple[bytes, str]:
+    """The reply, if the site lets so many bytes out; or the reason."""
+    try:
+        door.Allowed.read(site.allowed).check_upload(packed_in(reply))
+    except ValueError as error:
+        asked = _asked(site, data)
+        kept = Reply(site.name, asked.round, asked.task, error=str(error))
+        return encode(kept), f"round {asked.round}: {asked.task} failed: {error}"
+    return reply, what
+
+
+def _called(about: About) -> str:
+    """The run's name, as its operator gave it."""
+    return str(about.get("run", "a run without a name")).rpartition("-")[0][:200] or "a run"
 
 
 def _asked(site: SiteFolder, data: bytes) -> Order:
@@ -83,6 +103,7 @@ def _here(site: SiteFolder, about: About, name: str, tell: Tell) -> tuple[Job, C
     if name != site.name:
         raise ValueError(f"this is the site {site.name}, not {name}")
     allowed = door.Allowed.read(site.allowed)
+    allowed.check_run(_called(about))
     return _built_once(
         about["config"], site, json.dumps(site.data), _safe(about["run"]), allowed, tell
     )
@@ -104,6 +125,8 @@ def _built_once(
             opener=lambda path, flags: os.open(path, flags, 0o600),
         ) as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} run {run}. {line}\n")
+    for line in consent.leaving(run, job, site.name):
+        tell(line)
     return job, client
 
 

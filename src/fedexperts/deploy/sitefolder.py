@@ -2,11 +2,11 @@
 
     PART/site.toml     its name, the server's address, where its data lie, what a run may name here
     PART/node.key      with which it signs what it asks of the server
-    PART/tls.key       of the program that Flower runs here, and its certificate, tls.crt
     PART/ca.crt        who signs the server's certificate
     PART/app.pub       whose app may run here
     PART/private/RUN/  what the site keeps of a run, and sends to nobody
     PART/flower/       what Flower keeps
+    PART/site.log      what the site said, and when
 
 This room knows no other site, and nothing of the server beside its address.
 """
@@ -14,14 +14,20 @@ This room knows no other site, and nothing of the server beside its address.
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import tomlkit
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
+from ..config import proxy_to
 from ..data.federation import check_name
 from ..options import Values
 from ..private import Private
 from ..tensors import write
 from .owner import unseen
+from .probe import Door
 from .signing import read_public
 
 _SITE = """\
@@ -40,6 +46,13 @@ server = "{address}"
 #   modules = ["our_methods"]      code that is installed here: method.name = "our_methods:Ours"
 #   paths = ["/models/clip"]       files, or folders with all that is in them: model.clip = "/models/clip"
 #   figures = ["confusion"]        told if asked for (run.confusion): how many test examples of each class were taken for which
+# What a run may be at all; anything, as long as nothing stands here. What is outside is refused here, and the run's log says so.
+#   runs = ["digits"]              names of runs
+#   methods = ["pfedmoap"]         method.name
+#   classes = ["cat", "dog"]       data.classes, or fewer
+#   upload = 1000000               bytes of tensors that one reply may bring to the server
+#   noise = 0.5                    upload.noise at least (with upload.clip)
+#   threads = 4                    run.threads at most; the machine's cores, if nothing stands here
 [allow]
 """  # noqa: E501
 
@@ -79,6 +92,53 @@ class SiteFolder:
     def server(self) -> str:
         """HOST:PORT"""
         return str(self._asked()["server"])
+
+    @property
+    def door(self) -> Door:
+        """The server, as this machine reaches it; ValueError if the folder is damaged."""
+        asked = urlsplit(f"//{self.server}")
+        try:
+            host, port = asked.hostname, asked.port
+        except ValueError:
+            host, port = None, None
+        if not (host and port):
+            raise ValueError(
+                f'{self.path / "site.toml"}: server = "{self.server}": expected NAME:PORT, and an'
+                " IPv6 address in brackets, [2001:db8::1]:9443"
+            )
+        return Door(host, port, self._authorities(), *proxy_to(host))
+
+    def _authorities(self) -> bytes:
+        file = self.path / "ca.crt"
+        try:
+            authorities = file.read_bytes()
+            x509.load_pem_x509_certificates(authorities)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{file} holds no certificate ({error}): carry ca.crt of the server's folder here"
+            ) from None
+        return authorities
+
+    @property
+    def key(self) -> ec.EllipticCurvePrivateKey:
+        """With which the site signs what it asks; ValueError if the file holds none."""
+        file = self.path / "node.key"
+        try:
+            key = load_ssh_private_key(file.read_bytes(), None)
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"{file} holds no key ({error}): put a backup in its place, or ask for a new folder"
+                " (`fedexperts deploy remove`, then `add`, on the server)"
+            ) from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ValueError(f"{file} holds a key of another kind: put a backup in its place")
+        return key
+
+    @unseen()
+    def trust(self, authorities: bytes) -> None:
+        """From now on these sign the server's certificate; ValueError if they are none."""
+        x509.load_pem_x509_certificates(authorities)
+        write(self.path / "ca.crt", authorities)
 
     @property
     def data(self) -> Values:

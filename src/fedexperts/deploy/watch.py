@@ -1,54 +1,83 @@
-"""What to say of a run while it goes on, read off its folder; nothing here changes anything."""
+"""What to say of a run while it goes on, read off its folder; nothing here changes anything but the
+state of a run that nobody carries out any more.
+"""
 
+import json
 import time
 from collections.abc import Iterator
+from typing import Any
 
-from ..metrics import Row, changes
+from ..metrics import Row, by_round, changes, score
 from .control import FlowerError, carried_out
 from .folder import Deployment
+from .presence import Heard, heard_sites
 from .runs import Run, Status
 
 _LOOK = 0.5  # seconds between looks at the folder
 # seconds without a sign of life after which the server is asked whether the run is carried out
 _QUIET = 15.0
+_STUCK = 120.0  # and after which the loop is said to be stuck
 
 
 def lines(deployment: Deployment, run: Run) -> Iterator[str]:
     """A line for every change of who is there and every finished round, until the run is over."""
-    said, rows, asked = Status(), len(run.rows()), time.monotonic()
+    said, rows, asked, trouble = Status(), len(run.rows()), time.monotonic(), ""
+    reached = _reached(run)
     while True:
         status = run.status
-        if (status.state, status.missing) != (said.state, said.missing) and not status.over:
+        if _differs(status, said) and not status.over:
             yield _standing(status)
             said = status
         finished = run.rows()
-        for row in finished[rows:]:
-            yield _round(row, status.rounds)
-        for round, client, what in _changed(finished):
-            if round in {row["round"] for row in finished[rows:]}:
-                yield (
-                    f"round {round}: the data of {client} are not what they were when they were"
-                    f" split: {what}"
-                )
+        yield from _news(finished, rows, status.rounds)
         rows = len(finished)
+        before, reached = reached, _reached(run)
+        for round in reached.keys() - before.keys():
+            yield f"after round {round}: accuracy {reached[round]:.1f}%, the mean of the sites"
         if status.over:
             return
         if run.quiet() > _QUIET and time.monotonic() > asked + _QUIET:
-            _look_after(deployment, run)
+            already, trouble = trouble, _look_after(deployment, run)
+            if trouble and trouble != already:
+                yield trouble
             asked = time.monotonic()
         time.sleep(_LOOK)
 
 
-def _look_after(deployment: Deployment, run: Run) -> None:
-    """Write down that a run has failed if nobody carries it out any more."""
+def _differs(status: Status, said: Status) -> bool:
+    return (status.state, status.missing, status.why) != (said.state, said.missing, said.why)
+
+
+def _news(finished: list[Row], known: int, rounds: int) -> Iterator[str]:
+    new = finished[known:]
+    for row in new:
+        yield _round(row, rounds, _left(finished, rounds))
+    for round, client, what in _changed(finished):
+        if round in {row["round"] for row in new}:
+            yield (
+                f"round {round}: the data of {client} are not what they were when they were"
+                f" split: {what}"
+            )
+
+
+def _look_after(deployment: Deployment, run: Run) -> str:
+    """Write down that a run has failed if nobody carries it out any more; what is wrong with it
+    otherwise.
+    """
     try:
         if carried_out(deployment, run):
-            return
-        gone = "it was stopped, or Flower's process ended"
+            if run.number and _STUCK < run.quiet() < float("inf"):
+                return (
+                    f"the server's part of the run has shown no sign of life for {_STUCK:g} s:"
+                    " it computes for long, or is stuck; `fedexperts deploy stop` ends it"
+                )
+            return ""
     except FlowerError as error:
-        gone = f"the server is gone: {error}"
+        return f"the server is gone, and the run goes on by itself once it is there: {error}"
     if not run.status.over:
+        gone = "Flower's process, which carried it out, ended"
         run.stands(Status("failed", run.status.rounds, why=gone))
+    return ""
 
 
 def _changed(rows: list[Row]) -> list[tuple[int, str, str]]:
@@ -61,17 +90,118 @@ def _changed(rows: list[Row]) -> list[tuple[int, str, str]]:
 
 
 def _standing(status: Status) -> str:
-    there = f"{', '.join(status.online) or 'nobody'} connected"
-    if not status.missing:
-        return f"{status.state}: {there}"
-    return f"{status.state}: {there}; missing: {', '.join(status.missing)}"
+    said = f"{status.state}: {', '.join(status.online) or 'nobody'} connected"
+    if status.missing:
+        said += f"; missing: {', '.join(status.missing)}"
+    if status.why:
+        said += f"; {status.why}"
+    return said
 
 
-def _round(row: Row, rounds: int) -> str:
+def _round(row: Row, rounds: int, left: float | None) -> str:
     trained, refused = row["trained"], row["refused"]
-    late = "".join(f"; {client}: {why}" for client, why in refused.items())
-    return (
+    said = (
         f"round {row['round']} of {rounds}: {len(trained)} of {len(trained) + len(refused)} sites,"
         f" {row['seconds']:.1f} s, {row['bytes_down'] / 1000:.1f} kB down and"
-        f" {row['bytes_up'] / 1000:.1f} kB up a site{late}"
+        f" {row['bytes_up'] / 1000:.1f} kB up a site"
     )
+    if left:
+        said += f", about {_duration(left)} left"
+    return said + "".join(f"; {client}: {why}" for client, why in refused.items())
+
+
+def _reached(run: Run) -> dict[int, float]:
+    """The mean accuracy of the sites on their own test parts, by evaluated round."""
+    rounds = by_round(run.folder.rows("clients.jsonl"))
+    return {round: score(rows).mean for round, rows in rounds.items()}
+
+
+def _left(rows: list[Row], rounds: int) -> float | None:
+    """Seconds that the rest may take, as the newest rounds did; None if nobody can tell."""
+    newest: list[float] = [row["seconds"] for row in rows[-5:] if "seconds" in row]
+    if not newest:
+        return None
+    left: int = rounds - rows[-1]["round"]
+    return left * sum(newest) / len(newest)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def snapshot(deployment: Deployment, run: Run) -> dict[str, Any]:
+    """How a run stands, in plain values for a monitor."""
+    status, rows, reached = run.status, run.rows(), _reached(run)
+    newest: Row = {"trained": {}, "refused": {}, "round": 0}
+    if rows:
+        newest = rows[-1]
+    heard = heard_sites(deployment.path / "flower")
+    accuracy = None
+    if reached:
+        accuracy = reached[max(reached)]
+    return {
+        "run": run.path.name,
+        "state": status.state,
+        "why": status.why,
+        "server": heard is not None,
+        "round": newest["round"],
+        "rounds": status.rounds,
+        "accuracy": accuracy,
+        "seconds_left": _left(rows, status.rounds),
+        "sites": {
+            name: _site(name, deployment, newest, heard or {})
+            for name in run.config.values["engine"]["sites"]
+        },
+    }
+
+
+def _site(
+    name: str, deployment: Deployment, newest: Row, heard: dict[str, Heard]
+) -> dict[str, Any]:
+    facts = heard.get(name, Heard())
+    state, why = "online", newest["refused"].get(name, "")
+    if name not in deployment.sites:
+        state = "removed"
+    elif not facts.connected:
+        state = "offline"
+    elif why.startswith("no reply within"):
+        state = "late"
+    elif why:
+        state = "refused"
+    return {
+        "state": state,
+        "why": why,
+        "version": facts.version,
+        "bytes_in": facts.bytes_in,
+        "bytes_out": facts.bytes_out,
+    }
+
+
+def snapshots(deployment: Deployment, run: Run) -> Iterator[str]:
+    """A line of JSON for each change, until the run is over; bytes alone are no change."""
+    said: dict[str, Any] = {}
+    asked = time.monotonic()
+    while True:
+        over = run.status.over
+        now = snapshot(deployment, run)
+        if run.quiet() > _QUIET and time.monotonic() > asked + _QUIET and not over:
+            _look_after(deployment, run)
+            asked = time.monotonic()
+        if _without_bytes(now) != _without_bytes(said):
+            yield json.dumps(now)
+            said = now
+        if over:
+            return
+        time.sleep(_LOOK)
+
+
+def _without_bytes(now: dict[str, Any]) -> dict[str, Any]:
+    sites = {
+        name: {key: value for key, value in facts.items() if not key.startswith("bytes")}
+        for name, facts in now.get("sites", {}).items()
+    }
+    return now | {"sites": sites}

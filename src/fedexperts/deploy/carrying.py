@@ -1,0 +1,231 @@
+"""A run's rounds on the server, carried through whatever happens meanwhile: too few sites, a full
+disk, another run that goes first, an operator who stops it.
+
+This room knows neither Flower nor what is learned; how a run is written down is `runs`' to know.
+"""
+
+import errno
+import fcntl
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from .. import config as door
+from ..config import FlowerSettings
+from ..engine import Engine
+from ..flower import silent
+from ..loop import run
+from ..message import Order, Reply
+from .folder import Deployment
+from .runs import Run, Status
+
+Nodes = Callable[[], Mapping[str, int]]
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ROOM = 100_000_000  # bytes that are free again
+
+
+class StoppedError(Exception):
+    """The operator stopped the run."""
+
+
+@dataclass(frozen=True)
+class Around:
+    """What an engine must know of the deployment around it."""
+
+    names: Sequence[str]
+    about: Mapping[str, str]
+    deadline: float  # seconds
+    alive: Callable[[], None]  # to be called whenever a loop comes round; StoppedError ends it
+    removed: Callable[[], Collection[str]]
+
+
+MakeEngine = Callable[[Around], Engine]
+
+
+def carry_out(deployment: Deployment, name: str, nodes: Nodes, make: MakeEngine) -> None:
+    """The run's rounds, from wherever it stands, with the sites that are there."""
+    stage = _Stage(deployment, Run(deployment.path / "runs" / name), nodes)
+    try:
+        with stage.turn():
+            stage.play(make)
+        stage.stands("finished")
+    except StoppedError:
+        stage.stands("stopped", "the operator stopped it (`fedexperts deploy stop`)")
+    except BaseException as error:
+        stage.stands("failed", str(error) or type(error).__name__)
+        raise
+
+
+class _Stage:
+    """A run, and what its rounds wait for."""
+
+    def __init__(self, deployment: Deployment, deployed: Run, nodes: Nodes) -> None:
+        self._deployment, self._run, self._nodes = deployment, deployed, nodes
+        self._config = deployed.config
+        self._settings: FlowerSettings = self._config.section("engine")
+        self._rounds = int(self._config.values["run"]["rounds"])
+        self._members = set(self._settings.sites)
+
+    # ---- how it stands
+
+    def stands(self, state: str, why: str = "") -> None:
+        asked = set(self._settings.sites) - set(self._removed())
+        online = sorted(self._nodes().keys() & asked)
+        missing = sorted(asked - set(online))
+        self._run.stands(Status(state, self._rounds, online, missing, why))
+
+    def alive(self) -> None:
+        """A sign of life; StoppedError if the run is to stop at once."""
+        self._run.lives()
+        if self._run.stops() == "now":
+            raise StoppedError
+
+    def _finished(self, round: int) -> None:
+        self._run.lives()
+        self.stands("running")
+        if self._run.stops():
+            raise StoppedError
+
+    def _wait(self, until: float, done: Callable[[], bool], why: str) -> bool:
+        """Until it is done: True; or until the time, by the monotonic clock."""
+        while not done():
+            if time.monotonic() > until:
+                return False
+            self.alive()
+            if self._run.stops():  # no round is going on
+                raise StoppedError
+            with suppress(OSError):  # the disk may be what is waited for
+                self.stands("waiting", why)
+            time.sleep(1)
+        return True
+
+    # ---- what it waits for
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """While no other run of the deployment goes on: sites answer one order at a time."""
+        with open(self._run.path.parent / ".turn", "a+", encoding="utf-8") as file:
+
+            def mine() -> bool:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return False
+                return True
+
+            file.seek(0)
+            other = file.read() or "another run"
+            self._wait(float("inf"), mine, f"it comes after {other}, which goes on")
+            file.truncate(0)
+            file.write(self._run.path.name)
+            file.flush()
+            yield
+
+    def play(self, make: MakeEngine) -> None:
+        """Every round that is left."""
+        job, _ = door.served(self._config, self._deployment.data)
+        about = {"config": self._config.toml(), "run": self._run.id}
+        settings = self._settings
+        around = Around(settings.sites, about, settings.deadline, self.alive, self._removed)
+        engine = _Patient(make(around), self)
+        self._for_sites()
+        self.stands("running")
+        schedule = self._config.section("run")
+        while True:
+            try:
+                return run(job, engine, schedule, self._run.folder, self._finished)
+            except OSError as error:
+                if error.errno not in _FULL or not self._for_room(error):
+                    raise
+
+    def _for_sites(self) -> None:
+        """Until all sites are there, or time is up and enough are; RuntimeError once patience is
+        out.
+
+        A run that goes on waits, as long as it has patience, for those that its newest orders went
+        to: the round that was interrupted is then the same as if it had not been.
+        """
+        began, settings = time.monotonic(), self._settings
+        interrupted = set(self._run.asked())
+
+        def ready() -> bool:
+            missing = self._missing()
+            if not missing:
+                return True
+            waited = time.monotonic() - began
+            return waited > settings.wait and self._enough() and not interrupted & missing
+
+        patience = max(settings.wait, settings.patience)
+        if (
+            not self._wait(began + patience, ready, "not all sites are there")
+            and not self._enough()
+        ):
+            missing = self._missing()
+            there = len(settings.sites) - len(missing)
+            raise RuntimeError(
+                f"{there} of {len(settings.sites)} sites came within {patience:g} s, and"
+                f" engine.minimum is {settings.minimum}; missing: {', '.join(sorted(missing))}."
+                " Start them, then go on with the run."
+            )
+
+    def somebody(self, orders: Sequence[Order], until: float) -> bool:
+        """Until a site of these orders is there; False once the time is up, or none of them takes
+        part any more.
+        """
+        asked = {order.client for order in orders} - set(self._removed())
+        if not asked or time.monotonic() > until:
+            return False
+        time.sleep(1)
+        why = "nobody answered; it goes on by itself once a site of this round is connected"
+        return self._wait(until, lambda: bool(asked & self._nodes().keys()), why)
+
+    def patience(self) -> float:
+        """Until when a round waits for its first answer, by the monotonic clock."""
+        return time.monotonic() + self._settings.patience
+
+    def _for_room(self, error: OSError) -> bool:
+        """Until the server's disk has room again; False once patience is out."""
+
+        def room() -> bool:
+            return shutil.disk_usage(self._run.path).free > _ROOM
+
+        why = f"{error.filename}: {error.strerror}: free some space; it goes on by itself"
+        return self._wait(self.patience(), room, why)
+
+    def _missing(self) -> set[str]:
+        return set(self._settings.sites) - self._nodes().keys() - set(self._removed())
+
+    def _enough(self) -> bool:
+        there = self._nodes().keys() & (set(self._settings.sites) - set(self._removed()))
+        return len(there) >= self._settings.minimum
+
+    def _removed(self) -> Collection[str]:
+        with suppress(ValueError, OSError):  # it may be in the midst of being written by hand
+            self._members = set(self._deployment.sites)
+        return set(self._settings.sites) - self._members
+
+    def asks(self, orders: Sequence[Order]) -> None:
+        there = self._nodes().keys()
+        self._run.asks([order.client for order in orders if order.client in there])
+
+
+@dataclass(frozen=True)
+class _Patient:
+    """An engine that asks again where nobody at all answered."""
+
+    engine: Engine
+    stage: _Stage
+
+    def clients(self) -> list[str]:
+        return self.engine.clients()
+
+    def exchange(self, orders: Sequence[Order]) -> list[Reply]:
+        until = self.stage.patience()
+        while True:
+            self.stage.asks(orders)
+            replies = self.engine.exchange(orders)
+            if not all(map(silent, replies)) or not self.stage.somebody(orders, until):
+                return replies
+            self.stage.stands("running")
