@@ -69,6 +69,21 @@ def test_a_file_lies_on_its_base_and_below_the_settings_and_every_key_says_so():
     assert described["method.lam"][1] == "default"
 
 
+def test_of_several_bases_the_later_wins_and_the_file_wins_over_all(tmp_path):
+    write(tmp_path, 'name = "a"\n[run]\nrounds = 3\nseed = 5\n[learning]\nbatch = 2', "a.toml")
+    write(tmp_path, "[run]\nrounds = 4\nseed = 6", "b.toml")
+    below = "base = ['a.toml', 'b.toml']\n" + minimal("[run]\nrounds = 7\n")
+    both = load(write(tmp_path, below, "c.toml"))
+    values = both.values
+    assert (values["run"]["rounds"], values["run"]["seed"], values["learning"]["batch"]) == (
+        7,
+        6,
+        2,
+    )
+    with pytest.raises(ConfigError, match="expected the path of another config file, or a list"):
+        load(write(tmp_path, "base = [1]", "d.toml"))
+
+
 def test_every_option_of_every_class_that_a_config_can_name_says_what_it_means():
     tables = [*NAMED.values(), PLAIN]
     classes = {table[name] for table in tables for name in table}

@@ -6,6 +6,7 @@ rounds, and tiny models in place of checkpoints. Some run by default, so that ea
 model is there; the others are slow.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,11 @@ QUICK = {
     Path("configs/fedmoe/cifar10/10/fedavg.toml"),
     *Path("configs").glob("fedmoe/*/100/fedavg.toml"),
     *Path("configs").glob("own/images/[!_]*.toml"),
+    *Path("configs").glob("benchmark/pacs/[!_]*.toml"),
+    *Path("configs").glob("benchmark/*/pfedmoap.toml"),
 }
+PHOTOS = os.environ.get("FEDEXPERTS_DATA", "")
+BENCHMARKS = [path for path in SHIPPED if path.is_relative_to("configs/benchmark")]
 
 
 def small(file: Path, config: Config, copies: Path, images: Path) -> dict[str, Any]:
@@ -51,6 +56,11 @@ def small(file: Path, config: Config, copies: Path, images: Path) -> dict[str, A
         }
     elif data["name"] == "image-folders":
         settings |= {"data.path": str(images), "data.side": 32}
+    elif data["name"] == "simulated-folders":
+        in_domains = data["partition"] in ("dirichlet-in-domains", "natural")
+        settings |= {"data.path": str(images if in_domains else images / "north")}
+        settings |= {"data.side": 32, "data.test": 0.3, "data.valid": 0.2}
+        settings |= {"data.clients": 1 if data["partition"] == "pathological" else 2}
     else:
         settings |= {"data.shots": 2} if "shots" in data else {"data.reviews": 200}
         settings |= (
@@ -119,3 +129,22 @@ def test_the_quick_ones_are_of_every_set_and_every_method() -> None:
         assert {c.values[section][key] for c in published} <= {
             c.values[section].get(key) for c in quick
         }
+
+
+@pytest.mark.skipif(not PHOTOS, reason="needs real pictures: FEDEXPERTS_DATA=FOLDER")
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(f, id=str(f), marks=() if f.stem == "pfedmoap" else pytest.mark.slow)
+        for f in BENCHMARKS
+    ],
+)
+def test_a_benchmark_runs_on_a_few_of_the_real_pictures(file: Path, place: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    config = door.load(file)
+    rounds = min(1, config.values["run"]["rounds"])
+    few = {"data.per_class": 24, "data.clients": 4, "data.least": 1}
+    short = {"run.rounds": rounds, "learning.epochs": 1, "model.precision": "fp32"}
+    done = study.once(config.having(few | short, "here"), place)
+    assert done.round == rounds
+    assert done.mean > 0.0

@@ -92,7 +92,7 @@ def _is_of_this_machine(value: str) -> bool:
 
 
 def load(path: Path | str, settings: Sequence[str] = ()) -> Config:
-    """The config file at `path`, on top of its `base` files, below `section.key=value` settings.
+    """The config file at `path`, on top of its `base` files (later ones win), below `section.key=value` settings.
     Raises ConfigError.
     """
     file, *others = find(Path(path))
@@ -198,12 +198,17 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
         raise ConfigError(f"{path}: no such file; {hint}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: not a readable TOML file: {error}") from None
-    base = values.pop("base", None)
-    if base is None:
-        return [(values, str(path))]
-    if not isinstance(base, str):
-        raise ConfigError(f"{path}: base = {base!r}; expected the path of another config file")
-    return [*_layers(path.parent / base, (*above, path.resolve())), (values, str(path))]
+    bases = values.pop("base", [])
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(
+            f"{path}: base = {bases!r}; expected the path of another config file, or a list of them"
+        )
+    layers = []
+    for base in bases:
+        layers += _layers(path.parent / base, (*above, path.resolve()))
+    return [*layers, (values, str(path))]
 
 
 def _setting(text: str) -> tuple[str, object]:

@@ -80,7 +80,9 @@ class SimulatedFolders(Simulated, Outside):
 def _folder(path: str, layout: str) -> Path:
     root = typed_path(path)
     if not root.is_dir():
-        raise ValueError(f"data.path = {path!r}: no such folder, seen from {Path.cwd()}; {layout}")
+        raise ValueError(
+            f"data.path = {str(root)!r}: no such folder, seen from {Path.cwd()}; {layout}"
+        )
     return root
 
 
