@@ -1,4 +1,4 @@
-"""Do experts of others help on photographs? The tables of docs/photographs.md, from finished studies.
+"""Do experts of others help on photographs? The tables of docs/photographs.md, of finished studies.
 
     export FEDEXPERTS_DATA=FOLDER
     fedexperts run configs/benchmark/pacs --seeds 3 --out runs/pacs    # and so on, one a setting

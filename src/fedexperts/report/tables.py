@@ -305,10 +305,8 @@ def table(
     made = Table(
         title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", padding=0
     )
-    for position, column in enumerate(columns):
-        if column.words and position:  # whole, on as many lines as it takes
-            made.add_column(column.head, overflow="fold", min_width=8)
-        elif column.words:
+    for column in columns:
+        if column.words:
             made.add_column(column.head, overflow="ellipsis", min_width=8)
         else:
             made.add_column(column.head, justify="right", no_wrap=True)
