@@ -60,7 +60,7 @@ def small(file: Path, config: Config, copies: Path, images: Path) -> dict[str, A
         in_domains = data["partition"] in ("dirichlet-in-domains", "natural")
         settings |= {"data.path": str(images if in_domains else images / "north")}
         settings |= {"data.side": 32, "data.test": 0.3, "data.valid": 0.2}
-        settings |= {"data.clients": 1 if data["partition"] == "pathological" else 2}
+        settings |= {"data.clients": 2}
     else:
         settings |= {"data.shots": 2} if "shots" in data else {"data.reviews": 200}
         settings |= (
@@ -93,10 +93,13 @@ def small(file: Path, config: Config, copies: Path, images: Path) -> dict[str, A
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sites with images of two classes in folders."""
+    """Two sites with images of four classes in folders."""
     home = tmp_path_factory.mktemp("images")
     for site, name, i in (
-        (s, n, i) for s in ("north", "south") for n in ("cat", "dog") for i in range(6)
+        (s, n, i)
+        for s in ("north", "south")
+        for n in ("cat", "cow", "dog", "hen")
+        for i in range(6)
     ):
         (home / site / name).mkdir(parents=True, exist_ok=True)
         (home / site / name / f"{i}.png").write_bytes(png(9 * i))

@@ -92,8 +92,8 @@ def _is_of_this_machine(value: str) -> bool:
 
 
 def load(path: Path | str, settings: Sequence[str] = ()) -> Config:
-    """The config file at `path`, on top of its `base` files (later ones win), below `section.key=value` settings.
-    Raises ConfigError.
+    """The config file at `path`, on top of its `base` files (of several, later ones win), below
+    `section.key=value` settings. Raises ConfigError.
     """
     file, *others = find(Path(path))
     if others:

@@ -181,7 +181,7 @@ def plain(name: str) -> str:
 
 
 def short(name: str) -> str:
-    """For a tick: at most 18 letters, both ends kept, since names differ in either."""
-    if len(name) > 18:
-        name = f"{name[:8]}…{name[-9:]}"
+    """For a tick: at most 20 letters, both ends kept, since names differ in either."""
+    if len(name) > 20:
+        name = f"{name[:9]}…{name[-10:]}"
     return plain(name)

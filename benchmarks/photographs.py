@@ -1,0 +1,105 @@
+"""Do experts of others help on photographs? The tables of docs/photographs.md, of finished studies.
+
+    export FEDEXPERTS_DATA=FOLDER
+    fedexperts run configs/benchmark/pacs --seeds 3 --out runs/pacs    # and so on, one a setting
+    python benchmarks/photographs.py runs/pacs runs/flowers ...
+
+Local test accuracy in percent, mean over clients and seeds, a column a study. Below it what two
+methods with experts are ahead of their controls in points, paired by seed, with its 95 % interval
+(Student's t over seeds); what a study lacks is left empty.
+"""
+
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from grid import minus, rows, said
+
+from fedexperts import study
+from fedexperts.metrics import score
+from fedexperts.report import paired
+
+METHODS = (
+    "zero-shot",
+    "promptfl",
+    "coop-alone",
+    "gate-alone",
+    "pfedmoap-random",
+    "pfedmoap",
+    "linear-probe",
+    "linear-probe-fedavg",
+    "linear-probe-pooled",
+    "gaussian-alone",
+    "gaussian-experts",
+)
+AGAINST = (
+    ("pfedmoap", "gate-alone"),
+    ("pfedmoap", "pfedmoap-random"),
+    ("pfedmoap", "coop-alone"),
+    ("pfedmoap", "linear-probe"),
+    ("pfedmoap", "linear-probe-fedavg"),
+    ("gaussian-experts", "gaussian-alone"),
+    ("gaussian-experts", "linear-probe"),
+    ("gaussian-experts", "linear-probe-fedavg"),
+    ("gaussian-experts", "linear-probe-pooled"),
+)
+Accuracies = dict[str, list[float]]  # by method: one a seed
+
+
+def accuracies(folder: Path) -> Accuracies:
+    """Local test accuracy after the last round, of the methods that a study has."""
+    seeds, configs = study.read(folder)
+    names = {config.name for config in configs}
+    return {
+        method: [score(last).mean for last in rows(folder, method, seeds)]
+        for method in METHODS
+        if method in names
+    }
+
+
+def table(folders: Sequence[Path]) -> Iterator[str]:
+    studies = [accuracies(folder) for folder in folders]
+    head = " | ".join(folder.name for folder in folders)
+    rule = "|---" * (1 + len(folders)) + "|"
+    yield f"| local accuracy | {head} |\n{rule}"
+    for method in METHODS:
+        cells = [_mean(every.get(method)) for every in studies]
+        yield f"| {method} | {' | '.join(cells)} |"
+    pairs = [
+        (row, column)
+        for row, (ours, control) in enumerate(AGAINST)
+        for column, every in enumerate(studies)
+        if ours in every and control in every
+    ]
+    ahead = [
+        minus(studies[column][AGAINST[row][0]], studies[column][AGAINST[row][1]])
+        for row, column in pairs
+    ]
+    stars = paired.established(ahead)
+    cells = {
+        pair: said(difference) + "*" * star
+        for pair, difference, star in zip(pairs, ahead, stars, strict=True)
+    }
+    yield f"\n| minus | {head} |\n{rule}"
+    for row, (ours, control) in enumerate(AGAINST):
+        line = [cells.get((row, column), "") for column in range(len(studies))]
+        yield f"| {ours} minus {control} | {' | '.join(line)} |"
+    yield f"\n*: not zero, for all {len(pairs)} comparisons together (Holm, 5 %)."
+
+
+def _mean(values: Sequence[float] | None) -> str:
+    if not values:
+        return ""
+    return f"{statistics.fmean(values):.1f}"
+
+
+def main() -> None:
+    folders = [Path(name) for name in sys.argv[1:]]
+    if not folders:
+        raise SystemExit(__doc__)
+    print("\n".join(table(folders)))
+
+
+if __name__ == "__main__":
+    main()
