@@ -13,15 +13,17 @@ of their own; Gaussian experts and what is like them have the defaults everywher
 gaussian_photos.py asks the same of photographs.
 """
 
+import argparse
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grid import minus, rows, run, said
+from grid import minus, rows, said
 
 from fedexperts import config as door
+from fedexperts import study
 from fedexperts.config import Config
 from fedexperts.metrics import score
 from fedexperts.report import paired
@@ -39,6 +41,8 @@ class Setting:
     data: Values = field(default_factory=dict)
     ours: Values = field(default_factory=dict)  # of our method, where a client meets others' images
     lacks: Sequence[str] = ()  # methods that make no sense here
+    # whose features a linear probe reads
+    probe: Values = field(default_factory=lambda: {"name": "linear-probe"})
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,16 @@ class Way:
 
     method: Values
     run: Values = field(default_factory=dict)
-    model: Values = field(default_factory=dict)
+    probe: bool = False  # whether it is a linear probe
     rates: Sequence[float] = ()  # learning rates to try; none: nothing is trained
 
-    def sections(self, ours: Values) -> Values:
+    def sections(self, setting: Setting) -> Values:
         sections: Values = {"method": self.method, "tune": {}}
         if self.method["name"] == OURS:
-            sections["method"] = self.method | ours
-        if self.model:
-            sections["model"] = self.model
+            sections["method"] = self.method | setting.ours
+        if self.probe:
+            sections["model"] = setting.probe
         if self.rates:
-            sections["learning"] = {"rate": self.rates[1]}
             sections["tune"] = {"learning.rate": list(self.rates)}
         return sections
 
@@ -74,23 +77,28 @@ WIDE: Values = {
 }
 DEMO = "configs/demo/gaussian-experts.toml"
 FEW: Values = {"images": 8}
+NO_GROUPS = (NAMES, GATE)  # that names tell
+ONE_MODEL = (
+    "FedAvg of class vectors",
+    "FedAvg on whitened features",
+)  # behind, where clients differ
 SETTINGS = {
-    "all images": Setting(DEMO, lacks=[GATE]),
     "8 images a client": Setting(DEMO, FEW),
-    "two numberings": Setting(DEMO, {"numberings": 2}, lacks=[NAMES, GATE]),
+    "all images": Setting(DEMO, lacks=[GATE]),
     "two numberings, 8 images a client": Setting(
-        DEMO, FEW | {"numberings": 2}, lacks=[NAMES, GATE]
+        DEMO, FEW | {"numberings": 2}, lacks=[*NO_GROUPS, *ONE_MODEL]
     ),
     "pages that lie otherwise, 8 images a client": Setting(
-        DEMO, FEW | {"differ": "pages"}, lacks=[GATE]
+        DEMO, FEW | {"differ": "pages"}, lacks=[GATE, *ONE_MODEL]
     ),
     "pages that lie otherwise, tested on everybody's": Setting(
-        DEMO, {"differ": "pages", "meets": "everybody"}, WIDE, lacks=[NAMES, GATE]
+        DEMO, {"differ": "pages", "meets": "everybody"}, WIDE, lacks=NO_GROUPS
     ),
-    "one scanner": Setting(DEMO, {"scanners": 1}, lacks=[NAMES, GATE]),
+    "two numberings": Setting(DEMO, {"numberings": 2}, lacks=[*NO_GROUPS, *ONE_MODEL]),
+    "one scanner": Setting(DEMO, {"scanners": 1}, lacks=NO_GROUPS),
 }
 CHOOSING: Values = {"name": OURS, "regimes": 0}
-TRAINED: Values = {"rounds": 20, "participation": 1.0}
+TRAINED: Values = {"rounds": 10, "participation": 1.0}
 PLAIN, WHITE = (0.01, 0.03, 0.1, 0.3), (0.3, 1.0, 3.0, 10.0)
 METHODS = {
     OURS: Way(CHOOSING, {"rounds": 2}),
@@ -98,16 +106,14 @@ METHODS = {
     "sums alone, all weighed alike": Way({"name": OURS, "select": "none"}),
     NAMES: Way({"name": OURS, "groups": "names"}),
     "placebo: classes renamed": Way(CHOOSING | {"placebo": "classes"}, {"rounds": 2}),
-    "FedAvg of class vectors": Way({"name": "class-vectors"}, TRAINED, rates=PLAIN),
+    ONE_MODEL[0]: Way({"name": "class-vectors"}, TRAINED, rates=PLAIN),
     "the same, fine-tuned": Way({"name": "class-vectors", "personal": True}, TRAINED, rates=PLAIN),
-    "FedAvg on whitened features": Way(
-        {"name": "class-vectors", "whiten": True}, TRAINED, rates=WHITE
-    ),
+    ONE_MODEL[1]: Way({"name": "class-vectors", "whiten": True}, TRAINED, rates=WHITE),
     "on whitened features, fine-tuned": Way(
         {"name": "class-vectors", "whiten": True, "personal": True}, TRAINED, rates=WHITE
     ),
     "linear probe alone": Way(
-        {"name": "alone"}, TRAINED, {"name": "linear-probe"}, (0.003, 0.01, 0.03, 0.1)
+        {"name": "alone"}, TRAINED, probe=True, rates=(0.003, 0.01, 0.03, 0.1)
     ),
     GATE: Way(
         {"name": "pfedmoap", "experts": 0, "gate_rate": 0.15}, TRAINED, rates=(0.01, 0.03, 0.1, 0.3)
@@ -133,22 +139,24 @@ def ways(setting: str, settings: Mapping[str, Setting]) -> dict[str, Way]:
     return chosen
 
 
-def name(setting: str, method: str, settings: Mapping[str, Setting]) -> str:
-    word = "".join(letter if letter.isalnum() else "-" for letter in method)
-    return f"{list(settings).index(setting)}-{word}"
+def name(what: str) -> str:
+    """As a folder may be called."""
+    return "".join(letter if letter.isalnum() else "-" for letter in what)
 
 
-def experiments(settings: Mapping[str, Setting]) -> Iterator[Config]:
-    for setting, about in settings.items():
-        base = door.load(about.config).having(
-            {f"data.{key}": value for key, value in about.data.items()}, "benchmark"
-        )
-        for method, way in ways(setting, settings).items():
-            sections = base.nested() | way.sections(about.ours)
-            rounds = {"rounds": _rounds(base, way), "evaluate_every": 20}
-            sections["run"] = sections["run"] | way.run | rounds
-            sections["name"] = name(setting, method, settings)
-            yield door.resolve([(sections, "benchmark")])
+def experiments(setting: str, settings: Mapping[str, Setting]) -> Iterator[Config]:
+    about = settings[setting]
+    base = door.load(about.config).having(
+        {f"data.{key}": value for key, value in about.data.items()}, "benchmark"
+    )
+    for method, way in ways(setting, settings).items():
+        sections = base.nested() | way.sections(about)
+        rounds = {"rounds": _rounds(base, way), "evaluate_every": 20}
+        sections["run"] = sections["run"] | way.run | rounds
+        if way.rates:
+            sections["learning"] = sections["learning"] | {"rate": way.rates[1]}
+        sections["name"] = name(method)
+        yield door.resolve([(sections, "benchmark")])
 
 
 def _rounds(base: Config, way: Way) -> int:
@@ -157,19 +165,32 @@ def _rounds(base: Config, way: Way) -> int:
     return wide if not way.run else wide - 1 + int(way.run["rounds"])
 
 
+def finished(out: Path, settings: Mapping[str, Setting]) -> list[str]:
+    """Settings of which every run has ended."""
+    return [
+        setting
+        for setting in settings
+        if all(
+            (out / name(setting) / name(method) / f"seed-{seed}" / "clients.jsonl").exists()
+            for method in ways(setting, settings)
+            for seed in SEEDS
+        )
+    ]
+
+
 def table(out: Path, settings: Mapping[str, Setting]) -> Iterator[str]:
     values = {
         (setting, method): [
-            score(last).mean for last in rows(out, name(setting, method, settings), SEEDS)
+            score(last).mean for last in rows(out / name(setting), name(method), SEEDS)
         ]
-        for setting in settings
+        for setting in finished(out, settings)
         for method in ways(setting, settings)
     }
     pairs = [(s, m) for s, m in values if m != OURS and m not in SMALLER]
     ahead = [minus(values[setting, OURS], values[setting, method]) for setting, method in pairs]
     stars = dict(zip(pairs, paired.established(ahead), strict=True))
     ahead_of = dict(zip(pairs, ahead, strict=True))
-    for setting in settings:
+    for setting in dict.fromkeys(setting for setting, _ in pairs):
         ours = statistics.fmean(values[setting, OURS])
         yield f"\n{setting}: Gaussian experts {ours:.1f}\n"
         yield "| control | accuracy | Gaussian experts minus it |\n|---|---|---|"
@@ -179,35 +200,46 @@ def table(out: Path, settings: Mapping[str, Setting]) -> Iterator[str]:
             yield f"| {method} | {level:.1f} | {said(ahead_of[setting, method])}{star} |"
     yield f"\n*: not zero, for all {len(pairs)} comparisons together (Holm, 5 %)."
     for setting in list(settings)[:2]:
-        yield from _costs(out, setting, settings, values)
+        costs = {method: values[s, method] for s, method in values if s == setting}
+        yield from _costs(out / name(setting), setting, costs)
 
 
-def _costs(
-    out: Path,
-    setting: str,
-    settings: Mapping[str, Setting],
-    values: Mapping[tuple[str, str], Sequence[float]],
-) -> Iterator[str]:
-    """What a client sends and gets in all rounds together, and how long training and server take
-    for all of them.
+def _costs(out: Path, setting: str, values: Mapping[str, Sequence[float]]) -> Iterator[str]:
+    """What a client sends and gets in all rounds together, and how long these take the clients and
+    the server together.
     """
-    yield f"\n{setting}: bytes and seconds\n"
+    if not values:
+        return
+    yield f"\n{setting}: bytes of a client and seconds of all, in all rounds\n"
     yield "| method | accuracy | kB up | kB down | seconds |\n|---|---|---|---|---|"
-    for method in ways(setting, settings):
-        folders = [RunDir(out / name(setting, method, settings) / f"seed-{s}") for s in SEEDS]
+    for method, accuracies in values.items():
+        folders = [RunDir(out / name(method) / f"seed-{seed}") for seed in SEEDS]
         logged = [row for folder in folders for row in folder.rows("rounds.jsonl")]
         up, down, seconds = (
             sum(row[key] for row in logged) / len(SEEDS)
             for key in ("bytes_up", "bytes_down", "seconds")
         )
-        level = statistics.fmean(values[setting, method])
+        level = statistics.fmean(accuracies)
         yield f"| {method} | {level:.1f} | {up / 1e3:.0f} | {down / 1e3:.0f} | {seconds:.1f} |"
 
 
-def main() -> None:
-    out = run(list(experiments(SETTINGS)), SEEDS, __doc__ or "", Path("runs/gaussian"))
-    print("\n".join(table(out, SETTINGS)))
+def main(settings: Mapping[str, Setting], about: str, folder: str) -> None:
+    reader = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    reader.add_argument("--out", type=Path, default=Path("runs") / folder)
+    reader.add_argument("--print", action="store_true", help="the tables alone")
+    reader.add_argument("--only", choices=list(settings), help="one setting")
+    asked = reader.parse_args()
+    for setting in settings:
+        study_of = asked.out / name(setting)
+        if asked.print or asked.only not in (None, setting):
+            continue
+        if not study_of.exists():
+            study.create(study_of, list(experiments(setting, settings)), SEEDS)
+        study.advance(study_of, door.cores())
+    print("\n".join(table(asked.out, settings)))
 
 
 if __name__ == "__main__":
-    main()
+    main(SETTINGS, __doc__ or "", "gaussian")

@@ -136,6 +136,15 @@ class Method(ABC):
         """
         return {}
 
+    def without(self, model: Model, server: Tensors, client: str) -> Tensors:
+        """The server's state, bit for bit as if this client had never told it anything. ValueError,
+        with what to do, if that cannot be had without training anew.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has trained on what {client} sent, and nothing tells it apart"
+            " any more; run anew without this client"
+        )
+
     def served(self, model: Model, server: Tensors) -> Predictor | None:
         """The server's own predictor; None where it has no more than `publish` lets clients have.
 

@@ -2,6 +2,7 @@
 
     studies.py      run, resume, reproduce, compare, report
     verify.py       verify
+    unlearn.py      unlearn
     look.py         ls, show, check
     take.py         predict, export
     fetch.py        fetch
@@ -25,6 +26,7 @@ from .evaluate import evaluate
 from .fetch import fetch
 from .serve import serve
 from .terminal import answer_signals, out
+from .unlearn import unlearn
 from .verify import verify
 
 app = typer.Typer(
@@ -62,6 +64,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": studies.compare,
     "report": studies.report,
     "verify": verify,
+    "unlearn": unlearn,
     "ls": look.ls,
     "show": look.show,
     "check": look.check,

@@ -233,6 +233,21 @@ class GaussianExperts(Blending, Method):
         blend = discriminant.piled(experts, self.leaning(server))
         return server | named("global", head(blend, self.kappa) | basis)
 
+    def without(self, model: Model, server: Tensors, client: str) -> Tensors:
+        """The pool without a client's row, added up again."""
+        names, _ = experts_of(server)
+        if client not in names:
+            known = ", ".join(names) or "none: it knows sums alone, or nothing yet"
+            raise ValueError(f"the server has no expert of {client!r}; it has {known}")
+        if "global.basis" in server or not self.regimes:
+            raise ValueError(
+                f"what {client} sent is in more than its own expert: in the directions that all"
+                " features are brought to, or in the choice of regimes; run anew without it. With"
+                " method.width = 0 and regimes of at least 1 a client can be taken out"
+            )
+        less = {n: value for n, value in server.items() if not n.startswith(f"pool.{client}.")}
+        return self._shared(model, less)
+
     def give_back(self, server: Tensors, uploads: Sequence[Upload]) -> dict[str, Sent]:
         """Each client's own blend; where regimes are chosen, the heads it is asked about, too."""
         if not self.experts:
