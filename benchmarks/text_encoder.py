@@ -38,7 +38,9 @@ class Ids:
 
     bos_token_id, eos_token_id = START, END
 
-    def __call__(self, text: str, add_special_tokens: bool) -> SimpleNamespace:
+    def __call__(
+        self, text: str, add_special_tokens: bool, verbose: bool = True
+    ) -> SimpleNamespace:
         return SimpleNamespace(input_ids=[*map(int, text.rstrip(".").split()), FULL_STOP])
 
 

@@ -293,7 +293,7 @@ def test_only_the_context_gets_a_gradient_and_no_weight_moves(clip: Clip) -> Non
     model.logits({"context": at}, torch.randn(3, 24)).square().sum().backward()
     assert at.grad is not None
     assert at.grad.abs().max() > 0
-    assert len(before) == 3 * 16 + 5
+    assert len(before) == 3 * 12 + 5  # queries, keys and values are one map
     assert not any(weight.requires_grad or weight.grad is not None for weight in weights(clip))
     assert all(torch.equal(weight, old) for weight, old in zip(weights(clip), before, strict=True))
     assert not PromptedClip(clip, NAMES, at).initial["context"].requires_grad

@@ -49,6 +49,7 @@ FOLLOWS = {  # by dotted name, or by the first part of it; of the rest, no figur
     "device": ROUNDING,
     "threads": ROUNDING,
     "matmul": ROUNDING,
+    "precision": ROUNDING,
 }
 
 

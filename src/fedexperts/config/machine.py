@@ -17,6 +17,7 @@ import torch
 
 from .. import __version__, provenance
 from ..data.federation import Federation
+from ..models.built import Sighted
 from ..options import Outside, Values
 from ..upload import UploadSettings
 from .checking import ConfigError
@@ -86,6 +87,7 @@ def origin(config: Config) -> Values:
         "device": _called(device(config)),
         "threads": config.values["run"]["threads"],
         "matmul": torch.get_float32_matmul_precision(),
+        "precision": _precision(config),
         "weights": _weights(config),
         "modules": modules(config),
     }
@@ -105,6 +107,12 @@ def _weights(config: Config) -> dict[str, str]:
         if isinstance(settings, Outside) and (read := settings.reads()):
             hashes[section] = provenance.weights(read)
     return hashes
+
+
+def _precision(config: Config) -> str:
+    """Of a model's frozen weights; "", if it has none that may be rounded."""
+    settings = config.section("model")
+    return settings.rounded(device(config)) if isinstance(settings, Sighted) else ""
 
 
 def _processor() -> str:

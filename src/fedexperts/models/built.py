@@ -24,6 +24,10 @@ class Sighted(ABC):
     def sees(self) -> int:
         """Pixels of a side; ValueError, with what to type, if the model is not on this machine."""
 
+    @abstractmethod
+    def rounded(self, device: torch.device) -> str:
+        """The type of its frozen weights on a device, "fp32" or "bf16"; ValueError likewise."""
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -65,6 +69,13 @@ def computing_on(device: torch.device) -> Iterator[None]:
         yield
     finally:
         _device.reset(before)
+
+
+def matrix_units(device: torch.device) -> bool:
+    """Whether it has units for matrix products in bf16: a CPU's AMX, a GPU's tensor cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
 
 
 def device() -> torch.device:

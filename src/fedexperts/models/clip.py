@@ -31,6 +31,7 @@ Row = dict[Name, int]  # the beginning of a name -> the position in the row of i
 # queries, keys, values [.., H, S, d] -> [.., H, S, d]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+QUICK = 1.702
 IMAGES = 64  # images that an image encoder sees at once
 
 
@@ -39,13 +40,35 @@ class Layer:
     """A pre-norm transformer layer, each part a map of [.., W] to [.., W]."""
 
     norm1: nn.Module
-    query: nn.Module
-    key: nn.Module
-    value: nn.Module
+    seen: nn.Module  # to [.., 3 W]: queries, keys and values in one product
     out: nn.Module
     norm2: nn.Module
     mlp: nn.Module
     heads: int
+
+
+def one_product(query: nn.Linear, key: nn.Linear, value: nn.Linear) -> nn.Linear:
+    """Three maps of the same as one, frozen."""
+    maps = (query, key, value)
+    return _linear(torch.cat([each.weight for each in maps]), torch.cat([each.bias for each in maps]))
+
+
+def quick_mlp(first: nn.Linear, second: nn.Linear) -> nn.Module:
+    """What OpenAI took for a GELU between two maps, x * sigmoid(1.702 x), as one operation: the
+    factor is in the weights.
+    """
+    return nn.Sequential(
+        _linear(QUICK * first.weight, QUICK * first.bias),
+        nn.SiLU(),
+        _linear(second.weight / QUICK, second.bias),
+    )
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    with torch.device("meta"):
+        made = nn.Linear(*reversed(weight.shape))
+    made.load_state_dict({"weight": weight.detach(), "bias": bias.detach()}, assign=True)
+    return made.requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -291,17 +314,9 @@ def _run(
     """One layer on [..., S, W]; with `ends`, only those tokens go on behind the attention: [..., C,
     W].
     """
-    normed = layer.norm1(hidden)
-
-    def heads(part: nn.Module) -> Tensor:
-        split: Tensor = part(normed).unflatten(-1, (layer.heads, -1))
-        return split.transpose(-3, -2)  # [.., H, S, d]
-
-    seen = (
-        attend(heads(layer.query), heads(layer.key), heads(layer.value))
-        .transpose(-3, -2)
-        .flatten(-2)
-    )
+    parts = layer.seen(layer.norm1(hidden)).unflatten(-1, (3, layer.heads, -1))
+    query, key, value = parts.movedim(-3, 0).transpose(-3, -2)  # [.., H, S, d] each
+    seen = attend(query, key, value).transpose(-3, -2).flatten(-2)
     if ends is not None:
         chosen: Any = (..., *ends, slice(None))
         hidden, seen = hidden[chosen], seen[chosen]

@@ -20,7 +20,7 @@ from unicodedata import normalize
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
     CLIPImageProcessorPil,
@@ -29,13 +29,14 @@ from transformers import (
     SiglipImageProcessorPil,
     SiglipModel,
 )
+from transformers.activations import QuickGELUActivation
 from transformers.utils import logging
 
 from ..fetch import NotHereError, Repository, here, snapshot
 from ..options import Values, typed_path
 from . import openai
 from .built import device
-from .clip import Clip, Layer
+from .clip import Clip, Layer, one_product, quick_mlp
 
 KINDS: dict[str, tuple[Any, Any, Any]] = {  # of config.json: model, tokenizer, image processor
     "clip": (CLIPModel, CLIPTokenizer, CLIPImageProcessorPil),
@@ -96,6 +97,14 @@ def side(folder: Path) -> int:
     except (OSError, ValueError) as error:
         raise _broken(folder, str(error).splitlines()[0]) from None
     return side_of(processor)
+
+
+def width(folder: Path) -> int:
+    """Numbers of a word in the text encoder of the CLIP in a folder (or file)."""
+    if (kind := _kind(folder)) not in KINDS:
+        return _checkpoint(folder, kind).tensors["positional_embedding"].shape[1]
+    about = KINDS[kind][0].config_class.from_pretrained(folder, local_files_only=True)
+    return int(about.text_config.hidden_size)
 
 
 def side_of(processor: Any) -> int:
@@ -196,20 +205,21 @@ def parts(
     """
     # before bf16 rounds it; a SigLIP's bias is the same for all classes
     scale = model.logit_scale.exp().item()
+    layers = [_layer(layer, device, dtype) for layer in model.text_model.encoder.layers]
     model = model.requires_grad_(False).eval().to(device, dtype)
     text, causal = model.text_model, hasattr(model, "text_projection")
+    vision = model.vision_model
+    projection = model.visual_projection if causal else nn.Identity()
 
     def images(pixels: Tensor) -> Tensor:
-        pooled: Tensor = model.vision_model(pixel_values=pixels).pooler_output
-        if causal:
-            pooled = model.visual_projection(pooled)
-        return pooled
+        features: Tensor = projection(vision(pixel_values=pixels).pooler_output)
+        return features
 
     return Clip(
         images=images,
         tokens=text.embeddings.token_embedding,
         positions=text.embeddings.position_embedding.weight,
-        layers=tuple(_layer(layer) for layer in text.encoder.layers),
+        layers=tuple(layers),
         norm=text.final_layer_norm,
         project=model.text_projection if causal else text.head,
         scale=scale,
@@ -297,16 +307,18 @@ def preprocessed(processor: Any, device: torch.device, images: Tensor) -> Tensor
     return pixels.to(device)
 
 
-def _layer(layer: Any) -> Layer:
-    attention = layer.self_attn
+def _layer(layer: Any, device: torch.device, dtype: torch.dtype) -> Layer:
+    """Joined before its weights are rounded to `dtype`."""
+    attention, mlp = layer.self_attn, layer.mlp
+    if isinstance(mlp.activation_fn, QuickGELUActivation):
+        mlp = quick_mlp(mlp.fc1, mlp.fc2)
+    joined = one_product(attention.q_proj, attention.k_proj, attention.v_proj)
     return Layer(
         norm1=layer.layer_norm1,
-        query=attention.q_proj,
-        key=attention.k_proj,
-        value=attention.v_proj,
+        seen=joined.to(device, dtype),
         out=attention.out_proj,
         norm2=layer.layer_norm2,
-        mlp=layer.mlp,
+        mlp=mlp.to(device, dtype),
         heads=attention.num_heads,
     )
 

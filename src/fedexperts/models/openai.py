@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..tensors import Tensors, under
-from .clip import Clip, Layer
+from .clip import Clip, Layer, quick_mlp
 from .modified_resnet import SHRUNK, ModifiedResNet
 
 SETTINGS, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
@@ -166,7 +166,8 @@ def parts(
         tokens=nn.Embedding.from_pretrained(t["token_embedding.weight"]),
         positions=t["positional_embedding"],
         layers=tuple(
-            _text_layer(under(t, f"transformer.resblocks.{i}"), saved) for i in range(count)
+            _text_layer(under(saved.tensors, f"transformer.resblocks.{i}"), saved, device, dtype)
+            for i in range(count)
         ),
         norm=_filled(nn.LayerNorm, under(t, "ln_final")),
         project=_filled(nn.Linear, {"weight": t["text_projection"].T.contiguous()}),
@@ -195,33 +196,23 @@ def _visual(side: int, t: Tensors) -> ModifiedResNet:
     return net.requires_grad_(False).eval()
 
 
-def _text_layer(t: Tensors, saved: Checkpoint) -> Layer:
-    weights, biases = t["attn.in_proj_weight"].chunk(3), t["attn.in_proj_bias"].chunk(3)
-    query, key, value = (
-        _filled(nn.Linear, {"weight": weight, "bias": bias})
-        for weight, bias in zip(weights, biases, strict=True)
-    )
+def _text_layer(
+    t: Tensors, saved: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> Layer:
+    """Joined before its weights are rounded to `dtype`."""
+    first, second = (_filled(nn.Linear, under(t, f"mlp.{name}")) for name in ("c_fc", "c_proj"))
+    mlp = nn.Sequential(first, nn.GELU(), second)
+    if saved.quick:
+        mlp = quick_mlp(first, second)
+    attention = {"weight": t["attn.in_proj_weight"], "bias": t["attn.in_proj_bias"]}
     return Layer(
-        norm1=_filled(nn.LayerNorm, under(t, "ln_1")),
-        query=query,
-        key=key,
-        value=value,
-        out=_filled(nn.Linear, under(t, "attn.out_proj")),
-        norm2=_filled(nn.LayerNorm, under(t, "ln_2")),
-        mlp=nn.Sequential(
-            _filled(nn.Linear, under(t, "mlp.c_fc")),
-            QuickGelu() if saved.quick else nn.GELU(),
-            _filled(nn.Linear, under(t, "mlp.c_proj")),
-        ),
+        norm1=_filled(nn.LayerNorm, under(t, "ln_1")).to(device, dtype),
+        seen=_filled(nn.Linear, attention).to(device, dtype),
+        out=_filled(nn.Linear, under(t, "attn.out_proj")).to(device, dtype),
+        norm2=_filled(nn.LayerNorm, under(t, "ln_2")).to(device, dtype),
+        mlp=mlp.to(device, dtype),
         heads=saved.heads,
     )
-
-
-class QuickGelu(nn.Module):
-    """x * sigmoid(1.702 x), which OpenAI took for GELU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
 
 
 def _filled(kind: type, t: Tensors) -> Any:

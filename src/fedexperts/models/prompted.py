@@ -15,7 +15,7 @@ from torch import Tensor
 from ..model import Model
 from ..options import Outside, option
 from ..tensors import rng
-from .built import Backbone, Built, Sighted
+from .built import Backbone, Built, Sighted, device, matrix_units
 from .clip import Clip, LinearProbe, PromptedClip, encode, words
 from .dual import Dual, PromptedDual
 from .dual import encode as classify
@@ -25,6 +25,7 @@ WORDS = "a photo of a"
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Precision = Literal["fp32", "bf16"]
 PRECISION = "type of the frozen weights; what is trained and what comes out is fp32"
+WIDE = 256  # width of a text encoder from which bf16 pays
 Init = Literal["random", "words"]
 
 
@@ -37,11 +38,25 @@ class _OnClip(Outside, Sighted):
         says='CLIP, RN50 or SigLIP: "tinyclip" (ours), a local folder, a hub name downloaded'
         " before, or RN50.pt",
     )
-    precision: Precision = option("fp32", says=PRECISION)
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto",
+        says=f'{PRECISION}; "auto": bf16 where the processor has matrix units for it and the CLIP'
+        f" is {WIDE} wide or more",
+    )
 
     def at_hand(self) -> None:
         """ValueError, with what to type, if the CLIP is not on this machine."""
         self.reads()
+
+    def rounded(self, device: torch.device) -> str:
+        """What `precision` is on a device, "fp32" or "bf16"; ValueError as `at_hand`."""
+        if self.precision != "auto":
+            return self.precision
+        from .huggingface import find_clip, width  # as below
+
+        if matrix_units(device) and width(find_clip(self.clip)) >= WIDE:
+            return "bf16"
+        return "fp32"
 
     def reads(self) -> list[Path]:
         from .huggingface import find_clip  # as below
@@ -69,7 +84,7 @@ class PromptedClipSettings(_OnClip):
         """ValueError if the CLIP cannot be loaded, a prompt is too long, or `words` are not
         `context` tokens.
         """
-        clip = _load(self.clip, self.precision)
+        clip = _load(self.clip, self.rounded(device()))
         start = _start(self, words(clip, self.words), seed)
         built = _built(PromptedClip(clip, classes, start), clip, self.clip)
         return replace(built, plain=lambda: PromptedClip(clip, classes, words(clip, WORDS)))
@@ -107,6 +122,9 @@ class PromptedDualSettings(Outside, Sighted):
     def sees(self) -> int:
         return _seen(self.classifier)
 
+    def rounded(self, device: torch.device) -> str:
+        return self.precision
+
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         """ValueError if a half cannot be loaded, a prompt is too long, or `words` are not `context`
         tokens.
@@ -138,15 +156,21 @@ class LinearProbeSettings(_OnClip):
     def reads(self) -> list[Path]:
         return _halves(self.classifier, self.encoder) if self.classifier else super().reads()
 
+    def rounded(self, device: torch.device) -> str:
+        """Of a classifier, whose features a dual model has in fp32 by default, as that."""
+        if self.classifier and self.precision == "auto":
+            return "fp32"
+        return super().rounded(device)
+
     def sees(self) -> int:
         return _seen(self.classifier) if self.classifier else super().sees()
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         """ValueError if the frozen model cannot be loaded. It starts at zero, whatever the seed."""
         if not self.classifier:
-            clip = _load(self.clip, self.precision)
+            clip = _load(self.clip, self.rounded(device()))
             return _built(LinearProbe(classes, clip.width, clip.scale), clip, self.clip)
-        dual = _load_dual(self.classifier, self.encoder, WORDS, self.precision)
+        dual = _load_dual(self.classifier, self.encoder, WORDS, self.rounded(device()))
         width = dual.classifier.rows.shape[1]
         probe = LinearProbe(classes, width, dual.bridge.scale)
         return _built_dual(probe, dual, self.classifier)
