@@ -219,6 +219,36 @@ def renew(
         )
 
 
+@app.command()
+def backup(
+    folder: Annotated[
+        Path, typer.Argument(help="A deployment's folder, or a site's.", show_default=False)
+    ],
+    file: Annotated[Path, typer.Argument(help="A new file, ending in .tar.gz.")],
+) -> None:
+    """Write a deployment's folder, or a site's, into one file; runs may go on meanwhile."""
+    with flower():
+        from ..deploy import backup
+
+        count = backup.backup(folder, file)
+        say(
+            f"Wrote {count} files of {folder} into {file}. It holds keys: keep it as you keep them."
+        )
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file that `backup` wrote.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+) -> None:
+    """Make a deployment's folder, or a site's, from a backup."""
+    with flower():
+        from ..deploy import backup
+
+        backup.restore(file, folder)
+        say(f"Restored {folder}. Start it as before; a server goes on with the runs in it.")
+
+
 def _moved(deployment: "Deployment") -> list[str]:
     """Sites that trust all authorities of today; none if the server does not run."""
     from ..deploy.hello import hash_of

@@ -45,8 +45,9 @@ class Diary:
         """Take down what a program says, until it is silent for good."""
 
         def listen() -> None:
-            for line in stream:
-                self.add(line.decode(errors="replace"))
+            with stream:
+                for line in stream:
+                    self.add(line.decode(errors="replace"))
 
         thread = threading.Thread(target=listen, daemon=True)
         thread.start()

@@ -11,6 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPSConnection
@@ -84,27 +85,25 @@ class Welcome:
 
 def greet(door: Door, key: ec.EllipticCurvePrivateKey) -> Welcome:
     """Greet the server as the site with this key; UnreachableError with the cause if it fails."""
-    line = _line(door)
-    try:
+    with closing(_line(door)) as line:
         _connect(line, door)
         asked = time.time()
-        line.request("POST", hello.PATH, headers=hello.shown(key, door.authorities))
-        answer = line.getresponse()
-        content = answer.read(_MOST)
-    except (OSError, HTTPException) as error:
-        raise UnreachableError(
-            "http",
-            f"{door.called} accepted the connection and gave no answer ({_words(error)}): another"
-            " program may listen there, or the server is just starting or stopping",
-        ) from None
-    finally:
-        line.close()
+        try:
+            line.request("POST", hello.PATH, headers=hello.shown(key, door.authorities))
+            answer = line.getresponse()
+            content = answer.read(_MOST)
+        except (OSError, HTTPException) as error:
+            raise UnreachableError(
+                "http",
+                f"{door.called} accepted the connection and gave no answer ({_words(error)}):"
+                " another program may listen there, or the server is just starting or stopping",
+            ) from None
     _check_clock(answer.headers.get("Date", ""), (asked + time.time()) / 2, door)
     return _understood(answer.status, content, door)
 
 
-def _line(door: Door) -> HTTPSConnection:
-    trusted = ssl.create_default_context(cadata=door.authorities.decode())
+def _line(door: Door, trusting: ssl.SSLContext | None = None) -> HTTPSConnection:
+    trusted = trusting or ssl.create_default_context(cadata=door.authorities.decode())
     if not door.proxy:
         return HTTPSConnection(door.host, door.port, timeout=_PATIENCE, context=trusted)
     proxy = urlsplit(door.proxy if "//" in door.proxy else f"//{door.proxy}")
@@ -126,13 +125,13 @@ def _connect(line: HTTPSConnection, door: Door) -> None:
             f"{door.called} does not speak TLS as our server does ({error.reason or error}):"
             " another program listens at this port, or something on the way cuts the connection",
         ) from None
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         if door.proxy:
             raise _by_proxy(error, door) from None
         raise _not_reached(error, door) from None
 
 
-def _not_reached(error: OSError, door: Door) -> UnreachableError:
+def _not_reached(error: Exception, door: Door) -> UnreachableError:
     if isinstance(error, socket.gaierror):
         return UnreachableError(
             "name",
@@ -158,7 +157,7 @@ def _not_reached(error: OSError, door: Door) -> UnreachableError:
     )
 
 
-def _by_proxy(error: OSError, door: Door) -> UnreachableError:
+def _by_proxy(error: Exception, door: Door) -> UnreachableError:
     return UnreachableError(
         "proxy",
         f"the proxy {_without_password(door.proxy)}, which {door.proxy_named_by} in the environment"
@@ -214,19 +213,16 @@ def _out_of_date(shown: x509.Certificate | None, door: Door) -> UnreachableError
 
 def _shown(door: Door) -> x509.Certificate | None:
     """The certificate that the server shows, believed or not."""
-    line = _line(door)
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    line._context = context  # type: ignore[attr-defined]
     try:
-        line.connect()
-        der: bytes = line.sock.getpeercert(binary_form=True)
-        return x509.load_der_x509_certificate(der)
-    except (OSError, ValueError, TypeError):
+        with closing(_line(door, context)) as line:
+            line.connect()
+            der: bytes = line.sock.getpeercert(binary_form=True)
+            return x509.load_der_x509_certificate(der)
+    except (OSError, HTTPException, ValueError, TypeError):
         return None
-    finally:
-        line.close()
 
 
 def _names(shown: x509.Certificate | None) -> str:

@@ -49,8 +49,9 @@ def program(command: Sequence[str], log: Path, told: Mapping[str, str] = {}) -> 
         preexec_fn=_end_with_parent,
     )
     assert process.stdout is not None
+    listener = words.follow(process.stdout)
     try:
-        yield Program(process, words, words.follow(process.stdout))
+        yield Program(process, words, listener)
     finally:
         process.terminate()
         try:
@@ -58,6 +59,7 @@ def program(command: Sequence[str], log: Path, told: Mapping[str, str] = {}) -> 
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        listener.join(2)
 
 
 def _end_with_parent() -> None:
