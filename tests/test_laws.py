@@ -257,7 +257,9 @@ class Other:
 
 
 def robust(*values: Any, method: Any = None, **merge: Any) -> Other:
-    return Other(values, Case(method or {"name": "fedavg"}), run={"participation": 1.0}, merge=merge)
+    return Other(
+        values, Case(method or {"name": "fedavg"}), run={"participation": 1.0}, merge=merge
+    )
 
 
 def moap(*values: Any, **method: Any) -> Other:

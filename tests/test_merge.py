@@ -37,9 +37,7 @@ def test_a_geometric_median_has_the_least_sum_of_distances() -> None:
     draw = rng(0, "points")
     items = []
     for _ in range(4):
-        items.append(
-            {"w": torch.randn(3, generator=draw), "b": torch.randn(2, generator=draw)}
-        )
+        items.append({"w": torch.randn(3, generator=draw), "b": torch.randn(2, generator=draw)})
     flat = torch.stack([torch.cat([item["w"], item["b"]]) for item in items])
     best = geometric_median(items)
     middle = torch.cat([best["w"], best["b"]])
