@@ -457,7 +457,8 @@ def test_a_tokenizer_that_is_nowhere_is_asked_for(
         each.unlink()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(
-        ValueError, match=r"no tokenizer\.json; type \"hf download openai/clip-vit-base-patch32"
+        ValueError,
+        match=r"no tokenizer\.json; type \"fedexperts fetch openai/clip-vit-base-patch32",
     ):
         load_clip(str(file))
 

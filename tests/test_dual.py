@@ -37,6 +37,7 @@ from transformers import (
 from fedexperts.config import Config, resolve
 from fedexperts.data.images import Folder, read
 from fedexperts.models import halves
+from fedexperts.models.built import computing_on
 from fedexperts.models.dual import RIDGES, PromptedDual, _left_out, bridge, encode
 from fedexperts.models.halves import LITE0, MINILM, check_here, load_dual
 from fedexperts.models.prompted import (
@@ -46,6 +47,7 @@ from fedexperts.models.prompted import (
 )
 from fedexperts.models.seen import unfit, zero_shot
 from fedexperts.predict import Learned
+from fedexperts.tensors import pack, unpack
 
 KNOWN = ("sea_lion, seal", "cat", "red fox", "owl", "bee", "house")  # as ImageNet has several words
 NAMES = ("dog", "sea_lion", "a very long name", "cat")
@@ -284,6 +286,28 @@ def test_features_are_kept_by_the_classifier_alone(
     key = prompted(folders).key
     assert prompted((folders[0], str(tmp_path / "other"))).key == key
     assert prompted((str(tmp_path / "c"), folders[1])).key != key
+
+
+def test_the_map_is_made_once_and_again_where_its_file_is_damaged_or_its_words_are_others(
+    folders: tuple[str, str], tmp_path: Path
+) -> None:
+    def built(words: str = WORDS) -> Tensor:
+        halves._joined.cache_clear()  # as another process
+        with computing_on(torch.device("cpu"), lambda: tmp_path):
+            return load_dual(*folders, words, torch.float32).bridge.matrix
+
+    first = built()
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    kept = unpack(whole)
+    file.write_bytes(pack(kept | {"matrix": torch.zeros_like(first)}))
+    assert not built().any(), "what is kept is what is used"
+    file.write_bytes(whole[:100])
+    assert torch.equal(built(), first)
+    assert file.read_bytes() == whole
+    assert not torch.equal(built("some picture"), first)
+    assert len([*tmp_path.iterdir()]) == 2
+    halves._joined.cache_clear()
 
 
 def test_half_the_bits_answer_nearly_the_same_in_fp32(folders: tuple[str, str]) -> None:

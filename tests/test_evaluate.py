@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import Tensor
 from typer.testing import CliRunner
 
+import fedexperts as fx
 from fedexperts import answers
 from fedexperts.answers import BINS, binned, by_class, confused, matrix, told
 from fedexperts.cli import app
@@ -95,6 +96,14 @@ def test_without_a_client_the_servers_predictor_is_evaluated(
     shared = evaluate(Learned.of(run, ""), pictures / "b")
     assert shared.correct == logged(run, "b")["test_global_correct"]
     assert shared.who != found.who
+
+
+def test_a_run_in_python_is_evaluated_as_by_the_command(
+    run: Path, pictures: Path, found: Evaluation
+) -> None:
+    results = fx.Results(run)
+    assert results.evaluate(pictures / "b", client="b") == found
+    assert results.evaluate(str(pictures / "b")) == evaluate(Learned.of(run, ""), pictures / "b")
 
 
 # ---- counting

@@ -30,7 +30,7 @@ from fedexperts.methods import METHODS
 from fedexperts.methods.fedavg import Alone, FedAvg
 from fedexperts.methods.pfedmoap import PFedMoAP
 from fedexperts.metrics import valid
-from fedexperts.report import claims, figures, paired
+from fedexperts.report import claims, figures, notes, paired
 from fedexperts.report.tables import Column
 from fedexperts.rundir import RunDir
 from fedexperts.study import once
@@ -633,7 +633,7 @@ def test_a_subclass_of_ones_own_has_every_table_and_picture_of_its_parent(experi
     ]
     alike = lambda found: [(p.title, p.alt, p.caption) for p in figures.draw(found)]  # noqa: E731
     assert alike(own) == alike(experiments)
-    assert claims.headline(own) == claims.headline(experiments)
+    assert claims.added(own) == claims.added(experiments)
     assert ours[0][2]["server"] == "-", "who shares nothing has no server accuracy"
     assert len(ours) == 4
 
@@ -664,36 +664,22 @@ def test_without_an_experiment_with_experts_there_is_no_table_of_what_they_add(e
     assert titles == ["Accuracy in percent", "How clients differ", "What is held and sent"]
 
 
-def test_the_headline_ranks_and_says_the_interval(experiments):
-    good = with_rows(experiments[0], "good", {s: rows([[8, 8, 8, 7 - s]]) for s in SEEDS})
-    poor = with_rows(experiments[1], "poor", {s: rows([[5, 5, 5, 5]]) for s in SEEDS})
-    text = " ".join(claims.headline([poor, good]))
-    assert text.startswith(
-        "Highest local accuracy on validation data: good. On test data: good, 75.0 % on average"
-        " over 4 clients and 3 seeds; the commonest"
+def test_what_experts_add_is_said_against_the_strongest_control_on_validation_data(experiments):
+    """Test data, and data in one place, have no say in which control that is."""
+    mixture, gate, alone = experiments
+    one = judged(mixture, "one", [9, 9, 9], [8, 8, 7])
+    weak = judged(gate, "weak", [5, 5, 5], [9, 9, 9])
+    strong = judged(alone, "strong", [6, 6, 6], [5, 5, 5], model__name="linear-probe")
+    bound = judged(alone, "bound", [9, 9, 9], [9, 9, 9], run__pooled=True)
+    (line,) = claims.added([one, weak, strong, bound])
+    assert line.startswith(
+        "What experts add: one against strong (linear probe; the strongest of 2 controls on"
+        " validation data): +26.7 points (between "
     )
-    assert (
-        "Next on validation data: poor, on test data 50.0 %. The first minus the next, on test"
-        " data: +25.0 points (between +18.8 and +31.2, 95 %, 3 seeds)." in text
-    )
-    assert "What experts add: good against poor (gate alone): +25.0 points" in text
-
-
-def test_who_comes_first_is_chosen_on_validation_data_and_claimed_on_test_data(experiments):
-    lucky = with_rows(experiments[0], "lucky", {0: rows([[9]], valid=[[3]])})
-    sound = with_rows(experiments[1], "sound", {0: rows([[5]], valid=[[7]])})
-    first, after = claims.headline([lucky, sound])[:2]
-    assert first.startswith(
-        "Highest local accuracy on validation data: sound. On test data: sound, 50"
-    )
-    assert "Next on validation data: lucky, on test data 90.0 %" in after
-    assert "on test data: -40.0 (seed 0) points" in after
-
-
-def test_without_validation_data_it_is_said_that_test_data_chose(experiments):
-    bare = [row | {"valid_examples": 0} for row in rows([[9]])]
-    one, other = (with_rows(experiments[i], name, {0: bare}) for i, name in enumerate("xy"))
-    assert claims.headline([one, other])[0].startswith("Highest local accuracy on test data: x. On")
+    assert line.endswith(", better.")
+    (line,) = claims.added([one, weak])
+    assert line.startswith("What experts add: one against weak (gate alone): -13.3 points")
+    assert report.decision([one, weak, strong])[-1] == claims.added([one, weak, strong])[0]
 
 
 def test_what_a_control_is_asked_to_differ_in_is_no_remark(experiments):
@@ -702,12 +688,6 @@ def test_what_a_control_is_asked_to_differ_in_is_no_remark(experiments):
     one = with_rows(experiments[0], "one", {0: rows([[5]])}, run__pooled=False)
     text = said(one, bound)
     assert "one against bound (all data in one place): no difference at all in 1 seed." in text
-
-
-def test_pooled_data_are_a_bound_and_come_first_of_nobody(experiments):
-    bound = with_rows(experiments[0], "bound", {0: rows([[9]])}, run__pooled=True)
-    one, other = (with_rows(experiments[i], name, {0: rows([[5]])}) for i, name in enumerate("xy"))
-    assert "bound" not in " ".join(claims.headline([bound, one, other])[:2])
 
 
 def searched(experiment, path, trials, edges, rounds=3):
@@ -768,16 +748,16 @@ def test_the_skew_that_clients_have_stands_beside_what_was_asked_for(experiments
     )
     assert says in said(report.Experiment("x", runs))
     plain = {"partition": "pathological", "alpha": 0.5}
-    assert "asked for" not in claims.skewed(skew, plain)
+    assert "asked for" not in notes.skewed(skew, plain)
 
 
 def test_experiments_over_different_seeds_are_not_ranked_in_words(experiments):
     """The mean of the first is higher, by its seeds alone: where both were run, it is lower."""
     first = with_rows(experiments[0], "first", {0: rows([[4]]), 1: rows([[9]]), 2: rows([[9]])})
     other = with_rows(experiments[1], "other", {0: rows([[5]])})
-    lines = claims.headline([first, other])
+    lines = report.decision([first, other])
     assert lines[0] == "These experiments have different seeds, so they are listed but not ranked."
-    assert not any("Highest" in line or "Next" in line for line in lines)
+    assert not any("use" in line for line in lines)
     assert lines[1].endswith("(gate alone): -10.0 (seed 0) points; an interval needs 3 seeds.")
     assert "do not have the same seeds" in printed(report.tables([first, other]))
 
@@ -785,7 +765,7 @@ def test_experiments_over_different_seeds_are_not_ranked_in_words(experiments):
 def test_experiments_on_different_data_are_not_ranked(experiments):
     first = with_rows(experiments[0], "first", {0: rows([[8]])})
     other = with_rows(experiments[1], "other", {0: rows([[5]])}, data__name="other-data")
-    assert "not ranked" in claims.headline([first, other])[0]
+    assert "not ranked" in report.decision([first, other])[0]
     assert "do not have the same data" in printed(report.tables([first, other]))
     assert not table_of([first, other], ADDED).rows
 
@@ -850,15 +830,37 @@ def test_equal_names_with_other_settings_or_the_same_seed_are_never_mixed(study,
     shutil.copytree(study / "mixture", tmp_path / "c")
     found = report.collect([tmp_path])
     assert [(e.name, list(e.runs)) for e in found] == [
-        ("mixture (a)", [9]),
-        ("mixture (b/seed-0)", [0, 1, 2]),
-        ("mixture (c/seed-0)", [0, 1, 2]),
+        ("mixture (method.lam=3.0)", [9]),
+        ("mixture (method.lam=0.5) (b/seed-0)", [0, 1, 2]),
+        ("mixture (method.lam=0.5) (c/seed-0)", [0, 1, 2]),
     ]
     found = report.collect([tmp_path / "a", tmp_path / "b"])
     assert [list(e.runs) for e in found] == [
         [9],
         [0, 1, 2],
     ], "other settings, even without a seed in common"
+
+
+def test_equal_names_are_told_apart_by_settings_that_all_have_and_nobody_tuned(tmp_path):
+    def labels(*cases, tune=()):
+        for number, (case, sections) in enumerate(cases):
+            config = tiny(CASES[case], name="x", **sections)
+            tuned = replace(config, tune={key: [0.1] for key in tune})
+            RunDir.create(tmp_path / "-".join(tune) / str(number), tuned.toml(), {})
+        return [each.name for each in report.collect([tmp_path / "-".join(tune)])]
+
+    some, more = {"reserve": 1}, {"reserve": 4}
+    cases = ("alone", {"data": some}), ("alone", {"data": more, "learning": {"rate": 0.7}})
+    assert labels(*cases) == [
+        "x (data.reserve=1, learning.rate=0.1)",
+        "x (data.reserve=4, learning.rate=0.7)",
+    ]
+    assert labels(*cases, tune=["learning.rate"]) == ["x (data.reserve=1)", "x (data.reserve=4)"]
+    others = ("fedprox", {"run": {"judged_by": "server"}}), ("alone", {})
+    assert labels(*others, tune=["data.reserve"]) == [
+        "x (method.name=fedavg, run.judged_by=server)",
+        "x (method.name=alone, run.judged_by=clients)",
+    ]
 
 
 def test_a_client_who_did_not_answer_is_named(experiments):
@@ -980,7 +982,7 @@ def test_the_page_has_both_tables_every_client_the_settings_and_the_environment(
     assert "method.experts" in text
     assert "gate_rate = 0.01" in text
     assert "3.x" in text
-    assert all(line in text for line in claims.headline(experiments))
+    assert all(line in text for line in report.decision(experiments))
 
 
 def test_equal_runs_make_equal_pages(experiments, page, tmp_path):
@@ -1055,7 +1057,7 @@ def test_a_client_that_is_refused_in_every_round_is_said_loudly(tmp_path):
         run=full,
     )
     (found,) = report.collect([tmp_path])
-    lines = [line for line in claims.notes([found]) if line.startswith("WARNING")]
+    lines = [line for line in notes.notes([found]) if line.startswith("WARNING")]
     assert lines == [
         "WARNING: x, seed 0: every upload from b was refused, so it contributed nothing to this"
         " result."
@@ -1163,7 +1165,7 @@ def test_where_the_server_judges_the_table_leads_with_it(experiments):
     )
     line = cells(report.tables([x])[0], 0)
     assert (line["server"], line["sd seeds"], line["local"]) == ("41.0", "1.4 (2)", "10.0")
-    assert claims.headline([x])[0].startswith("x, 41.0 % on average over 2 seeds")
+    assert report.decision([x])[0].startswith("x, 41.0 % on average over 2 seeds")
 
 
 @pytest.mark.parametrize(
@@ -1251,13 +1253,10 @@ def test_a_mixture_is_held_against_copies_and_against_averaging(experiments):
     assert "moe against fedavg (one averaged model): +8.0 points" in text
     assert "copies against" not in text
     assert "do not tell" not in text
-    lines = claims.headline([fedavg, moe, copies])
-    assert lines[0].startswith(
-        "Highest server accuracy on validation data: moe. On test data: moe, 63.0 %"
-    )
-    assert lines[-1].startswith(
-        "What experts add: moe against fedavg (one averaged model): +8.0 points"
-    )
+    lines = report.decision([fedavg, moe, copies])
+    assert "Highest server accuracy on validation data: moe, " in lines[0]
+    assert "; on test data 63.0 % on average over 3 seeds" in lines[0]
+    assert lines[-1].startswith("What experts add: moe against fedavg (one averaged model; the")
     line = cells(table_of([moe, copies], ADDED), 0)
     assert (line["of"], line["better"]) == ("server", "-")
 
@@ -1399,8 +1398,9 @@ def test_what_is_chosen_on_validation_data_is_claimed_on_test_data(experiments):
     good = judged(mixture, "good", [9, 9, 9], [8, 9, 8])
     poor = judged(alone, "poor", [5, 5, 6], [5, 5, 5])
     first, sure = report.decision([poor, good])
-    assert first == (
-        "For these sites, use good. Highest accuracy on validation data: good, 90.0 %."
+    assert first.startswith(
+        "For these sites, use good. Highest local accuracy on validation data: good, 90.0 %; on"
+        " test data 83.3 % on average over 4 clients and 3 seeds; the commonest class alone gives "
     )
     assert sure.startswith("How sure that is: good is better than poor, +33.3 points (between ")
     assert sure.endswith("95 %, 3 seeds); established on test data.")
@@ -1414,7 +1414,7 @@ def test_of_many_the_nearest_are_listed_and_pooled_data_are_no_choice(experiment
         for k in range(4)
     ]
     bound = judged(alone, "bound", [10, 10, 10], [10, 10, 10], run__pooled=True)
-    first, sure = report.decision([*others, bound, best])
+    first, sure, *_ = report.decision([*others, bound, best])
     assert first.startswith("For these sites, use best.")
     assert "bound" not in sure
     assert [f"other-{k}" in sure for k in range(4)] == [True, True, True, False]
@@ -1437,7 +1437,9 @@ def test_of_those_that_are_as_good_the_cheapest_is_named_with_what_it_costs(expe
     cheap = taking(9999.0, judged(alone, "cheap", [9, 9, 9], [9, 8, 8]))
     far = judged(alone, "far", [8, 8, 8], [9, 8, 9], learning__rate=0.2)
     first, sure, rest = report.decision([best, cheap, far])
-    assert first.startswith("For these sites, use cheap. Highest accuracy on validation data: best")
+    assert first.startswith(
+        "For these sites, use cheap. Highest local accuracy on validation data: best"
+    )
     assert "Within 1 point of it, and not established to be worse: cheap. The cheapest of" in first
     assert "cheap, with 0 bytes a client and round (which count first) and" in first
     assert sure == (
@@ -1463,9 +1465,10 @@ def test_nothing_is_decided_without_validation_data_or_between_what_cannot_be_co
     bare = [row | {"valid_examples": 0, "valid_correct": 0} for row in one.first.clients]
     blind = report.Experiment("blind", {s: replace(r, clients=bare) for s, r in one.runs.items()})
     assert report.decision([blind, other])[0].startswith("Which to use cannot be said")
-    assert report.decision([one]) == []
+    assert report.decision([one])[0].startswith("mixture, 85.0 % on average over 4 clients")
     elsewhere = judged(alone, "elsewhere", [9, 9], [9, 8], data__name="other-data")
-    assert report.decision([one, elsewhere]) == []
+    assert report.decision([one, elsewhere])[0].startswith("These experiments have different data")
+    assert report.decision([]) == ["No run is finished yet, so there is no result."]
 
 
 def test_the_decision_stands_first_in_compare_and_on_the_page(study, experiments, page):

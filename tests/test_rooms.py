@@ -33,7 +33,8 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("report", "config", "track"),
     ("units",),
     ("study", "deploy", "predict", "verify"),
-    ("export", "evaluate", "serve", "reproduce", "results"),
+    ("export", "evaluate", "serve", "reproduce"),
+    ("results",),
     ("cli",),
     # the package's front page, which names what users need; who imports it gets the version alone
     ("", "__main__"),

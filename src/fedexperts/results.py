@@ -15,6 +15,7 @@ from torch import Tensor
 from . import config as door
 from .config import Config
 from .data.images import said
+from .evaluate import evaluate
 from .metrics import Row, Score, accuracy, figures, last
 from .predict import (
     Learned,
@@ -27,6 +28,7 @@ from .predict import (
 )
 from .private import Private
 from .report import collect, write_html
+from .report.evaluation import Evaluation
 from .rundir import RunDir
 from .study import once
 from .tensors import Tensors
@@ -139,6 +141,14 @@ class Results:
                 raise ValueError(f"images that cannot be read: {'; '.join(said(broken))}")
             answers += batch
         return answers
+
+    def evaluate(self, labelled: Path | str, client: str = "") -> Evaluation:
+        """How well one client's own model, or without a name what all share, does on a folder of
+        class/image.jpg or a table of labelled examples: what `fedexperts evaluate` prints.
+
+        Its `lines()` say it in words; `accuracy`, `matrix`, `answers` and `plain()` are figures.
+        """
+        return evaluate(Learned.of(self.folder.path, client), Path(labelled))
 
     def report(self, page: Path | str | None = None) -> Path:
         """Write the page of tables and pictures, `report.html` in the run's folder, and say where

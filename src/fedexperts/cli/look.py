@@ -67,7 +67,7 @@ def check(
     """Load data and model and print the split; nothing is trained."""
     from .. import config as door
     from ..models.seen import unfit, zero_shot
-    from ..report.claims import skewed
+    from ..report.notes import skewed
 
     with errors():
         experiment = door.load(config, settings or [])

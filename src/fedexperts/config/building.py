@@ -85,7 +85,7 @@ def modelled(config: Config, classes: tuple[str, ...]) -> tuple[Built, Model]:
 
     ValueError if the model cannot be built.
     """
-    with computing_on(device := machine.device(config)):
+    with computing_on(device := machine.device(config), cache_folder):
         machine.repeatable(device)
         built = _built(config, "model", classes)
     return built, _mixed(config, built.model)

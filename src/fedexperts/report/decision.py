@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..metrics import last_valid, validated
 from . import paired
-from .claims import compared, estimate, plural, same_data, same_seeds, shown
+from .claims import WHOSE, added, compared, estimate, plural, same_data, same_seeds, shown
 from .collect import Experiment, judged_by
 from .columns import size
 from .paired import Difference
@@ -54,7 +53,9 @@ Pair = tuple[Choice, Difference]  # another experiment, and the best minus it, o
 
 
 def decision(experiments: Sequence[Experiment]) -> list[str]:
-    """Sentences: the first says what to use; nothing where there is nothing to choose from."""
+    """Sentences: the first says what to use or, where there is no choice, the result; the last ones
+    what experts add.
+    """
     of = judged_by(experiments)
     counted = [
         experiment
@@ -63,29 +64,31 @@ def decision(experiments: Sequence[Experiment]) -> list[str]:
         and not experiment.pooled
         and (experiment.has_global or of == "clients")
     ]
-    if len(counted) < 2:
-        return []
-    if not (same_data(counted) and same_seeds(counted)):
-        return []  # the headline says that they are not ranked, and why
-    if not all(validated(run.clients, of) for e in counted for run in e.finished.values()):
+    if not counted:
+        return ["No run is finished yet, so there is no result."]
+    if not same_data(counted):
+        return ["These experiments have different data, so they are listed but not ranked."]
+    return [*_first(counted, of), *added([e for e in experiments if e.finished])]
+
+
+def _first(counted: Sequence[Experiment], of: str) -> list[str]:
+    if not same_seeds(counted):
+        return ["These experiments have different seeds, so they are listed but not ranked."]
+    if len(counted) == 1:
+        return [f"{shown(counted[0].name)}, {_average(counted[0], of)}."]
+    valids = [(experiment, experiment.valid(of)) for experiment in counted]
+    choices = [Choice(experiment, valid) for experiment, valid in valids if valid is not None]
+    if len(choices) < len(counted):
         return [
             "Which to use cannot be said: there are no validation examples to choose by, and test"
             " data are not for choosing. Use data.valid = 0.2, say."
         ]
-    ranked = sorted((_choice(e, of) for e in counted), key=lambda c: -c.valid)
-    best, others = ranked[0], ranked[1:]
+    best, *others = sorted(choices, key=lambda choice: -choice.valid)
     pairs = [(other, compared(best.experiment, other.experiment, of)) for other in others]
-    return _said(best, [(other, difference) for other, difference in pairs if difference])
+    return _said(best, [(other, difference) for other, difference in pairs if difference], of)
 
 
-def _choice(experiment: Experiment, of: str) -> Choice:
-    runs = experiment.finished.values()
-    return Choice(
-        experiment, statistics.fmean(last_valid(run.clients, run.server, of) for run in runs)
-    )
-
-
-def _said(best: Choice, pairs: Sequence[Pair]) -> list[str]:
+def _said(best: Choice, pairs: Sequence[Pair], of: str) -> list[str]:
     holds = paired.established([difference for _, difference in pairs])
     told: dict[str, list[Pair]] = {"better": [], "worse": [], "open": []}
     for pair, sure in zip(pairs, holds, strict=True):
@@ -96,13 +99,13 @@ def _said(best: Choice, pairs: Sequence[Pair]) -> list[str]:
     as_good = [other for other, _ in (*told["worse"], *told["open"])]
     equals = [best, *(other for other in as_good if best.valid - other.valid <= MARGIN)]
     use = min(equals, key=lambda choice: choice.cost)
-    return [_use(best, use, equals), *_sure(best, told, len(pairs))]
+    return [_use(best, use, equals, of), *_sure(best, told, len(pairs))]
 
 
-def _use(best: Choice, use: Choice, equals: Sequence[Choice]) -> str:
+def _use(best: Choice, use: Choice, equals: Sequence[Choice], of: str) -> str:
     says = (
-        f"For these sites, use {use.name}. Highest accuracy on validation data: {best.name},"
-        f" {best.valid:.1f} %."
+        f"For these sites, use {use.name}. Highest {WHOSE[of]} accuracy on validation data:"
+        f" {best.name}, {best.valid:.1f} %; on test data {_average(best.experiment, of)}."
     )
     if len(equals) == 1:
         return says
@@ -112,6 +115,21 @@ def _use(best: Choice, use: Choice, equals: Sequence[Choice]) -> str:
         f" cheapest of these is {use.name}, with {size(use.bytes)} bytes a client and round (which"
         f" count first) and {use.seconds:.0f} s of training."
     )
+
+
+def _average(experiment: Experiment, of: str) -> str:
+    """An experiment's accuracy, over how many it is a mean, and what is reached without looking."""
+    scores = experiment.last.values()
+    over = plural(len(scores), "seed")
+    if of == "clients":
+        over = f"{plural(len(experiment.clients), 'client')} and {over}"
+        accuracy = statistics.fmean(score.mean for score in scores)
+    else:
+        accuracy = statistics.fmean(score.server for score in scores)
+    text = f"{accuracy:.1f} % on average over {over}"
+    if level := experiment.commonest(of):
+        text += f"; the commonest class alone gives {level:.0f} %"
+    return text
 
 
 def _sure(best: Choice, told: Mapping[str, Sequence[Pair]], count: int) -> list[str]:

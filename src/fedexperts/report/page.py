@@ -17,8 +17,8 @@ from .. import __version__
 from ..metrics import changes, mean_sd, refusals
 from ..provenance import differences, flat, follows
 from ..tensors import write as write_whole
-from .claims import headline, shown
-from .collect import Experiment, Run
+from .claims import shown
+from .collect import Experiment, Run, as_set
 from .decision import decision
 from .figures import draw
 from .ink import Picture
@@ -73,10 +73,9 @@ def page(experiments: Sequence[Experiment]) -> str:
     names = f"{len(experiments)} experiments compared"
     if len(experiments) == 1:
         names = shown(experiments[0].name)
-    first = [*decision(experiments), *headline(experiments)]
     body = [
         f"<h1>{escape(names)}</h1>",
-        *(f'<p class="result">{escape(line)}</p>' for line in first),
+        *(f'<p class="result">{escape(line)}</p>' for line in decision(experiments)),
         *(set_table(table) for table in tables(experiments)),
         *_pictures(experiments),
         *_clients(experiments),
@@ -250,10 +249,4 @@ def _more(title: str, inside: str) -> str:
 def _value(settings: Mapping[str, object], key: str) -> str:
     if key not in settings:
         return "-"
-    return _said(settings[key])
-
-
-def _said(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    return json.dumps(value)
+    return as_set(settings[key])

@@ -16,11 +16,9 @@ from .claims import (
     Claim,
     claims,
     legend,
-    notes,
     sentences,
     shown,
     signed,
-    unequal,
     unknown,
 )
 from .collect import Experiment, judged_by
@@ -47,6 +45,7 @@ from .columns import (
     size,
     time_column,
 )
+from .notes import notes, unequal
 from .routing import lines, mean
 
 
