@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..model import Model, Portable
 from ..tensors import Tensors, named, under
-from .sketch import KINDS, SHIFTS, Moments, is_image, numbers
+from .sketch import KINDS, SHIFTS, Moments, numbers
 
 FRAME = ("frame.scale", "frame.shift")
 TOLERANCE = 0.15  # of log deviations, and of means in deviations: below it groups read alike
