@@ -146,7 +146,7 @@ class FedMoEFramed(Method):
         group_m = [int(server[f"shares.{upload.client}"].argmax()) for upload in uploads]
         examples_m = [upload.examples for upload in uploads]
         everybody, alone = [], {}
-        for k, expert in enumerate(experts):
+        for expert in experts:
             seen = [
                 _from(u.tensors, experts[group], expert)
                 for u, group in zip(uploads, group_m, strict=True)

@@ -1,6 +1,6 @@
-"""Frames: how an expert reads. A scale and a shift bring a group's pixels to the mean and the spread
-of one group, the widest, its sign to a positive skew: bright on dark. So all experts read alike,
-and share what they know.
+"""Frames: how an expert reads. A scale and a shift bring a group's pixels to the mean and the
+deviation of the widest group, and their skew to a positive sign: bright on dark. So all experts
+read alike, and share what they know.
 
 This room knows moments and models; it does not know who belongs to which group.
 
