@@ -189,6 +189,7 @@ class Case:
 
 GATE = {"name": "pfedmoap", "experts": 2, "width": 8, "heads": 2}
 MOE: dict[str, Any] = {"own": True, "reserve": 8, "mixture": {"experts": 3}}
+FRAMED: dict[str, Any] = {"reserve": 8, "mixture": {"experts": 2, "mains": 0, "top": 2}}
 NEXT = {
     "name": "fedmoe",
     "blend": "next-order",
@@ -222,6 +223,10 @@ CASES = {
     "fedmoe-strong": Case({"name": "fedmoe-strong", "temperature": 0.3}, "network", **MOE),
     "fedmoe-no-main": Case(
         NEXT | {"warmup": 5}, "network", **MOE | {"mixture": {"experts": 3, "mains": 0, "top": 2}}
+    ),
+    "framed": Case({"name": "fedmoe-framed", "restart": 5}, "network", **FRAMED),
+    "framed-images": Case(
+        {"name": "fedmoe-framed", "restart": 5, "groups": "chosen"}, "norm", **FRAMED
     ),
     "central": Case({"name": "central", "rate": 0.1}, reserve=8),
     "cent-moe": Case(

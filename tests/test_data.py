@@ -652,6 +652,17 @@ def test_half_of_the_clients_may_number_the_classes_otherwise() -> None:
         assert torch.equal((plain.labels[own] + 5 * way) % 10, twice.labels[own])
 
 
+def test_scanners_may_number_the_classes_otherwise_and_so_does_the_reserve() -> None:
+    plain = DigitsScanners(numberings=1, reserve=4).load(0)
+    named = DigitsScanners(numberings=4, numbered_by="scanners", reserve=4).load(0)
+    for client, parts in plain.parts.items():
+        own = torch.cat(list(parts.named().values()))
+        step = int(client.rpartition("-")[2]) % 4 * 10 // 4
+        assert torch.equal((plain.labels[own] + step) % 10, named.labels[own])
+    steps = (named.labels[named.reserve] - plain.labels[plain.reserve]) % 10
+    assert torch.equal(steps.bincount(minlength=8)[[0, 2, 5, 7]], torch.tensor([10] * 4))
+
+
 def test_pages_may_lie_otherwise_in_each_scanner() -> None:
     turned = DigitsScanners(differ="pages").load(0)
     images, _ = digits()

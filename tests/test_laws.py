@@ -42,7 +42,7 @@ from fedexperts.rundir import RunDir
 from fedexperts.tensors import Tensors, pack, unpack
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-REAL = ("fedavg", "alone-probe", "nearest", "fedmoe-next")  # on real digits too
+REAL = ("fedavg", "alone-probe", "nearest", "fedmoe-next", "framed")  # on real digits too
 worlds = [pytest.param(tiny, case, id=name) for name, case in CASES.items()]
 worlds += [pytest.param(digits, CASES[name], id=f"digits-{name}") for name in REAL]
 every_world = pytest.mark.parametrize(("world", "case"), worlds)
@@ -230,7 +230,8 @@ def test_the_servers_model_learns_too(remembered: Remembered) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, case in CASES.items() if case.method["name"] == "fedmoe"]
+    "name",
+    [n for n, case in CASES.items() if case.method["name"] in ("fedmoe", "fedmoe-framed")],
 )
 def test_the_servers_mixture_learns_too(name: str, remembered: Remembered) -> None:
     """Law 6 for what no client holds."""
@@ -279,6 +280,10 @@ def moe(*values: Any, **method: Any) -> Other:
         values,
         replace(CASES["fedmoe"], method=CASES["fedmoe"].method | {"temperature": 0.01} | method),
     )
+
+
+def framed(*values: Any, **method: Any) -> Other:
+    return Other(values, replace(CASES["framed"], method=CASES["framed"].method | method))
 
 
 def gauss(*values: Any, **method: Any) -> Other:
@@ -357,6 +362,14 @@ FIELDS: dict[type, dict[str, Other]] = {
             gauss(False, texts=2.0, prior=500.0),  # a blend of texts alone, and a client whose
             run={"seed": 1},  # own examples know better
         ),
+    },
+    METHODS["fedmoe-framed"]: {
+        "relevance": framed("shuffled"),
+        "groups": framed("chosen"),
+        "share": replace(framed("none", "whole"), run={"participation": 1.0, "seed": 1}),
+        "frames": Other((False,), CASES["framed-images"]),
+        "restart": framed(0, 2),
+        "mu": framed(1.0),
     },
     METHODS["pfedmoap"]: {
         "experts": moap(0, 1),

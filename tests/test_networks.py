@@ -23,7 +23,7 @@ from fedexperts.models.vision import (
     leaf_cnn,
     resnet18,
 )
-from fedexperts.tensors import Tensors, stack, unbind
+from fedexperts.tensors import Tensors, rng, stack, unbind
 
 DIGITS = tuple("0123456789")
 LETTERS = tuple(f"class {i}" for i in range(62))  # of FEMNIST
@@ -234,5 +234,21 @@ def test_images_become_small_and_grey_or_stay_in_colour() -> None:
     assert torch.allclose(
         grey(images), torch.tensor([[[[0.5, -0.5], [-0.5, 15 / 255 - 0.5]]]]), atol=1e-6
     )
+    small = CompactCnnSettings(side=2, colour=True).build(DIGITS, 0)
+    means = torch.tensor([30, 60, 90]) / 4 / 255 - 0.5
+    torch.testing.assert_close(small.encode(images)[0, :, 1, 1], means)
+    assert small.model.logits(small.model.initial, small.encode(images)).shape == (1, 10)
     assert colour(images).shape == (1, 3, 4, 4)
     assert (colour(images).min(), colour(images).max()) == (-2, 2)
+
+
+def test_an_image_that_is_normalised_is_the_same_dark_or_bright_inverted_or_faint() -> None:
+    ink = torch.randint(0, 80, (1, 3, 4, 4), generator=rng(0, "ink"), dtype=torch.uint8)
+    ink[..., 0, 0] = 200
+    settings = CompactCnnSettings(side=4, normalise="image").build(DIGITS, 0)
+    one = settings.encode(ink)
+    assert float(one.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(one.std(correction=0)) == pytest.approx(1)
+    for other in (255 - ink, ink // 2 + 20):
+        torch.testing.assert_close(settings.encode(other), one, atol=0.05, rtol=0)
+    assert not settings.encode(torch.full_like(ink, 7)).any()

@@ -53,7 +53,9 @@ class FedMoEFramed(Method):
         says="how far an expert follows its own clients beyond what all moved: as far as groups"
         " differ; not at all; it is theirs alone",
     )
-    frames: bool = option(True, says="an expert reads its inputs scaled and shifted to what all see")
+    frames: bool = option(
+        True, says="an expert reads its inputs scaled and shifted to what all see"
+    )
     restart: int = option(
         60,
         says="passes over the reserve set, once there are frames, that teach the experts to read"
@@ -144,7 +146,7 @@ class FedMoEFramed(Method):
         group_m = [int(server[f"shares.{upload.client}"].argmax()) for upload in uploads]
         examples_m = [upload.examples for upload in uploads]
         everybody, alone = [], {}
-        for k, expert in enumerate(experts):
+        for expert in experts:
             seen = [
                 _from(u.tensors, experts[group], expert)
                 for u, group in zip(uploads, group_m, strict=True)
@@ -171,7 +173,7 @@ class FedMoEFramed(Method):
         """By layer: 1 - variance inside groups / variance between them, both over rounds; and the
         state that remembers them.
         """
-        layers = {_layer(name) for name in everybody[0]}
+        layers = sorted({_layer(name) for name in everybody[0]})
         K, m = len(alone), len(uploads)
         if self.share == "whole":
             return dict.fromkeys(layers, 1.0), server
@@ -316,9 +318,7 @@ def _layer(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _kept(
-    server: Tensors, clients: Sequence[str], count_N: Tensor, member_KN: Tensor
-) -> Tensor:
+def _kept(server: Tensors, clients: Sequence[str], count_N: Tensor, member_KN: Tensor) -> Tensor:
     """[K, K]: of which experts a new group's expert is made, by its clients' examples; of all
     clients', if all of its own are new.
     """

@@ -1,6 +1,6 @@
-"""Frames: how an expert reads. A scale and a shift bring a group's pixels to the mean and the spread
-of one group, the widest, its sign to a positive skew: bright on dark. So all experts read alike,
-and share what they know.
+"""Frames: how an expert reads. A scale and a shift bring a group's pixels to the mean and the
+deviation of the widest group, and their skew to a positive sign: bright on dark. So all experts
+read alike, and share what they know.
 
 This room knows moments and models; it does not know who belongs to which group.
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..model import Model, Portable
 from ..tensors import Tensors, named, under
-from .sketch import KINDS, SHIFTS, Moments, is_image, numbers
+from .sketch import KINDS, SHIFTS, Moments, numbers
 
 FRAME = ("frame.scale", "frame.shift")
 TOLERANCE = 0.15  # of log deviations, and of means in deviations: below it groups read alike

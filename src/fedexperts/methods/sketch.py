@@ -205,7 +205,7 @@ def flat_gate(width: int, count: int) -> Tensors:
 
 def nearest(moments: Moments, member_KN: Tensor, numbers_BP: Tensor) -> int:
     """The group whose mean is nearest to that of a newcomer's inputs."""
-    middle_P, sd_P = _scale(moments)
+    _, sd_P = _scale(moments)
     each = moments.together(member_KN)
     apart_KP = (each.mean - numbers_BP.double().mean(0)) / sd_P
     far_K = apart_KP.square().sum(1).masked_fill(each.count == 0, torch.inf)
