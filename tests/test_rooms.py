@@ -32,7 +32,7 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("loop",),
     ("report", "config", "track"),
     ("units",),
-    ("study", "deploy", "predict", "verify"),
+    ("study", "deploy", "predict", "unlearn", "verify"),
     ("export", "evaluate", "serve", "reproduce", "results"),
     ("cli",),
     # the package's front page, which names what users need; who imports it gets the version alone
