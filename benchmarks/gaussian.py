@@ -98,7 +98,7 @@ SETTINGS = {
     "one scanner": Setting(DEMO, {"scanners": 1}, lacks=NO_GROUPS),
 }
 CHOOSING: Values = {"name": OURS, "regimes": 0}
-TRAINED: Values = {"rounds": 10, "participation": 1.0}
+TRAINED: Values = {"rounds": 20, "participation": 1.0}
 PLAIN, WHITE = (0.01, 0.03, 0.1, 0.3), (0.3, 1.0, 3.0, 10.0)
 METHODS = {
     OURS: Way(CHOOSING, {"rounds": 2}),

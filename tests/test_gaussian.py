@@ -52,7 +52,7 @@ def round_of(method: GaussianExperts, clients: dict[str, Examples], server: Tens
     sent = method.send(server, list(clients), 1, 0)
     uploads = []
     for name, own in clients.items():
-        local = method.start(model, sent[name].tensors, None, rng(0, ""))
+        local = method.start(model, sent[name].tensors, None, rng(0, "start", client=name))
         said = method.observe(model, local, own)
         expected = method.expects(server, model, name)
         assert {n: v.shape for n, v in said.items()} == {n: v.shape for n, v in expected.items()}

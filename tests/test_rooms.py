@@ -32,7 +32,7 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("loop",),
     ("report", "config", "track"),
     ("units",),
-    ("study", "deploy", "predict", "verify"),
+    ("study", "deploy", "predict", "unlearn", "verify"),
     ("export", "evaluate", "serve", "reproduce"),
     ("results",),
     ("cli",),

@@ -94,7 +94,7 @@ def within(experts: Experts) -> Tensor:
 
 def grand_mean(experts: Experts) -> Tensor:
     """[C, P]: each class's mean over all clients."""
-    return experts.sums.sum(0) / experts.count.sum(0).clamp_min(1)[:, None]
+    return experts.sums.sum(0) / experts.count.sum(0).clamp_min(LITTLE)[:, None]
 
 
 def total(experts: Experts) -> Tensor:
@@ -103,7 +103,7 @@ def total(experts: Experts) -> Tensor:
     """
     rest_NCP = experts.mean - grand_mean(experts)
     spread_PP = torch.einsum("nc,ncp,ncq->pq", experts.count, rest_NCP, rest_NCP)
-    return (experts.scatter.sum(0) + spread_PP) / experts.count.sum().clamp_min(1)
+    return (experts.scatter.sum(0) + spread_PP) / experts.count.sum().clamp_min(LITTLE)
 
 
 def inverse_metric(S_PP: Tensor, ridge: float) -> Tensor:

@@ -22,6 +22,8 @@ def placebo(kind: Placebo, own: Examples, classes: int, draw: Generator) -> Exam
     if kind == "labels":
         return Examples(own.x, own.y[torch.randperm(len(own), generator=draw)])
     if kind == "classes":
-        return Examples(own.x, torch.randperm(classes, generator=draw)[own.y])
+        order = torch.randperm(classes, generator=draw)
+        renamed = torch.empty_like(order).index_copy_(0, order, order.roll(1))  # each another
+        return Examples(own.x, renamed[own.y])
     away = torch.randn(own.x.shape, generator=draw)
     return Examples(normalize(away, dim=-1) * own.x.norm(dim=-1, keepdim=True), own.y)
