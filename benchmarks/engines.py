@@ -229,7 +229,7 @@ def programs(folder: Path) -> Iterator[Watch]:
     started = [start("server", str(folder))]
     started += [start("site", str(folder), "--name", site) for site in SITES]
     try:
-        while deploy("sites", str(folder)).stdout.count("online") < len(SITES):
+        while deploy("sites", str(folder)).stdout.count("  connected (") < len(SITES):
             time.sleep(1)
         yield Watch(*(program.pid for program in started))
     finally:

@@ -131,7 +131,7 @@ class Federation:
 
     def finished(self, name: str) -> int:
         """The exit code of the terminal that watches."""
-        return self.groups.pop(name).wait(400)
+        return self.groups.pop(name).wait(900)
 
     def close(self) -> None:
         for name in list(self.groups):

@@ -1,11 +1,14 @@
 """A real federation on loopback: TLS, keys, processes that are killed, sites that send garbage."""
 
 import json
+import os
+import signal
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +363,78 @@ def test_an_unknown_key_is_refused(federation: Federation, tmp_path: Path) -> No
     )
     assert done.returncode == CODES["key"]
     assert "does not know this site's key" in " ".join(done.stderr.split())
+
+
+@pytest.mark.slow
+def test_a_site_that_is_removed_while_it_is_connected_is_told_so_and_ends(
+    federation: Federation,
+) -> None:
+    Deployment.at(federation.folder).add("visitor")
+    (federation.folder / "sites" / "visitor").rename(federation.path / "visitor")
+    federation.until(lambda: "slanted-3, visitor" in federation.said("server"), "the new site")
+    federation.join("visitor")
+    federation.until(lambda: "visitor is connected" in federation.said("server"), "the visitor")
+    Deployment.at(federation.folder).remove("visitor")
+    assert federation.finished("visitor") == CODES["removed"]
+    assert "you were removed: the operator of the federation took" in federation.said("visitor")
+
+
+# ---- the document
+
+
+def blocks(title: str) -> list[str]:
+    """What stands to be typed under a title of docs/deploy.md."""
+    text = (HERE.parent / "docs" / "deploy.md").read_text()
+    section = text.split(f"## {title}\n")[1].split("\n## ")[0]
+    return section.split("```")[1::2]
+
+
+@pytest.mark.slow
+def test_the_walk_of_the_document_leads_where_it_says(tmp_path: Path) -> None:
+    """Word for word, each terminal a process."""
+    server, sites, operator, again = blocks("First on one machine, in three terminals")
+    (tmp_path / "configs").symlink_to(HERE.parent / "configs")
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    terminals = []
+
+    def typed(words: str, log: str) -> "subprocess.Popen[bytes]":
+        with open(tmp_path / log, "wb") as file:
+            terminal = subprocess.Popen(
+                ["bash", "-c", f"{words}\nwait"],
+                cwd=tmp_path,
+                env=dict(os.environ) | {"PATH": programs},
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        terminals.append(terminal)
+        return terminal
+
+    def until(log: str, word: str, count: int = 1) -> None:
+        end = time.monotonic() + 600
+        while (tmp_path / log).read_text().count(word) < count:
+            assert time.monotonic() < end, (tmp_path / log).read_text()
+            time.sleep(0.2)
+
+    try:
+        first = typed(server, "server")
+        until("server", "It listens on 127.0.0.1, port 9443")
+        typed(sites, "sites")
+        until("sites", "is connected.", 3)
+        walk = typed(operator, "operator")
+        until("operator", "round 1 of 8: 3 of 3 sites")
+        os.killpg(first.pid, signal.SIGKILL)
+        until("operator", "the server is gone, and the run goes on by itself")
+        typed(again, "again")
+        until("again", "The run digits was under way; it goes on.")
+        assert walk.wait(900) == 0, (tmp_path / "operator").read_text()
+        assert (tmp_path / "dep" / "runs" / "digits" / "report.html").exists()
+        assert "round 8 of 8: 3 of 3 sites" in (tmp_path / "operator").read_text()
+    finally:
+        for terminal in terminals:
+            with suppress(ProcessLookupError):
+                os.killpg(terminal.pid, signal.SIGKILL)
+            terminal.wait()
 
 
 # ---- a site's own images

@@ -2,7 +2,8 @@
 
 `folder` writes what everybody needs; `processes` starts Flower's programs, and `gateway` stands
 before its server: behind an `entrance` that bears a crowd, it asks `members` who comes and `fleet`
-what they may ask, within `limits`. Those run `app` on the server, the rounds of one of the `runs`,
-and at a site `courier`, which asks `site`. `watch` looks on; what is written is its `owner`'s
-alone.
+what they may ask, within `limits`; who was heard is `presence`. Those run `app` on the server,
+which is `carrying` one of the `runs`, and at a site `courier`, which asks `site`. A site is
+`joining`: it says `hello`, reads by `probe` why it is not let in, and tells by `consent` what
+leaves. `watch` looks on, `backup` copies; what is written is its `owner`'s alone.
 """

@@ -23,6 +23,7 @@ from .sitefolder import SiteFolder
 
 Tell = Callable[[str], None]
 _PAUSE = 5.0  # seconds between two tries
+_HOURLY = 3600.0  # seconds between greetings of a site that is connected
 _SAME = 60.0  # seconds before the same reason is said again
 _INSIDE = "SuperNode ID"  # what Flower's program says once it has a number from the server,
 _CUT = "Connection attempt failed"  # while its line is cut,
@@ -71,6 +72,7 @@ class Visit:
         self._connected_at = time.monotonic()
         self._said, self._said_at = "", 0.0
         self._server = ""  # its version, as it was told last
+        self._greeted_at = 0.0
 
     def let_in(self) -> None:
         """Until the server lets the site in; UnreachableError once patience has run out."""
@@ -100,6 +102,8 @@ class Visit:
                 time.sleep(_PAUSE)
             elif inside:
                 self._connected_at = time.monotonic()
+                if self._connected_at > self._greeted_at + _HOURLY:
+                    self._greeted()  # there may be a new authority to trust
             time.sleep(0.5)
         if not inside:
             self._not_inside(flower)
@@ -115,6 +119,7 @@ class Visit:
 
     def _greeted(self) -> UnreachableError | None:
         """Nothing, if the server lets the site in; or why it does not."""
+        self._greeted_at = time.monotonic()
         try:
             welcome = probe.greet(self._site.door, self._site.key)
         except UnreachableError as error:
