@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ from federated import SITES, experiment
 from fedexperts import config as door
 from fedexperts.cli import app as cli
 from fedexperts.config import Allowed
-from fedexperts.deploy import backup, consent, presence, runs, watch
+from fedexperts.deploy import backup, consent, figures, presence, runs, watch
 from fedexperts.deploy.carrying import Around, carry_out
 from fedexperts.deploy.diary import LONGEST, Diary
 from fedexperts.deploy.folder import Deployment
 from fedexperts.deploy.presence import Presence
 from fedexperts.deploy.probe import CODES
+from fedexperts.deploy.programs import free_port
 from fedexperts.deploy.site import answering
 from fedexperts.deploy.sitefolder import SiteFolder
 from fedexperts.engine import Engine
@@ -252,13 +254,30 @@ def test_connected_means_heard_within_the_last_beat(made: Deployment) -> None:
     heard.heard("a", 1, 1)
     heard.of("b").at = time.time() - presence.BEAT - 1
     assert heard.connected() == ["a"]
-    assert heard.of("b").said() == "not connected; heard 36 s ago"
+    assert heard.of("b").said() == "not connected; heard 61 s ago"
     assert heard.of("c").said() == "not heard since the server started"
     (made.path / "flower").mkdir()
     heard.note(made.path / "flower")
     noted = presence.heard_sites(made.path / "flower")
     assert noted is not None
     assert noted["a"].connected
+
+
+def test_figures_for_prometheus_are_told_on_this_machine(made: Deployment) -> None:
+    run, heard = begun(made), Presence()
+    heard.heard("a", 10, 20)
+    (made.path / "flower").mkdir()
+    heard.note(made.path / "flower")
+    port = free_port()
+    with (
+        figures.told(made, port),
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer,
+    ):
+        said = answer.read().decode()
+    assert 'fedexperts_site_connected{site="a"} 1\n' in said
+    assert 'fedexperts_site_connected{site="b"} 0\n' in said
+    assert 'fedexperts_site_bytes_total{site="a",way="out"} 20\n' in said
+    assert f'fedexperts_run_rounds{{run="{run.path.name}"}} 2\n' in said
 
 
 def test_stop_without_a_server_stops_a_run_that_would_go_on(made: Deployment) -> None:
@@ -288,7 +307,7 @@ def site(made: Deployment) -> SiteFolder:
     [
         ({"methods": ["fedavg"]}, "method.name = 'pfedmoap' is outside of what this site allows"),
         ({"noise": 0.5}, r"upload.noise = 0 is outside .* \[allow\] .* says 0.5 or more"),
-        ({"classes": ["0", "1"]}, "class '2' is outside of what this site allows: classes"),
+        ({"classes": ["one", "two"]}, "class 'eight' is outside of what this site allows: classes"),
         ({"threads": 1}, "run.threads = 2 is outside of what this site allows: threads"),
     ],
 )
@@ -399,7 +418,7 @@ def test_a_backup_is_the_folder_without_what_flower_keeps(made: Deployment, tmp_
     assert CliRunner().invoke(cli, ["deploy", "restore", str(file), str(again)]).exit_code == 0
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     shutil.rmtree(made.path / "flower")
-    left_out = {"runs/.turn"}
+    left_out = {"runs/.turn", "runs/digits/.lock"}
     kept = {name: data for name, data in every_file(made.path).items() if name not in left_out}
     assert every_file(again) == kept
     assert {stat.S_IMODE(path.stat().st_mode) & 0o077 for path in again.rglob("*")} == {0}

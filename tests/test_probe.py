@@ -34,7 +34,7 @@ from fedexperts.deploy.probe import CODES, UnreachableError, Welcome
 from fedexperts.deploy.programs import free_port
 from fedexperts.deploy.sitefolder import SiteFolder
 
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), Path("no libfaketime"))
 
 
 class House:

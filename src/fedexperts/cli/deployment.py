@@ -76,6 +76,12 @@ def server(
             show_default="127.0.0.1 if the server's name is localhost, otherwise all networks",
         ),
     ] = None,
+    metrics: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65535, help="Port of this machine for Prometheus figures; 0: none."
+        ),
+    ] = 0,
 ) -> None:
     """Run the server until it is stopped; runs that were under way go on."""
     with (
@@ -84,7 +90,7 @@ def server(
     ):
         from ..deploy import processes
 
-        processes.serve(deployments.Deployment.at(folder), bind, say)
+        processes.serve(deployments.Deployment.at(folder), bind, say, metrics)
 
 
 @app.command()

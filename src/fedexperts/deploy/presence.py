@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-BEAT = 35.0  # seconds: Flower's program gives a sign of life every 25, and has 5 to give it
+BEAT = 60.0  # seconds: Flower's program gives a sign of life every 25, and one may be lost
 _FRESH = 15.0  # seconds without a note after which the server is not there
 
 

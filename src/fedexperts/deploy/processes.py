@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import uvicorn
 
-from . import control, hello, runs
+from . import control, figures, hello, runs
 from .address import called
 from .control import FlowerError
 from .diary import Diary
@@ -34,11 +34,11 @@ _INSIDE = 60.0  # seconds for an answer of Flower's server
 _BACKLOG = 64  # connections that wait to be let in
 
 
-def serve(deployment: Deployment, bind: str | None, tell: Tell) -> None:
+def serve(deployment: Deployment, bind: str | None, tell: Tell, metrics: int = 0) -> None:
     """Run Flower's server, on this machine alone, and the gateway before it, until it is stopped.
 
     Sites reach the address `bind`; if it is None, the one that the server's name demands. Runs that
-    were under way go on.
+    were under way go on. Figures for Prometheus are told at the port `metrics`, if it is not 0.
     """
     host, port = deployment.address
     limits, address = deployment.limits, bind or listens_on(host)
@@ -56,6 +56,7 @@ def serve(deployment: Deployment, bind: str | None, tell: Tell) -> None:
     with (
         alone(deployment.path, "the server"),
         Entrance(address, port, limits.connections, limits.patience) as entrance,
+        figures.told(deployment, metrics),
     ):
         say(f"Starting Flower's server; its log is {_log(deployment)}.")
         (deployment.path / "flower" / "presence.json").unlink(missing_ok=True)
