@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -410,6 +411,21 @@ def carry(one: socket.socket, other: socket.socket) -> None:
 def test_every_cause_has_an_exit_code_of_its_own() -> None:
     assert len(set(CODES.values())) == len(CODES)
     assert not {0, 1, 2, 129, 130, 143} & set(CODES.values()), "these are taken"
+
+
+def test_the_document_lists_every_code_with_words_that_are_said() -> None:
+    root = Path(__file__).parents[1]
+    section = (root / "docs" / "deploy.md").read_text().split("## When a site cannot connect\n")[1]
+    rows = [
+        row.split(" | ") for row in section.split("\n## ")[0].splitlines() if row[2:3].isdigit()
+    ]
+    assert [int(row[0].strip("| ")) for row in rows] == sorted(CODES.values())
+    source = (root / "src" / "fedexperts" / "deploy" / "probe.py").read_text()
+    said = re.sub(r'"\s+f?"', "", source)
+    for row in rows:
+        for words in re.findall(r"`([^`]+)`", row[1]):
+            for part in words.split(" ... ")[0].split(" ..., ")[:1]:
+                assert part in said, part
 
 
 def test_a_site_without_patience_gives_up_with_the_code_of_its_cause(house: House) -> None:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 SHOWN = ("flwr-public-key", "flwr-timestamp", "flwr-signature")
 # seconds that a site's clock may differ from the server's, as Flower bears them
-_AHEAD, _BEHIND = 5.0, 305.0
+AHEAD, BEHIND = 5.0, 305.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Roster:
             member, age = signed
             if known is self._removed:
                 return Stranger("removed", member.name)
-            if not -_AHEAD < age < _BEHIND:
+            if not -AHEAD < age < BEHIND:
                 return Stranger("clock", member.name, age)
             return member
         return Stranger("unknown")

@@ -23,11 +23,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from . import hello
 from .address import called
+from .members import AHEAD, BEHIND
 
 _PATIENCE = 10.0  # seconds for a connection, and for an answer
 _MOST = 2**17  # bytes of an answer
-# seconds that a site's clock may differ from the server's, as Flower bears them
-AHEAD, BEHIND = 5.0, 305.0
 
 # the exit code of a site that gives up, by cause
 CODES = {
