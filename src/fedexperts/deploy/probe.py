@@ -218,8 +218,8 @@ def _shown(door: Door) -> x509.Certificate | None:
     try:
         with closing(_line(door, context)) as line:
             line.connect()
-            der: bytes = line.sock.getpeercert(binary_form=True)
-            return x509.load_der_x509_certificate(der)
+            der = line.sock.getpeercert(binary_form=True)
+            return x509.load_der_x509_certificate(der or b"")
     except (OSError, HTTPException, ValueError, TypeError):
         return None
 
