@@ -196,6 +196,22 @@ def test_a_second_run_comes_after_the_first_and_says_so(made: Deployment) -> Non
     assert run.status.state == "finished"
 
 
+def test_a_run_that_flower_starts_twice_is_carried_out_once(made: Deployment) -> None:
+    run, asked = begun(made), list[int]()
+    with open(run.path.parent / ".turn", "a+") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        first.write("digits")
+        first.flush()
+        act = lambda orders, around: asked.append(orders[0].round)  # noqa: E731
+        second = threading.Thread(target=carried, args=(made, run, act))
+        second.start()
+        time.sleep(2)
+        assert run.status.state == "submitted", "it says nothing of a run that goes on"
+        run.stands(runs.Status("finished", 2))
+    second.join(60)
+    assert (run.status.state, asked) == ("finished", [])
+
+
 def test_a_full_disk_is_waited_for(made: Deployment) -> None:
     run, full = begun(made), [True]
 

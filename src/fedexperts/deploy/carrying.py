@@ -46,9 +46,12 @@ MakeEngine = Callable[[Around], Engine]
 
 def carry_out(deployment: Deployment, name: str, nodes: Nodes, make: MakeEngine) -> None:
     """The run's rounds, from wherever it stands, with the sites that are there."""
-    stage = _Stage(deployment, Run(deployment.path / "runs" / name), nodes)
+    deployed = Run(deployment.path / "runs" / name)
+    stage = _Stage(deployment, deployed, nodes)
     try:
         with stage.turn():
+            if deployed.status.over:
+                return  # another process has carried it out
             stage.play(make)
         stage.stands("finished")
     except StoppedError:
@@ -117,6 +120,8 @@ class _Stage:
 
             file.seek(0)
             other = file.read() or "another run"
+            while other == self._run.path.name and not mine():
+                time.sleep(1)  # on a machine that is too busy Flower starts a run twice: in silence
             self._wait(float("inf"), mine, f"it comes after {other}, which goes on")
             file.truncate(0)
             file.write(self._run.path.name)
