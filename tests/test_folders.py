@@ -554,7 +554,7 @@ def test_each_style_is_dealt_out_to_clients_of_its_own(styles: Path) -> None:
 
 def test_simulated_clients_may_see_and_name_things_otherwise(styles: Path) -> None:
     """Pages client by client, and names by blocks of them."""
-    asked = {"partition": "dirichlet", "clients": 4, "alpha": 1000.0}
+    asked = {"partition": "dirichlet-in-domains", "clients": 4, "alpha": 1000.0}
     plain = simulated(styles, **asked)
     other = simulated(styles, **asked, pages=2, numberings=3)
     assert isinstance(plain.inputs, torch.Tensor)
