@@ -552,6 +552,25 @@ def test_each_style_is_dealt_out_to_clients_of_its_own(styles: Path) -> None:
     assert len(made.labels) == 120
 
 
+def test_simulated_clients_may_see_and_name_things_otherwise(styles: Path) -> None:
+    """Pages client by client, and names by blocks of them."""
+    asked = {"partition": "dirichlet-in-domains", "clients": 4, "alpha": 1000.0}
+    plain = simulated(styles, **asked)
+    other = simulated(styles, **asked, pages=2, numberings=3)
+    assert isinstance(plain.inputs, torch.Tensor)
+    for number, (client, parts) in enumerate(plain.parts.items()):
+        for part, own in parts.named().items():
+            assert torch.equal(own, getattr(other.parts[client], part))
+            turned = plain.inputs[own].flip(2, 3) if number % 2 else plain.inputs[own]
+            assert torch.equal(other.inputs[own], turned)
+            assert torch.equal(other.labels[own], (plain.labels[own] + number // 2) % 3)
+    wide = simulated(styles, **asked, meets="everybody")
+    assert held_out(wide) == held_out(plain)
+    assert any(not torch.equal(wide.parts[c].test, plain.parts[c].test) for c in plain.parts)
+    with pytest.raises(ValueError, match="numberings = 4 of 3 classes; expected at most"):
+        simulated(styles, **asked, numberings=4)
+
+
 def test_what_is_tested_on_is_the_same_for_every_seed_and_few_shots_leave_it_alone(
     styles: Path,
 ) -> None:

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate, pad
 
 from ..options import option
 from ..tensors import rng
-from . import split
+from . import conflict, split
 from .drawn import POOL, SHOTS, Drawn
 from .federation import Federation, Parts
 
@@ -71,16 +71,6 @@ def slanted(images: Tensor, seed: int) -> Tensor:
     return ((mixed + 16) // 32).to(torch.uint8)
 
 
-def upside_down(images: Tensor, seed: int) -> Tensor:
-    """Turned by half a turn, uint8 [N, 3, H, W]."""
-    return images.flip(2, 3)
-
-
-def mirrored(images: Tensor, seed: int) -> Tensor:
-    """Left and right exchanged, uint8 [N, 3, H, W]."""
-    return images.flip(3)
-
-
 Scanner = Callable[[Tensor, int], Tensor]
 SCANNERS: dict[str, Scanner] = {
     "as-scanned": as_scanned,
@@ -88,13 +78,13 @@ SCANNERS: dict[str, Scanner] = {
     "faint": faint,
     "slanted": slanted,
 }
-# read so, a digit may look as another does read otherwise: 6 and 9, 2 and 5
-PAGES: dict[str, Scanner] = {
-    "upright": as_scanned,
-    "upside-down": upside_down,
-    "mirrored": mirrored,
-    "negative": inverted,
-}
+
+
+def _seedless(turn: Callable[[Tensor], Tensor]) -> Scanner:
+    return lambda images, seed: turn(images)
+
+
+PAGES: dict[str, Scanner] = {name: _seedless(turn) for name, turn in conflict.PAGES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

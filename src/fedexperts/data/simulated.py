@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..options import option
 from ..tensors import rng
-from . import split
+from . import conflict, split
 from .drawn import POOL
 from .examples import Example, Listing
 from .federation import Federation
@@ -46,6 +46,24 @@ class Simulated(Listed):
         0, says="at most so many examples a class, drawn before all else; 0: all", ge=0
     )
     least: int = option(10, says="writers or users with fewer examples are left out", ge=1)
+    pages: int = option(
+        1,
+        says="ways in which clients' pictures lie: upright, upside-down, mirrored, negative; the"
+        " n-th client has the n-th, and again from the first",
+        ge=1,
+        le=len(conflict.PAGES),
+    )
+    numberings: int = option(
+        1,
+        says="ways to number the C classes: each next one, for every `pages` clients, calls a class"
+        " by the name of that C / n further on",
+        ge=1,
+    )
+    meets: Literal["own", "everybody"] = option(
+        "own",
+        says="what a client is tested on: its own kind, or everybody's tests dealt out anew, a test"
+        " wider than its training; what it validates on stays its own",
+    )
     given: bool = option(
         True, says="keep the set's own parts; false: pool them, and draw parts for every client"
     )
@@ -95,7 +113,21 @@ class Simulated(Listed):
         asked = self
         if pool and not self.split:  # what is left to draw from is without the pool
             asked = replace(self, valid=self.valid / (1 - self.test))
-        return asked.build(replace(listing, examples=examples, notes=notes), classes, seed)
+        whole = asked.build(replace(listing, examples=examples, notes=notes), classes, seed)
+        return self._conflicting(whole, list(hands), seed)
+
+    def _conflicting(self, whole: Federation, clients: Sequence[str], seed: int) -> Federation:
+        """Clients that see or name things otherwise, if that is asked for."""
+        if self.numberings > len(whole.classes):
+            raise ValueError(
+                f"data.numberings = {self.numberings} of {len(whole.classes)} classes; expected at"
+                " most as many as there are classes"
+            )
+        if self.pages > 1:
+            whole = conflict.turned(whole, clients, self.pages)
+        if self.meets == "everybody":
+            whole = conflict.tested_on_everybody(whole, seed)
+        return conflict.renumbered(whole, clients, self.numberings, apart=self.pages)
 
     def _pool(
         self, kept: Sequence[int], labels: Tensor, groups: Sequence[str], parts: Sequence[str]

@@ -57,18 +57,19 @@ def decision(experiments: Sequence[Experiment]) -> list[str]:
     what experts add.
     """
     of = judged_by(experiments)
+    finished = [experiment for experiment in experiments if experiment.finished]
+    if not finished:
+        return ["No run is finished yet, so there is no result."]
     counted = [
         experiment
-        for experiment in experiments  # data in one place are a bound, and no choice
-        if experiment.finished
-        and not experiment.pooled
-        and (experiment.has_global or of == "clients")
+        for experiment in finished  # data in one place are a bound, and no choice
+        if not experiment.pooled and (experiment.has_global or of == "clients")
     ]
     if not counted:
-        return ["No run is finished yet, so there is no result."]
+        return []
     if not same_data(counted):
         return ["These experiments have different data, so they are listed but not ranked."]
-    return [*_first(counted, of), *added([e for e in experiments if e.finished])]
+    return [*_first(counted, of), *added(finished)]
 
 
 def _first(counted: Sequence[Experiment], of: str) -> list[str]:
