@@ -24,6 +24,8 @@ NETWORKS = (
     "fedjets",
     "fedmoe-strong",
     "cent-moe",
+    "framed",
+    "framed-images",
 )
 SLOW = ("averaged", "clipped", "linear", "fedmoe-strong", "cent-moe")
 WORLDS = [

@@ -89,7 +89,18 @@ def call(*arguments: object) -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", ["nearest", "linear", "alone", "fedavg", "fedmoe", "fedmoe-norm", "fedmix", "fedjets"]
+    "name",
+    [
+        "nearest",
+        "linear",
+        "alone",
+        "fedavg",
+        "fedmoe",
+        "fedmoe-norm",
+        "fedmix",
+        "fedjets",
+        "framed",
+    ],
 )
 def test_a_client_is_right_on_as_many_test_images_as_the_run_logged(
     name: str, learned: Trained, pictures: Path

@@ -254,7 +254,7 @@ class FedMoEFramed(Method):
             return Local({}, under(sent, "start"))
         return Local(expert, anchored(self.trains(model), expert) if self.mu else {})
 
-    def penalty(self, local: Local) -> Tensor | float:
+    def penalty(self, model: Model, local: Local) -> Tensor | float:
         return proximal(self.mu, local)
 
     def observe(self, model: Model, local: Local, own: Examples) -> Tensors:
