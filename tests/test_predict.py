@@ -352,15 +352,8 @@ def test_a_newcomers_images_need_no_labels_where_experts_know_how_images_lie(
     unsorted.mkdir()
     for number, file in enumerate(sorted((pictures / "e").rglob("*.png"))[:6]):
         shutil.copy(file, unsorted / f"{number}.png")
-    done = call(
-        "predict",
-        learned(CASES["gaussian"]),
-        pictures / "e",
-        "--like",
-        unsorted,
-        "--format",
-        "json",
-    )
+    asked = (pictures / "e", "--like", unsorted)
+    done = call("predict", learned(CASES["gaussian"]), *asked, "--format", "json")
     assert done.exit_code == 0, done.stderr
     assert "the experts that fit the unlabelled images best" in " ".join(done.stderr.split())
     shares = json.loads(done.stdout)[0]["experts"]
