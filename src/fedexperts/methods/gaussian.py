@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..declared import Control, Declared, Figure, Metric
 from ..learn import Examples, Local
-from ..method import Chosen, Finished, Given, Method, Sent, Upload
+from ..method import Chosen, Finished, Given, Method, Reads, Sent, Upload
 from ..model import Model
 from ..options import option
 from ..predictor import Predictor
@@ -136,6 +136,9 @@ class GaussianExperts(Blending, Method):
                 ' so there is nothing to group or to replace; use regimes = 1, groups = "anyone"'
                 ' and placebo = "none", or another select'
             )
+
+    def reads(self) -> Reads:
+        return "sums" if self.select == "none" else "uploads"
 
     def uploads(self, model: Model) -> frozenset[str]:
         if not self.experts:
