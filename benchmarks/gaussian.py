@@ -120,7 +120,7 @@ METHODS = {
     ),
 }
 # what an expert may say less of, or a client may get less of: bytes beside accuracy
-SMALLER = {
+SMALLER: dict[str, Values] = {
     "full scatter": {},
     "low-rank scatter": {"scatter": "low-rank"},
     "diagonal scatter": {"scatter": "diagonal"},
