@@ -120,7 +120,7 @@ METHODS = {
     ),
 }
 # what an expert may say less of, or a client may get less of: bytes beside accuracy
-SMALLER = {
+SMALLER: dict[str, Values] = {
     "full scatter": {},
     "low-rank scatter": {"scatter": "low-rank"},
     "diagonal scatter": {"scatter": "diagonal"},
@@ -150,7 +150,7 @@ def experiments(setting: str, settings: Mapping[str, Setting]) -> Iterator[Confi
         {f"data.{key}": value for key, value in about.data.items()}, "benchmark"
     )
     for method, way in ways(setting, settings).items():
-        sections = base.nested() | way.sections(about)
+        sections: Values = base.nested() | way.sections(about)
         rounds = {"rounds": _rounds(base, way), "evaluate_every": 20}
         sections["run"] = sections["run"] | way.run | rounds
         if way.rates:

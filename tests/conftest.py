@@ -247,9 +247,7 @@ CASES = {
         own=True,
     ),
     "class-vectors": Case({"name": "class-vectors"}),
-    "class-vectors-white": Case(
-        {"name": "class-vectors", "whiten": True, "personal": True}, secret=True
-    ),
+    "class-vectors-white": Case({"name": "class-vectors", "whiten": True, "personal": True}),
     "fedamp": Case({"name": "fedamp"}, own=True),
     "feddf": Case({"name": "feddf", "distil_rate": 0.1}, "network", reserve=8),
     "fedper": Case({"name": "fedper", "tokens": 1}, secret=True),

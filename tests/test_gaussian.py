@@ -15,6 +15,7 @@ from fedexperts.methods.blending import World
 from fedexperts.methods.discriminant import Experts, Prior
 from fedexperts.methods.gaussian import GaussianExperts
 from fedexperts.methods.head import Judged, better, head
+from fedexperts.methods.pool import experts_of
 from fedexperts.tensors import Tensors, pack, rng, under
 
 C, P = 3, 8
@@ -421,6 +422,33 @@ def test_a_newcomer_with_a_few_labelled_examples_joins_as_an_expert() -> None:
     assert accuracy(method, chosen.local, world(56, 300, turned=True)) > 0.9
     assert set(chosen.shares) == {"own examples", *CLIENTS, "mean of all"}
     assert sum(chosen.shares.values()) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_newcomer_without_labels_hears_those_whose_images_lie_like_its_own() -> None:
+    """No round, and nothing is said of any class: only where its images lie is known."""
+    method, model = GaussianExperts(), TinyProbe()
+    away = 0.4 * torch.randn(P, generator=rng(3, "away"))
+
+    def moved(own: Examples) -> Examples:
+        return Examples(own.x + away, own.y)
+
+    clients = {f"here-{i}": world(200 + i, 30) for i in range(3)}
+    clients |= {f"there-{i}": moved(world(300 + i, 30)) for i in range(3)}
+    server = round_of(method, clients, method.open(given(model)))
+    _, experts = experts_of(server)
+    few = moved(world(70, 12))
+    u = discriminant.strangeness(experts, few.x[:, 0])
+    assert u[3:].max() < 0.2 * u[:3].min()
+    chosen = method.meets(model, server, few.x[:, 0])
+    assert chosen.shares["own examples"] == 0
+    of = {
+        place: sum(chosen.shares[f"{place}-{i}"] for i in range(3)) for place in ("here", "there")
+    }
+    assert of["there"] > 2 * of["here"]
+    assert accuracy(method, chosen.local, moved(world(56, 300))) > 0.9
+    sums = GaussianExperts(select="none")
+    with pytest.raises(ValueError, match="by labels, and these images have"):
+        sums.meets(model, sums.open(given(model)), few.x[:, 0])
 
 
 def test_the_portable_form_predicts_the_same() -> None:

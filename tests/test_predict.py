@@ -4,6 +4,7 @@ said.
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
@@ -352,6 +353,26 @@ def test_a_newcomer_stays_with_what_all_share_where_nothing_does_better(
     assert "no choice of experts does better" in own.who
     assert own.experts(0) == []
     assert torch.equal(own.logits(examples.x[:, 0]), answers)
+
+
+def test_a_newcomers_images_need_no_labels_where_experts_know_how_images_lie(
+    learned: Trained, pictures: Path, tmp_path: Path
+) -> None:
+    """A folder of images without classes; a method that chooses by labels says so."""
+    unsorted = tmp_path / "unsorted"
+    unsorted.mkdir()
+    for number, file in enumerate(sorted((pictures / "e").rglob("*.png"))[:6]):
+        shutil.copy(file, unsorted / f"{number}.png")
+    asked = (pictures / "e", "--like", unsorted)
+    done = call("predict", learned(CASES["gaussian"]), *asked, "--format", "json")
+    assert done.exit_code == 0, done.stderr
+    assert "the experts that fit the unlabelled images best" in " ".join(done.stderr.split())
+    shares = json.loads(done.stdout)[0]["experts"]
+    assert shares["own examples"] == 0
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+    refused = call("predict", learned(CASES["averaged"]), *asked)
+    assert refused.exit_code == 1
+    assert "use a folder with CLASS/IMAGE files" in " ".join(refused.stderr.split())
 
 
 def test_the_command_says_which_experts_a_newcomer_chose(

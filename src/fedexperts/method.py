@@ -214,3 +214,10 @@ class Method(ABC):
             f"{type(self).__name__} has no experts from which a newcomer could choose; use a run of"
             " pfedmoap or fedmoe, or no --like: without it, the global model is used"
         )
+
+    def meets(self, model: Model, server: Tensors, x: Tensor) -> Chosen:
+        """The same from inputs [n, ...] without labels; ValueError if the method cannot."""
+        raise ValueError(
+            f"{type(self).__name__} chooses a newcomer's experts by labels, and these images have"
+            " none; use a folder with CLASS/IMAGE files, or a run of gaussian-experts"
+        )

@@ -84,6 +84,7 @@ class Learned:
     side: int | None  # pixels of an image's side; None: inputs are texts
     # a newcomer's: each expert's share in `local`; {}: it is what all share
     chosen: Mapping[str, float] | None = None
+    by: str = "labelled examples"  # that they were chosen by
 
     @classmethod
     def of(cls, path: Path, client: str, private: Path | None = None) -> "Learned":
@@ -127,6 +128,12 @@ class Learned:
         best = choices[int(torch.stack(losses).argmin())]
         return replace(self, local=best.local, chosen=best.shares)
 
+    @torch.no_grad()
+    def meeting(self, x: Tensor) -> "Learned":
+        """The same for one whose inputs [n, ...] have no labels: nothing tells what does best."""
+        choice = self.method.meets(self.model, self.server, x)
+        return replace(self, local=choice.local, chosen=choice.shares, by="unlabelled images")
+
     @cached_property
     def _served(self) -> predictor.Predictor | None:
         """The server's own predictor, if it is asked and has one."""
@@ -153,7 +160,7 @@ class Learned:
     def who(self) -> str:
         """What predicts, in words."""
         if self.chosen:
-            best = f"the experts that do best on the labelled examples, after round {self.round}"
+            best = f"the experts that fit the {self.by} best, after round {self.round}"
             return f"{best}: {loudest(self.chosen)}"
         if self.serves:
             return f"the server's own predictor, after round {self.round}"
@@ -252,6 +259,23 @@ def predictions(
             given, broken = readable([Path(file) for file in batch], predictor.side, predictor.bits)
             batch = [file for file in batch if file not in broken]
         yield predictor.say(batch, given, most) if batch else [], broken
+
+
+def newcomer(predictor: Learned, path: Path) -> Learned:
+    """For a client that never trained, by what lies at `path`: examples with their classes, or a
+    folder of images without.
+    """
+    if predictor.side is None or not path.is_dir() or not any(_in(path)):
+        return predictor.like(labelled(predictor, path))
+    pixels, broken = readable(_in(path), predictor.side, predictor.bits)
+    if broken:
+        raise ValueError(f"{next(iter(broken))} cannot be read: {next(iter(broken.values()))}")
+    return predictor.meeting(predictor.built.encode(pixels))
+
+
+def _in(path: Path) -> list[Path]:
+    """Images in a folder itself, not in those below it."""
+    return [file for file in images_below(path) if file.parent == path]
 
 
 def labelled(predictor: Learned, path: Path) -> Examples:

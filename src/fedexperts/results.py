@@ -22,7 +22,7 @@ from .predict import (
     Prediction,
     check_client,
     inputs,
-    labelled,
+    newcomer,
     only_run,
     predictions,
 )
@@ -126,11 +126,11 @@ class Results:
         them; one or a list. Or pixels, uint8 [B, 3, side, side], as a tensor or an array.
 
         With one client's own model; without a name, with what all share; `like` a folder or table
-        of a few labelled examples, with the experts that do best on these.
+        of a few examples of its own, with the experts that fit these best.
         """
         predictor = Learned.of(self.folder.path, client)
         if like:
-            predictor = predictor.like(labelled(predictor, Path(like)))
+            predictor = newcomer(predictor, Path(like))
         if not isinstance(what, (str, Path, Sequence)):
             pixels = _pixels(what, predictor.side)
             return predictor.say([str(number) for number in range(len(pixels))], pixels)

@@ -64,9 +64,9 @@ def predict(
         Path | None,
         typer.Option(
             help=(
-                "For a client that never trained: a few labelled examples of its own, used to"
-                " choose experts. A folder with CLASS/IMAGE files, or a table with the columns"
-                " label and path or text."
+                "For a client that never trained: a few examples of its own, used to choose"
+                " experts. A folder with CLASS/IMAGE files, or a table with the columns label and"
+                " path or text; for gaussian-experts also a folder of images without classes."
             ),
             show_default=False,
         ),
@@ -87,7 +87,7 @@ def predict(
             )
         predictor = room.Learned.of(run, client, private)
         if like:
-            predictor = predictor.like(room.labelled(predictor, like))
+            predictor = room.newcomer(predictor, like)
         asked = room.inputs(predictor, paths or [], texts or [])
         if not asked:
             raise ValueError("nothing to predict; expected images, a folder of images, or texts")

@@ -97,8 +97,24 @@ class Blending:
         """Whom a client hears whose expert is not in the pool, and its blend."""
         names, experts = experts_of(server)
         world = self._world([*names, ""], experts.with_another(newcomer))
-        (tensors,) = self._blended(server, world, [len(names)])
-        return [names[j] for j in self._chosen(world, len(names))], tensors
+        return self._joined(server, world)
+
+    def strangers(self, server: Tensors, x_nP: Tensor) -> tuple[list[str], Tensors]:
+        """The same of one whose images have no labels: it has nothing to say of any class."""
+        names, experts = experts_of(server)
+        N = len(names)
+        nothing = experts.nobody()
+        apart_NN = torch.zeros(N + 1, N + 1, dtype=torch.float64)
+        apart_NN[N, :N] = discriminant.strangeness(experts, x_nP)
+        alike = dict.fromkeys(range(5), torch.ones_like(apart_NN))
+        world = World([*names, ""], experts.with_another(nothing), apart_NN, alike)
+        return self._joined(server, world)
+
+    def _joined(self, server: Tensors, world: World) -> tuple[list[str], Tensors]:
+        """Of the last client of a world."""
+        last = len(world.names) - 1
+        (tensors,) = self._blended(server, world, [last])
+        return [world.names[j] for j in self._chosen(world, last)], tensors
 
     def leaning(self, server: Tensors) -> Prior:
         return Prior(self.prior, server["anchor"].double(), self.ridge)

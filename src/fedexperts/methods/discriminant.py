@@ -45,6 +45,10 @@ class Experts:
         """[N, P, P]: the second moments of each client's class means, about zero."""
         return torch.einsum("ncp,ncq->npq", self.sums, self.mean)
 
+    def nobody(self) -> "Experts":
+        """The expert of a client without examples."""
+        return Experts(*(torch.zeros_like(getattr(self, n)[:1]) for n in self.__annotations__))
+
     def with_another(self, other: "Experts") -> "Experts":
         pairs = ((getattr(self, name), getattr(other, name)) for name in self.__annotations__)
         return Experts(*(torch.cat(pair) for pair in pairs))
@@ -141,6 +145,21 @@ def disagreement(experts: Experts) -> Tensor:
     trust_NN = variance / (variance + noise_NN)
     u_NN = torch.where(known_NN, trust_NN * u_NN + (1 - trust_NN) * mean, mean)
     return u_NN.clamp_min(0).fill_diagonal_(0)
+
+
+def strangeness(experts: Experts, x_nP: Tensor) -> Tensor:
+    """u [N] of a client whose images have no labels: how far the mean of all of them lies from
+    where each client's would, its classes taken to be equally frequent.
+    """
+    g_CP, b_NP = offsets(experts)
+    S_PP = within(experts)
+    inverse_PP = inverse_metric(S_PP, RIDGE)
+    effective = (inverse_PP * S_PP).sum().clamp_min(LITTLE)
+    seen_C = experts.count.sum(0) > 0
+    apart_NP = x_nP.double().mean(0) - g_CP[seen_C].mean(0) - b_NP
+    squares_N = ((apart_NP @ inverse_PP) * apart_NP).sum(1)
+    noise_N = 1 / len(x_nP) + 1 / experts.sizes.clamp_min(1)
+    return (squares_N / effective - noise_N).clamp_min(0)
 
 
 def heard(

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from ..declared import Control, Declared, Figure, Metric
 from ..learn import Examples, Local
-from ..method import Chosen, Finished, Given, Method, Sent, Upload
+from ..method import Chosen, Finished, Given, Method, Reads, Sent, Upload
 from ..model import Model
 from ..options import option
 from ..predictor import Predictor
@@ -135,6 +136,9 @@ class GaussianExperts(Blending, Method):
                 ' so there is nothing to group or to replace; use regimes = 1, groups = "anyone"'
                 ' and placebo = "none", or another select'
             )
+
+    def reads(self) -> Reads:
+        return "sums" if self.select == "none" else "uploads"
 
     def uploads(self, model: Model) -> frozenset[str]:
         if not self.experts:
@@ -350,8 +354,21 @@ class GaussianExperts(Blending, Method):
             return super().offers(model, server, few)
         chosen, blend = self.newcomers(server, expert_of(model, basis_of(server), few))
         local = Local.of(self.absorb(model, named("blend", blend), None, few))
-        shares_BCE = Discriminant(model, local).shares(few.x[:, 0])
-        if shares_BCE is None:
-            return [Chosen(local)]
-        speakers = ["own examples", *chosen, "mean of all"]
-        return [Chosen(local, dict(zip(speakers, shares_BCE.mean((0, 1)).tolist(), strict=True)))]
+        return [_chosen(model, local, chosen, few.x[:, 0])]
+
+    def meets(self, model: Model, server: Tensors, x: Tensor) -> Chosen:
+        """The blend of a newcomer whose images have no labels: of those whose images lie alike."""
+        if not under(server, "pool"):
+            return super().meets(model, server, x)
+        chosen, blend = self.strangers(server, projected(x, basis_of(server)))
+        local = Local({}, {name: blend[name] for name in PARTS if name in blend})
+        return _chosen(model, local, chosen, x)
+
+
+def _chosen(model: Model, local: Local, names: Sequence[str], x: Tensor) -> Chosen:
+    """A newcomer's predictor, with the shares of whom it hears."""
+    shares_BCE = Discriminant(model, local).shares(x)
+    if shares_BCE is None:
+        return Chosen(local)
+    speakers = ["own examples", *names, "mean of all"]
+    return Chosen(local, dict(zip(speakers, shares_BCE.mean((0, 1)).tolist(), strict=True)))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..learn import Examples, Local
-from ..method import Finished, Given, Method, Sent, Upload
+from ..method import Finished, Given, Method, Reads, Sent, Upload
 from ..model import Model, Portable
 from ..options import option
 from ..predictor import Predictor
@@ -43,6 +43,9 @@ class ClassVectors(Method):
 
     def fits(self, model: Model, reserve: int) -> None:
         width_of(model)
+
+    def reads(self) -> Reads:
+        return "sums"
 
     def uploads(self, model: Model) -> frozenset[str]:
         vectors = {"weight", "bias"}
