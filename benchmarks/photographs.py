@@ -29,6 +29,7 @@ METHODS = (
     "pfedmoap",
     "linear-probe",
     "linear-probe-fedavg",
+    "linear-probe-personal",
     "linear-probe-pooled",
     "gaussian-alone",
     "gaussian-experts",
@@ -38,10 +39,11 @@ AGAINST = (
     ("pfedmoap", "pfedmoap-random"),
     ("pfedmoap", "coop-alone"),
     ("pfedmoap", "linear-probe"),
-    ("pfedmoap", "linear-probe-fedavg"),
+    ("pfedmoap", "linear-probe-personal"),
     ("gaussian-experts", "gaussian-alone"),
     ("gaussian-experts", "linear-probe"),
     ("gaussian-experts", "linear-probe-fedavg"),
+    ("gaussian-experts", "linear-probe-personal"),
     ("gaussian-experts", "linear-probe-pooled"),
 )
 Accuracies = dict[str, list[float]]  # by method: one a seed
@@ -66,26 +68,23 @@ def table(folders: Sequence[Path]) -> Iterator[str]:
     for method in METHODS:
         cells = [_mean(every.get(method)) for every in studies]
         yield f"| {method} | {' | '.join(cells)} |"
-    pairs = [
-        (row, column)
-        for row, (ours, control) in enumerate(AGAINST)
-        for column, every in enumerate(studies)
-        if ours in every and control in every
-    ]
-    ahead = [
-        minus(studies[column][AGAINST[row][0]], studies[column][AGAINST[row][1]])
-        for row, column in pairs
-    ]
-    stars = paired.established(ahead)
-    cells = {
-        pair: said(difference) + "*" * star
-        for pair, difference, star in zip(pairs, ahead, stars, strict=True)
-    }
+    columns = [_ahead(every) for every in studies]
     yield f"\n| minus | {head} |\n{rule}"
-    for row, (ours, control) in enumerate(AGAINST):
-        line = [cells.get((row, column), "") for column in range(len(studies))]
-        yield f"| {ours} minus {control} | {' | '.join(line)} |"
-    yield f"\n*: not zero, for all {len(pairs)} comparisons together (Holm, 5 %)."
+    for pair in AGAINST:
+        cells = [column.get(pair, "") for column in columns]
+        yield f"| {pair[0]} minus {pair[1]} | {' | '.join(cells)} |"
+    yield "\n*: not zero, for all comparisons of its column together (Holm, 5 %)."
+
+
+def _ahead(every: Accuracies) -> dict[tuple[str, str], str]:
+    """A study's differences, in words."""
+    pairs = [(ours, control) for ours, control in AGAINST if ours in every and control in every]
+    ahead = [minus(every[ours], every[control]) for ours, control in pairs]
+    cells = {}
+    for pair, difference, holds in zip(pairs, ahead, paired.established(ahead), strict=True):
+        star = "*" if holds else ""
+        cells[pair] = said(difference) + star
+    return cells
 
 
 def _mean(values: Sequence[float] | None) -> str:
