@@ -44,7 +44,8 @@ def _scans() -> Path:
     seconds to import.
     """
     package = find_spec("sklearn")
-    assert package and package.origin  # the package depends on it
+    assert package  # this package depends on it
+    assert package.origin
     return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 
