@@ -32,6 +32,7 @@ Row = dict[Name, int]  # the beginning of a name -> the position in the row of i
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 QUICK = 1.702
+KEPT = 16  # values that a layer keeps of a token for its gradient, in widths
 IMAGES = 64  # images that an image encoder sees at once
 
 
@@ -144,6 +145,10 @@ class PromptedClip(PromptModel):
         self._trunk = len(self._start) + len(context)
         self._check()
         self._tree = _tree(clip, self._names, self._trunk) if clip.pad is None else None
+        tokens, width = len(self.classes) * len(clip.positions), clip.positions.shape[1]
+        if self._tree:
+            tokens = self._trunk + len(self._tree.words)
+        self.held = KEPT * tokens * width * len(clip.layers)
 
     @property
     def longest(self) -> int:
