@@ -13,6 +13,7 @@ processor seconds, the fastest of several in which the ways take turns.
 import argparse
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from gpu import Product, products
@@ -56,7 +57,7 @@ def ours(model: PromptedClip, x_BD: Tensor, y: Tensor) -> Act:
 
 
 def published(classes: int, y: Tensor) -> Act:
-    model = random_clip(vision={"patch_size": 16}).requires_grad_(False)
+    model: Any = random_clip(vision={"patch_size": 16}).requires_grad_(False)
     texts, method = transformers_texts(model, names(classes)), PFedMoAP(experts=EXPERTS)
     context = (0.02 * torch.randn(CONTEXT, 512)).requires_grad_()
     gate = method.new_gate(EXPERTS + 1, rng(0, "gate"))

@@ -285,10 +285,10 @@ class _Descent:
         self.how, self.values = how, list(free.values())
         self.rates = [how.factor * _rate(name, how) for name in free]
         self.momenta: list[Tensor | None] = [None] * len(self.values)  # of sgd
-        adam = how.learning.optimizer != "sgd"
+        moments = how.learning.optimizer != "sgd"
         # of adam and adamw
         self.means, self.squares = (
-            [torch.zeros_like(value) for value in self.values] if adam else [] for _ in range(2)
+            [torch.zeros_like(value) for value in self.values] if moments else [] for _ in range(2)
         )
         self.steps = [torch.tensor(0.0) for _ in self.values]
 
@@ -315,7 +315,7 @@ class _Descent:
         self.momenta[at] = momentum[0]
 
     def _adam(self, at: int, gradient: Tensor) -> None:
-        kinds = {"adam": adam, "adamw": adamw}
+        kinds: dict[str, Callable[..., object]] = {"adam": adam, "adamw": adamw}
         kinds[self.how.learning.optimizer](
             [self.values[at]],
             [gradient],

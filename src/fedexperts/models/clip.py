@@ -68,8 +68,9 @@ def quick_mlp(first: nn.Linear, second: nn.Linear) -> nn.Module:
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    rows, columns = weight.shape
     with torch.device("meta"):
-        made = nn.Linear(*reversed(weight.shape))
+        made = nn.Linear(columns, rows)
     made.load_state_dict({"weight": weight.detach(), "bias": bias.detach()}, assign=True)
     return made.requires_grad_(False)
 
