@@ -300,9 +300,10 @@ def _answers(
     job: Job, states: Sequence[Local], clients: Sequence[Client], stacks: Stacks
 ) -> list[Answers]:
     """Of each client, asked with a state of its own; both parts in one pass, as a text encoder
-    costs most.
+    costs most. All that have one state are asked at once, if clients are not to go one by one.
     """
-    if len(states) > 1 and all(same(state, states[0]) for state in states):
+    shared = len(states) > 1 and stacks.together != 1
+    if shared and all(same(state, states[0]) for state in states):
         return _of_one(job, states[0], clients)
 
     def ask(chosen: Sequence[int]) -> list[Answers]:
@@ -331,23 +332,14 @@ def _of_one(job: Job, state: Local, clients: Sequence[Client]) -> list[Answers]:
     their inputs allow.
     """
     inputs = [_held_out(client) for client in clients]
-    alike: list[list[int]] = [[]]
-    shown = 0
-    for position, x in enumerate(inputs):
-        shown += x.numel()
-        if alike[-1] and shown > ONE_PASS:
-            alike.append([])
-            shown = x.numel()
-        alike[-1].append(position)
-    answers = []
-    for positions in alike:
-        together = torch.cat([inputs[position] for position in positions])
-        (logits,) = predict(_logits(job), [state], [together], job.trained.device)
-        parts = logits.split([len(inputs[position]) for position in positions])
-        answers += [
-            _parted(part, clients[position])
-            for part, position in zip(parts, positions, strict=True)
-        ]
+    largest = max(x.numel() for x in inputs)
+    at_once = max(1, ONE_PASS // max(1, largest))
+    answers: list[Answers] = []
+    for begin in range(0, len(clients), at_once):
+        some = inputs[begin : begin + at_once]
+        (logits,) = predict(_logits(job), [state], [torch.cat(some)], job.trained.device)
+        parts = logits.split([len(x) for x in some])
+        answers += map(_parted, parts, clients[begin : begin + at_once])
     return answers
 
 
