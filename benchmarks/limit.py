@@ -22,9 +22,9 @@ from text_encoder import as_clip, names, random_clip, transformers_texts
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from fedexperts.config.machine import matrix_units
 from fedexperts.learn import Examples, Learning, Local, fit
 from fedexperts.methods.pfedmoap import PFedMoAP
-from fedexperts.models.built import matrix_units
 from fedexperts.models.clip import PromptedClip
 from fedexperts.provenance import program
 from fedexperts.tensors import CPU, named, rng

@@ -26,7 +26,6 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 from fedexperts.config.checking import checked
 from fedexperts.model import Model, PromptModel
 from fedexperts.models import clip as clip_room
-from fedexperts.models.built import matrix_units
 from fedexperts.models.clip import Clip, LinearProbe, PromptedClip, encode, pack, words
 from fedexperts.models.huggingface import load_clip, side
 from fedexperts.models.prompted import LinearProbeSettings, PromptedClipSettings
@@ -301,13 +300,13 @@ def test_only_the_context_gets_a_gradient_and_no_weight_moves(clip: Clip) -> Non
 
 
 def test_a_wide_clip_is_rounded_where_the_processor_has_units_for_it(tmp_path: Path) -> None:
-    cpu, about = torch.device("cpu"), {"model_type": "clip", "text_config": {"hidden_size": 512}}
+    about = {"model_type": "clip", "text_config": {"hidden_size": 512}}
     (tmp_path / "config.json").write_text(json.dumps(about))
     wide = PromptedClipSettings(clip=str(tmp_path))
-    assert wide.rounded(cpu) == ("bf16" if matrix_units(cpu) else "fp32")
-    assert replace(wide, precision="fp32").rounded(cpu) == "fp32"
-    assert PromptedClipSettings().rounded(cpu) == "fp32"  # the tiny CLIP is narrow
-    assert replace(wide, clip="tinyclip", precision="bf16").rounded(cpu) == "bf16"
+    assert [wide.rounded(units) for units in (True, False)] == ["bf16", "fp32"]
+    assert replace(wide, precision="fp32").rounded(True) == "fp32"
+    assert PromptedClipSettings().rounded(True) == "fp32"  # the tiny CLIP is narrow
+    assert PromptedClipSettings(precision="bf16").rounded(False) == "bf16"
 
 
 def test_bf16_weights_stay_close_and_prompt_and_outputs_are_fp32(folder: Path) -> None:
