@@ -299,6 +299,16 @@ def test_only_the_context_gets_a_gradient_and_no_weight_moves(clip: Clip) -> Non
     assert not PromptedClip(clip, NAMES, at).initial["context"].requires_grad
 
 
+def test_a_wide_clip_is_rounded_where_the_processor_has_units_for_it(tmp_path: Path) -> None:
+    about = {"model_type": "clip", "text_config": {"hidden_size": 512}}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    wide = PromptedClipSettings(clip=str(tmp_path))
+    assert [wide.rounded(units) for units in (True, False)] == ["bf16", "fp32"]
+    assert replace(wide, precision="fp32").rounded(True) == "fp32"
+    assert PromptedClipSettings().rounded(True) == "fp32"  # the tiny CLIP is narrow
+    assert PromptedClipSettings(precision="bf16").rounded(False) == "bf16"
+
+
 def test_bf16_weights_stay_close_and_prompt_and_outputs_are_fp32(folder: Path) -> None:
     exact: Any = PromptedClipSettings(clip=str(folder), context=5).build(NAMES, seed=0)
     short: Any = PromptedClipSettings(clip=str(folder), context=5, precision="bf16").build(

@@ -28,6 +28,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedexperts import flower, post
 
 NAMES = list("abcde")
+ALONE = {"together": 1}
 
 
 # ---- the simulation
@@ -70,9 +71,11 @@ def simulated() -> Iterator[Callable[[Config, Path], RunDir]]:
 def test_a_simulation_ends_at_the_bits_of_one_process(
     case: Case, tmp_path: Path, remembered: Remembered, simulated: Callable[[Config, Path], RunDir]
 ) -> None:
-    """Laws 1 and 8: every method, in two processes of Flower's, with messages between."""
+    """Laws 1 and 8: every method, in two processes of Flower's, with messages between. Their
+    clients answer one by one.
+    """
     assert left_behind(simulated(tiny(case), tmp_path / "there")) == left_behind(
-        remembered(tiny(case))
+        remembered(tiny(case, engine=ALONE))
     )
 
 
@@ -81,7 +84,7 @@ def test_a_simulation_ends_at_the_bits_of_one_process(
 def test_a_simulation_of_real_digits_ends_at_the_bits_of_one_process(
     tmp_path: Path, remembered: Remembered, simulated: Callable[[Config, Path], RunDir]
 ) -> None:
-    config = digits(CASES["nearest"])
+    config = digits(CASES["nearest"], engine=ALONE)
     assert left_behind(simulated(config, tmp_path / "there")) == left_behind(remembered(config))
 
 
@@ -91,7 +94,7 @@ def test_one_word_in_the_config_moves_a_run_to_flower(
     tmp_path: Path, remembered: Remembered
 ) -> None:
     """From the command line, in a process of its own, as a user starts it."""
-    plain = remembered(tiny(CASES["nearest"]))
+    plain = remembered(tiny(CASES["nearest"], engine=ALONE))
     config = tiny(CASES["nearest"], engine={"name": "flower-simulation", "workers": 1})
     (tmp_path / "config.toml").write_text(config.toml())
     command = [

@@ -18,7 +18,7 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("download",),
     ("learn", "average"),
     ("model",),
-    ("predictor", "upload"),
+    ("predictor", "upload", "stacks"),
     ("method",),
     ("metrics",),
     ("methods", "models", "data"),

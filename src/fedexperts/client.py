@@ -6,11 +6,10 @@ what leaves goes through one door (`upload.py`): a tensor that the method does n
 cannot be sent, nor one of its facts that it does not declare.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,15 +18,15 @@ from .admission import Guard, Terms
 from .answers import SAYS_CONFUSION, told
 from .average import MergeSettings, outliers
 from .declared import Facts
-from .learn import Examples, Fitting, Learning, Local, Logits, at_once, fit, predict
+from .learn import Examples, Fitting, Learning, Local, Logits, fit, predict
 from .message import Order, Reply
 from .method import Given, Method
 from .model import Model
 from .private import Private
-from .tensors import Tensors, count, finite, normal_of_this_machine, rng, shapes, size
+from .stacks import Stacks
+from .tensors import Tensors, count, finite, normal_of_this_machine, rng, size
 from .upload import Normal, UploadSettings, seal
 
-T = TypeVar("T")
 ONE_PASS = 2**20  # numbers of inputs that are asked at once
 
 
@@ -85,6 +84,14 @@ class Job:
         return self.confusion and round == self.rounds
 
     @property
+    def unasked(self) -> int:
+        """Clients that are computed at once where nobody says how many; 0: as many as is fastest.
+
+        A method of one's own is not stacked unasked, as it may read single numbers.
+        """
+        return 0 if type(self.method).__module__.startswith("fedexperts.") else 1
+
+    @property
     def trained(self) -> Model:
         """What clients train."""
         return self.method.trains(self.model)
@@ -96,7 +103,7 @@ def answer(
     """The clients' replies, in order; clients whose tensors have equal shapes are trained or asked
     together, so many at once. 0: as many as is fastest.
     """
-    stacks = Stacks(job, together)
+    stacks = Stacks(job.model, job.learning.batch, together or job.unasked)
     replies: list[Reply] = []
     for task, act in (("train", _train), ("absorb", _absorb), ("predict", _predict)):
         pairs = [
@@ -112,11 +119,11 @@ def answer(
 Pair = tuple[Client, Order]
 
 
-def _train(job: Job, pairs: Sequence[Pair], stacks: "Stacks") -> list[Reply]:
+def _train(job: Job, pairs: Sequence[Pair], stacks: Stacks) -> list[Reply]:
     starts = [_start(job, client, order) for client, order in pairs]
     return stacks.each(
         starts,
-        [client for client, _ in pairs],
+        [client.train.x for client, _ in pairs],
         lambda chosen: _attempt(job, [pairs[i] for i in chosen], [starts[i] for i in chosen]),
     )
 
@@ -208,7 +215,7 @@ def _normal(job: Job, client: Client, order: Order) -> Normal:
     return lambda shape: torch.randn(shape, generator=generator)
 
 
-def _absorb(job: Job, pairs: Sequence[Pair], stacks: "Stacks") -> list[Reply]:
+def _absorb(job: Job, pairs: Sequence[Pair], stacks: Stacks) -> list[Reply]:
     """Clients keep what the server gave back in their round, and say how well they did before and
     after.
     """
@@ -241,7 +248,7 @@ def _newest(client: Client, order: Order) -> Tensors | None:
     return client.private.load(client.name, before=order.round + 1, kept=order.kept)
 
 
-def _predict(job: Job, pairs: Sequence[Pair], stacks: "Stacks") -> list[Reply]:
+def _predict(job: Job, pairs: Sequence[Pair], stacks: Stacks) -> list[Reply]:
     """How well each client's own predictor and the global one do on its validation and test
     examples.
     """
@@ -290,25 +297,21 @@ class Answers(NamedTuple):
 
 
 def _answers(
-    job: Job, states: Sequence[Local], clients: Sequence[Client], stacks: "Stacks"
+    job: Job, states: Sequence[Local], clients: Sequence[Client], stacks: Stacks
 ) -> list[Answers]:
     """Of each client, asked with a state of its own; both parts in one pass, as a text encoder
-    costs most.
+    costs most. All that have one state are asked at once, if clients are not to go one by one.
     """
-    if len(states) > 1 and all(same(state, states[0]) for state in states):
+    shared = len(states) > 1 and stacks.together != 1
+    if shared and all(same(state, states[0]) for state in states):
         return _of_one(job, states[0], clients)
 
     def ask(chosen: Sequence[int]) -> list[Answers]:
         inputs = [_held_out(clients[i]) for i in chosen]
-        asked = [states[i] for i in chosen]
-        return [
-            _parted(out, clients[i])
-            for out, i in zip(
-                predict(_logits(job), asked, inputs, job.trained.device), chosen, strict=True
-            )
-        ]
+        logits = predict(_logits(job), [states[i] for i in chosen], inputs, job.trained.device)
+        return [_parted(out, clients[i]) for out, i in zip(logits, chosen, strict=True)]
 
-    return stacks.each(states, clients, ask)
+    return stacks.each(states, [client.train.x for client in clients], ask)
 
 
 def _logits(job: Job) -> Logits:
@@ -329,23 +332,14 @@ def _of_one(job: Job, state: Local, clients: Sequence[Client]) -> list[Answers]:
     their inputs allow.
     """
     inputs = [_held_out(client) for client in clients]
-    alike: list[list[int]] = [[]]
-    shown = 0
-    for position, x in enumerate(inputs):
-        shown += x.numel()
-        if alike[-1] and shown > ONE_PASS:
-            alike.append([])
-            shown = x.numel()
-        alike[-1].append(position)
-    answers = []
-    for positions in alike:
-        together = torch.cat([inputs[position] for position in positions])
-        (logits,) = predict(_logits(job), [state], [together], job.trained.device)
-        parts = logits.split([len(inputs[position]) for position in positions])
-        answers += [
-            _parted(part, clients[position])
-            for part, position in zip(parts, positions, strict=True)
-        ]
+    largest = max(x.numel() for x in inputs)
+    at_once = max(1, ONE_PASS // max(1, largest))
+    answers: list[Answers] = []
+    for begin in range(0, len(clients), at_once):
+        some = inputs[begin : begin + at_once]
+        (logits,) = predict(_logits(job), [state], [torch.cat(some)], job.trained.device)
+        parts = logits.split([len(x) for x in some])
+        answers += map(_parted, parts, clients[begin : begin + at_once])
     return answers
 
 
@@ -360,52 +354,3 @@ def same(local: Local, other: Local) -> bool:
 def _hits(logits: Tensor, examples: Examples) -> int:
     """How many of the examples are classified right."""
     return int((logits.argmax(-1) == examples.y).sum())
-
-
-@dataclass(frozen=True)
-class Stacks:
-    """Who is computed with whom."""
-
-    job: Job
-    together: int  # 0: as many as is fastest
-
-    def each(
-        self,
-        states: Sequence[Local],
-        clients: Sequence[Client],
-        act: Callable[[Sequence[int]], list[T]],
-    ) -> list[T]:
-        """`act` on the positions of each group of equal shapes; its results in the order of
-        `states`.
-
-        A model that cannot be stacked (batch norm would see the padding) says `together = False`,
-        and goes one by one.
-        """
-        alike: dict[object, list[int]] = defaultdict(list)
-        for position, local in enumerate(states):
-            alike[self._kind(local, position)].append(position)
-        results: dict[int, T] = {}
-        for positions in alike.values():
-            first = positions[0]
-            most = self.together or self._fastest(states[first], clients[first])
-            for begin in range(0, len(positions), most):
-                group = positions[begin : begin + most]
-                results |= dict(zip(group, act(group), strict=True))
-        return [results[position] for position in range(len(states))]
-
-    def _kind(self, local: Local, position: int) -> object:
-        """What can be stacked has the same."""
-        if not self.job.model.together or self.together == 1:
-            return position
-        return tuple(shapes(local.trained).items()), tuple(shapes(local.fixed).items())
-
-    def _fastest(self, local: Local, client: Client) -> int:
-        """Of how many such clients a computation is fastest. What is one's own is not stacked
-        unasked, as it may read single numbers.
-        """
-        method, model = self.job.method, self.job.trained
-        if not type(method).__module__.startswith("fedexperts."):
-            return 1
-        numbers = count(local.trained) + count(local.fixed)
-        shown = self.job.learning.batch * client.train.x.shape[2:].numel()
-        return at_once(numbers, shown, model.held, model.device)

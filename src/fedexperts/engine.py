@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from .client import Client, Job, answer
-from .learn import MOST
 from .message import Order, Reply
+from .stacks import MOST
 
 
 class Engine(Protocol):

@@ -3,10 +3,10 @@ tensors.
 
 Clients whose tensors have equal shapes can be trained *together*: their parameters are stacked on a
 leading axis, the loss is vmapped and summed, and an elementwise optimiser step on the stack is
-every client's own step. `at_once` says from shapes how many are stacked where that is faster
-(benchmarks/together.py). The server trains on its reserve set by the same function. This room knows
-no method and no model: it is handed a function of one client's tensors, and the device on which to
-call it; what goes in and what comes out lies on the CPU.
+every client's own step; stacks.py says who is trained with whom. The server trains on its reserve
+set by the same function. This room knows no method and no model: it is handed a function of one
+client's tensors, and the device on which to call it; what goes in and what comes out lies on the
+CPU.
 
 Shapes: n clients, B examples in a batch, V views of an example.
 """
@@ -117,27 +117,6 @@ class Fitting:
     # names of tensors without a gradient: each step says where they moved
     buffers: frozenset[str] = frozenset()
     device: torch.device = CPU
-
-
-# A step of so little is mostly the calls of its operations, which clients can share.
-SMALL = 2**17  # numbers of one client that are trained and held fixed
-SHOWN = 2**14  # numbers in its batch of inputs
-MOST = 50  # clients in one stack
-STACK = 2**20  # numbers in one stack, which a core has in its cache
-HELD = 2**27  # numbers that their steps may hold beside it: 512 MB
-FEW = 4  # fewer gain nothing
-
-
-def at_once(numbers: int, shown: int, held: int, device: torch.device = CPU) -> int:
-    """Of how many clients a computation is fastest, from shapes alone: equal settings, equal bits.
-
-    `numbers` are a client's own, `shown` those of a batch of inputs, `held` what a step keeps for
-    its gradients beside them.
-    """
-    if device.type == "cpu":
-        count = min(MOST, STACK // max(numbers, 1), HELD // max(held, 1))
-        return count if numbers <= SMALL and shown <= SHOWN and count >= FEW else 1
-    return max(1, min(MOST, HELD * 8 // max(numbers + held, 1)))  # alone, it leaves a GPU idle
 
 
 def fit(
@@ -306,10 +285,10 @@ class _Descent:
         self.how, self.values = how, list(free.values())
         self.rates = [how.factor * _rate(name, how) for name in free]
         self.momenta: list[Tensor | None] = [None] * len(self.values)  # of sgd
-        adam = how.learning.optimizer != "sgd"
+        moments = how.learning.optimizer != "sgd"
         # of adam and adamw
         self.means, self.squares = (
-            [torch.zeros_like(value) for value in self.values] if adam else [] for _ in range(2)
+            [torch.zeros_like(value) for value in self.values] if moments else [] for _ in range(2)
         )
         self.steps = [torch.tensor(0.0) for _ in self.values]
 
@@ -336,7 +315,7 @@ class _Descent:
         self.momenta[at] = momentum[0]
 
     def _adam(self, at: int, gradient: Tensor) -> None:
-        kinds = {"adam": adam, "adamw": adamw}
+        kinds: dict[str, Callable[..., object]] = {"adam": adam, "adamw": adamw}
         kinds[self.how.learning.optimizer](
             [self.values[at]],
             [gradient],

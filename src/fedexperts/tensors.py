@@ -176,15 +176,24 @@ def combine(weights: Tensor, items: Sequence[Mapping[str, Tensor]]) -> list[Tens
 
 
 def _sums(weights: Tensor, values: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """The n weighted sums of one tensor of m items, flat, chunk by chunk."""
+    """The n weighted sums of one tensor of m items, flat, chunk by chunk: each must be read before
+    the next, which takes its memory. Memory is taken once, and a sum is rounded where it is put.
+    """
     kind, flat = values[0].dtype, [value.reshape(-1) for value in values]
     if not kind.is_floating_point:
         yield [flat[position] for position in weights.argmax(1).tolist()]
         return
-    step = max(1, _CHUNK // sum(weights.shape))
-    weights = weights.to(values[0].device, torch.promote_types(kind, torch.float32))
-    for chunks in zip(*(value.split(step) for value in flat), strict=True):
-        yield (weights @ torch.stack(chunks).to(weights.dtype)).to(kind).unbind()
+    length = len(flat[0])
+    step = min(max(1, _CHUNK // sum(weights.shape)), max(1, length))
+    wide = torch.promote_types(kind, torch.float32)
+    weights = weights.to(values[0].device, wide)
+    rows, sums = (weights.new_empty(count, step) for count in reversed(weights.shape))
+    for begin in range(0, length, step):
+        end = min(begin + step, length)
+        part, into = rows[:, : end - begin], sums[:, : end - begin]
+        for row, value in zip(part, flat, strict=True):
+            row.copy_(value[begin:end])
+        yield torch.mm(weights, part, out=into).unbind()
 
 
 def _combinable(weights: Tensor, items: Sequence[Mapping[str, Tensor]]) -> None:

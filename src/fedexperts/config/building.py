@@ -85,7 +85,8 @@ def modelled(config: Config, classes: tuple[str, ...]) -> tuple[Built, Model]:
 
     ValueError if the model cannot be built.
     """
-    with computing_on(device := machine.device(config), cache_folder):
+    device = machine.device(config)
+    with computing_on(device, cache_folder, machine.matrix_units(device)):
         machine.repeatable(device)
         built = _built(config, "model", classes)
     return built, _mixed(config, built.model)
@@ -135,7 +136,8 @@ def _mixed(config: Config, model: Model) -> Model:
     settings: MixtureSettings = config.section("mixture")
     section = "gate" if "gate" in config.values else "model"
     names = tuple(f"expert-{k}" for k in range(settings.experts))
-    with computing_on(machine.device(config)):
+    device = machine.device(config)
+    with computing_on(device, units=machine.matrix_units(device)):
         gate = _built(config, section, names).model
     return Mixture(model, gate, settings.mains, settings.top)
 

@@ -44,6 +44,13 @@ def device(config: Config) -> torch.device:
     return torch.device(asked)
 
 
+def matrix_units(device: torch.device) -> bool:
+    """Whether it has units for matrix products in bf16: a CPU's AMX, a GPU's tensor cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
 def repeatable(device: torch.device) -> None:
     """Equal settings, equal bits: of a GPU's convolutions take those that add in a fixed order, and
     in fp32.
@@ -112,7 +119,9 @@ def _weights(config: Config) -> dict[str, str]:
 def _precision(config: Config) -> str:
     """Of a model's frozen weights; "", if it has none that may be rounded."""
     settings = config.section("model")
-    return settings.rounded(device(config)) if isinstance(settings, Sighted) else ""
+    if not isinstance(settings, Sighted):
+        return ""
+    return settings.rounded(matrix_units(device(config)))
 
 
 def _processor() -> str:

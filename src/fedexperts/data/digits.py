@@ -8,8 +8,11 @@ once, for all seeds; each scanner reads all of them. This room does not know mod
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import interpolate, pad
@@ -27,15 +30,23 @@ SHEETS = 14  # runs of the scans that repeat one order of digits, each by one ha
 
 def digits() -> tuple[Tensor, Tensor]:
     """All digits, uint8 [1797, 3, 32, 32] in three equal channels, and labels int64 [1797]."""
-    from sklearn.datasets import load_digits  # here, because it takes a second to import
-
-    raw = load_digits()
-    small = torch.from_numpy(raw.images).to(torch.int64) * 255 // 16  # [N, 8, 8], 0..16 to 0..255
+    rows = torch.from_numpy(np.loadtxt(_scans(), dtype=np.int64, delimiter=","))
+    small = rows[:, :-1].reshape(-1, 8, 8) * 255 // 16  # 0..16 to 0..255
     large = interpolate(
         small[:, None].float(), size=(SIDE, SIDE), mode="bilinear", align_corners=False
     )
     images = large.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
-    return images, torch.from_numpy(raw.target).to(torch.int64)
+    return images, rows[:, -1].contiguous()
+
+
+def _scans() -> Path:
+    """The file of scikit-learn's digits. Its own reader, which needs all of scikit-learn, takes two
+    seconds to import.
+    """
+    package = find_spec("sklearn")
+    assert package  # this package depends on it
+    assert package.origin
+    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 
 def as_scanned(images: Tensor, seed: int) -> Tensor:

@@ -11,7 +11,7 @@ heads, d = G / H.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
@@ -157,13 +157,16 @@ class OwnPrompt(Predictor):
 
     model: PromptModel
 
+    @cached_property
     def _own(self) -> Tensor:
-        """[C, D]: the classes' texts behind the client's own prompt."""
+        """[C, D]: the classes' texts behind the client's own prompt, encoded once for all that is
+        asked.
+        """
         return self.model.texts(self.local.trained["context"])
 
     def logits(self, x: Tensor) -> Tensor:
         """Plain CLIP."""
-        return self.model.scale * (x @ self._own().T)
+        return self.model.scale * (x @ self._own.T)
 
 
 @dataclass(frozen=True)
@@ -176,27 +179,27 @@ class Mixed(OwnPrompt):
         """sim(Pool(I), T_MoE) + lambda sim(I, T_L), times CLIP's scale (arXiv:2410.10114 eq.
         10).
         """
-        own_CD = self._own()
+        own_CD = self._own
         plain_BC = x @ own_CD.T
         mixed_BC, _ = self.gate.mix(self.local, own_CD, x)
         return self.model.scale * (mixed_BC + self.gate.lam * plain_BC)
 
     def shares(self, x: Tensor) -> Tensor:
         """The gate's weights, the mean of its heads; the client's own prompt first."""
-        return self.gate.mix(self.local, self._own(), x)[1]
+        return self.gate.mix(self.local, self._own, x)[1]
 
     def metrics(self, x: Tensor, y: Tensor) -> Facts:
         """How far apart the experts' text features are (1 - cosine)."""
         if self.gate.experts_are == "class-means":
             return {}
-        apart = 1 - (self.local.fixed["experts"] * self._own()).sum(-1)
+        apart = 1 - (self.local.fixed["experts"] * self._own).sum(-1)
         if not apart.numel():
             return {}
         return {"experts_apart": float(apart.mean())}
 
     def portable(self) -> Portable:
         """Text features, gate, and pooling as a matrix: it is a linear map, whichever it is."""
-        own_CD, gate = self._own(), self.gate
+        own_CD, gate = self._own, self.gate
         tensors = {
             "own": own_CD,
             "experts": self.local.fixed["experts"],

@@ -11,6 +11,7 @@ width, l context tokens, W word width.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -211,8 +212,8 @@ class PFedMoAP(TextGate, Method):
         """[K, C, D]: normalised features of the experts' classes; zeros stay, and say nothing."""
         if self._means:
             return normalize(experts, dim=-1)
-        with torch.no_grad():  # behind a context of its own, as K may be 0
-            return model.texts(torch.cat([context[None], experts]))[1:]
+        contexts = (context, *experts)  # one of its own, as K may be 0
+        return torch.stack([_texts(model, each) for each in contexts])[1:]
 
     def rates(self) -> Mapping[str, float]:
         return {"gate": self.gate_rate}
@@ -263,6 +264,20 @@ class PFedMoAP(TextGate, Method):
         local = Local({"context": shared} | named("gate", gate), {"experts": experts})
         shares_E = Mixed(prompted, local, self).shares(x).mean((0, 1)).tolist()
         return [Chosen(local, dict(zip(("global prompt", *useful), shares_E, strict=True)))]
+
+
+def _texts(model: PromptModel, context_lW: Tensor) -> Tensor:
+    """[C, D]: text features, once for all clients of this process that receive a prompt. Each
+    prompt is encoded by itself, so that what was encoded before changes no bit.
+    """
+    shape = tuple(context_lW.shape)
+    return _remembered(model, context_lW.contiguous().numpy().tobytes(), shape)
+
+
+@lru_cache(maxsize=256)
+def _remembered(model: PromptModel, numbers: bytes, shape: tuple[int, ...]) -> Tensor:
+    with torch.no_grad():
+        return model.texts(torch.frombuffer(bytearray(numbers), dtype=torch.float32).reshape(shape))
 
 
 def _prompted(model: Model) -> PromptModel:

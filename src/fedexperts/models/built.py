@@ -25,8 +25,10 @@ class Sighted(ABC):
         """Pixels of a side; ValueError, with what to type, if the model is not on this machine."""
 
     @abstractmethod
-    def rounded(self, device: torch.device) -> str:
-        """The type of its frozen weights on a device, "fp32" or "bf16"; ValueError likewise."""
+    def rounded(self, units: bool) -> str:
+        """The type of its frozen weights, "fp32" or "bf16", on a processor with matrix units for
+        bf16 or without; ValueError likewise.
+        """
 
 
 @dataclass(frozen=True)
@@ -57,27 +59,25 @@ class Built:
 
 
 _device: ContextVar[torch.device] = ContextVar("device", default=CPU)
+_units: ContextVar[bool] = ContextVar("units", default=False)
 _cache: ContextVar[Callable[[], Path] | None] = ContextVar("cache", default=None)
 
 
 @contextmanager
-def computing_on(device: torch.device, cache: Callable[[], Path] | None = None) -> Iterator[None]:
-    """Models that are made in here compute on a device, and keep in the folder `cache` what takes
-    long to make again. Nothing else moves: torch's default device does not.
+def computing_on(
+    device: torch.device, cache: Callable[[], Path] | None = None, units: bool = False
+) -> Iterator[None]:
+    """Models that are made in here compute on a device, which may have matrix units for bf16, and
+    keep in the folder `cache` what takes long to make again. Nothing else moves: torch's default
+    device does not.
     """
-    before, kept = _device.set(device), _cache.set(cache)
+    before, kept, unlike = _device.set(device), _cache.set(cache), _units.set(units)
     try:
         yield
     finally:
         _device.reset(before)
         _cache.reset(kept)
-
-
-def matrix_units(device: torch.device) -> bool:
-    """Whether it has units for matrix products in bf16: a CPU's AMX, a GPU's tensor cores."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+        _units.reset(unlike)
 
 
 def device() -> torch.device:
@@ -89,3 +89,8 @@ def kept_in() -> Path | None:
     """Where a model that is made now keeps what takes long to make again; None: nowhere."""
     folder = _cache.get()
     return folder() if folder else None
+
+
+def matrix_units() -> bool:
+    """Whether the processor under a model that is made now has matrix units for bf16."""
+    return _units.get()

@@ -32,6 +32,7 @@ Row = dict[Name, int]  # the beginning of a name -> the position in the row of i
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 QUICK = 1.702
+KEPT = 16  # values that a layer keeps of a token for its gradient, in widths
 IMAGES = 64  # images that an image encoder sees at once
 
 
@@ -50,7 +51,9 @@ class Layer:
 def one_product(query: nn.Linear, key: nn.Linear, value: nn.Linear) -> nn.Linear:
     """Three maps of the same as one, frozen."""
     maps = (query, key, value)
-    return _linear(torch.cat([each.weight for each in maps]), torch.cat([each.bias for each in maps]))
+    return _linear(
+        torch.cat([each.weight for each in maps]), torch.cat([each.bias for each in maps])
+    )
 
 
 def quick_mlp(first: nn.Linear, second: nn.Linear) -> nn.Module:
@@ -65,8 +68,9 @@ def quick_mlp(first: nn.Linear, second: nn.Linear) -> nn.Module:
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    rows, columns = weight.shape
     with torch.device("meta"):
-        made = nn.Linear(*reversed(weight.shape))
+        made = nn.Linear(columns, rows)
     made.load_state_dict({"weight": weight.detach(), "bias": bias.detach()}, assign=True)
     return made.requires_grad_(False)
 
@@ -142,6 +146,10 @@ class PromptedClip(PromptModel):
         self._trunk = len(self._start) + len(context)
         self._check()
         self._tree = _tree(clip, self._names, self._trunk) if clip.pad is None else None
+        tokens, width = len(self.classes) * len(clip.positions), clip.positions.shape[1]
+        if self._tree:
+            tokens = self._trunk + len(self._tree.words)
+        self.held = KEPT * tokens * width * len(clip.layers)
 
     @property
     def longest(self) -> int:

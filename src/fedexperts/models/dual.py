@@ -190,6 +190,9 @@ class PromptedDual(PromptModel):
         self._matrix_ED = dual.bridge.matrix.to(self.device)
         self.width = self._matrix_ED.shape[1]
         self._check_length()
+        length = 1 + len(context) + max(map(len, self._prompts.names))
+        # as a CLIP's, of twelve layers
+        self.held = 16 * 12 * len(classes) * length * weight.shape[1]
 
     def texts(self, context: Tensor) -> Tensor:
         """Contexts [..., l, W] to normalised text features [..., C, D] in fp32, where the contexts

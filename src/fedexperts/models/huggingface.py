@@ -8,7 +8,6 @@ Nothing is downloaded here: a hub name is looked up in this machine's own Huggin
 """
 
 import hashlib
-import html
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from functools import cache, partial
 from logging import ERROR
 from pathlib import Path
 from typing import Any
-from unicodedata import normalize
 
 import torch
 from safetensors import SafetensorError
@@ -37,6 +35,7 @@ from ..options import Values, typed_path
 from . import openai
 from .built import device
 from .clip import Clip, Layer, one_product, quick_mlp
+from .openai import plain
 
 KINDS: dict[str, tuple[Any, Any, Any]] = {  # of config.json: model, tokenizer, image processor
     "clip": (CLIPModel, CLIPTokenizer, CLIPImageProcessorPil),
@@ -62,12 +61,6 @@ OURS = (  # in quotation marks
     'tinyclip" for written characters or, for photographs, "pip install \'fedexperts[photos]\'" and'
     ' model.name = "prompted-dual'
 )
-_PLAIN = {
-    **dict.fromkeys(map(ord, "\u02bc\u2018\u2019\u201a\u201b"), "'"),
-    **dict.fromkeys(map(ord, "\u201c\u201d\u201e\u201f"), '"'),
-    **{code: normalize("NFKC", chr(code)) for code in (0x3000, *range(0xFF01, 0xFFF0))},
-    **{code: normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)},
-}
 # in configs written before transformers knew the real id: pool at the highest id, which is [EOS]
 LEGACY_EOS = 2
 
@@ -284,14 +277,6 @@ def _checkpoint(folder: Path, kind: str) -> openai.Checkpoint:
             ' take, say, "openai/clip-vit-base-patch16"'
         )
     return saved
-
-
-def plain(text: str) -> str:
-    """A text as OpenAI's tokenizer reads it: HTML's names for characters are those characters, and
-    of what ftfy makes plain, curly quotes, ligatures and wide letters are.
-    """
-    text = html.unescape(text).translate(_PLAIN)
-    return html.unescape(html.unescape(text)).strip()
 
 
 def _tokenize(tokenizer: Any, clean: Callable[[str], str], words: str) -> list[int]:

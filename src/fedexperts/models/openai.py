@@ -13,6 +13,7 @@ Shapes: W word width, D feature width, L positions.
 """
 
 import hashlib
+import html
 import json
 import math
 import warnings
@@ -20,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from safetensors import SafetensorError
@@ -46,6 +48,12 @@ NEEDED = (
     "transformer.resblocks.0.attn.in_proj_weight",
     "token_embedding.weight",
 )
+_PLAIN = {
+    **dict.fromkeys(map(ord, "\u02bc\u2018\u2019\u201a\u201b"), "'"),
+    **dict.fromkeys(map(ord, "\u201c\u201d\u201e\u201f"), '"'),
+    **{code: normalize("NFKC", chr(code)) for code in (0x3000, *range(0xFF01, 0xFFF0))},
+    **{code: normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)},
+}
 
 
 @dataclass(frozen=True)
@@ -180,6 +188,14 @@ def parts(
     )
 
 
+def plain(text: str) -> str:
+    """A text as OpenAI's tokenizer reads it: HTML's names for characters are those characters, and
+    of what ftfy makes plain, curly quotes, ligatures and wide letters are.
+    """
+    text = html.unescape(text).translate(_PLAIN)
+    return html.unescape(html.unescape(text)).strip()
+
+
 def _visual(side: int, t: Tensors) -> ModifiedResNet:
     blocks = [
         len({name.split(".")[1] for name in t if name.startswith(f"layer{n}.")})
@@ -196,9 +212,7 @@ def _visual(side: int, t: Tensors) -> ModifiedResNet:
     return net.requires_grad_(False).eval()
 
 
-def _text_layer(
-    t: Tensors, saved: Checkpoint, device: torch.device, dtype: torch.dtype
-) -> Layer:
+def _text_layer(t: Tensors, saved: Checkpoint, device: torch.device, dtype: torch.dtype) -> Layer:
     """Joined before its weights are rounded to `dtype`."""
     first, second = (_filled(nn.Linear, under(t, f"mlp.{name}")) for name in ("c_fc", "c_proj"))
     mlp = nn.Sequential(first, nn.GELU(), second)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..model import Model
 from ..options import Outside, option
 from ..tensors import rng
-from .built import Backbone, Built, Sighted, device, matrix_units
+from .built import Backbone, Built, Sighted, matrix_units
 from .clip import Clip, LinearProbe, PromptedClip, encode, words
 from .dual import Dual, PromptedDual
 from .dual import encode as classify
@@ -48,13 +48,12 @@ class _OnClip(Outside, Sighted):
         """ValueError, with what to type, if the CLIP is not on this machine."""
         self.reads()
 
-    def rounded(self, device: torch.device) -> str:
-        """What `precision` is on a device, "fp32" or "bf16"; ValueError as `at_hand`."""
+    def rounded(self, units: bool) -> str:
         if self.precision != "auto":
             return self.precision
         from .huggingface import find_clip, width  # as below
 
-        if matrix_units(device) and width(find_clip(self.clip)) >= WIDE:
+        if units and width(find_clip(self.clip)) >= WIDE:
             return "bf16"
         return "fp32"
 
@@ -84,7 +83,7 @@ class PromptedClipSettings(_OnClip):
         """ValueError if the CLIP cannot be loaded, a prompt is too long, or `words` are not
         `context` tokens.
         """
-        clip = _load(self.clip, self.rounded(device()))
+        clip = _load(self.clip, self.rounded(matrix_units()))
         start = _start(self, words(clip, self.words), seed)
         built = _built(PromptedClip(clip, classes, start), clip, self.clip)
         return replace(built, plain=lambda: PromptedClip(clip, classes, words(clip, WORDS)))
@@ -122,7 +121,7 @@ class PromptedDualSettings(Outside, Sighted):
     def sees(self) -> int:
         return _seen(self.classifier)
 
-    def rounded(self, device: torch.device) -> str:
+    def rounded(self, units: bool) -> str:
         return self.precision
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
@@ -156,11 +155,11 @@ class LinearProbeSettings(_OnClip):
     def reads(self) -> list[Path]:
         return _halves(self.classifier, self.encoder) if self.classifier else super().reads()
 
-    def rounded(self, device: torch.device) -> str:
+    def rounded(self, units: bool) -> str:
         """Of a classifier, whose features a dual model has in fp32 by default, as that."""
         if self.classifier and self.precision == "auto":
             return "fp32"
-        return super().rounded(device)
+        return super().rounded(units)
 
     def sees(self) -> int:
         return _seen(self.classifier) if self.classifier else super().sees()
@@ -168,9 +167,9 @@ class LinearProbeSettings(_OnClip):
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         """ValueError if the frozen model cannot be loaded. It starts at zero, whatever the seed."""
         if not self.classifier:
-            clip = _load(self.clip, self.rounded(device()))
+            clip = _load(self.clip, self.rounded(matrix_units()))
             return _built(LinearProbe(classes, clip.width, clip.scale), clip, self.clip)
-        dual = _load_dual(self.classifier, self.encoder, WORDS, self.rounded(device()))
+        dual = _load_dual(self.classifier, self.encoder, WORDS, self.rounded(matrix_units()))
         width = dual.classifier.rows.shape[1]
         probe = LinearProbe(classes, width, dual.bridge.scale)
         return _built_dual(probe, dual, self.classifier)
