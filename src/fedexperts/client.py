@@ -8,7 +8,7 @@ cannot be sent, nor one of its facts that it does not declare.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -17,15 +17,18 @@ from torch import Tensor
 
 from .admission import Guard, Terms
 from .answers import SAYS_CONFUSION, told
-from .average import MergeSettings, outliers
+from .average import MergeSettings, noised_mean, outliers
 from .declared import Facts
 from .learn import Examples, Fitting, Learning, Local, Logits, at_once, fit, predict
 from .message import Order, Reply
 from .method import Given, Method
 from .model import Model
+from .noised import Noised
+from .privacy import PrivacySettings
 from .private import Private
-from .tensors import Tensors, count, finite, normal_of_this_machine, rng, shapes, size
-from .upload import Normal, UploadSettings, seal
+from .spent import Ledger
+from .tensors import Normal, Tensors, count, finite, normal_of_this_machine, rng, shapes, size
+from .upload import UploadSettings, seal
 
 T = TypeVar("T")
 ONE_PASS = 2**20  # numbers of inputs that are asked at once
@@ -59,6 +62,7 @@ class Job:
     guard: Guard = field(default_factory=Guard)  # what the server takes of an upload
     merge: MergeSettings = field(default_factory=MergeSettings)  # how uploads become one
     upload: UploadSettings = field(default_factory=UploadSettings)  # what is done to what leaves
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
     # whether this is one site of many machines, and not a simulation of them all
     deployed: bool = False
     # whether clients say, after the last round, which class they take for which; it tells how many
@@ -69,6 +73,27 @@ class Job:
     def given(self) -> Given:
         return Given(self.model, self.reserve, self.learning, self.seed, self.merge.average)
 
+    def merging(self, round: int) -> Given:
+        """The same for a round's merge: the server's own noise is in its mean."""
+        if not (self.private and self.privacy.noised_by == "server"):
+            return self.given
+        noise = self.privacy.use(1, 1, 1, self.rounds).noise * self.privacy.clip
+        normal = self.normal("server noise", round)
+        return replace(self.given, average=partial(noised_mean, noise=noise, normal=normal))
+
+    @property
+    def private(self) -> bool:
+        return self.privacy.unit != "none"
+
+    def normal(self, use: str, round: int, client: str = "") -> Normal:
+        """Where noise comes from. A machine's of its own is its own: who has the server knows the
+        run's seed.
+        """
+        if self.deployed:
+            return normal_of_this_machine
+        generator = rng(self.seed, use, round, client)
+        return lambda shape: torch.randn(shape, generator=generator)
+
     def outliers(self, uploads: Mapping[str, Tensors]) -> dict[str, str]:
         """Whose uploads join no pool, and why, if the merge is to bear hostile clients."""
         if not self.merge.robust or self.method.reads() != "uploads":
@@ -78,7 +103,9 @@ class Job:
     @property
     def terms(self) -> Terms:
         says = self.method.declares().says() | (SAYS_CONFUSION if self.confusion else {})
-        return Terms(self.guard, says, self.trained.buffers, len(self.model.classes))
+        return Terms(
+            self.guard, says, self.trained.buffers, len(self.model.classes), self.private
+        )
 
     def confusion_after(self, round: int) -> bool:
         """Whether a client's confusion matrix is told after this round."""
@@ -113,12 +140,36 @@ Pair = tuple[Client, Order]
 
 
 def _train(job: Job, pairs: Sequence[Pair], stacks: "Stacks") -> list[Reply]:
+    settled = [_settled(job, client, order) for client, order in pairs]
+    pairs = [pair for pair, reply in zip(pairs, settled, strict=True) if reply is None]
     starts = [_start(job, client, order) for client, order in pairs]
-    return stacks.each(
+    trained = stacks.each(
         starts,
         [client for client, _ in pairs],
         lambda chosen: _attempt(job, [pairs[i] for i in chosen], [starts[i] for i in chosen]),
     )
+    return [reply for reply in settled if reply is not None] + trained
+
+
+def _settled(job: Job, client: Client, order: Order) -> Reply | None:
+    """The reply of who trains no more: its privacy is spent, or it has answered this round."""
+    if not job.private:
+        return None
+    ledger = _ledger(job, client, order)
+    if why := ledger.refusal():
+        return Reply(client.name, order.round, "train", error=why)
+    if ledger.sent is None:
+        return None
+    sent = ledger.sent
+    facts: Facts = {"parameters": count(sent), "bytes": size(sent)}
+    facts |= {"epsilon": ledger.epsilon, "delta": job.privacy.delta} | client.changed
+    return Reply(client.name, order.round, "train", sent, len(client.train), facts, kept=True)
+
+
+def _ledger(job: Job, client: Client, order: Order) -> Ledger:
+    learning = job.learning
+    use = job.privacy.use(len(client.train), learning.batch, learning.epochs, job.rounds)
+    return Ledger.opened(job.privacy, client.private, order, use, job.deployed)
 
 
 def _start(job: Job, client: Client, order: Order) -> Local:
@@ -164,8 +215,18 @@ def _fit(
         job.trained.buffers,
         job.trained.device,
     )
+    if job.privacy.unit == "example":
+        how = replace(how, private=_noised(job, pairs))
     generators = [rng(job.seed, "batches", order.round, client.name) for client, order in pairs]
     return fit(how, starts, [client.train for client, _ in pairs], generators)
+
+
+def _noised(job: Job, pairs: Sequence[Pair]) -> Noised:
+    """Private steps of these clients."""
+    clients = [client for client, _ in pairs]
+    noises = [_ledger(job, client, order).use.noise for client, order in pairs]
+    normals = [job.normal("steps", order.round, client.name) for client, order in pairs]
+    return Noised(job.privacy.clip, noises, normals, [len(client.train) for client in clients])
 
 
 def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -> Reply:
@@ -183,29 +244,23 @@ def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -
     leaves = job.upload.leaving(
         finished.leaves | said,
         order.tensors,
-        _normal(job, client, order),
+        job.normal("finish", order.round, client.name),
         job.method.uploads(job.model),
         client.name,
     )
-    if finished.stays:
-        client.private.save(client.name, order.round, finished.stays)
-    facts: Facts = {
-        "loss": loss,
-        "parameters": count(local.trained),
-        "bytes": size(local.trained),
-    } | client.changed
-    kept = bool(finished.stays)
+    facts: Facts = {"parameters": count(local.trained), "bytes": size(local.trained)}
+    ledger = None
+    if job.private:  # a loss tells of the examples what no noise covers
+        account = _ledger(job, client, order)
+        facts |= {"epsilon": account.epsilon, "delta": job.privacy.delta}
+        ledger = account.with_round(leaves, job.deployed)
+    else:
+        facts["loss"] = loss
+    if finished.stays or ledger:
+        client.private.save(client.name, order.round, finished.stays, ledger)
+    kept = bool(finished.stays or ledger)
+    facts |= client.changed
     return Reply(client.name, order.round, "train", leaves, len(client.train), facts, kept=kept)
-
-
-def _normal(job: Job, client: Client, order: Order) -> Normal:
-    """Where noise on an upload comes from. A deployed site's is its machine's: the server knows the
-    run's seed.
-    """
-    if job.deployed:
-        return normal_of_this_machine
-    generator = rng(job.seed, "finish", order.round, client.name)
-    return lambda shape: torch.randn(shape, generator=generator)
 
 
 def _absorb(job: Job, pairs: Sequence[Pair], stacks: "Stacks") -> list[Reply]:
@@ -224,7 +279,8 @@ def _absorb(job: Job, pairs: Sequence[Pair], stacks: "Stacks") -> list[Reply]:
     )
     replies = []
     for (client, order), own, was, now in zip(pairs, kept, before, after, strict=True):
-        client.private.save(client.name, order.round, own)
+        ledger = client.private.ledger(client.name, order.round)
+        client.private.save(client.name, order.round, own, ledger)
         facts: Facts = {
             "before_correct": _hits(was.test, client.test),
             "after_correct": _hits(now.test, client.test),

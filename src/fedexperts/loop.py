@@ -176,7 +176,7 @@ def merge(
     left_out = job.outliers({upload.client: upload.tensors for upload in uploads})
     uploads = [upload for upload in uploads if upload.client not in left_out]
     while uploads:
-        merged = job.method.merge(job.given, server, uploads, round)
+        merged = job.method.merge(job.merging(round), server, uploads, round)
         if not (why := unsound(merged, job.method.publish(merged), job.terms)):
             return merged, uploads, left_out
         worst = max(uploads, key=lambda upload: moved[upload.client]["moved"])
