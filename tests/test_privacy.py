@@ -143,7 +143,7 @@ def test_examples_join_a_step_each_by_its_own_chance() -> None:
 def probe(features: torch.Tensor, labels: torch.Tensor) -> tuple[Fitting, Local, Examples]:
     """A linear classifier from zero, and its examples."""
     start = Local({"w": torch.zeros(2, features.shape[1])})
-    how = Fitting(lambda local, x: (x @ local.trained["w"].T, {}), Learning(2, 4, rate=0.5))
+    how = Fitting(lambda local, x: (x @ local.trained["w"].T, {}), Learning(1, 4, rate=0.5))
     return how, start, Examples(features[:, None], labels)
 
 
@@ -180,7 +180,7 @@ def lower_bound(inside: torch.Tensor, outside: torch.Tensor, delta: float) -> fl
     return math.log(max(least - delta, 1e-12) / most)
 
 
-@pytest.mark.parametrize(("noisy", "times"), [(True, 400), (False, 400)])
+@pytest.mark.parametrize(("noisy", "times"), [(True, 200), (False, 200)])
 def test_a_canary_tells_no_more_than_the_account_says_and_without_noise_it_does(
     noisy: bool, times: int
 ) -> None:
@@ -194,7 +194,7 @@ def test_a_canary_tells_no_more_than_the_account_says_and_without_noise_it_does(
     labels = torch.arange(12) % 2
     x = torch.cat([others, canary])
     y = torch.cat([labels, torch.tensor([0])])
-    rate, steps = 4 / 13, 2 * 4
+    rate, steps = 4 / 12, 3
     noise = noise_for(stated, delta, rate, steps) if noisy else 0.0
 
     def weights(features: torch.Tensor, classes: torch.Tensor, use: str) -> torch.Tensor:

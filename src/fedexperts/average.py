@@ -114,12 +114,16 @@ def _mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
 
 
 def noised_mean(
-    items: Sequence[Mapping[str, Tensor]], weights: Sequence[float], noise: float, normal: Normal
+    items: Sequence[Mapping[str, Tensor]],
+    weights: Sequence[float],
+    noise: float,
+    normal: Normal,
+    share: float | None = None,
 ) -> Tensors:
-    """The mean with Gaussian noise that hides one item's change: `noise` times what an item weighs
-    at most.
+    """The mean with Gaussian noise that hides one item's change: `noise` times the largest share
+    that an item has in it, or a given one.
     """
-    deviation = noise * max(weights) / float(sum(weights))
+    deviation = noise * (share or max(weights) / float(sum(weights)))
     merged = mean(items, weights)
     for name, value in sorted(merged.items()):
         if value.is_floating_point():

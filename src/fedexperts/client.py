@@ -20,6 +20,7 @@ from .answers import SAYS_CONFUSION, told
 from .average import MergeSettings, noised_mean, outliers
 from .declared import Facts
 from .learn import Examples, Fitting, Learning, Local, Logits, at_once, fit, predict
+from .masks import Masks
 from .message import Order, Reply
 from .method import Given, Method
 from .model import Model
@@ -27,7 +28,17 @@ from .noised import Noised
 from .privacy import PrivacySettings
 from .private import Private
 from .spent import Ledger
-from .tensors import Normal, Tensors, count, finite, normal_of_this_machine, rng, shapes, size
+from .tensors import (
+    Normal,
+    Tensors,
+    count,
+    finite,
+    normal_of_this_machine,
+    rng,
+    shapes,
+    size,
+    under,
+)
 from .upload import UploadSettings, seal
 
 T = TypeVar("T")
@@ -73,13 +84,15 @@ class Job:
     def given(self) -> Given:
         return Given(self.model, self.reserve, self.learning, self.seed, self.merge.average)
 
-    def merging(self, round: int) -> Given:
-        """The same for a round's merge: the server's own noise is in its mean."""
+    def merging(self, round: int, heaviest: float | None = None) -> Given:
+        """The same for a round's merge: the server's own noise is in its mean, of whose weights
+        `heaviest` is the largest share, where uploads came as their sum.
+        """
         if not (self.private and self.privacy.noised_by == "server"):
             return self.given
         noise = self.privacy.use(1, 1, 1, self.rounds).noise * self.privacy.clip
         normal = self.normal("server noise", round)
-        return replace(self.given, average=partial(noised_mean, noise=noise, normal=normal))
+        return replace(self.given, average=partial(noised_mean, noise=noise, normal=normal, share=heaviest))
 
     @property
     def private(self) -> bool:
@@ -104,7 +117,8 @@ class Job:
     def terms(self) -> Terms:
         says = self.method.declares().says() | (SAYS_CONFUSION if self.confusion else {})
         return Terms(
-            self.guard, says, self.trained.buffers, len(self.model.classes), self.private
+            self.guard, says, self.trained.buffers, len(self.model.classes), self.private,
+            self.upload.secure,
         )
 
     def confusion_after(self, round: int) -> bool:
@@ -125,7 +139,8 @@ def answer(
     """
     stacks = Stacks(job, together)
     replies: list[Reply] = []
-    for task, act in (("train", _train), ("absorb", _absorb), ("predict", _predict)):
+    acts = {"train": _train, "absorb": _absorb, "predict": _predict}
+    for task, act in (acts | dict.fromkeys(("keys", "shares", "unmask"), _mask)).items():
         pairs = [
             (client, order)
             for client, order in zip(clients, orders, strict=True)
@@ -139,8 +154,28 @@ def answer(
 Pair = tuple[Client, Order]
 
 
+def _mask(job: Job, pairs: Sequence[Pair], stacks: "Stacks") -> list[Reply]:
+    """A step of a secure sum beside the training itself; who cannot take it says why."""
+    replies = []
+    for client, order in pairs:
+        masks = Masks(client.private.folder, client.name, order.round)
+        try:
+            match order.task:
+                case "keys":
+                    tensors = masks.begin()
+                case "shares":
+                    tensors = masks.share(order.tensors)
+                case _:
+                    tensors = masks.unmask(order.tensors)
+        except ValueError as error:
+            replies.append(Reply(client.name, order.round, order.task, error=str(error)))
+        else:
+            replies.append(Reply(client.name, order.round, order.task, tensors))
+    return replies
+
+
 def _train(job: Job, pairs: Sequence[Pair], stacks: "Stacks") -> list[Reply]:
-    settled = [_settled(job, client, order) for client, order in pairs]
+    everybody, settled = pairs, [_settled(job, client, order) for client, order in pairs]
     pairs = [pair for pair, reply in zip(pairs, settled, strict=True) if reply is None]
     starts = [_start(job, client, order) for client, order in pairs]
     trained = stacks.each(
@@ -148,7 +183,23 @@ def _train(job: Job, pairs: Sequence[Pair], stacks: "Stacks") -> list[Reply]:
         [client for client, _ in pairs],
         lambda chosen: _attempt(job, [pairs[i] for i in chosen], [starts[i] for i in chosen]),
     )
-    return [reply for reply in settled if reply is not None] + trained
+    replies = [reply for reply in settled if reply is not None] + trained
+    if not job.upload.secure:
+        return replies
+    asked = {client.name: (client, order) for client, order in everybody}
+    return [_behind_masks(*asked[reply.client], reply) for reply in replies]
+
+
+def _behind_masks(client: Client, order: Order, reply: Reply) -> Reply:
+    """An upload as the server may see it; why not, if it cannot be hidden."""
+    if reply.error:
+        return reply
+    others = under(order.tensors, "masked.with").keys()
+    masks = Masks(client.private.folder, client.name, order.round)
+    try:
+        return replace(reply, tensors=masks.masked(reply.tensors, reply.examples, others))
+    except ValueError as error:
+        return Reply(client.name, order.round, "train", error=str(error))
 
 
 def _settled(job: Job, client: Client, order: Order) -> Reply | None:

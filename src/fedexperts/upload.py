@@ -30,6 +30,11 @@ class UploadSettings:
         ge=0,
     )
 
+    secure: bool = option(
+        False,
+        says="secure sums: masks hide each upload, and the server sees their weighted mean alone",
+    )
+
     def __post_init__(self) -> None:
         if self.noise and not self.clip:
             raise ValueError(f"noise = {self.noise} counts in units of clip: set upload.clip > 0")

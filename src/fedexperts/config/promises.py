@@ -4,6 +4,8 @@ Everything that excludes each other is said here, when it is asked for. This roo
 noise is drawn, nor how uploads become one.
 """
 
+from dataclasses import replace
+
 from ..average import MergeSettings
 from ..method import Method
 from ..model import Model
@@ -17,13 +19,16 @@ def check(config: Config, method: Method, model: Model) -> None:
     privacy: PrivacySettings = config.section("privacy")
     merge: MergeSettings = config.section("merge")
     name = config.values["method"]["name"]
+    upload: UploadSettings = config.section("upload")
+    if upload.secure:
+        _check_secure(name, method, model, merge)
     if privacy.unit == "none":
         return
     accounting()
     if privacy.unit == "example":
         _check_steps(name, method, method.trains(model))
     elif privacy.noised_by == "server":
-        _check_sums(f'privacy.noised_by = "server" noises the one mean that it sends; {name}', method)
+        _check_sums(f'privacy.noised_by = "server" noises one mean, and {name}', method)
         if merge.robust:
             raise ValueError(
                 f'privacy.noised_by = "server" counts on a mean, which one client moves by no more'
@@ -47,9 +52,31 @@ def _check_steps(name: str, method: Method, trained: Model) -> None:
 def _check_sums(who: str, method: Method) -> None:
     if method.reads() != "sums":
         raise ValueError(
-            f"{who} needs to see more of uploads than that: experts, neighbours and relevance are"
-            ' made of single ones; use privacy.noised_by = "client", or method.name = "fedavg"'
+            f"{who} needs to see more of uploads than that: nearest experts, relevance and means"
+            " over some are made of single ones; leave it out, or use method.name = \"fedavg\""
         )
+
+
+def _check_secure(name: str, method: Method, model: Model, merge: MergeSettings) -> None:
+    _check_sums(f"upload.secure = true shows the server one mean of all, and {name}", method)
+    if merge.robust:
+        raise ValueError(
+            f'merge.rule = "{merge.rule}" holds uploads against each other, and upload.secure ='
+            " true hides each; leave out one of them"
+        )
+    if method.trains(model).buffers:
+        raise ValueError(
+            "upload.secure = true sums numbers in fixed point, and a batch norm counts steps; use"
+            ' model.norm = "group", or a model without'
+        )
+    try:
+        import Crypto.Protocol.SecretSharing  # noqa: F401
+        import cryptography  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            "upload.secure = true needs two packages that are not installed; use pip install"
+            ' "fedexperts[privacy]"'
+        ) from None
 
 
 def door(config: Config) -> UploadSettings:
@@ -64,4 +91,5 @@ def door(config: Config) -> UploadSettings:
             " privacy.clip alone, whose noise is counted"
         )
     noise = privacy.use(1, 1, 1, config.values["run"]["rounds"]).noise
-    return UploadSettings(privacy.clip, noise if privacy.noised_by == "client" else 0.0)
+    noise = noise if privacy.noised_by == "client" else 0.0
+    return replace(upload, clip=privacy.clip, noise=noise)
