@@ -64,7 +64,11 @@ def test_uses_add_up_whatever_their_order() -> None:
     settings = PrivacySettings("example", noise=1.0)
     one, other = Use(1.0, 0.5, 3), Use(2.0, 1.0, 1)
     both = settings.total([one, other, one])
-    assert both == settings.total([other, one, one]) == epsilon_of((one._replace(times=6), other), 1e-5)
+    assert (
+        both
+        == settings.total([other, one, one])
+        == epsilon_of((one._replace(times=6), other), 1e-5)
+    )
     assert both > settings.total([one, one])
     assert settings.total([]) == 0
 
@@ -170,8 +174,10 @@ def lower_bound(inside: torch.Tensor, outside: torch.Tensor, delta: float) -> fl
     half = len(inside) // 2
     best = max(
         inside.tolist(),
-        key=lambda t: float((inside[:half] > t).float().mean())
-        / (float((outside[:half] > t).float().mean()) + 0.01),
+        key=lambda t: (
+            float((inside[:half] > t).float().mean())
+            / (float((outside[:half] > t).float().mean()) + 0.01)
+        ),
     )
     hits, false = int((inside[half:] > best).sum()), int((outside[half:] > best).sum())
     n = len(inside) - half
@@ -204,9 +210,7 @@ def test_a_canary_tells_no_more_than_the_account_says_and_without_noise_it_does(
             lambda shape, g=g: torch.randn(shape, generator=g) for g in generators
         ]
         private = Noised(0.5, [noise] * times, normals, [len(classes)] * times)
-        ended, _ = fit(
-            replace(how, private=private), [start] * times, [own] * times, generators
-        )
+        ended, _ = fit(replace(how, private=private), [start] * times, [own] * times, generators)
         return torch.stack([each["w"][0, -1] - each["w"][1, -1] for each in ended])
 
     found = lower_bound(weights(x, y, "in"), weights(x[:-1], y[:-1], "out"), delta)
@@ -254,7 +258,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(name: str, tmp_path: Pa
     config = tiny(case, privacy=privacy, run=FULL)
     whole = carry_out(config, tmp_path / "whole")
 
-    class Cut(RuntimeError):
+    class CutOffError(RuntimeError):
         pass
 
     class Cutting:
@@ -267,10 +271,10 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(name: str, tmp_path: Pa
         def exchange(self, orders: Sequence[Order]) -> Any:
             replies = self.inner.exchange(orders)
             if (orders[0].round, orders[0].task) == (2, "train"):
-                raise Cut
+                raise CutOffError
             return replies
 
-    with pytest.raises(Cut):
+    with pytest.raises(CutOffError):
         carry_out(config, tmp_path / "cut", Cutting)
     assert left_behind(carry_out(config, tmp_path / "cut")) == left_behind(whole)
 
@@ -309,7 +313,7 @@ def test_a_site_that_is_asked_twice_sends_what_it_sent_and_spends_once(
 
 
 def test_a_site_does_not_answer_again_what_it_no_longer_has(tmp_path: Path) -> None:
-    job, client, order = site(tmp_path, EXAMPLE)
+    job, client, order = site(tmp_path, {"unit": "example", "noise": 3.0})
     for round in (1, 2, 3, 4):
         (reply,) = answer(job, [client], [replace(order, round=round)])
     (reply,) = answer(job, [client], [order])

@@ -26,6 +26,8 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("message", "private", "post", "masks"),
     ("sums",),
     ("admission", "spent"),
+    ("job",),
+    ("hidden",),
     ("client",),
     ("engine",),
     ("flower",),

@@ -179,7 +179,16 @@ def test_what_does_not_fit_is_refused_and_nothing_is_cut_off() -> None:
 def test_flowers_own_masks_have_a_seed_of_32_bits() -> None:
     """Why they are not used: two secrets whose words have the same exclusive or give one mask."""
     utils = pytest.importorskip("flwr.common.secure_aggregation.secaggplus_utils")
-    one, other = bytes(range(32)), bytes(28) + bytes(a ^ b ^ c ^ d ^ e ^ f ^ g ^ h for a, b, c, d, e, f, g, h in zip(*[bytes(range(32))[4 * i : 4 * i + 4] for i in range(8)], strict=True))
+    one, other = (
+        bytes(range(32)),
+        bytes(28)
+        + bytes(
+            a ^ b ^ c ^ d ^ e ^ f ^ g ^ h
+            for a, b, c, d, e, f, g, h in zip(
+                *[bytes(range(32))[4 * i : 4 * i + 4] for i in range(8)], strict=True
+            )
+        ),
+    )
     assert one != other
     first, second = (utils.pseudo_rand_gen(seed, 2**32, [(9,)])[0] for seed in (one, other))
     assert (first == second).all()
@@ -191,9 +200,7 @@ def test_the_noise_of_the_server_is_as_large_as_without_masks(tmp_path: Path) ->
     privacy = {"unit": "client", "noise": 1.0, "noised_by": "server"}
     ends = []
     for secure in (False, True):
-        config = tiny(
-            PROBE, privacy=privacy, upload={"secure": secure}, run=FULL | {"rounds": 1}
-        )
+        config = tiny(PROBE, privacy=privacy, upload={"secure": secure}, run=FULL | {"rounds": 1})
         ends.append(server(carry_out(config, tmp_path / str(secure))))
     assert torch.allclose(ends[0]["global.weight"], ends[1]["global.weight"], atol=2**-20)
 

@@ -7,128 +7,26 @@ cannot be sent, nor one of its facts that it does not declare.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from .admission import Guard, Terms
-from .answers import SAYS_CONFUSION, told
-from .average import MergeSettings, noised_mean, outliers
+from .answers import told
 from .declared import Facts
-from .learn import Examples, Fitting, Learning, Local, Logits, at_once, fit, predict
-from .masks import Masks
+from .hidden import STEPS, Pair, behind_masks, ledger_of, private_steps, settled, step_of_sum
+from .job import Client as Client
+from .job import Job as Job
+from .learn import Examples, Fitting, Local, Logits, at_once, fit, predict
 from .message import Order, Reply
-from .method import Given, Method
-from .model import Model
-from .noised import Noised
-from .privacy import PrivacySettings
-from .private import Private
-from .spent import Ledger
-from .tensors import (
-    Normal,
-    Tensors,
-    count,
-    finite,
-    normal_of_this_machine,
-    rng,
-    shapes,
-    size,
-    under,
-)
-from .upload import UploadSettings, seal
+from .tensors import Tensors, count, finite, rng, shapes, size
+from .upload import seal
 
 T = TypeVar("T")
 ONE_PASS = 2**20  # numbers of inputs that are asked at once
-
-
-@dataclass(frozen=True)
-class Client:
-    """One party of a run: its name, its three disjoint sets of examples, its own disk."""
-
-    name: str
-    train: Examples
-    valid: Examples
-    test: Examples
-    private: Private
-    # since its data were split: how many came, how many went
-    changed: Facts = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the server and every client agree on before the first round."""
-
-    method: Method
-    model: Model
-    learning: Learning
-    rounds: int
-    seed: int
-    reserve: Examples  # the server's own, which no client ever sees
-    # where a simulation has them: all clients' "valid" and "test" parts in one
-    exam: Mapping[str, Examples]
-    guard: Guard = field(default_factory=Guard)  # what the server takes of an upload
-    merge: MergeSettings = field(default_factory=MergeSettings)  # how uploads become one
-    upload: UploadSettings = field(default_factory=UploadSettings)  # what is done to what leaves
-    privacy: PrivacySettings = field(default_factory=PrivacySettings)
-    # whether this is one site of many machines, and not a simulation of them all
-    deployed: bool = False
-    # whether clients say, after the last round, which class they take for which; it tells how many
-    # examples of each class they have
-    confusion: bool = True
-
-    @property
-    def given(self) -> Given:
-        return Given(self.model, self.reserve, self.learning, self.seed, self.merge.average)
-
-    def merging(self, round: int, heaviest: float | None = None) -> Given:
-        """The same for a round's merge: the server's own noise is in its mean, of whose weights
-        `heaviest` is the largest share, where uploads came as their sum.
-        """
-        if not (self.private and self.privacy.noised_by == "server"):
-            return self.given
-        noise = self.privacy.use(1, 1, 1, self.rounds).noise * self.privacy.clip
-        normal = self.normal("server noise", round)
-        return replace(self.given, average=partial(noised_mean, noise=noise, normal=normal, share=heaviest))
-
-    @property
-    def private(self) -> bool:
-        return self.privacy.unit != "none"
-
-    def normal(self, use: str, round: int, client: str = "") -> Normal:
-        """Where noise comes from. A machine's of its own is its own: who has the server knows the
-        run's seed.
-        """
-        if self.deployed:
-            return normal_of_this_machine
-        generator = rng(self.seed, use, round, client)
-        return lambda shape: torch.randn(shape, generator=generator)
-
-    def outliers(self, uploads: Mapping[str, Tensors]) -> dict[str, str]:
-        """Whose uploads join no pool, and why, if the merge is to bear hostile clients."""
-        if not self.merge.robust or self.method.reads() != "uploads":
-            return {}
-        return outliers(uploads, self.merge.apart)
-
-    @property
-    def terms(self) -> Terms:
-        says = self.method.declares().says() | (SAYS_CONFUSION if self.confusion else {})
-        return Terms(
-            self.guard, says, self.trained.buffers, len(self.model.classes), self.private,
-            self.upload.secure,
-        )
-
-    def confusion_after(self, round: int) -> bool:
-        """Whether a client's confusion matrix is told after this round."""
-        return self.confusion and round == self.rounds
-
-    @property
-    def trained(self) -> Model:
-        """What clients train."""
-        return self.method.trains(self.model)
 
 
 def answer(
@@ -138,9 +36,12 @@ def answer(
     together, so many at once. 0: as many as is fastest.
     """
     stacks = Stacks(job, together)
-    replies: list[Reply] = []
-    acts = {"train": _train, "absorb": _absorb, "predict": _predict}
-    for task, act in (acts | dict.fromkeys(("keys", "shares", "unmask"), _mask)).items():
+    replies = [
+        step_of_sum(client, order)
+        for client, order in zip(clients, orders, strict=True)
+        if order.task in STEPS
+    ]
+    for task, act in (("train", _train), ("absorb", _absorb), ("predict", _predict)):
         pairs = [
             (client, order)
             for client, order in zip(clients, orders, strict=True)
@@ -151,76 +52,20 @@ def answer(
     return sorted(replies, key=lambda reply: position[reply.client])
 
 
-Pair = tuple[Client, Order]
-
-
-def _mask(job: Job, pairs: Sequence[Pair], stacks: "Stacks") -> list[Reply]:
-    """A step of a secure sum beside the training itself; who cannot take it says why."""
-    replies = []
-    for client, order in pairs:
-        masks = Masks(client.private.folder, client.name, order.round)
-        try:
-            match order.task:
-                case "keys":
-                    tensors = masks.begin()
-                case "shares":
-                    tensors = masks.share(order.tensors)
-                case _:
-                    tensors = masks.unmask(order.tensors)
-        except ValueError as error:
-            replies.append(Reply(client.name, order.round, order.task, error=str(error)))
-        else:
-            replies.append(Reply(client.name, order.round, order.task, tensors))
-    return replies
-
-
 def _train(job: Job, pairs: Sequence[Pair], stacks: "Stacks") -> list[Reply]:
-    everybody, settled = pairs, [_settled(job, client, order) for client, order in pairs]
-    pairs = [pair for pair, reply in zip(pairs, settled, strict=True) if reply is None]
+    everybody, early = pairs, [settled(job, client, order) for client, order in pairs]
+    pairs = [pair for pair, reply in zip(pairs, early, strict=True) if reply is None]
     starts = [_start(job, client, order) for client, order in pairs]
     trained = stacks.each(
         starts,
         [client for client, _ in pairs],
         lambda chosen: _attempt(job, [pairs[i] for i in chosen], [starts[i] for i in chosen]),
     )
-    replies = [reply for reply in settled if reply is not None] + trained
+    replies = [reply for reply in early if reply is not None] + trained
     if not job.upload.secure:
         return replies
     asked = {client.name: (client, order) for client, order in everybody}
-    return [_behind_masks(*asked[reply.client], reply) for reply in replies]
-
-
-def _behind_masks(client: Client, order: Order, reply: Reply) -> Reply:
-    """An upload as the server may see it; why not, if it cannot be hidden."""
-    if reply.error:
-        return reply
-    others = under(order.tensors, "masked.with").keys()
-    masks = Masks(client.private.folder, client.name, order.round)
-    try:
-        return replace(reply, tensors=masks.masked(reply.tensors, reply.examples, others))
-    except ValueError as error:
-        return Reply(client.name, order.round, "train", error=str(error))
-
-
-def _settled(job: Job, client: Client, order: Order) -> Reply | None:
-    """The reply of who trains no more: its privacy is spent, or it has answered this round."""
-    if not job.private:
-        return None
-    ledger = _ledger(job, client, order)
-    if why := ledger.refusal():
-        return Reply(client.name, order.round, "train", error=why)
-    if ledger.sent is None:
-        return None
-    sent = ledger.sent
-    facts: Facts = {"parameters": count(sent), "bytes": size(sent)}
-    facts |= {"epsilon": ledger.epsilon, "delta": job.privacy.delta} | client.changed
-    return Reply(client.name, order.round, "train", sent, len(client.train), facts, kept=True)
-
-
-def _ledger(job: Job, client: Client, order: Order) -> Ledger:
-    learning = job.learning
-    use = job.privacy.use(len(client.train), learning.batch, learning.epochs, job.rounds)
-    return Ledger.opened(job.privacy, client.private, order, use, job.deployed)
+    return [behind_masks(*asked[reply.client], reply) for reply in replies]
 
 
 def _start(job: Job, client: Client, order: Order) -> Local:
@@ -267,17 +112,9 @@ def _fit(
         job.trained.device,
     )
     if job.privacy.unit == "example":
-        how = replace(how, private=_noised(job, pairs))
+        how = replace(how, private=private_steps(job, pairs))
     generators = [rng(job.seed, "batches", order.round, client.name) for client, order in pairs]
     return fit(how, starts, [client.train for client, _ in pairs], generators)
-
-
-def _noised(job: Job, pairs: Sequence[Pair]) -> Noised:
-    """Private steps of these clients."""
-    clients = [client for client, _ in pairs]
-    noises = [_ledger(job, client, order).use.noise for client, order in pairs]
-    normals = [job.normal("steps", order.round, client.name) for client, order in pairs]
-    return Noised(job.privacy.clip, noises, normals, [len(client.train) for client in clients])
 
 
 def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -> Reply:
@@ -302,7 +139,7 @@ def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -
     facts: Facts = {"parameters": count(local.trained), "bytes": size(local.trained)}
     ledger = None
     if job.private:  # a loss tells of the examples what no noise covers
-        account = _ledger(job, client, order)
+        account = ledger_of(job, client, order)
         facts |= {"epsilon": account.epsilon, "delta": job.privacy.delta}
         ledger = account.with_round(leaves, job.deployed)
     else:

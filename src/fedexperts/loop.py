@@ -114,7 +114,9 @@ def train(
         )
     else:
         replies = exchange(job, engine, payloads, round, "train", expected)
-        came = [Upload(client, r.tensors, r.examples) for client, r in replies.items() if not r.error]
+        came = [
+            Upload(client, r.tensors, r.examples) for client, r in replies.items() if not r.error
+        ]
         admitted = admit(came, expected, known, job.terms)
         given = job.merging(round)
         server, uploads, left_out = merge(
@@ -168,14 +170,18 @@ def _summed(
         return exchange(job, engine, sent, round, task, want)
 
     came = summed(ask, payloads, expected)
-    uploads = [Upload(client, came.replies[client].tensors, n) for client, n in came.weights.items()]
+    uploads = [
+        Upload(client, came.replies[client].tensors, n) for client, n in came.weights.items()
+    ]
     admitted = Admitted(uploads, {client: {} for client in came.weights}, {}, {})
     if not uploads:
         return server, [], came.replies, admitted, {}
     total = sum(came.weights.values())
     given = job.merging(round, max(came.weights.values()) / total)
     everybody = [Upload("everybody", came.mean, total)]
-    server, merged, left_out = merge(job, given, server, everybody, {"everybody": {"moved": 0}}, round)
+    server, merged, left_out = merge(
+        job, given, server, everybody, {"everybody": {"moved": 0}}, round
+    )
     return server, uploads if merged else [], came.replies, admitted, left_out
 
 

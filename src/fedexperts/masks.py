@@ -1,5 +1,5 @@
-"""A client's side of secure sums: masks that cancel, so that a server that follows the protocol sees
-a sum and no single upload (Bonawitz et al., CCS 2017).
+"""A client's side of secure sums: masks that cancel, so that a server that follows the protocol
+sees a sum and no single upload (Bonawitz et al., CCS 2017).
 
 Every pair of clients agrees on a seed (X25519), whose stream (ChaCha20) one adds and the other
 takes away; a stream of each client's own lies on top. Secrets are shared among all (Shamir), so

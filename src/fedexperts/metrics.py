@@ -203,6 +203,15 @@ def figures(
 # ---- what a report shows beside scores
 
 
+def spent(round_rows: Sequence[Row]) -> tuple[float, float] | None:
+    """The largest epsilon that any client has spent, and its delta; None where none is counted."""
+    told = [facts for row in round_rows for facts in row["trained"].values() if "epsilon" in facts]
+    if not told:
+        return None
+    most = max(told, key=lambda facts: float(facts["epsilon"]))
+    return float(most["epsilon"]), float(most["delta"])
+
+
 def validated(client_rows: Sequence[Row], judged_by: str = "clients") -> bool:
     """Whether there are validation examples to choose a round by: every client's own, or any for
     the server.

@@ -71,7 +71,7 @@ class Noised:
             total = clipped_sum(each, self.clip, batch.weight[row])
             expected = min(how.learning.batch, self.examples[client])
             leaning = _leaning(how, mine, held)
-            for name, value in total.items():
+            for name, value in sorted(total.items()):  # a checkpoint has another order
                 normal = self.normals[client](value.shape).to(value.device)
                 noisy = value + self.noises[client] * self.clip * normal
                 sums[name][client] = noisy / expected + leaning[name]

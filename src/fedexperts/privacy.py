@@ -19,6 +19,8 @@ GRID = 5e-3  # of privacy losses, which are rounded up to it
 LEAST, MOST = 0.2, 1e4  # noise that is searched for: less would take long, and protect nobody
 CLOSE = 0.005  # how near the least noise a search comes, as a share of it
 
+HIDDEN = {"example": "a training example", "client": "a client"}  # whom a unit hides
+
 
 class Use(NamedTuple):
     """Gaussian noise, in units of what one may change, on a sum over a part that each joins by

@@ -6,11 +6,11 @@ a list of them.
     missed
 
 `load(client, before=round)` never sees what the round itself wrote, so asking twice gives the same
-answer and a crash anywhere is harmless. Beside a state its file can hold a ledger, `ledger.*`,
-which the method never sees, and which outlives a state that is given up. Kept are the newest file and what the two rounds before it
+answer and a crash anywhere is harmless. Kept are the newest file and what the two rounds before it
 read: a run may go on from the checkpoint before the newest, too. A state that is damaged or gone is
-an error, never a fresh start, until somebody says `forget`. Nothing here knows what the tensors
-mean, and nothing here is ever sent.
+an error, never a fresh start, until somebody says `forget`. Beside a state its file can hold a
+ledger, `ledger.*`, which the method never sees, and which outlives a state that is given up.
+Nothing here knows what the tensors mean, and nothing here is ever sent.
 """
 
 import hashlib

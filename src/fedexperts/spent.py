@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .message import Order
-from .private import Private
 from .privacy import PrivacySettings, Use
+from .private import Private
 from .tensors import Tensors, named, under
 
 

@@ -1,4 +1,4 @@
-"""The server's side of secure sums: keys, shares, masked uploads, and the masks taken off their sum.
+"""The server's side of secure sums: keys, shares, masked uploads, and masks taken off their sum.
 
 The server passes on what clients send each other and cannot read it. Who drops out on the way costs
 the round nothing, as long as two thirds are left. This room does not know what is summed, nor how
@@ -12,7 +12,7 @@ import torch
 
 from .masks import KEY, SHARE, added, floating, join, least, pair_stream, stream, to_bytes
 from .message import Reply, Task
-from .tensors import Tensors, named, under
+from .tensors import Tensors, named
 
 # payloads by client, and what their replies must look like, to checked replies
 Ask = Callable[[dict[str, Tensors], Task, dict[str, Tensors]], dict[str, Reply]]
@@ -43,7 +43,8 @@ def summed(ask: Ask, payloads: Mapping[str, Tensors], expected: Mapping[str, Ten
         return {name: reply.tensors for name, reply in came.items() if not reply.error}
 
     key = torch.zeros(KEY, dtype=torch.uint8)
-    keys = step(dict.fromkeys(names, {}), "keys", dict.fromkeys(names, {"mask": key, "box": key}))
+    nothing: dict[str, Tensors] = {name: {} for name in names}
+    keys = step(nothing, "keys", {name: {"mask": key, "box": key} for name in names})
     publics = {f"{kind}.{name}": own[kind] for name, own in keys.items() for kind in own}
     boxes = {f"to.{name}": torch.zeros(SHARE, dtype=torch.uint8) for name in keys}
     shares = step(dict.fromkeys(keys, publics), "shares", dict.fromkeys(keys, boxes))
@@ -56,7 +57,8 @@ def summed(ask: Ask, payloads: Mapping[str, Tensors], expected: Mapping[str, Ten
     alive = named("alive", dict.fromkeys(masked, _BYTES))
     told = step(
         {
-            name: alive | {f"from.{peer}": boxes_of[f"to.{name}"] for peer, boxes_of in shares.items()}
+            name: alive
+            | {f"from.{peer}": boxes_of[f"to.{name}"] for peer, boxes_of in shares.items()}
             for name in masked
         },
         "unmask",
@@ -103,8 +105,8 @@ def _unmasked(
 def _failed(replies: dict[str, Reply], names: list[str], why: str) -> dict[str, Reply]:
     """Everybody failed: with its own reason, or because of the others."""
     return {
-        name: replies[name] if name in replies and replies[name].error else Reply(
-            name, 0, "train", error=why
-        )
+        name: replies[name]
+        if name in replies and replies[name].error
+        else Reply(name, 0, "train", error=why)
         for name in names
     }

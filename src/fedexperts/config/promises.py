@@ -26,7 +26,7 @@ def check(config: Config, method: Method, model: Model) -> None:
         return
     accounting()
     if privacy.unit == "example":
-        _check_steps(name, method, method.trains(model))
+        _check_steps(name, method, model)
     elif privacy.noised_by == "server":
         _check_sums(f'privacy.noised_by = "server" noises one mean, and {name}', method)
         if merge.robust:
@@ -36,13 +36,16 @@ def check(config: Config, method: Method, model: Model) -> None:
             )
 
 
-def _check_steps(name: str, method: Method, trained: Model) -> None:
+def _check_steps(name: str, method: Method, model: Model) -> None:
+    trained = method.trains(model)
     if trained.buffers:
         raise ValueError(
-            "privacy.unit = \"example\" clips each example's own gradient, and behind a batch norm"
+            'privacy.unit = "example" clips each example\'s own gradient, and behind a batch norm'
             ' an example has none of its own; use model.norm = "group", or a model without'
         )
-    if type(method).observe is not Method.observe:
+    learned = {*model.initial, *trained.initial}
+    more = {name for name in method.uploads(model) - learned if not name.startswith("gate.")}
+    if more and type(method).observe is not Method.observe:
         raise ValueError(
             f'privacy.unit = "example" noises the steps of a training, and {name} uploads more of'
             ' its examples than what it trained; use privacy.unit = "client", or another method'
@@ -53,7 +56,7 @@ def _check_sums(who: str, method: Method) -> None:
     if method.reads() != "sums":
         raise ValueError(
             f"{who} needs to see more of uploads than that: nearest experts, relevance and means"
-            " over some are made of single ones; leave it out, or use method.name = \"fedavg\""
+            ' over some are made of single ones; leave it out, or use method.name = "fedavg"'
         )
 
 
