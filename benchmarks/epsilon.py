@@ -4,9 +4,9 @@
 
 Real digits behind the tiny CLIP, 20 clients with four scanners, all of them in each of five rounds,
 two epochs in batches of 16, seed 0. Each training example is hidden (`privacy.unit = "example"`,
-DP-SGD, delta 1e-5, clip 1), with the noise that is found for the epsilon. Accuracy in percent is the
-mean over clients, each on its own test part, after the last round; seconds are of the whole run, in
-one process. Rates were not tuned for the noise.
+DP-SGD, delta 1e-5, clip 1), with the noise that is found for the epsilon. Accuracy in percent is
+the mean over clients, each on its own test part, after the last round; seconds are of the whole run
+in one process. Rates were not tuned for the noise.
 """
 
 import json

@@ -56,7 +56,9 @@ def trained(model: Model, pool: Examples, inside: Tensor, how: Learning, epsilon
         if epsilon:
             rate, steps = how.batch / len(own), how.epochs * math.ceil(len(own) / how.batch)
             noise = noise_for(epsilon, DELTA, rate, steps)
-            noised = Noised(1.0, [noise], [lambda s, d=draw: torch.randn(s, generator=d)], [len(own)])
+            noised = Noised(
+                1.0, [noise], [lambda s, d=draw: torch.randn(s, generator=d)], [len(own)]
+            )
             fitting = Fitting(fitting.step, how, private=noised)
         (ended,), _ = fit(fitting, [Local(model.initial)], [own], [draw])
         with torch.no_grad():

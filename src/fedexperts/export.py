@@ -23,12 +23,12 @@ from typing import Any
 
 import torch
 
-from .config import only_simulated
+from .config import Config, only_simulated
 from .data import pixels
 from .metrics import Row, spent
-from .privacy import HIDDEN
 from .model import Portable
 from .predict import Learned
+from .privacy import HIDDEN, given_away
 from .tensors import pack, write
 
 PICTURE = """from pixels import decoded
@@ -275,10 +275,8 @@ def _given_away(config: Config, total: tuple[float, float] | None) -> list[str]:
     """What the run's uploads give away, as far as it is counted."""
     if total is None:
         return []
-    return [
-        f"Differential privacy of {HIDDEN[config.values['privacy']['unit']]}: epsilon"
-        f" {total[0]:.3g} at delta {total[1]:g} in the run, of the client that spent most."
-    ]
+    said = given_away(HIDDEN[config.values["privacy"]["unit"]], *total)
+    return [said[0].upper() + said[1:]]
 
 
 def _tested(predictor: Learned, rows: list[Row]) -> list[str]:

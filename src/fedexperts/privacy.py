@@ -101,6 +101,14 @@ class PrivacySettings:
         return 0 < self.epsilon < total
 
 
+def given_away(hidden: str, epsilon: float, delta: float) -> str:
+    """A run's total in words."""
+    return (
+        f"uploads give away of {hidden} epsilon {epsilon:.3g} at delta {delta:g}, of the client that"
+        " spent most; numbers of examples and of correct answers are not counted."
+    )
+
+
 def accounting() -> Any:
     """The package that counts; ValueError, with what to type, if it is not installed."""
     try:

@@ -80,7 +80,9 @@ def _spent() -> Column[Experiment]:
         totals = [spent(run.rounds) for run in experiment.finished.values()]
         return f"{max(total[0] for total in totals if total):.3g}" if any(totals) else NONE
 
-    return Column("epsilon", "what uploads give away of whom [privacy] hides, the most of any", cell)
+    return Column(
+        "epsilon", "what uploads give away of whom [privacy] hides, the most of any", cell
+    )
 
 
 def _commonest(experiments: Sequence[Experiment], of: str) -> str:
