@@ -104,8 +104,8 @@ class PrivacySettings:
 def given_away(hidden: str, epsilon: float, delta: float) -> str:
     """A run's total in words."""
     return (
-        f"uploads give away of {hidden} epsilon {epsilon:.3g} at delta {delta:g}, of the client that"
-        " spent most; numbers of examples and of correct answers are not counted."
+        f"uploads give away of {hidden} epsilon {epsilon:.3g} at delta {delta:g}, of the client"
+        " that spent most; numbers of examples and of correct answers are not counted."
     )
 
 
