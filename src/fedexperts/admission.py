@@ -30,12 +30,15 @@ HITS = {
     "predict": {part: (f"{part}_correct", f"{part}_global_correct") for part in ("valid", "test")},
 }  # by part: figures that count some of its examples
 SAYS: dict[Task, dict[str, Figure]] = {
-    "train": {"loss": Figure(), "parameters": COUNT, "bytes": COUNT},
+    "train": {"parameters": COUNT, "bytes": COUNT},
     "absorb": {
         "test_examples": replace(COUNT, least=1),
         "before_correct": COUNT,
         "after_correct": COUNT,
     },
+    "keys": {},
+    "shares": {},
+    "unmask": {},
     "predict": (
         {"valid_examples": COUNT, "test_examples": replace(COUNT, least=1)}
         | {hits: COUNT for part in HITS["predict"].values() for hits in part}
@@ -44,6 +47,8 @@ SAYS: dict[Task, dict[str, Figure]] = {
 }
 # only of data that changed, in numbers
 CHANGED = dict.fromkeys(("data_new", "data_gone", "data_relabelled"), COUNT)
+# of a training: how it went or, where that is not to be told, what is spent of its privacy
+OPEN, PRIVATE = {"loss": Figure()}, {"epsilon": Figure(least=0), "delta": Figure(least=0, most=1)}
 # what should be the same in every round
 OF_ITSELF = ("examples", "valid_examples", "test_examples")
 # how far an upload lies: what was trained of it, and what moves by itself
@@ -87,6 +92,14 @@ class Terms:
     # tensors that move by themselves: training does not read them, and they may be larger
     moving: frozenset[str]
     classes: int
+    private: bool = False  # whether clients tell what they spent, and no loss
+    masked: bool = False  # whether an upload's numbers are any, as masks lie on them
+
+    def must(self, task: Task) -> dict[str, Figure]:
+        """What every reply to a task says."""
+        if task != "train":
+            return SAYS[task]
+        return SAYS[task] | (PRIVATE if self.private else OPEN)
 
     def largest(self, name: str) -> float:
         return math.inf if name in self.moving else self.guard.largest
@@ -112,9 +125,10 @@ def checked(reply: Reply, expected: Tensors, terms: Terms) -> Reply:
     """The reply; or, as its error, why it is not taken."""
     if reply.error:
         return replace(reply, error=cleaned(reply.error) or "it failed and does not say why")
-    says = SAYS[reply.task] | (CHANGED if reply.task != "absorb" else {})
+    must = terms.must(reply.task)
+    says = must | (CHANGED if reply.task in ("train", "predict") else {})
     says |= terms.says if reply.task == "predict" else {}
-    why = _examples(reply) or _figures(reply, says)
+    why = _examples(reply) or _figures(reply, says, must)
     if reply.task == "predict":
         why = why or answers.unlike(reply.facts, terms.classes)
     why = why or unlike(reply.tensors, expected, terms)
@@ -145,9 +159,9 @@ def _examples(reply: Reply) -> str:
     return f"it trained on {reply.examples!s:.20} examples"
 
 
-def _figures(reply: Reply, says: Mapping[str, Figure]) -> str:
+def _figures(reply: Reply, says: Mapping[str, Figure], must: Mapping[str, Figure]) -> str:
     """Why what it says beside its tensors cannot be believed, or ""."""
-    if lacking := sorted(SAYS[reply.task].keys() - reply.facts.keys()):
+    if lacking := sorted(must.keys() - reply.facts.keys()):
         return f"it does not say its {', '.join(lacking)}"
     for name, value in reply.facts.items():
         if name not in says:
@@ -177,7 +191,7 @@ def unlike(tensors: Tensors, expected: Tensors, terms: Terms) -> str:
     for name in sorted(want):
         if have[name] != want[name]:
             return f"its {name} is {have[name]}; expected is {want[name]}"
-        if why := _beyond(tensors[name], terms.largest(name)):
+        if not terms.masked and (why := _beyond(tensors[name], terms.largest(name))):
             return f"its {name} has {why}"
         if name.endswith("running_var") and bool((tensors[name] < 0).any()):
             return f"its {name} has variances below 0"

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from .options import option
-from .tensors import Tensors
+from .tensors import Normal, Tensors
 
 BLOCK = 2**15  # numbers that are summed at once
 # equally named tensors and their weights, which are positive in sum, to one
@@ -111,6 +111,24 @@ def _mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
             total.add_(part.mul_(share))
         block.copy_(total)
     return mean
+
+
+def noised_mean(
+    items: Sequence[Mapping[str, Tensor]],
+    weights: Sequence[float],
+    noise: float,
+    normal: Normal,
+    share: float | None = None,
+) -> Tensors:
+    """The mean with Gaussian noise that hides one item's change: `noise` times the largest share
+    that an item has in it, or a given one.
+    """
+    deviation = noise * (share or max(weights) / float(sum(weights)))
+    merged = mean(items, weights)
+    for name, value in sorted(merged.items()):
+        if value.is_floating_point():
+            merged[name] = value + deviation * normal(value.shape).to(value.dtype)
+    return merged
 
 
 # ---- rules that bear hostile clients

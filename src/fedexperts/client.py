@@ -6,95 +6,26 @@ what leaves goes through one door (`upload.py`): a tensor that the method does n
 cannot be sent, nor one of its facts that it does not declare.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .admission import Guard, Terms
-from .answers import SAYS_CONFUSION, told
-from .average import MergeSettings, outliers
+from .answers import told
 from .declared import Facts
-from .learn import Examples, Fitting, Learning, Local, Logits, fit, predict
+from .hidden import STEPS, Pair, behind_masks, ledger_of, private_steps, settled, step_of_sum
+from .job import Client as Client
+from .job import Job as Job
+from .learn import Examples, Fitting, Local, Logits, fit, predict
 from .message import Order, Reply
-from .method import Given, Method
-from .model import Model
-from .private import Private
 from .stacks import Stacks
-from .tensors import Tensors, count, finite, normal_of_this_machine, rng, size
-from .upload import Normal, UploadSettings, seal
+from .tensors import Tensors, count, finite, rng, size
+from .upload import seal
 
 ONE_PASS = 2**20  # numbers of inputs that are asked at once
-
-
-@dataclass(frozen=True)
-class Client:
-    """One party of a run: its name, its three disjoint sets of examples, its own disk."""
-
-    name: str
-    train: Examples
-    valid: Examples
-    test: Examples
-    private: Private
-    # since its data were split: how many came, how many went
-    changed: Facts = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the server and every client agree on before the first round."""
-
-    method: Method
-    model: Model
-    learning: Learning
-    rounds: int
-    seed: int
-    reserve: Examples  # the server's own, which no client ever sees
-    # where a simulation has them: all clients' "valid" and "test" parts in one
-    exam: Mapping[str, Examples]
-    guard: Guard = field(default_factory=Guard)  # what the server takes of an upload
-    merge: MergeSettings = field(default_factory=MergeSettings)  # how uploads become one
-    upload: UploadSettings = field(default_factory=UploadSettings)  # what is done to what leaves
-    # whether this is one site of many machines, and not a simulation of them all
-    deployed: bool = False
-    # whether clients say, after the last round, which class they take for which; it tells how many
-    # examples of each class they have
-    confusion: bool = True
-
-    @property
-    def given(self) -> Given:
-        return Given(self.model, self.reserve, self.learning, self.seed, self.merge.average)
-
-    def outliers(self, uploads: Mapping[str, Tensors]) -> dict[str, str]:
-        """Whose uploads join no pool, and why, if the merge is to bear hostile clients."""
-        if not self.merge.robust or self.method.reads() != "uploads":
-            return {}
-        return outliers(uploads, self.merge.apart)
-
-    @property
-    def terms(self) -> Terms:
-        says = self.method.declares().says() | (SAYS_CONFUSION if self.confusion else {})
-        return Terms(self.guard, says, self.trained.buffers, len(self.model.classes))
-
-    def confusion_after(self, round: int) -> bool:
-        """Whether a client's confusion matrix is told after this round."""
-        return self.confusion and round == self.rounds
-
-    @property
-    def unasked(self) -> int:
-        """Clients that are computed at once where nobody says how many; 0: as many as is fastest.
-
-        A method of one's own is not stacked unasked, as it may read single numbers.
-        """
-        return 0 if type(self.method).__module__.startswith("fedexperts.") else 1
-
-    @property
-    def trained(self) -> Model:
-        """What clients train."""
-        return self.method.trains(self.model)
 
 
 def answer(
@@ -104,7 +35,11 @@ def answer(
     together, so many at once. 0: as many as is fastest.
     """
     stacks = Stacks(job.model, job.learning.batch, together or job.unasked)
-    replies: list[Reply] = []
+    replies = [
+        step_of_sum(client, order)
+        for client, order in zip(clients, orders, strict=True)
+        if order.task in STEPS
+    ]
     for task, act in (("train", _train), ("absorb", _absorb), ("predict", _predict)):
         pairs = [
             (client, order)
@@ -116,16 +51,20 @@ def answer(
     return sorted(replies, key=lambda reply: position[reply.client])
 
 
-Pair = tuple[Client, Order]
-
-
 def _train(job: Job, pairs: Sequence[Pair], stacks: Stacks) -> list[Reply]:
+    everybody, early = pairs, [settled(job, client, order) for client, order in pairs]
+    pairs = [pair for pair, reply in zip(pairs, early, strict=True) if reply is None]
     starts = [_start(job, client, order) for client, order in pairs]
-    return stacks.each(
+    trained = stacks.each(
         starts,
         [client.train.x for client, _ in pairs],
         lambda chosen: _attempt(job, [pairs[i] for i in chosen], [starts[i] for i in chosen]),
     )
+    replies = [reply for reply in early if reply is not None] + trained
+    if not job.upload.secure:
+        return replies
+    asked = {client.name: (client, order) for client, order in everybody}
+    return [behind_masks(*asked[reply.client], reply) for reply in replies]
 
 
 def _start(job: Job, client: Client, order: Order) -> Local:
@@ -171,6 +110,8 @@ def _fit(
         job.trained.buffers,
         job.trained.device,
     )
+    if job.privacy.unit == "example":
+        how = replace(how, private=private_steps(job, pairs))
     generators = [rng(job.seed, "batches", order.round, client.name) for client, order in pairs]
     return fit(how, starts, [client.train for client, _ in pairs], generators)
 
@@ -190,29 +131,23 @@ def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -
     leaves = job.upload.leaving(
         finished.leaves | said,
         order.tensors,
-        _normal(job, client, order),
+        job.normal("finish", order.round, client.name),
         job.method.uploads(job.model),
         client.name,
     )
-    if finished.stays:
-        client.private.save(client.name, order.round, finished.stays)
-    facts: Facts = {
-        "loss": loss,
-        "parameters": count(local.trained),
-        "bytes": size(local.trained),
-    } | client.changed
-    kept = bool(finished.stays)
+    facts: Facts = {"parameters": count(local.trained), "bytes": size(local.trained)}
+    ledger = None
+    if job.private:  # a loss tells of the examples what no noise covers
+        account = ledger_of(job, client, order)
+        facts |= {"epsilon": account.epsilon, "delta": job.privacy.delta}
+        ledger = account.with_round(leaves, job.deployed)
+    else:
+        facts["loss"] = loss
+    if finished.stays or ledger:
+        client.private.save(client.name, order.round, finished.stays, ledger)
+    kept = bool(finished.stays or ledger)
+    facts |= client.changed
     return Reply(client.name, order.round, "train", leaves, len(client.train), facts, kept=kept)
-
-
-def _normal(job: Job, client: Client, order: Order) -> Normal:
-    """Where noise on an upload comes from. A deployed site's is its machine's: the server knows the
-    run's seed.
-    """
-    if job.deployed:
-        return normal_of_this_machine
-    generator = rng(job.seed, "finish", order.round, client.name)
-    return lambda shape: torch.randn(shape, generator=generator)
 
 
 def _absorb(job: Job, pairs: Sequence[Pair], stacks: Stacks) -> list[Reply]:
@@ -231,7 +166,8 @@ def _absorb(job: Job, pairs: Sequence[Pair], stacks: Stacks) -> list[Reply]:
     )
     replies = []
     for (client, order), own, was, now in zip(pairs, kept, before, after, strict=True):
-        client.private.save(client.name, order.round, own)
+        ledger = client.private.ledger(client.name, order.round)
+        client.private.save(client.name, order.round, own, ledger)
         facts: Facts = {
             "before_correct": _hits(was.test, client.test),
             "after_correct": _hits(now.test, client.test),

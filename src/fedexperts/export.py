@@ -23,11 +23,12 @@ from typing import Any
 
 import torch
 
-from .config import only_simulated
+from .config import Config, only_simulated
 from .data import pixels
-from .metrics import Row
+from .metrics import Row, spent
 from .model import Portable
 from .predict import Learned
+from .privacy import HIDDEN, given_away
 from .tensors import pack, write
 
 PICTURE = """from pixels import decoded
@@ -243,6 +244,7 @@ def _card(predictor: Learned) -> str:
     ]
     shown = "texts" if side is None else f"images of {side} x {side} pixels"
     simulated = only_simulated(config)
+    total = spent(predictor.folder.rows("rounds.jsonl"))
     facts = [
         f"Classes: {', '.join(predictor.model.classes)}.",
         f"Data: {config.values['data']['name']}, {shown}.",
@@ -252,6 +254,7 @@ def _card(predictor: Learned) -> str:
         ),
         *_counts(predictor),
         *_tested(predictor, rows),
+        *_given_away(config, total),
         *(
             [
                 f"{simulated.capitalize()} was simulated: it follows from the seed and protects"
@@ -266,6 +269,14 @@ def _card(predictor: Learned) -> str:
         for key, value in config.shareable().items()
     ]
     return "\n".join([*(f"- {fact}" for fact in facts), "", "```", *settings, "```"])
+
+
+def _given_away(config: Config, total: tuple[float, float] | None) -> list[str]:
+    """What the run's uploads give away, as far as it is counted."""
+    if total is None:
+        return []
+    said = given_away(HIDDEN[config.values["privacy"]["unit"]], *total)
+    return [said[0].upper() + said[1:]]
 
 
 def _tested(predictor: Learned, rows: list[Row]) -> list[str]:

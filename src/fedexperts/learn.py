@@ -14,7 +14,7 @@ Shapes: n clients, B examples in a batch, V views of an example.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -104,6 +104,18 @@ class Batch:
     everyone: bool  # whether these are all clients
 
 
+class Private(Protocol):
+    """Steps that hide each example (noised.py): their batches and gradients are its own."""
+
+    def plans(
+        self, examples: Sequence[Examples], draws: Sequence[torch.Generator], how: Learning
+    ) -> list[Tensor]: ...
+
+    def gradients(
+        self, how: "Fitting", free: Tensors, fixed: Tensors, batch: Batch
+    ) -> tuple[Tensor, list[Tensor]]: ...
+
+
 @dataclass(frozen=True)
 class Fitting:
     """How clients of equal shapes are trained, whoever they are."""
@@ -117,6 +129,7 @@ class Fitting:
     # names of tensors without a gradient: each step says where they moved
     buffers: frozenset[str] = frozenset()
     device: torch.device = CPU
+    private: Private | None = None
 
 
 def fit(
@@ -128,6 +141,9 @@ def fit(
     """Train clients of equal shapes; their trained tensors, and each one's mean loss over its
     steps.
     """
+    if how.private:
+        drawn = how.private.plans(examples, generators, how.learning)
+        return _together(how, starts, examples, [plan.to(how.device) for plan in drawn])
     plans = [
         _plan(len(own), own.x.shape[1], generator, how.learning).to(how.device)
         for own, generator in zip(examples, generators, strict=True)
@@ -165,8 +181,12 @@ def _together(
     descent = _Descent(free, how)
     total, steps = torch.zeros(2, len(starts), device=how.device)
     for batch in _batches(examples, plans, how.device):
-        losses, moved = _losses(how, trained, fixed, batch)
-        gradients = torch.autograd.grad(losses.sum(), list(free.values()))
+        moved: Tensors = {}
+        if how.private:
+            losses, gradients = how.private.gradients(how, free, fixed, batch)
+        else:
+            losses, moved = _losses(how, trained, fixed, batch)
+            gradients = list(torch.autograd.grad(losses.sum(), list(free.values())))
         if batch.everyone:
             descent.step(gradients)
         else:
@@ -253,7 +273,7 @@ def _batches(
         if not everyone:
             client = torch.tensor(rows, device=device)
             index, view = index[client], view[client]
-        width = int((index >= 0).sum(1).max())
+        width = max(1, int((index >= 0).sum(1).max()))
         index, view = index[:, :width], view[:, :width]
         some = client[:, None], index.clamp(min=0)
         yield Batch(x[(*some, view)], y[some], (index >= 0).float(), client, everyone)

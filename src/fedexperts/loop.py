@@ -9,16 +9,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .admission import Known, admit, checked, known_from, note, unsound
+from .admission import Admitted, Known, admit, checked, known_from, note, unsound
 from .answers import told
 from .client import Job
 from .declared import Facts
 from .engine import Engine
 from .message import Order, Reply, Task
-from .method import Sent, Upload
+from .method import Given, Sent, Upload
 from .metrics import Row
 from .options import option
 from .rundir import SECONDS, RunDir
+from .sums import summed
 from .tensors import Tensors, count, packed_size, rng, size
 
 
@@ -106,12 +107,21 @@ def train(
     chosen = sample(engine.clients(), schedule.participation, job.seed, round)
     sent = job.method.send(server, chosen, round, job.seed)
     expected = {client: job.method.expects(server, job.model, client) for client in chosen}
-    replies = exchange(
-        job, engine, {client: s.tensors for client, s in sent.items()}, round, "train", expected
-    )
-    came = [Upload(client, r.tensors, r.examples) for client, r in replies.items() if not r.error]
-    admitted = admit(came, expected, known, job.terms)
-    server, uploads, left_out = merge(job, server, admitted.uploads, admitted.moved, round)
+    payloads = {client: s.tensors for client, s in sent.items()}
+    if job.upload.secure:
+        server, uploads, replies, admitted, left_out = _summed(
+            job, engine, server, payloads, round, expected
+        )
+    else:
+        replies = exchange(job, engine, payloads, round, "train", expected)
+        came = [
+            Upload(client, r.tensors, r.examples) for client, r in replies.items() if not r.error
+        ]
+        admitted = admit(came, expected, known, job.terms)
+        given = job.merging(round)
+        server, uploads, left_out = merge(
+            job, given, server, admitted.uploads, admitted.moved, round
+        )
     refused = _errors(replies) | admitted.refused | left_out
     # one bad upload ends no run
     if not uploads and not (len(chosen) == 1 and replies[chosen[0]].tensors):
@@ -143,6 +153,38 @@ def train(
     return server
 
 
+Came = tuple[Tensors, list[Upload], dict[str, Reply], Admitted, dict[str, str]]
+
+
+def _summed(
+    job: Job,
+    engine: Engine,
+    server: Tensors,
+    payloads: dict[str, Tensors],
+    round: int,
+    expected: dict[str, Tensors],
+) -> Came:
+    """The same where the server sees a sum alone, which is merged as if one client had sent it."""
+
+    def ask(sent: dict[str, Tensors], task: Task, want: dict[str, Tensors]) -> dict[str, Reply]:
+        return exchange(job, engine, sent, round, task, want)
+
+    came = summed(ask, payloads, expected)
+    uploads = [
+        Upload(client, came.replies[client].tensors, n) for client, n in came.weights.items()
+    ]
+    admitted = Admitted(uploads, {client: {} for client in came.weights}, {}, {})
+    if not uploads:
+        return server, [], came.replies, admitted, {}
+    total = sum(came.weights.values())
+    given = job.merging(round, max(came.weights.values()) / total)
+    everybody = [Upload("everybody", came.mean, total)]
+    server, merged, left_out = merge(
+        job, given, server, everybody, {"everybody": {"moved": 0}}, round
+    )
+    return server, uploads if merged else [], came.replies, admitted, left_out
+
+
 def _trained(
     sent: dict[str, Sent],
     back: dict[str, Sent],
@@ -166,7 +208,12 @@ def _trained(
 
 
 def merge(
-    job: Job, server: Tensors, uploads: list[Upload], moved: dict[str, dict[str, float]], round: int
+    job: Job,
+    given: Given,
+    server: Tensors,
+    uploads: list[Upload],
+    moved: dict[str, dict[str, float]],
+    round: int,
 ) -> tuple[Tensors, list[Upload], dict[str, str]]:
     """The server's next state, whose uploads are in it, and why others are not: with them nobody
     could go on from it.
@@ -176,7 +223,7 @@ def merge(
     left_out = job.outliers({upload.client: upload.tensors for upload in uploads})
     uploads = [upload for upload in uploads if upload.client not in left_out]
     while uploads:
-        merged = job.method.merge(job.given, server, uploads, round)
+        merged = job.method.merge(given, server, uploads, round)
         if not (why := unsound(merged, job.method.publish(merged), job.terms)):
             return merged, uploads, left_out
         worst = max(uploads, key=lambda upload: moved[upload.client]["moved"])

@@ -13,7 +13,8 @@ from .declared import Facts
 from .options import Values
 from .tensors import Tensors, pack, packed_size, unpack
 
-Task = Literal["train", "absorb", "predict"]
+# the last three are of secure sums (masks.py)
+Task = Literal["train", "absorb", "predict", "keys", "shares", "unmask"]
 PLAIN = 2**20  # bytes that a message's line of JSON may have
 _NOTHING = packed_size({})  # bytes of tensors in a message without any
 

@@ -179,9 +179,10 @@ def figures(
     """A run in plain numbers, a few a round, for who draws curves: no client is named."""
     by_round: dict[int, Row] = {}
     for row in round_rows:
-        losses = [float(facts["loss"]) for facts in row["trained"].values()]
+        trained = row["trained"].values()
+        losses = [float(facts["loss"]) for facts in trained if "loss" in facts]
         by_round[row["round"]] = ({"train/loss": statistics.fmean(losses)} if losses else {}) | {
-            "train/clients": len(losses),
+            "train/clients": len(trained),
             "train/refused": len(row["refused"]),
             "train/seconds": row["seconds"],
             "bytes/down": row["bytes_down"],
@@ -200,6 +201,15 @@ def figures(
 
 
 # ---- what a report shows beside scores
+
+
+def spent(round_rows: Sequence[Row]) -> tuple[float, float] | None:
+    """The largest epsilon that any client has spent, and its delta; None where none is counted."""
+    told = [facts for row in round_rows for facts in row["trained"].values() if "epsilon" in facts]
+    if not told:
+        return None
+    most = max(told, key=lambda facts: float(facts["epsilon"]))
+    return float(most["epsilon"]), float(most["delta"])
 
 
 def validated(client_rows: Sequence[Row], judged_by: str = "clients") -> bool:

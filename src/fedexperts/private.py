@@ -8,8 +8,9 @@ a list of them.
 `load(client, before=round)` never sees what the round itself wrote, so asking twice gives the same
 answer and a crash anywhere is harmless. Kept are the newest file and what the two rounds before it
 read: a run may go on from the checkpoint before the newest, too. A state that is damaged or gone is
-an error, never a fresh start, until somebody says `forget`. Nothing here knows what the tensors
-mean, and nothing here is ever sent.
+an error, never a fresh start, until somebody says `forget`. Beside a state its file can hold a
+ledger, `ledger.*`, which the method never sees, and which outlives a state that is given up.
+Nothing here knows what the tensors mean, and nothing here is ever sent.
 """
 
 import hashlib
@@ -18,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .disk import damaged, read_checked, remove, sweep, write_checked
-from .tensors import Tensors, pack, unpack, write
+from .tensors import Tensors, named, pack, under, unpack, write
 
 _DIGEST = 32  # bytes of sha256 in front of the tensors
 _LIST = "kept.json"
+_LEDGER = "ledger"
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,11 @@ class Private:
 
     folder: Path
 
-    def save(self, client: str, round: int, tensors: Tensors) -> None:
+    def save(
+        self, client: str, round: int, tensors: Tensors, ledger: Tensors | None = None
+    ) -> None:
         """Keep `tensors` as the client's state after `round`; forget what nobody can need."""
-        data = pack(tensors)
+        data = pack(tensors | named(_LEDGER, ledger or {}))
         write(self._path(client, round), hashlib.sha256(data).digest() + data)
         rounds = sorted({*self._rounds(client), round})
         older = [r for r in rounds if r < round - 1][:-1]
@@ -53,7 +57,20 @@ class Private:
         """
         newest = self.newest(client, before)
         self._expect(client, newest, kept)
-        return None if newest is None else self._read(client, newest)
+        if newest is None:
+            return None
+        state = self._read(client, newest)
+        return {name: state[name] for name in state if not name.startswith(f"{_LEDGER}.")} or None
+
+    def ledger(self, client: str, round: int | None = None, kept: int = 0) -> Tensors:
+        """The newest ledger, or that of one round; empty if there is none. ValueError as `load`."""
+        rounds = self._rounds(client)
+        newest = max(rounds, default=None)
+        self._expect(client, newest, kept)
+        wanted = newest if round is None else round
+        if wanted is None or wanted not in rounds:
+            return {}
+        return under(self._read(client, wanted), _LEDGER)
 
     def newest(self, client: str, before: int) -> int | None:
         """The round, below `before`, whose state `load` reads."""
@@ -85,9 +102,19 @@ class Private:
                     )
 
     def forget(self, client: str) -> None:
-        """Let a client begin afresh."""
-        if (self.folder / client).exists():
-            remove(self.folder / client)
+        """Let a client begin afresh; a ledger that can be read is kept, for what is spent is
+        spent.
+        """
+        if not (self.folder / client).exists():
+            return
+        newest = max(self._rounds(client), default=0)
+        try:
+            ledger = self.ledger(client)
+        except ValueError:
+            ledger = {}
+        remove(self.folder / client)
+        if ledger:
+            self.save(client, newest, {}, ledger)
 
     def _expect(self, client: str, newest: int | None, kept: int) -> None:
         """ValueError if a client's newest state is older than what it is known to have `kept`."""

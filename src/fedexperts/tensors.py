@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +19,7 @@ from safetensors.torch import load as _load
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
+Normal = Callable[[torch.Size], Tensor]  # standard normal numbers of a shape
 CPU = torch.device("cpu")  # where what is sent, saved or kept lies
 
 # safetensors' words, in the order of its files: what is wide comes first, so that all lie aligned

@@ -4,18 +4,16 @@ This room does not know what the tensors mean, nor where they go.
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from .options import option
-from .tensors import Tensors, under
+from .tensors import Normal, Tensors, under
 
 T = TypeVar("T")
-Normal = Callable[[torch.Size], Tensor]  # standard normal numbers of a shape
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,11 @@ class UploadSettings:
         says="Gaussian noise on an upload, in units of clip; where clients are simulated it"
         " follows from the seed and protects nobody",
         ge=0,
+    )
+
+    secure: bool = option(
+        False,
+        says="secure sums: masks hide each upload, and the server sees their weighted mean alone",
     )
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@
     folders.py    where this machine keeps what can be made again
     machine.py    device, cores, environment variables; rooms that need an optional package
     duration.py   how long an experiment will take here
+    promises.py   what of privacy, robustness and method can be had together
     building.py   a `Config` becomes objects: `parts`, `build`, `opened`
     engines.py    the engines, which open what was built
     deployed.py   at a server and at a site, which did not write the config: `served`, `site`

@@ -30,7 +30,7 @@ from ..models.mixture import Mixture
 from ..options import Outside
 from ..private import Private
 from ..tensors import rng
-from . import machine, own
+from . import machine, own, promises
 from .folders import cache_folder
 from .reading import Config, parse
 from .settings import MixtureSettings, RunSettings, StartSettings
@@ -60,6 +60,7 @@ def _fitted(config: Config, federation: Federation) -> tuple[Built, Model, Metho
     if "gate" in config.values and len(federation.inputs):
         _check_gate(config, built, federation)
     method.fits(model, len(federation.reserve))
+    promises.check(config, method, model)
     if who := _own(config, "method"):
         own.check_method(who, method, model)
     return built, model, method
@@ -296,7 +297,8 @@ def assembled(
             exam,
             config.section("guard"),
             config.section("merge"),
-            config.section("upload"),
+            promises.door(config),
+            config.section("privacy"),
         ),
         clients,
     )

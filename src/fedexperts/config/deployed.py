@@ -42,7 +42,8 @@ def served(config: Config, data: Mapping[str, object]) -> tuple[Job, Federation]
         named.server() if at_sites else named.load(config.values["run"]["seed"])
     )
     job, _ = assembled(config, federation, Path())
-    return replace(job, exam={}, confusion=config.values["run"]["confusion"]), federation
+    asked = config.values["run"]["confusion"]
+    return replace(job, exam={}, confusion=asked, deployed=True), federation
 
 
 @dataclass(frozen=True)

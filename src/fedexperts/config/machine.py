@@ -19,6 +19,7 @@ from .. import __version__, provenance
 from ..data.federation import Federation
 from ..models.built import Sighted
 from ..options import Outside, Values
+from ..privacy import PrivacySettings
 from ..upload import UploadSettings
 from .checking import ConfigError
 from .reading import Config
@@ -140,7 +141,8 @@ def only_simulated(config: Config) -> str:
     if config.values["engine"]["name"] == "flower":
         return ""
     uploads: UploadSettings = config.section("upload")
-    return uploads.simulated
+    privacy: PrivacySettings = config.section("privacy")
+    return uploads.simulated or privacy.simulated
 
 
 def _called(device: torch.device) -> str:

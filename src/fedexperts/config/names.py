@@ -32,6 +32,7 @@ PLAIN = Named(
         "guard": "admission:Guard",
         "merge": "average:MergeSettings",
         "upload": "upload:UploadSettings",
+        "privacy": "privacy:PrivacySettings",
     },
 )
 SECTIONS = (*NAMED, *PLAIN)

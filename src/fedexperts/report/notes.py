@@ -4,9 +4,10 @@ refused, how values were chosen. This room makes sentences; it knows no table, p
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..metrics import refusals, silent
+from ..metrics import refusals, silent, spent
 from ..models.seen import unfit
 from ..options import Values
+from ..privacy import HIDDEN, given_away
 from .claims import plural, same_data, same_seeds, shown
 from .collect import Experiment
 
@@ -22,7 +23,7 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
     counted = [e for e in experiments if e.finished]
     lines += sorted({unfit(e.values) for e in counted} - {""})
     for e in counted:
-        lines += [*_silent(e), *_simulated(e), *_refused(e)]
+        lines += [*_silent(e), *_spent(e), *_simulated(e), *_refused(e)]
     if not same_data(counted):
         lines.append(
             "The experiments do not have the same data, so their figures cannot be compared."
@@ -87,6 +88,14 @@ def _silent(experiment: Experiment) -> Iterator[str]:
                 f"{shown(experiment.name)}, seed {seed}: missing from the last evaluation:"
                 f" {', '.join(names)}."
             )
+
+
+def _spent(experiment: Experiment) -> Iterator[str]:
+    """What a run's clients gave away, as far as it is counted."""
+    for seed, run in experiment.finished.items():
+        if total := spent(run.rounds):
+            hidden = HIDDEN[experiment.values["privacy"]["unit"]]
+            yield f"{shown(experiment.name)}, seed {seed}: {given_away(hidden, *total)}"
 
 
 def _simulated(experiment: Experiment) -> Iterator[str]:

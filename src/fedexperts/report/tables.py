@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from ..metrics import spent
 from .claims import (
     WHOSE,
     Claim,
@@ -65,11 +66,23 @@ def comparison(experiments: Sequence[Experiment]) -> Table:
     """One row an experiment; the server's accuracy leads where they are judged by it."""
     of = judged_by(experiments)
     columns = {"clients": _by_clients, "server": _by_server}[of]()
+    if any(spent(run.rounds) for e in experiments for run in e.finished.values()):
+        columns.append(_spent())
     about = (
         f"Accuracies are top-1, means over seeds. {_commonest(experiments, of)}None of them is"
         " from the round that is best on test data."
     )
     return table("Accuracy in percent", experiments, [NAME, *columns], about, notes(experiments))
+
+
+def _spent() -> Column[Experiment]:
+    def cell(experiment: Experiment) -> str:
+        totals = [spent(run.rounds) for run in experiment.finished.values()]
+        return f"{max(total[0] for total in totals if total):.3g}" if any(totals) else NONE
+
+    return Column(
+        "epsilon", "what uploads give away of whom [privacy] hides, the most of any", cell
+    )
 
 
 def _commonest(experiments: Sequence[Experiment], of: str) -> str:
