@@ -50,7 +50,9 @@ class Layer:
 def one_product(query: nn.Linear, key: nn.Linear, value: nn.Linear) -> nn.Linear:
     """Three maps of the same as one, frozen."""
     maps = (query, key, value)
-    return _linear(torch.cat([each.weight for each in maps]), torch.cat([each.bias for each in maps]))
+    return _linear(
+        torch.cat([each.weight for each in maps]), torch.cat([each.bias for each in maps])
+    )
 
 
 def quick_mlp(first: nn.Linear, second: nn.Linear) -> nn.Module:

@@ -196,9 +196,7 @@ def _visual(side: int, t: Tensors) -> ModifiedResNet:
     return net.requires_grad_(False).eval()
 
 
-def _text_layer(
-    t: Tensors, saved: Checkpoint, device: torch.device, dtype: torch.dtype
-) -> Layer:
+def _text_layer(t: Tensors, saved: Checkpoint, device: torch.device, dtype: torch.dtype) -> Layer:
     """Joined before its weights are rounded to `dtype`."""
     first, second = (_filled(nn.Linear, under(t, f"mlp.{name}")) for name in ("c_fc", "c_proj"))
     mlp = nn.Sequential(first, nn.GELU(), second)
