@@ -14,7 +14,7 @@ from fedexperts.methods import discriminant, regimes
 from fedexperts.methods.blending import World
 from fedexperts.methods.discriminant import Experts, Prior
 from fedexperts.methods.gaussian import GaussianExperts
-from fedexperts.methods.head import Judged, better, head
+from fedexperts.methods.head import Judges, added, better, head, prior_of
 from fedexperts.methods.pool import experts_of
 from fedexperts.tensors import Tensors, pack, rng, under
 
@@ -217,19 +217,46 @@ def test_a_client_keeps_to_its_own_expert_where_that_does_better_on_its_own_exam
     assert float(blends(GaussianExperts(), federation())["a"].fixed["alone"]) == 0
 
 
-def test_too_few_examples_judge_nothing() -> None:
-    own = world(0, 6)
+def judged(count: int, shift: int) -> tuple[Judges, Tensor]:
+    """Examples as judges of their own expert, and their losses if its classes change names."""
+    own = world(0, count)
     expert = discriminant.expert(own.x[:, 0], own.y, C)
     prior = Prior(1.0, torch.zeros(C, P).double(), 0.1)
-    good = Judged(discriminant.piled(expert, prior), 1.0, 0.2)
-    bad = replace(good, blend=replace(good.blend, mu=good.blend.mu.roll(1, 0)))
-    assert not better(good, bad, own.x[:, 0], own, expert.count[0])
-    more = world(0, 30)
-    expert = discriminant.expert(more.x[:, 0], more.y, C)
-    good = Judged(discriminant.piled(expert, prior), 1.0, 0.2)
-    bad = replace(good, blend=replace(good.blend, mu=good.blend.mu.roll(1, 0)))
-    assert better(good, bad, more.x[:, 0], more, expert.count[0])
-    assert not better(good, good, more.x[:, 0], more, expert.count[0])
+    blend = discriminant.piled(expert, prior)
+    judges = Judges.of(own.x[:, 0], own, expert.count[0])
+    return judges, judges.asked(replace(blend, mu=blend.mu.roll(shift, 0)), 1.0, 0.2)
+
+
+def test_too_few_examples_judge_nothing() -> None:
+    assert not judged(6, 0)[0].enough
+    judges, good = judged(30, 0)
+    assert judges.enough
+    _, bad = judged(30, 1)
+    assert better(good, bad)
+    assert not better(bad, good)
+    assert not better(good, good)
+
+
+def test_classes_that_a_client_never_had_weigh_as_much_as_its_own_labels_allow() -> None:
+    assert added(torch.tensor([9.0, 8.0, 9.0])) == 1
+    assert added(torch.tensor([1.0, 1.0, 0.0])) == 1  # each example is the only one of its class
+    assert added(torch.tensor([9.0, 8.0, *[0.0] * 15])) < 0.1
+    prior = prior_of(torch.tensor([9.0, 8.0, 0.0]))
+    assert torch.isfinite(prior).all()
+    assert float(prior.exp().sum()) == pytest.approx(1)
+
+
+def test_a_blend_is_heard_as_loudly_as_the_clients_own_examples_ask_for() -> None:
+    own = world(0, 30)
+    expert = discriminant.expert(own.x[:, 0], own.y, C)
+    judges = Judges.of(own.x[:, 0], own, expert.count[0])
+    blend = discriminant.piled(expert, Prior(1.0, torch.zeros(C, P).double(), 0.1))
+    loud = replace(blend, inverse=20 * blend.inverse)
+    kappa = judges.calmed(loud, 1.0, 0.4)
+    assert judges.calmed(blend, 1.0, 0.02) == 0.02
+    assert kappa < 0.4
+    for other in (0.4, 0.2, 0.1, 0.05, 0.025):
+        assert judges.asked(loud, 1.0, kappa).mean() <= judges.asked(loud, 1.0, other).mean()
 
 
 # Regimes

@@ -29,7 +29,7 @@ from . import discriminant, regimes
 from .blending import Blending
 from .controls import AVERAGED, POOLED, VECTORS, WHITENED
 from .discriminant import Blend, Experts, Prior
-from .head import PARTS, Discriminant, Judged, better, head, prior_of, projected
+from .head import PARTS, Discriminant, Judges, better, head, prior_of, projected
 from .placebo import Placebo, placebo
 from .pool import (
     EXPERT,
@@ -318,11 +318,9 @@ class GaussianExperts(Blending, Method):
         leaning = Prior(ALONE["prior"], anchor_CP.double(), ALONE["ridge"])
         alone = discriminant.piled(expert, leaning)
         count_C = expert.count[0]
-        local, by_itself = head(alone, ALONE["kappa"]), 1.0
-        if blend and not self._keeps_to_itself(blend, alone, expert, own):
-            local = {name: blend[name] for name in PARTS if name in blend}
-            by_itself = 0.0
-        local["alone"] = torch.tensor(by_itself)
+        judges = Judges.of(projected(own.x[:, 0], blend), own, count_C)
+        local, by_itself = self._local(blend, alone, judges)
+        local["alone"] = torch.tensor(float(by_itself))
         if "others" in blend:
             local["scores"] = regimes.scores(
                 blend, self.kappa, projected(own.x[:, 0], blend), own.y
@@ -331,15 +329,24 @@ class GaussianExperts(Blending, Method):
             local["classes"] = prior_of(count_C)
         return Local({}, local | basis_of(named("global", blend))).kept()
 
-    def _keeps_to_itself(
-        self, blend: Tensors, alone: Blend, expert: Experts, own: Examples
-    ) -> bool:
-        if not self.guard:
-            return False
-        x_nP = projected(own.x[:, 0], blend)
-        one = Judged(alone, ALONE["prior"], ALONE["kappa"])
-        other = Judged(blend_of(blend), self.prior, self.kappa)
-        return better(one, other, x_nP, own, expert.count[0])
+    def _local(self, blend: Tensors, alone: Blend, judges: Judges) -> tuple[Tensors, bool]:
+        """The head that a client predicts with, and whether it keeps to its own expert.
+
+        A blend is heard as loudly as the client's own examples ask for. Its own expert is not asked
+        about that: it would lean too much on the few examples of which one is left out.
+        """
+        if not blend:
+            return head(alone, ALONE["kappa"]), True
+        kappa = self.kappa
+        if judges.enough:
+            whole = blend_of(blend)
+            kappa = judges.calmed(whole, self.prior, kappa)
+            losses_n = judges.asked(whole, self.prior, kappa)
+            alone_n = judges.asked(alone, ALONE["prior"], ALONE["kappa"])
+            if self.guard and better(alone_n, losses_n):
+                return head(alone, ALONE["kappa"]), True
+        local = {name: blend[name] for name in PARTS if name in blend}
+        return local | {"kappa": torch.tensor(kappa)}, False
 
     def restore(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
         """The client's blend; what all share if it has none."""

@@ -23,6 +23,8 @@ from .discriminant import Blend, left_out
 
 FEW = 8  # examples that can judge whether one head does better than another
 ERRORS = 2.0  # standard errors by which it must
+CALMER = (1.0, 0.5, 0.25, 0.125, 0.0625)  # shares of kappa that a client may take instead
+ADDED = (1.0, 0.3, 0.1, 0.03, 0.01)  # examples more of each class; the first of equals
 PARTS = ("mean", "weight", "inverse", "variance", "kappa", "classes", "basis", "middle")
 
 
@@ -47,8 +49,24 @@ def head(blend: Blend, kappa: float) -> Tensors:
 
 
 def prior_of(count_C: Tensor) -> Tensor:
-    """[C]: log of the classes' shares, each with one example more."""
-    return ((count_C + 1) / (count_C + 1).sum()).log().float()
+    """[C]: log of the classes' shares, each with `added(count_C)` examples more."""
+    shares_C = count_C + added(count_C)
+    return (shares_C / shares_C.sum()).log().float()
+
+
+def added(count_C: Tensor) -> float:
+    """How many examples every class gets for those that a client has not seen yet: the number under
+    which its own labels are likeliest, each left out in turn; at most one.
+
+    Who has all classes gets one; who will never meet most of them, far less.
+    """
+    held_C = count_C[count_C > 0]
+
+    def likelihood(number: float) -> float:
+        others = count_C.sum() - 1 + number * len(count_C)
+        return float((held_C * ((held_C - 1 + number) / others).log()).sum())
+
+    return max(ADDED, key=likelihood)
 
 
 @dataclass(frozen=True)
@@ -104,32 +122,49 @@ _CODE = """def logits(x):
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A blend, what it leans on, and its temperature: enough to ask it of examples left out."""
-
-    blend: Blend
-    prior: float
-    kappa: float
-
-    def losses(self, x_nP: Tensor, y_n: Tensor, count_C: Tensor) -> Tensor:
-        """[n]: log losses of a client's own examples, each left out of all that it changes."""
-        squares_nC = left_out(self.blend, self.prior, x_nP, y_n)
-        others_nC = count_C.repeat(len(y_n), 1)
-        others_nC[torch.arange(len(y_n)), y_n] -= 1
-        logits_nC = (others_nC + 1).log() - self.kappa / 2 * squares_nC
-        return nll_loss(logits_nC.log_softmax(-1), y_n, reduction="none")
-
-
-def better(one: Judged, other: Judged, x_nP: Tensor, own: Examples, count_C: Tensor) -> bool:
-    """Whether one does better than the other on a client's own examples, beyond doubt.
-
-    Examples whose class has no other cannot judge; a few classes and examples must be able to.
+class Judges:
+    """A client's own examples, each left out in turn, of which another of its class is there to
+    speak for it.
     """
-    judges = count_C[own.y] >= 2
-    classes = int((count_C >= 2).sum())
-    if int(judges.sum()) < FEW or classes < max(3, len(count_C) / 2):
-        return False
-    x_nP, y_n = x_nP[judges], own.y[judges]
-    ahead_n = other.losses(x_nP, y_n, count_C) - one.losses(x_nP, y_n, count_C)
+
+    x: Tensor  # [n, P]
+    y: Tensor  # [n]
+    count: Tensor  # [C]: of all its examples
+
+    @classmethod
+    def of(cls, x_nP: Tensor, own: Examples, count_C: Tensor) -> "Judges":
+        others = count_C[own.y] >= 2
+        return cls(x_nP[others], own.y[others], count_C)
+
+    @property
+    def enough(self) -> bool:
+        """Whether they can judge: a few, of half of the client's classes."""
+        classes = int((self.count >= 2).sum())
+        return len(self.y) >= FEW and 2 * classes >= int((self.count > 0).sum())
+
+    def losses(self, squares_nC: Tensor, kappa: float) -> Tensor:
+        """[n]: log losses at squared distances from all but themselves."""
+        others_nC = self.count.repeat(len(self.y), 1)
+        others_nC[torch.arange(len(self.y)), self.y] -= 1
+        logits_nC = (others_nC + added(self.count)).log() - kappa / 2 * squares_nC
+        return nll_loss(logits_nC.log_softmax(-1), self.y, reduction="none")
+
+    def asked(self, blend: Blend, prior: float, kappa: float) -> Tensor:
+        """[n]: log losses under a blend."""
+        return self.losses(left_out(blend, prior, self.x, self.y), kappa)
+
+    def calmed(self, blend: Blend, prior: float, kappa: float) -> float:
+        """The kappa, as given or smaller, under which their mean loss is least.
+
+        A client whose classes nobody else has gets its own prior heard above the many others.
+        """
+        squares_nC = left_out(blend, prior, self.x, self.y)
+        shares = [share * kappa for share in CALMER]
+        return min(shares, key=lambda one: float(self.losses(squares_nC, one).mean()))
+
+
+def better(one_n: Tensor, other_n: Tensor) -> bool:
+    """Whether one's losses are lower than the other's on the same examples, beyond doubt."""
+    ahead_n = other_n - one_n
     error = ahead_n.std() / len(ahead_n) ** 0.5
     return bool(ahead_n.mean() > ERRORS * error)
