@@ -29,7 +29,7 @@ from fedexperts.learn import Examples, Fitting, Learning, Local, fit
 from fedexperts.model import Model
 from fedexperts.noised import Noised
 from fedexperts.privacy import noise_for
-from fedexperts.tensors import rng
+from fedexperts.tensors import Tensors, rng
 
 POOL, MODELS, DELTA = 200, 34, 1e-5
 STEPS = {"linear-probe": Learning(20, 16, rate=1.0), "prompted-clip": Learning(10, 16, rate=1.0)}
@@ -50,16 +50,20 @@ def opened(model: str) -> tuple[Model, Examples]:
 def trained(model: Model, pool: Examples, inside: Tensor, how: Learning, epsilon: float) -> Tensor:
     """[models, examples]: how sure each trained model is of each example's label, as log odds."""
     sure = []
+
+    def step(local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
+        return model.logits(local.trained, x), {}
+
     for number, mine in enumerate(inside):
         own, draw = Examples(pool.x[mine], pool.y[mine]), rng(0, "member", number)
-        fitting = Fitting(lambda local, x: (model.logits(local.trained, x), {}), how)
+        fitting = Fitting(step, how)
         if epsilon:
             rate, steps = how.batch / len(own), how.epochs * math.ceil(len(own) / how.batch)
             noise = noise_for(epsilon, DELTA, rate, steps)
             noised = Noised(
                 1.0, [noise], [lambda s, d=draw: torch.randn(s, generator=d)], [len(own)]
             )
-            fitting = Fitting(fitting.step, how, private=noised)
+            fitting = Fitting(step, how, private=noised)
         (ended,), _ = fit(fitting, [Local(model.initial)], [own], [draw])
         with torch.no_grad():
             loss = cross_entropy(model.logits(ended, pool.x[:, 0]), pool.y, reduction="none")

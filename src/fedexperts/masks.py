@@ -122,7 +122,7 @@ def split(secret: bytes, needed: int, clients: int) -> list[bytes]:
     """A share for each client; `needed` of them give the secret."""
     from Crypto.Protocol.SecretSharing import Shamir
 
-    halves = [Shamir.split(needed, clients, half) for half in (secret[:16], secret[16:])]
+    halves = [Shamir.split(needed, clients, half, False) for half in (secret[:16], secret[16:])]
     return [one[1] + other[1] for one, other in zip(*halves, strict=True)]
 
 
@@ -131,7 +131,7 @@ def join(shares: Mapping[int, bytes]) -> bytes:
     from Crypto.Protocol.SecretSharing import Shamir
 
     halves = [
-        Shamir.combine([(place + 1, share[part]) for place, share in shares.items()])
+        Shamir.combine([(number + 1, share[part]) for number, share in shares.items()], False)
         for part in (slice(0, 16), slice(16, 32))
     ]
     return b"".join(halves)
