@@ -17,6 +17,7 @@ its shadows), and true positives in percent where 1 % are false, all targets' an
 import math
 import statistics
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from scipy.stats import rankdata, t
@@ -47,6 +48,10 @@ def opened(model: str) -> tuple[Model, Examples]:
     return seen, Examples(built.encode(federation.inputs[own])[:, None], federation.labels[own])
 
 
+def normal(draw: torch.Generator, shape: torch.Size) -> Tensor:
+    return torch.randn(shape, generator=draw)
+
+
 def trained(model: Model, pool: Examples, inside: Tensor, how: Learning, epsilon: float) -> Tensor:
     """[models, examples]: how sure each trained model is of each example's label, as log odds."""
     sure = []
@@ -60,9 +65,7 @@ def trained(model: Model, pool: Examples, inside: Tensor, how: Learning, epsilon
         if epsilon:
             rate, steps = how.batch / len(own), how.epochs * math.ceil(len(own) / how.batch)
             noise = noise_for(epsilon, DELTA, rate, steps)
-            noised = Noised(
-                1.0, [noise], [lambda s, d=draw: torch.randn(s, generator=d)], [len(own)]
-            )
+            noised = Noised(1.0, [noise], [partial(normal, draw)], [len(own)])
             fitting = Fitting(step, how, private=noised)
         (ended,), _ = fit(fitting, [Local(model.initial)], [own], [draw])
         with torch.no_grad():
