@@ -215,7 +215,7 @@ def _visual(side: int, t: Tensors) -> ModifiedResNet:
 def _text_layer(t: Tensors, saved: Checkpoint, device: torch.device, dtype: torch.dtype) -> Layer:
     """Joined before its weights are rounded to `dtype`."""
     first, second = (_filled(nn.Linear, under(t, f"mlp.{name}")) for name in ("c_fc", "c_proj"))
-    mlp = nn.Sequential(first, nn.GELU(), second)
+    mlp: nn.Module = nn.Sequential(first, nn.GELU(), second)
     if saved.quick:
         mlp = quick_mlp(first, second)
     attention = {"weight": t["attn.in_proj_weight"], "bias": t["attn.in_proj_bias"]}
