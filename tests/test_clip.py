@@ -333,7 +333,7 @@ def test_bf16_weights_stay_close_and_prompt_and_outputs_are_fp32(folder: Path) -
 
 def test_wrong_settings_are_refused_at_the_door() -> None:
     values, _ = checked(PromptedClipSettings, "model", {})
-    assert values == asdict(PromptedClipSettings("tinyclip", "fp32", 16, "random", TEMPLATE))
+    assert values == asdict(PromptedClipSettings("tinyclip", "auto", 16, "random", TEMPLATE))
     for wrong in ({"context": 0}, {"init": "False"}, {"precision": "fp16"}):
         assert checked(PromptedClipSettings, "model", wrong)[1]
 
