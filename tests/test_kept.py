@@ -270,7 +270,9 @@ def answers(
     """The site's client in a run, as a process that just began makes it; what was said."""
     said: list[str] = []
     config = door.resolve([(EXPERIMENT, "test"), (sections, "test")])  # type: ignore[list-item]
-    return _here(site, {"config": config.toml(), "run": about}, "a", said.append)[1], said
+    client = _here(site, {"config": config.toml(), "run": about}, "a", said.append)[1]
+    leaves = ("The run ", "  ")  # what leaves the site is said, too
+    return client, [line for line in said if not line.startswith(leaves)]
 
 
 def test_a_site_keeps_its_split_over_restarts_and_says_what_changed(

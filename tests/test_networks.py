@@ -251,4 +251,6 @@ def test_an_image_that_is_normalised_is_the_same_dark_or_bright_inverted_or_fain
     assert float(one.std(correction=0)) == pytest.approx(1)
     for other in (255 - ink, ink // 2 + 20):
         torch.testing.assert_close(settings.encode(other), one, atol=0.05, rtol=0)
-    assert not settings.encode(torch.full_like(ink, 7)).any()
+    assert (
+        settings.encode(torch.full_like(ink, 7)).abs().max() < 1e-3
+    )  # one colour: no noise of rounding

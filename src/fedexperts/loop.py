@@ -108,20 +108,10 @@ def train(
     sent = job.method.send(server, chosen, round, job.seed)
     expected = {client: job.method.expects(server, job.model, client) for client in chosen}
     payloads = {client: s.tensors for client, s in sent.items()}
-    if job.upload.secure:
-        server, uploads, replies, admitted, left_out = _summed(
-            job, engine, server, payloads, round, expected
-        )
-    else:
-        replies = exchange(job, engine, payloads, round, "train", expected)
-        came = [
-            Upload(client, r.tensors, r.examples) for client, r in replies.items() if not r.error
-        ]
-        admitted = admit(came, expected, known, job.terms)
-        given = job.merging(round)
-        server, uploads, left_out = merge(
-            job, given, server, admitted.uploads, admitted.moved, round
-        )
+    collect = _summed if job.upload.secure else _one_by_one
+    server, uploads, replies, admitted, left_out = collect(
+        job, engine, server, payloads, round, expected, known
+    )
     refused = _errors(replies) | admitted.refused | left_out
     # one bad upload ends no run
     if not uploads and not (len(chosen) == 1 and replies[chosen[0]].tensors):
@@ -156,6 +146,25 @@ def train(
 Came = tuple[Tensors, list[Upload], dict[str, Reply], Admitted, dict[str, str]]
 
 
+def _one_by_one(
+    job: Job,
+    engine: Engine,
+    server: Tensors,
+    payloads: dict[str, Tensors],
+    round: int,
+    expected: dict[str, Tensors],
+    known: Known,
+) -> Came:
+    """The merged uploads of a round, each of which the server sees and admits."""
+    replies = exchange(job, engine, payloads, round, "train", expected)
+    came = [Upload(client, r.tensors, r.examples) for client, r in replies.items() if not r.error]
+    admitted = admit(came, expected, known, job.terms)
+    server, uploads, left_out = merge(
+        job, job.merging(round), server, admitted.uploads, admitted.moved, round
+    )
+    return server, uploads, replies, admitted, left_out
+
+
 def _summed(
     job: Job,
     engine: Engine,
@@ -163,6 +172,7 @@ def _summed(
     payloads: dict[str, Tensors],
     round: int,
     expected: dict[str, Tensors],
+    known: Known,
 ) -> Came:
     """The same where the server sees a sum alone, which is merged as if one client had sent it."""
 

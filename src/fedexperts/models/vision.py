@@ -42,7 +42,7 @@ def coloured(side: int, images: Tensor) -> Tensor:
 def normalised(x: Tensor) -> Tensor:
     """Each image [S, H, W] with mean 0, deviation 1 and a skew that is not negative."""
     centred = x - x.mean((1, 2, 3), keepdim=True)
-    unit = centred / centred.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-6)
+    unit = centred / centred.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-3)
     skew = unit.pow(3).mean((1, 2, 3), keepdim=True)
     return torch.where(skew < 0, -unit, unit)
 
@@ -57,7 +57,7 @@ def _small_recipe(side: int, colour: bool = False, normalise: bool = False) -> s
 
 
 _NORMALISED = """    centred = x - x.mean((1, 2, 3), keepdim=True)
-    unit = centred / centred.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-6)
+    unit = centred / centred.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-3)
     skew = unit.pow(3).mean((1, 2, 3), keepdim=True)
     return torch.where(skew < 0, -unit, unit)"""
 
