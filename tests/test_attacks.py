@@ -104,7 +104,9 @@ NUMBERS: dict[int, tuple[Lie, str]] = {
     7: (filled(math.inf), "values that are NaN or infinite"),
 }
 UPLOADING = {
-    name: case for name, case in CASES.items() if case.method["name"] not in ("alone", "central")
+    name: case
+    for name, case in CASES.items()
+    if case.method["name"] not in ("alone", "central") and name != "tip-adapter"  # it uploads none
 }
 every_uploading = pytest.mark.parametrize("case", UPLOADING.values(), ids=UPLOADING)
 

@@ -235,7 +235,7 @@ def test_every_shipped_config_loads_and_all_of_the_demo_have_the_same_tuning_bud
 
 def test_the_experiments_of_fed_moe_differ_in_their_method_alone_and_are_tuned_alike():
     configs = {path.stem: load(path) for path in door.find(Path("configs/demo/fedmoe-digits"))}
-    assert len(configs) == 17
+    assert len(configs) == 20
     shared = configs["fedavg"].values
     inputs = configs["normalised"].values["model"]
     assert inputs["normalise"] == "image"

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .. import config as door
-from ..admission import CHANGED, SAYS
+from ..admission import CHANGED, OPEN, SAYS
 from ..client import Job
 from ..config import Allowed, Config
 from ..message import Task
@@ -43,7 +43,7 @@ def first_lines(site: SiteFolder) -> list[str]:
 def _figures(allowed: Allowed) -> list[str]:
     lines = []
     for task, when in _TOLD.items():
-        names = ["examples", *SAYS[task]] if task == "train" else list(SAYS[task])
+        names = ["examples", *OPEN, *SAYS[task]] if task == "train" else list(SAYS[task])
         lines.append(f"Figures {when}: {', '.join(names)}.")
     lines.append(f"Figures if its data changed: {', '.join(CHANGED)}.")
     if "confusion" in allowed.figures:

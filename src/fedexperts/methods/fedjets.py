@@ -142,7 +142,7 @@ class FewExperts(Predictor):
             mixture.expert.logits(under(tensors, f"expert.{position}"), x)
             for position in range(len(chosen_n))
         ]
-        weights_Bn = _gate(mixture, tensors, x)[:, chosen_n].softmax(-1)
+        weights_Bn = _gate(mixture, tensors, x).index_select(1, chosen_n).softmax(-1)
         return mixture.mix(
             tensors,
             mixture.probabilities(tensors, "main", x),
