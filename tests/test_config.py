@@ -240,6 +240,8 @@ def test_the_experiments_of_fed_moe_differ_in_their_method_alone_and_are_tuned_a
     inputs = configs["normalised"].values["model"]
     assert inputs["normalise"] == "image"
     inputs["normalise"] = "none"  # and nothing else
+    for name in ("heterofl", "fedrolex"):  # of a wider network clients train a part
+        configs[name].values["model"]["width"] = shared["model"]["width"]
     for name, config in configs.items():
         assert config.name == name
         assert math.prod(map(len, config.tune.values())) == 4, name
