@@ -136,9 +136,9 @@ def length(value: Tensor, start: Tensor | None = None) -> float:
     buffer = torch.empty(min(_BLOCK, len(flat)), dtype=torch.float64, device=value.device)
     for begin in range(0, len(flat), _BLOCK):
         part = flat[begin : begin + _BLOCK]
-        wide = buffer[: len(part)].copy_(part)
         if begun is not None:
-            wide -= begun[begin : begin + _BLOCK]
+            part = part - begun[begin : begin + _BLOCK]
+        wide = buffer[: len(part)].copy_(part)
         squares += float(wide.dot(wide))
     return math.sqrt(squares)
 
