@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("flwr")
+from conftest import carry_out as simulate
 from federated import ROGUE, SITES, Federation, experiment
 
 from fedexperts import config as door
@@ -215,10 +216,9 @@ def undisturbed(federation: Federation) -> runs.Run:
 def test_a_federation_ends_where_one_process_does(
     federation: Federation, undisturbed: runs.Run, tmp_path: Path
 ) -> None:
-    config = door.resolve([(experiment(run=ROUNDS), "test")])
-    from conftest import carry_out
-
-    alone = carry_out(config, tmp_path / "alone")
+    one_by_one = {"together": 1}  # as sites train, each on its own machine
+    config = door.resolve([(experiment(run=ROUNDS, engine=one_by_one), "test")])
+    alone = simulate(config, tmp_path / "alone")
     here = alone.path / "checkpoints" / "round-000003" / "server.safetensors"
     assert checkpoint(undisturbed) == here.read_bytes()
     for site, state in private(federation, undisturbed).items():
