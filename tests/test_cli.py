@@ -286,7 +286,7 @@ def test_wrong_input_is_explained_without_a_traceback(arguments, code, says, tmp
     assert "Traceback" not in done.output
 
 
-@pytest.mark.parametrize("wrong", ["data.path=nowhere", "data.path=src", "model.clip=nowhere"])
+@pytest.mark.parametrize("wrong", ["data.path=nowhere", "data.path=supply", "model.clip=nowhere"])
 def test_what_is_not_there_is_said_before_a_folder_is_made(wrong, tmp_path):
     done = call(
         "run", "configs/own/images-clip/pfedmoap.toml", f"--set={wrong}", "--out", tmp_path / "runs"

@@ -147,7 +147,11 @@ def test_a_benchmark_runs_on_a_few_of_the_real_pictures(file: Path, place: Path)
     config = door.load(file)
     rounds = min(1, config.values["run"]["rounds"])
     few = {"data.per_class": 24, "data.clients": 4, "data.least": 1}
-    short = {"run.rounds": rounds, "learning.epochs": 1, "model.precision": "fp32"}
+    short = {"run.rounds": rounds, "learning.epochs": 1}
+    if "precision" in config.values["model"]:
+        short["model.precision"] = "fp32"
+    if config.values["data"]["reserve"]:
+        short |= {"data.reserve": 2, "start.epochs": 1}
     done = study.once(config.having(few | short, "here"), place)
     assert done.round == rounds
     assert done.mean > 0.0
