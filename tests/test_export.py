@@ -4,6 +4,7 @@ package.
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -27,7 +28,7 @@ from typer.testing import CliRunner
 
 from fedexperts import models
 from fedexperts.cli import app
-from fedexperts.config import Config
+from fedexperts.config import Config, resolve
 from fedexperts.data.digits import digits as scans
 from fedexperts.export import export
 from fedexperts.predict import Learned, predictions
@@ -42,6 +43,7 @@ class Closed:
 sys.meta_path.insert(0, Closed())
 """
 WITH_TRANSFORMERS = ALONE.replace('("fedexperts", "transformers")', '("fedexperts",)')
+PHOTOS = os.environ.get("FEDEXPERTS_DATA", "")
 TEXTS = ["the soup was cold, again!", "good", "", "Très bien"]
 REVIEWS: dict[str, Any] = {"name": "reviews", "clients": 2, "reviews": 40}
 MOE = {"name": "fedmoe", "lam": 0.5, "lam_client": 0.5}
@@ -293,9 +295,8 @@ def test_a_network_is_rebuilt_by_its_readme_from_an_image_file_to_the_same_logit
         )
 
 
-def kinds(folder: Path) -> list[Path]:
-    """Pictures of a digit as files of all kinds that one could read differently."""
-    scan = Image.fromarray(scans()[0][3].permute(1, 2, 0).numpy()).resize((60, 40))
+def kinds(folder: Path, scan: Image.Image) -> list[Path]:
+    """A picture of 60 x 40 as files of all kinds that one could read differently."""
     grey = np.asarray(scan.convert("L")).astype(np.uint16)
     clear = scan.convert("RGBA")
     clear.putalpha(scan.convert("L").point(lambda level: 255 - level))
@@ -317,13 +318,39 @@ def kinds(folder: Path) -> list[Path]:
 def test_pictures_of_all_kinds_get_the_classes_of_predict_without_this_package(
     bits: int, tmp_path: Path
 ) -> None:
-    (tmp_path / "pictures").mkdir()
     fill(tmp_path / "data" / "a", dict.fromkeys(DIGITS, 4))
     data = {"name": "image-folders", "path": str(tmp_path / "data"), "side": 32, "bits": bits}
     config = digits(Case({"name": "fedavg"}), data=data, run={"rounds": 0})
     predictor, folder = exported(config, "", tmp_path)
     assert predictor.bits == bits
-    files = kinds(tmp_path / "pictures")
+    scan = Image.fromarray(scans()[0][3].permute(1, 2, 0).numpy())
+    same_as_predict(predictor, folder, kinds(made(tmp_path / "pictures"), scan.resize((60, 40))))
+
+
+@pytest.mark.skipif(not PHOTOS, reason="needs real pictures: FEDEXPERTS_DATA=FOLDER")
+def test_photographs_of_all_kinds_get_the_classes_of_predict_from_a_dual_model(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    for name in ("dog", "guitar", "house"):
+        files = sorted((Path(PHOTOS) / "pacs" / "photo" / name).iterdir())[:6]
+        for file in files:
+            shutil.copy(file, made(tmp_path / "data" / "a" / name))
+    data = {"name": "image-folders", "path": str(tmp_path / "data")}
+    model = {"name": "prompted-dual"}
+    base = {"name": "photographs", "data": data, "model": model, "method": {"name": "fedavg"}}
+    predictor, folder = exported(resolve([(base | {"run": {"rounds": 0}}, "test")]), "", tmp_path)
+    photograph = Image.open(files[0]).convert("RGB").resize((60, 40))
+    same_as_predict(predictor, folder, kinds(made(tmp_path / "pictures"), photograph))
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def same_as_predict(predictor: Learned, folder: Path, files: list[Path]) -> None:
+    """The lines of an exported folder's README give the classes that the product gives."""
     said, broken = next(predictions(predictor, [str(file) for file in files]))
     assert not broken
     named = ", ".join(f"pixels({str(file)!r})" for file in files)
