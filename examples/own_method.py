@@ -22,11 +22,6 @@ class Between(fx.Method):
     def uploads(self, model: fx.Model) -> frozenset[str]:
         return frozenset(model.initial)
 
-    def send(
-        self, server: fx.Tensors, clients: Sequence[str], round: int, seed: int
-    ) -> dict[str, fx.Sent]:
-        return dict.fromkeys(clients, fx.Sent(self.publish(server)))
-
     def merge(
         self, given: fx.Given, server: fx.Tensors, uploads: Sequence[fx.Upload], round: int
     ) -> fx.Tensors:

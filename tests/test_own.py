@@ -81,7 +81,7 @@ class Silent(fx.FedAvg):
     [
         ("Bare", r"expected a dataclass with merge\(\)"),
         ("Stranger", "Stranger is no method; expected a subclass of fx.Method"),
-        ("Half", r"lacks finish, restore, send, start; expected finish\(self, model, local\)"),
+        ("Half", r"lacks finish, restore, start; expected finish\(self, model, local\)"),
         (
             "Narrow",
             r"found merge\(self, server, uploads\); expected merge\(self, given, server, uploads,"

@@ -3,7 +3,7 @@ newcomer reads this file, model.py, client.py and loop.py, and knows it all.
 
 A *method* is a frozen dataclass: its fields are its hyperparameters, its functions are pure, and
 state is always an argument, so the same method runs in one process, through bytes and on a network.
-Six functions must be written: uploads, send, merge, start, finish and restore; the others have
+Five functions must be written: uploads, merge, start, finish and restore; the others have
 defaults that most methods keep. This room does not know where a function runs, how a client trains,
 or what is stored where.
 """
@@ -114,11 +114,13 @@ class Method(ABC):
         shared = under(server, "global")
         return {name: shared[name] for name in self.uploads(model)}
 
-    @abstractmethod
     def send(
         self, server: Tensors, clients: Sequence[str], round: int, seed: int
     ) -> dict[str, Sent]:
-        """Each client's own payload, with which it trains in this round."""
+        """Each client's own payload, with which it trains in this round: by default, what all may
+        know.
+        """
+        return dict.fromkeys(clients, Sent(self.publish(server)))
 
     def publish(self, server: Tensors) -> Tensors:
         """What every client may know, whether it trained or not: the payload of an evaluation."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..learn import Local
-from ..method import Finished, Given, Method, Sent, Upload
+from ..method import Finished, Given, Method, Upload
 from ..model import Model, PromptModel
 from ..options import option
 from ..predictor import Predictor
@@ -41,11 +41,6 @@ class Partly(Method):
 
     def uploads(self, model: Model) -> frozenset[str]:
         return frozenset(self.shared(model))
-
-    def send(
-        self, server: Tensors, clients: Sequence[str], round: int, seed: int
-    ) -> dict[str, Sent]:
-        return dict.fromkeys(clients, Sent(self.publish(server)))
 
     def merge(
         self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int

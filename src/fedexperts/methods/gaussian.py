@@ -180,12 +180,6 @@ class GaussianExperts(Blending, Method):
             shapes["scores"] = torch.zeros(len(regimes.CANDIDATES))
         return shapes
 
-    def send(
-        self, server: Tensors, clients: Sequence[str], round: int, seed: int
-    ) -> dict[str, Sent]:
-        """What all share, with the basis of features if there is one; nothing is trained of it."""
-        return dict.fromkeys(clients, Sent(self.publish(server)))
-
     def merge(
         self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int
     ) -> Tensors:

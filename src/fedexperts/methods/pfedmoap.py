@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 from ..declared import ROUNDING, Control, Declared, Facts, Figure, Metric
 from ..learn import Examples, Local
 from ..method import Chosen, Finished, Given, Method, Sent, Upload
-from ..model import Model, PromptModel
+from ..model import Model, PromptModel, as_prompted
 from ..options import option
 from ..predictor import Predictor
 from ..tensors import Tensors, named, rng, under
@@ -110,7 +110,7 @@ class PFedMoAP(TextGate, Method):
 
     def fits(self, model: Model, reserve: int) -> None:
         with torch.no_grad():
-            self.pooled(_prompted(model).texts(model.initial["context"]))
+            self.pooled(as_prompted(model).texts(model.initial["context"]))
 
     def open(self, given: Given) -> Tensors:
         shared = {"context": given.model.initial["context"]}
@@ -204,7 +204,7 @@ class PFedMoAP(TextGate, Method):
         # a first-timer tunes its prompt alone; a gate that is shared waits
         if "experts" not in sent:
             return Local({"context": context}, named("gate", gate))
-        experts = self._features(_prompted(model), sent["global.context"], sent["experts"])
+        experts = self._features(as_prompted(model), sent["global.context"], sent["experts"])
         trained = {"context": context} | named("gate", gate or self._fresh(rng))
         return Local(trained, {"experts": experts})
 
@@ -220,8 +220,8 @@ class PFedMoAP(TextGate, Method):
 
     def predictor(self, model: Model, local: Local) -> Predictor:
         if "experts" in local.fixed:
-            return Mixed(_prompted(model), local, self)
-        return OwnPrompt(_prompted(model), local)
+            return Mixed(as_prompted(model), local, self)
+        return OwnPrompt(as_prompted(model), local)
 
     def observe(self, model: Model, local: Local, own: Examples) -> Tensors:
         """The mean feature [C, D] of the client's images of each class; zeros for one without."""
@@ -246,7 +246,7 @@ class PFedMoAP(TextGate, Method):
         """The prompt of the pool that finds the examples' labels likeliest; with averaged gates, K
         such clients' experts.
         """
-        prompted, x, pool = _prompted(model), few.x[:, 0], under(server, "pool")
+        prompted, x, pool = as_prompted(model), few.x[:, 0], under(server, "pool")
         texts = {client: prompted.texts(context) for client, context in pool.items()}
 
         def loss(client: str) -> float:
@@ -278,12 +278,3 @@ def _texts(model: PromptModel, context_lW: Tensor) -> Tensor:
 def _remembered(model: PromptModel, numbers: bytes, shape: tuple[int, ...]) -> Tensor:
     with torch.no_grad():
         return model.texts(torch.frombuffer(bytearray(numbers), dtype=torch.float32).reshape(shape))
-
-
-def _prompted(model: Model) -> PromptModel:
-    if not isinstance(model, PromptModel):
-        raise ValueError(
-            f"pFedMoAP needs a model with prompts, not {type(model).__name__}; set model.name ="
-            ' "prompted-clip" or "prompted-dual"'
-        )
-    return model

@@ -43,11 +43,6 @@ class PFedPrompt(Method):
     def uploads(self, model: Model) -> frozenset[str]:
         return frozenset(model.initial) if self.tuned else frozenset()
 
-    def send(
-        self, server: Tensors, clients: Sequence[str], round: int, seed: int
-    ) -> dict[str, Sent]:
-        return dict.fromkeys(clients, Sent(self.publish(server)))
-
     def merge(
         self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int
     ) -> Tensors:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..learn import Examples, Local
-from ..method import Finished, Given, Method, Reads, Sent, Upload
+from ..method import Finished, Given, Method, Reads, Upload
 from ..model import Model, Portable
 from ..options import option
 from ..predictor import Predictor
@@ -65,11 +65,6 @@ class ClassVectors(Method):
     def _measures(self, shared: Tensors) -> bool:
         """Whether this is the round of the metric."""
         return self.whiten and "basis" not in shared
-
-    def send(
-        self, server: Tensors, clients: Sequence[str], round: int, seed: int
-    ) -> dict[str, Sent]:
-        return dict.fromkeys(clients, Sent(self.publish(server)))
 
     def merge(
         self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int
