@@ -102,6 +102,10 @@ def test_resuming_a_finished_run_changes_nothing(finished):
     assert sorted((p, p.stat().st_mtime_ns) for p in place.rglob("server.safetensors")) == before
 
 
+def test_a_section_named_in_a_help_text_is_printed():
+    assert "those in [tune] of a config" in " ".join(call("run", "--help").output.split())
+
+
 @pytest.mark.parametrize("what", ["configs", "methods", "models", "data"])
 def test_everything_listed_comes_with_a_line_of_meaning(what):
     lines = call("ls", what).output.strip().splitlines()

@@ -41,7 +41,7 @@ START = """[bold]fedexperts[/]: sites learn together and exchange experts, never
 
   fedexperts ls configs                         what can be run
   fedexperts check configs/demo/pfedmoap.toml   data, split and model; nothing is trained
-  fedexperts run configs/demo                   eight methods compared, in a few minutes
+  fedexperts run configs/demo                   pFedMoAP beside its controls, in a few minutes
   fedexperts --help                             all commands"""
 
 

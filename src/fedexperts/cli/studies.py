@@ -54,7 +54,8 @@ def run(
     ] = None,
     jobs: Jobs = None,
     tune: Annotated[
-        Tune, typer.Option(help="Which values to try first: those in [tune] of a config, or none.")
+        Tune,
+        typer.Option(help=r"Which values to try first: those in \[tune] of a config, or none."),
     ] = Tune.config,
     tensorboard: Annotated[
         str | None,
