@@ -4,6 +4,7 @@ many clients.
     python benchmarks/engines.py              all of it, about ten minutes on two cores
     python benchmarks/engines.py --quick      10 clients alone
     python benchmarks/engines.py --demo       pFedMoAP of the digits demo, on two engines
+    python benchmarks/engines.py --floor      a deployment's round without work: what of it is ours
 
 FedAvg of one vector, 16 KB or 4 MB; a client has one example and takes one step. Seconds are the
 median of rounds after the first, and what it takes until the first round ends, all that is loaded
@@ -16,6 +17,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +41,7 @@ from fedexperts.data.federation import Federation, Parts
 from fedexperts.engine import Engine
 from fedexperts.loop import run
 from fedexperts.message import Order, Reply, decode_order, decode_reply, encode
+from fedexperts.metrics import Row
 from fedexperts.model import Model
 from fedexperts.models.built import Built
 from fedexperts.provenance import program
@@ -47,6 +51,8 @@ from fedexperts.tensors import Tensors
 HERE = Path(__file__).parent
 SIZES = {"16 KB": 2**12, "4 MB": 2**20}  # numbers of 4 bytes
 ROUNDS = 5
+FLOOR = 12  # rounds without work, of which the first are not counted
+TICKS = os.sysconf("SC_CLK_TCK")  # of a processor's second
 PROGRAM = [sys.executable, "-m", "fedexperts"]
 SITES = ["client-0000", "client-0001"]  # what OneEach calls its first two
 
@@ -200,20 +206,26 @@ def carried_out(case: Case) -> Cost:
     return Cost(statistics.median(rounds), ends[1] - began, watch.end())
 
 
-def deployed(case: Case) -> Cost:
-    """On loopback, with a site a client."""
+def prepared(folder: Path, numbers: int) -> Path:
+    """A deployment on loopback, with a site a client, and the file of its experiment."""
     from fedexperts.deploy.folder import Deployment
     from fedexperts.deploy.programs import free_port
 
+    Deployment.create(folder, "localhost", free_port(), SITES)
+    for site in SITES:  # the data and the model are code of ours, which a site must allow
+        with open(folder / "sites" / site / "site.toml", "a") as file:
+            file.write('modules = ["engines"]\n')
+    config = folder.parent / "engines.toml"
+    engine = {"name": "flower", "wait": 300.0}
+    config.write_text(experiment(len(SITES), numbers, engine).toml())
+    return config
+
+
+def deployed(case: Case) -> Cost:
+    """On loopback."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "deployment"
-        Deployment.create(folder, "localhost", free_port(), SITES)
-        for site in SITES:  # the data and the model are code of ours, which a site must allow
-            with open(folder / "sites" / site / "site.toml", "a") as file:
-                file.write('modules = ["engines"]\n')
-        config = Path(temporary) / "engines.toml"
-        engine = {"name": "flower", "wait": 300.0}
-        config.write_text(experiment(len(SITES), case.numbers, engine).toml())
+        config = prepared(folder, case.numbers)
         began = time.time()
         with programs(folder) as watch:
             deploy("run", str(folder), str(config)).check_returncode()
@@ -237,6 +249,61 @@ def programs(folder: Path) -> Iterator[Watch]:
             os.killpg(program.pid, signal.SIGTERM)
         for program in started:
             program.wait()
+
+
+def spent(roots: Sequence[int]) -> dict[str, float]:
+    """Seconds of processors so far, by whose program it is; of ended ones, too."""
+    seconds: dict[str, float] = defaultdict(float)
+    for pid in set().union(*(tree(root) for root in roots)):
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            command = Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            continue
+        own, children = (sum(map(int, fields[i : i + 2])) / TICKS for i in (11, 13))
+        if pid in roots:
+            seconds["ours: the gateway, and the processes that answer"] += own
+        elif "serverapp" in command:
+            seconds["Flower's process in which our rounds run"] += own
+        else:
+            seconds["Flower's programs"] += own
+        if pid not in roots:
+            seconds["Flower's programs"] += children
+    return seconds
+
+
+def floor() -> None:
+    """What a round without work costs on loopback, in time and in seconds of processors."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "deployment"
+        config = prepared(folder, 4096)
+        run_folder = RunDir(folder / "runs" / "engines")
+        with programs(folder) as watch:
+            arguments = ["run", str(folder), str(config), "--set", f"run.rounds={FLOOR}"]
+            operator = start(*arguments)
+            while len(done := _rounds(run_folder)) < 2:
+                time.sleep(0.2)
+            before, first = spent(watch.roots), len(done)
+            while len(done := _rounds(run_folder)) < FLOOR:
+                time.sleep(0.2)
+            after, count = spent(watch.roots), len(done) - first
+            operator.wait()
+        answers = []
+        for site in SITES:
+            log = (folder / "sites" / site / "site.log").read_text()
+            answers += [float(took) for took in re.findall(r"train.* out, ([\d.]+) s\)", log)[2:]]
+    seconds = [row["seconds"] for row in done[first:]]
+    print(f"| what | of a round, {count} rounds, {len(SITES)} sites |\n|---|---|")
+    print(f"| time | {statistics.median(seconds):.1f} s |")
+    print(
+        f"| of it until our process at a site has answered | {statistics.median(answers):.1f} s |"
+    )
+    for whose, total in after.items():
+        print(f"| seconds of processors, {whose} | {(total - before[whose]) / count:.2f} s |")
+
+
+def _rounds(folder: RunDir) -> list[Row]:
+    return folder.latest() if folder.path.exists() else []
 
 
 def environment() -> dict[str, str]:
@@ -289,6 +356,7 @@ def main() -> None:
     )
     reader.add_argument("--quick", action="store_true")
     reader.add_argument("--demo", action="store_true")
+    reader.add_argument("--floor", action="store_true")
     reader.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     asked = reader.parse_args()
     if asked.case:
@@ -297,7 +365,9 @@ def main() -> None:
         print(json.dumps(measure(case)))
         return
     print(program())
-    if asked.demo:
+    if asked.floor:
+        floor()
+    elif asked.demo:
         print("| engine | seconds |\n|---|---|")
         for engine in ("inprocess", "flower-simulation"):
             print(f"| {engine} | {demo(engine):.0f} |", flush=True)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,13 @@ class Federation:
     machine is.
     """
 
-    def __init__(self, path: Path, cache: Path) -> None:
+    def __init__(self, path: Path, cache: Path, server: str = "localhost") -> None:
         self.path, self.folder = path, path / "dep"
         self.environment = dict(os.environ) | {"FEDEXPERTS_CACHE": str(cache)}
         self.groups: dict[str, subprocess.Popen[bytes]] = {}
-        Deployment.create(self.folder, "localhost", free_port(), [*SITES, ROGUE, HOSTILE])
+        # what stands before a program's command where it runs on a machine of its own
+        self.machines: dict[str, list[str]] = {}
+        Deployment.create(self.folder, server, free_port(), [*SITES, ROGUE, HOSTILE])
         with open(self.folder / "deploy.toml", "a") as file:
             file.write(TIGHT)
         for site in (*SITES, ROGUE):
@@ -73,9 +75,10 @@ class Federation:
         """Start a program under a name, in a group of its own and with a careless umask, its words
         in NAME.log.
         """
+        machine = self.machines.get(name, self.machines.get("server", []))
         with open(self.path / f"{name}.log", "wb") as log:
             self.groups[name] = subprocess.Popen(
-                command,
+                [*machine, *command],
                 env=self.environment,
                 stdout=log,
                 stderr=log,
@@ -114,7 +117,7 @@ class Federation:
     def words(self) -> str:
         return "\n".join(f"{log.name}: {log.read_text()[-600:]}" for log in self.path.glob("*.log"))
 
-    def submit(self, name: str, **sections: Any) -> runs.Run:
+    def submit(self, name: str, options: Sequence[str] = (), **sections: Any) -> runs.Run:
         """Start a run of the experiment, watched by a terminal of its own."""
         engine = {
             "name": "flower",
@@ -124,10 +127,20 @@ class Federation:
         } | sections.pop("engine", {})
         config = door.resolve([(experiment(**sections) | {"name": name, "engine": engine}, "test")])
         (self.path / f"{name}.toml").write_text(config.toml())
-        self.start(name, *self.command("run", str(self.folder), str(self.path / f"{name}.toml")))
+        file = str(self.path / f"{name}.toml")
+        self.start(name, *self.command("run", str(self.folder), file, *options))
         run = runs.Run(self.folder / "runs" / name)
         self.until(lambda: (run.path / "status.json").exists(), f"run {name}")
         return run
+
+    def do(self, *command: str) -> str:
+        """What a command says in the operator's terminal, once it has done."""
+        full = [*self.machines.get("server", []), *self.command(*command)]
+        done = subprocess.run(
+            full, env=self.environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def finished(self, name: str) -> int:
         """The exit code of the terminal that watches."""

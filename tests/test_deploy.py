@@ -24,11 +24,14 @@ from fedexperts.client import Client, Job
 from fedexperts.config import Config, ConfigError
 from fedexperts.deploy import runs
 from fedexperts.deploy.carrying import carry_out
-from fedexperts.deploy.control import FlowerError, connected
+from fedexperts.deploy.control import connected
 from fedexperts.deploy.folder import Deployment
 from fedexperts.deploy.probe import CODES
+from fedexperts.deploy.programs import FlowerError
+from fedexperts.deploy.site import answering
 from fedexperts.deploy.sitefolder import SiteFolder
-from fedexperts.message import Order, Reply
+from fedexperts.message import Order, Reply, decode_reply, encode
+from fedexperts.post import ask
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import unpack
 
@@ -118,10 +121,9 @@ def test_a_damaged_list_is_an_error_and_not_an_empty_one(made: Deployment, text:
 
 
 def test_a_run_knows_who_may_take_part(made: Deployment) -> None:
-    asked = door.resolve([(experiment(tune={"learning.rate": [0.1, 0.2]}), "test")])
+    asked = door.resolve([(experiment(), "test")])
     fitted = runs.fitted(asked, made)
     assert fitted.values["engine"]["sites"] == ["a", "b"]
-    assert fitted.tune == {}
     strange = door.resolve([(experiment(engine={"name": "flower", "sites": ["a", "z"]}), "test")])
     with pytest.raises(
         ConfigError, match=r"z may not take part here; known are a, b, and `fedexperts deploy add"
@@ -477,6 +479,35 @@ def test_a_site_trains_on_its_own_folder_under_its_own_name(tmp_path: Path) -> N
     assert client.name == "clinic-a"
     assert [len(client.train), len(client.valid), len(client.test)] == [5, 2, 3]
     assert job.model.classes == ("cat", "dog")
+
+
+def test_pictures_that_change_while_a_site_runs_are_named_at_both_ends(
+    made: Deployment, tmp_path: Path
+) -> None:
+    """Without a restart; and pictures that are as they were cost no second look."""
+    site, config = SiteFolder.at(made.path, "a"), own()
+    place, said = pictures(tmp_path / "images", {"cat": 6, "dog": 4}), list[str]()
+    site.point_at(place)
+    job, _ = door.served(config, {})
+    sent = job.method.send(job.method.open(job.given), ["a"], 1, 0)["a"].tensors
+    about = {"config": config.toml(), "run": "own-0011aabb"}
+
+    def told(round: int) -> dict[str, Any]:
+        order = encode(Order("a", round, "train", sent, most=100_000))
+        return dict(decode_reply(ask(path, about, order), 100_000).facts)
+
+    with answering(site, said.append) as path:
+        assert "data_new" not in told(1)
+        assert "data_new" not in told(2)
+        assert "\n".join(said).count("may send to the server") == 1, "it was built once"
+        Image.new("RGB", (32, 32), (9, 99, 9)).save(place / "dog" / "new.png")
+        (place / "cat" / "0.png").unlink()
+        facts = told(3)
+    assert (facts["data_new"], facts["data_gone"]) == (1, 1)
+    changed = [line for line in said if line.startswith("The data changed since they were split")]
+    assert len(changed) == 1
+    assert "1 new" in changed[0]
+    assert "cat/0.png" in changed[0]
 
 
 def test_what_stands_in_the_sites_file_is_laid_over_the_runs_data(tmp_path: Path) -> None:

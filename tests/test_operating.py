@@ -3,12 +3,14 @@
 import errno
 import fcntl
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
 import threading
 import time
+import tomllib
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -293,6 +295,8 @@ def test_figures_for_prometheus_are_told_on_this_machine(made: Deployment) -> No
     assert 'fedexperts_site_connected{site="b"} 0\n' in said
     assert 'fedexperts_site_bytes_total{site="a",way="out"} 20\n' in said
     assert f'fedexperts_run_rounds{{run="{run.path.name}"}} 2\n' in said
+    assert f'fedexperts_run_site_answers{{run="{run.path.name}",site="a"}} 1\n' in said
+    assert f'fedexperts_run_site_answers{{run="{run.path.name}",site="b"}} 0\n' in said
 
 
 def test_stop_without_a_server_stops_a_run_that_would_go_on(made: Deployment) -> None:
@@ -478,12 +482,36 @@ def test_a_unit_runs_without_rights_and_says_a_command_that_is_known(
     assert here.name not in done.stderr, done.stderr
 
 
-def test_there_are_units_for_both_ends_and_a_container_without_root() -> None:
+def test_there_are_units_for_both_ends() -> None:
     assert [unit.name for unit in UNITS] == [
         "fedexperts-server.service",
         "fedexperts-site@.service",
     ]
-    recipe = (ROOT / "docs" / "deploy" / "Dockerfile").read_text()
-    assert recipe.index("USER fedexperts") < recipe.index("ENTRYPOINT")
-    copied = [line.split()[1:-1] for line in recipe.splitlines() if line.startswith("COPY")]
-    assert all((ROOT / name).exists() for names in copied for name in names)
+
+
+RECIPE = (ROOT / "docs" / "deploy" / "Dockerfile").read_text()
+
+
+def test_a_container_is_built_from_files_that_are_there_and_are_enough() -> None:
+    copied = [line.split()[1:] for line in RECIPE.splitlines() if line.startswith("COPY")]
+    names = {name for line in copied for name in line[:-1]}
+    assert all((ROOT / name).exists() for name in names)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = [project["project"]["readme"], *project["project"]["license-files"]]
+    needed += [*wheel["force-include"], *wheel["packages"]]
+    assert {name.split("/")[0] for name in needed} <= names
+    installed = RECIPE.split("/build[")[1].split("]")[0]
+    assert installed in project["project"]["optional-dependencies"]
+    assert "--constraint /build/constraints.txt" in RECIPE
+
+
+def test_a_container_runs_as_a_user_without_rights_and_its_commands_are_known() -> None:
+    number = RECIPE.split("--uid ")[1].split()[0]
+    assert RECIPE.index(f"USER {number}\n") < RECIPE.index("ENTRYPOINT")
+    assert f"chown -R {number}:{number}" in RECIPE
+    typed = RECIPE.replace("\\\n#", "")
+    for command in re.findall(r"^#.* fedexperts +(deploy .*)$", typed, re.MULTILINE):
+        said = CliRunner().invoke(cli, [*command.split()[:2], "--help"])
+        assert said.exit_code == 0
+        assert all(word in said.output for word in command.split() if word.startswith("--"))

@@ -32,6 +32,8 @@ STUDY, TUNE = "study.json", "tune.json"
 TUNING_SEED = 1_000_000  # of all trials, and of no run that is reported
 
 Warn = Callable[[str], None]
+Failed = list[tuple[Unit, str]]  # units, and why each could not go on
+Carry = Callable[[list[Unit], str], Failed]
 
 
 def create(
@@ -127,21 +129,29 @@ def advance(
     """
     if is_run(path):
         unit = Unit(door.parse(RunDir(path).text("config.toml"), str(path)), path)
-        with _followed(path.absolute().parent.parent, warn) as follow:
+        with followed(path.absolute().parent.parent, warn) as follow:
             failed = run_all([unit], jobs, changed_data, changed_code, tell, "running", follow)
     else:
         seeds, configs = read(path)
-        with RunDir(path).locked(), _followed(path, warn) as follow:
-            sweep([*path.glob(".*.part"), *path.glob("*/.*.part"), *path.glob("*/tune/.*.part")])
-            _tune(
-                path,
-                configs,
-                lambda tried: run_all(tried, jobs, changed_data, changed_code, tell, "tuning"),
-            )
-            units = [unit for config in configs for unit in repeats(path, config, seeds)]
-            failed = run_all(units, jobs, changed_data, changed_code, tell, "running", follow)
+        with RunDir(path).locked(), followed(path, warn) as follow:
+
+            def carry(units: list[Unit], what: str) -> Failed:
+                if what == "tuning":
+                    return run_all(units, jobs, changed_data, changed_code, tell, what)
+                return run_all(units, jobs, changed_data, changed_code, tell, what, follow)
+
+            failed = carried(path, configs, seeds, carry)
     if failed:
         raise NobodyLeftError("\n".join(f"{unit.folder}: {why}" for unit, why in failed))
+
+
+def carried(path: Path, configs: Sequence[Config], seeds: Sequence[int], carry: Carry) -> Failed:
+    """What is left of a study, by way of `carry`: "tuning" first, then "running" every seed with
+    the values chosen; those that failed, and why.
+    """
+    sweep([*path.glob(".*.part"), *path.glob("*/.*.part"), *path.glob("*/tune/.*.part")])
+    _tune(path, configs, lambda tried: carry(tried, "tuning"))
+    return carry([unit for config in configs for unit in repeats(path, config, seeds)], "running")
 
 
 def forget(path: Path, client: str) -> None:
@@ -155,11 +165,13 @@ def forget(path: Path, client: str) -> None:
 
 
 @contextmanager
-def _followed(study: Path, warn: Warn) -> Iterator[Callable[[Unit], None]]:
-    """Tells the study's trackers what is new in a unit's run."""
+def followed(
+    study: Path, warn: Warn, again: str = "fedexperts resume"
+) -> Iterator[Callable[[Unit], None]]:
+    """Tells the study's trackers what is new in a unit's run; `again` sends what failed."""
     addresses = track.addresses(study)
     rooms = {kind: (door.tracker_room(kind).begin, address) for kind, address in addresses.items()}
-    following = track.Following(study, rooms, warn)
+    following = track.Following(study, rooms, warn, again)
 
     def follow(unit: Unit) -> None:
         name = f"{unit.config.name}/{unit.folder.name}"

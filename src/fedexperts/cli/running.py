@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,23 @@ import typer
 from rich.markup import escape
 
 from .deployment import Folder, flower
-from .terminal import Forget, OneConfig, Settings, err, out, say, stopped
+from .studies import announce
+from .terminal import (
+    Forget,
+    MLflow,
+    OneConfig,
+    Seeds,
+    Settings,
+    TensorBoard,
+    Tune,
+    Tuning,
+    Wandb,
+    err,
+    out,
+    say,
+    stopped,
+    trackers,
+)
 
 if TYPE_CHECKING:
     from ..deploy.folder import Deployment
@@ -22,22 +39,44 @@ _AT_ONCE = 20.0  # seconds in which a run's loop hears that it is to stop
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="The run's name.", show_default=False)]
 
 
-def run(folder: Folder, config: OneConfig, settings: Settings = None) -> None:
-    """Run an experiment on the sites and watch it; closing this terminal does not stop it."""
+def run(
+    folder: Folder,
+    config: OneConfig,
+    settings: Settings = None,
+    seeds: Seeds = 1,
+    tune: Tuning = Tune.none,
+    tensorboard: TensorBoard = None,
+    mlflow: MLflow = None,
+    wandb: Wandb = None,
+) -> None:
+    """Run an experiment on the sites and watch it; closing this terminal does not stop it.
+
+    With several seeds, tuning or a tracker it is a study: its runs follow one after the other.
+    """
     from .. import config as door
 
     with flower() as deployments:
         from ..deploy import control, runs
-        from ..study import free
+        from ..study import budget, free
 
         deployment = deployments.Deployment.at(folder)
-        asked = door.load(config, settings or [])
-        fitted = runs.fitted(asked, deployment)
-        if asked.tune:
-            say(f"{asked.name}: [tune] is ignored here; the values in the file are used.")
+        fitted = runs.fitted(door.load(config, settings or []), deployment)
+        if tune is Tune.none and fitted.tune:
+            say(
+                f"{fitted.name}: the values in the file are used; --tune config would first try"
+                f" those in [tune], in up to {budget([fitted])} runs of half the rounds."
+            )
+            fitted = replace(fitted, tune={})
         control.connected(deployment)  # before anything is written: is the server there?
         deployment.signed()  # and an app that sites run?
-        run = runs.Run.create(deployment, fitted, free(folder / "runs" / asked.name).name)
+        name, asked = free(folder / "runs" / fitted.name).name, trackers(tensorboard, mlflow, wandb)
+        if seeds > 1 or fitted.tune or asked:
+            first = int(fitted.values["run"]["seed"])
+            each = [first + i for i in range(seeds)]
+            run = runs.Run.create_study(deployment, fitted, name, each, asked)
+            announce(folder / "runs" / name)
+        else:
+            run = runs.Run.create(deployment, fitted, name)
         control.submit(deployment, run)
         _watch(folder, deployment, run)
 
@@ -51,7 +90,7 @@ def resume(folder: Folder, name: RunName, forget: Forget = None) -> None:
                 f"the run {name} goes on already; watch it: fedexperts deploy watch {folder} {name}"
             )
         for site in forget or []:
-            run.folder.forget(site)
+            run.now.folder.forget(site)
             say(f"{site} starts afresh; the run's log and its report say so.")
         run.begins_anew()
         control.submit(deployment, run)
@@ -102,7 +141,7 @@ def stop(
 
 def _until_stopped(control: ModuleType, deployment: "Deployment", run: "Run") -> None:
     """Until the run's loop has heard; or without it, if it does not hear."""
-    from ..deploy.runs import Status
+    from ..deploy.programs import FlowerError
 
     until = time.monotonic() + _AT_ONCE
     try:
@@ -111,10 +150,10 @@ def _until_stopped(control: ModuleType, deployment: "Deployment", run: "Run") ->
             time.sleep(0.2)
         if not run.status.over and run.number:
             control.stop(deployment, run)
-    except control.FlowerError:
+    except FlowerError:
         pass  # the server is gone, and goes on with no run that is stopped
     if not run.status.over:
-        run.stands(Status("stopped", run.status.rounds, why="the operator stopped it"))
+        run.stands(replace(run.status, state="stopped", why="the operator stopped it"))
 
 
 @contextmanager
@@ -131,12 +170,18 @@ def _watch(folder: Path, deployment: "Deployment", run: "Run") -> None:
     """Say what happens in a run until it is over; exit with 1 if it did not finish."""
     from .. import report as pictures
     from ..deploy import watch
+    from ..deploy.following import following
 
     name = run.path.name
     again, end = (f"fedexperts deploy {command} {folder} {name}" for command in ("watch", "stop"))
-    with stopped(f"The run continues. Watch it: {again}; stop it: {end}"):
+    with (
+        stopped(f"The run continues. Watch it: {again}; stop it: {end}"),
+        following(run, lambda what: err.print(escape(what), soft_wrap=True)) as tell_trackers,
+    ):
         for line in watch.lines(deployment, run):
             say(line)
+            tell_trackers()
+        tell_trackers()
     status = run.status
     if status.state != "finished":
         kind = "[red]Error:[/]"

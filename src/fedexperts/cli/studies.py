@@ -16,14 +16,21 @@ from .terminal import (
     Configs,
     Forget,
     Jobs,
+    MLflow,
     Runs,
+    Seeds,
     Settings,
+    TensorBoard,
+    Tune,
+    Tuning,
+    Wandb,
     err,
     errors,
     out,
     say,
     stopped,
     to_go_on,
+    trackers,
 )
 
 if TYPE_CHECKING:
@@ -32,45 +39,22 @@ if TYPE_CHECKING:
     from ..reproduce import Figure, Result
 
 
-class Tune(StrEnum):
-    """Which values a run tries before it settles."""
-
-    config = "config"
-    none = "none"
-
-
 KEPT = "Stopped. Every finished round is kept; continue with: "
 
 
 def run(
     configs: Configs,
     settings: Settings = None,
-    seeds: Annotated[
-        int, typer.Option(min=1, help="How many seeds, counted up from run.seed.")
-    ] = 1,
+    seeds: Seeds = 1,
     folder: Annotated[
         Path | None,
         typer.Option("--out", help="A new folder.", show_default="the next free runs/NAME"),
     ] = None,
     jobs: Jobs = None,
-    tune: Annotated[
-        Tune,
-        typer.Option(help=r"Which values to try first: those in \[tune] of a config, or none."),
-    ] = Tune.config,
-    tensorboard: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER", help="Also log each round for TensorBoard, in this folder."),
-    ] = None,
-    mlflow: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS", help="Also log to MLflow, at http://HOST:PORT or sqlite:///FILE."
-        ),
-    ] = None,
-    wandb: Annotated[
-        str | None,
-        typer.Option(metavar="PROJECT", help="Also log to this project of Weights & Biases."),
-    ] = None,
+    tune: Tuning = Tune.config,
+    tensorboard: TensorBoard = None,
+    mlflow: MLflow = None,
+    wandb: Wandb = None,
 ) -> None:
     """Run experiments: tune each on validation data, repeat over seeds, write a report."""
     from .. import config as door
@@ -89,8 +73,7 @@ def run(
         if len(configs) == 1:
             name = configs[0].stem
         path = folder or study.free(Path("runs") / name)
-        trackers = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb}
-        asked = {kind: where for kind, where in trackers.items() if where}
+        asked = trackers(tensorboard, mlflow, wandb)
         study.create(path, experiments, [first + i for i in range(seeds)], asked)
         _advance(path, jobs)
 
@@ -133,9 +116,7 @@ def reproduce(
         ),
     ] = None,
     settings: Settings = None,
-    seeds: Annotated[
-        int, typer.Option(min=1, help="How many seeds, counted up from run.seed.")
-    ] = 3,
+    seeds: Seeds = 3,
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -304,7 +285,7 @@ def _advance(
     from .. import study
 
     if (folder / "study.json").exists() or not (folder / "config.toml").exists():
-        _announce(folder)
+        announce(folder)
 
     def warn(what: str) -> None:
         err.print(escape(what), soft_wrap=True)
@@ -319,7 +300,7 @@ def _advance(
     out.print(f"{report_line}\nTables again: fedexperts compare {folder}", soft_wrap=True)
 
 
-def _announce(folder: Path) -> None:
+def announce(folder: Path) -> None:
     """How much a study is."""
     from .. import study
     from ..report.claims import plural

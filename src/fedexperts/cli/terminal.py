@@ -4,6 +4,7 @@ import errno
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -34,6 +35,42 @@ Jobs = Annotated[
         min=1, help="Runs at a time, each in its own process.", show_default="one per core"
     ),
 ]
+
+
+Seeds = Annotated[int, typer.Option(min=1, help="How many seeds, counted up from run.seed.")]
+TensorBoard = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER", help="Also log each round for TensorBoard, in this folder."),
+]
+MLflow = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS", help="Also log to MLflow, at http://HOST:PORT or sqlite:///FILE."
+    ),
+]
+Wandb = Annotated[
+    str | None,
+    typer.Option(metavar="PROJECT", help="Also log to this project of Weights & Biases."),
+]
+
+
+class Tune(StrEnum):
+    """Which values a run tries before it settles."""
+
+    config = "config"
+    none = "none"
+
+
+Tuning = Annotated[
+    Tune,
+    typer.Option(help=r"Which values to try first: those in \[tune] of a config, or none."),
+]
+
+
+def trackers(tensorboard: str | None, mlflow: str | None, wandb: str | None) -> dict[str, str]:
+    """Who follows the runs elsewhere, and where, of those that were asked for."""
+    asked = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb}
+    return {kind: where for kind, where in asked.items() if where}
 
 
 Forget = Annotated[

@@ -16,10 +16,12 @@ from .. import config as door
 from ..config import FlowerSettings
 from ..engine import Engine
 from ..flower import silent
-from ..loop import run
+from ..loop import NobodyLeftError, run
 from ..message import Order, Reply
+from ..study import Failed, carried, read
+from ..units import Unit
 from .folder import Deployment
-from .runs import Run, Status
+from .runs import Part, Run, Status
 
 Nodes = Callable[[], Mapping[str, int]]
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -45,14 +47,19 @@ MakeEngine = Callable[[Around], Engine]
 
 
 def carry_out(deployment: Deployment, name: str, nodes: Nodes, make: MakeEngine) -> None:
-    """The run's rounds, from wherever it stands, with the sites that are there."""
+    """The run's rounds, or those of a study's runs one after the other, from wherever it stands,
+    with the sites that are there.
+    """
     deployed = Run(deployment.path / "runs" / name)
-    stage = _Stage(deployment, deployed, nodes)
+    stage = _Stage(deployment, deployed, nodes, make)
     try:
         with stage.turn():
             if deployed.status.over:
                 return  # another process has carried it out
-            stage.play(make)
+            if deployed.is_study:
+                stage.play_all()
+            else:
+                stage.play(deployed)
         stage.stands("finished")
     except StoppedError:
         stage.stands("stopped", "the operator stopped it (`fedexperts deploy stop`)")
@@ -62,14 +69,16 @@ def carry_out(deployment: Deployment, name: str, nodes: Nodes, make: MakeEngine)
 
 
 class _Stage:
-    """A run, and what its rounds wait for."""
+    """A run or a study, and what its rounds wait for."""
 
-    def __init__(self, deployment: Deployment, deployed: Run, nodes: Nodes) -> None:
-        self._deployment, self._run, self._nodes = deployment, deployed, nodes
-        self._config = deployed.config
-        self._settings: FlowerSettings = self._config.section("engine")
-        self._rounds = int(self._config.values["run"]["rounds"])
+    def __init__(self, deployment: Deployment, deployed: Run, nodes: Nodes, make: MakeEngine):
+        self._deployment, self._run, self._nodes, self._make = deployment, deployed, nodes, make
+        self._part: Part = deployed  # the run whose rounds go on
+        self._settings: FlowerSettings = deployed.config.section("engine")
+        self._rounds = int(deployed.config.values["run"]["rounds"])
+        self._later = 0  # rounds of a study's runs that come after this one
         self._members = set(self._settings.sites)
+        self.silence = False  # nobody answered the newest orders
 
     # ---- how it stands
 
@@ -77,7 +86,8 @@ class _Stage:
         asked = set(self._settings.sites) - set(self._removed())
         online = sorted(self._nodes().keys() & asked)
         missing = sorted(asked - set(online))
-        self._run.stands(Status(state, self._rounds, online, missing, why))
+        part = str(self._part.path.relative_to(self._run.path))
+        self._run.stands(Status(state, self._rounds, online, missing, why, part, self._later))
 
     def alive(self) -> None:
         """A sign of life; StoppedError if the run is to stop at once."""
@@ -128,19 +138,52 @@ class _Stage:
             file.flush()
             yield
 
-    def play(self, make: MakeEngine) -> None:
-        """Every round that is left."""
-        job, _ = door.served(self._config, self._deployment.data)
-        about = {"config": self._config.toml(), "run": self._run.id}
-        settings = self._settings
+    def play_all(self) -> None:
+        """Every run of a study that is left: trials first, then its seeds."""
+        seeds, configs = read(self._run.path)
+        failed = carried(self._run.path, configs, seeds, self._each)
+        if failed:
+            raise NobodyLeftError("\n".join(f"{unit.folder.name}: {why}" for unit, why in failed))
+
+    def _each(self, units: list[Unit], what: str) -> Failed:
+        """One run after the other, as sites answer one order at a time."""
+        failed = []
+        for number, unit in enumerate(units):
+            if unit.done() == unit.rounds:
+                continue
+            self._later = self._after(units[number + 1 :], what)
+            try:
+                self.play(self._run.part(unit, self._deployment))
+            except NobodyLeftError as error:
+                if self.silence:
+                    raise  # the values that were tried are not to blame
+                failed.append((unit, str(error)))
+        return failed
+
+    def _after(self, units: Sequence[Unit], what: str) -> int:
+        """Rounds of the runs that come later, at most."""
+        later = sum(unit.rounds - 1 for unit in units)
+        if what == "tuning":
+            seeds, (config,) = read(self._run.path)
+            rounds = int(config.values["run"]["rounds"])
+            later += len(seeds) * rounds
+        return later
+
+    def play(self, part: Part) -> None:
+        """Every round of a run that is left."""
+        self._part, config = part, part.config
+        self._settings = config.section("engine")
+        self._rounds = int(config.values["run"]["rounds"])
+        job, _ = door.served(config, self._deployment.data)
+        about, settings = self._run.about(part), self._settings
         around = Around(settings.sites, about, settings.deadline, self.alive, self._removed)
-        engine = _Patient(make(around), self)
+        engine = _Patient(self._make(around), self)
         self._for_sites()
         self.stands("running")
-        schedule = self._config.section("run")
+        schedule = config.section("run")
         while True:
             try:
-                return run(job, engine, schedule, self._run.folder, self._finished)
+                return run(job, engine, schedule, part.folder, self._finished)
             except OSError as error:
                 if error.errno not in _FULL or not self._for_room(error):
                     raise
@@ -153,7 +196,7 @@ class _Stage:
         to: the round that was interrupted is then the same as if it had not been.
         """
         began, settings = time.monotonic(), self._settings
-        interrupted = set(self._run.asked())
+        interrupted = set(self._part.asked())
 
         def ready() -> bool:
             missing = self._missing()
@@ -213,7 +256,7 @@ class _Stage:
 
     def asks(self, orders: Sequence[Order]) -> None:
         there = self._nodes().keys()
-        self._run.asks([order.client for order in orders if order.client in there])
+        self._part.asks([order.client for order in orders if order.client in there])
 
 
 @dataclass(frozen=True)
@@ -231,6 +274,7 @@ class _Patient:
         while True:
             self.stage.asks(orders)
             replies = self.engine.exchange(orders)
-            if not all(map(silent, replies)) or not self.stage.somebody(orders, until):
+            self.stage.silence = all(map(silent, replies))
+            if not self.stage.silence or not self.stage.somebody(orders, until):
                 return replies
             self.stage.stands("running")

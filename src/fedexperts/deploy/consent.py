@@ -13,6 +13,7 @@ from ..admission import CHANGED, OPEN, SAYS
 from ..client import Job
 from ..config import Allowed, Config
 from ..message import Task
+from ..post import About
 from ..tensors import Tensors, packed_size
 from . import certificates, hello
 from .sitefolder import SiteFolder
@@ -71,14 +72,27 @@ def _listed(names: Sequence[str] | None) -> str:
     return ", ".join(names) or "none"
 
 
-def leaving(run: str, job: Job, site: str) -> list[str]:
+def of_study(about: About) -> str:
+    """What a run's study means for what leaves the site; nothing for a run that stands alone."""
+    if "study" not in about:
+        return ""
+    return (
+        f"It is one of {about['runs']} runs, at most, of the study {about['study']}: as much leaves"
+        " this site in each of them, and an account of privacy is of each alone."
+    )
+
+
+def leaving(run: str, job: Job, site: str, study: str = "") -> list[str]:
     """What leaves the site in a run."""
     lines = [f"The run {run}: each of its {job.rounds} rounds may send to the server"]
     lines += [f"  {line}" for line in _tensors(_uploads(job, site))]
     said = job.terms.says
     if said:
         lines.append(f"  figures of this method after an evaluation: {', '.join(said)}")
-    return [*lines, f"  {_noise(job)}"]
+    lines.append(f"  {_noise(job)}")
+    if study:
+        lines.append(f"  {study}")
+    return lines
 
 
 def _uploads(job: Job, site: str) -> Tensors:

@@ -1,4 +1,5 @@
-"""Flower's server, asked by its own command line: which sites it knows, which runs it carries out.
+"""Flower's server, asked: which sites it knows, and, by its own command line, which runs it carries
+out.
 
 This room starts no server and no site, and does not know what a run learns.
 """
@@ -12,15 +13,14 @@ from .. import config as door
 from ..options import Values
 from ..tensors import write
 from .folder import Deployment
+from .listed import listed
+from .members import shown
 from .presence import Heard, heard_sites
+from .programs import FlowerError
 from .runs import Run
 from .signing import NAME
 
 Numbered = dict[str, tuple[str, str]]  # name of a site -> Flower's number of it, and its key
-
-
-class FlowerError(ChildProcessError):
-    """What one of Flower's programs said when it failed."""
 
 
 def point_at(deployment: Deployment, port: int) -> None:
@@ -32,23 +32,23 @@ def point_at(deployment: Deployment, port: int) -> None:
     write(_connection(deployment), text.encode())
 
 
-def register(deployment: Deployment, tell: Callable[[str], None]) -> None:
-    """Tell Flower whose keys are whose, and whose are not welcome any more."""
-    there, wanted = _registered(deployment), deployment.sites
-    for name, (node, key) in list(there.items()):
-        if wanted.get(name) != key:
-            tell(f"Taking the site {name} off Flower's list.")
-            _flwr(deployment, "supernode", "unregister", node, "here")
-            del there[name]
-            _note(deployment, there)
-    for name, key in wanted.items():
-        if name not in there:
-            tell(f"Telling Flower of the site {name}.")  # it takes seconds for each
-            file = deployment.path / "flower" / f"{name}.pub"
-            file.write_text(key, encoding="utf-8")
-            said = _flwr(deployment, "supernode", "register", str(file), "here", "--name", name)
-            there[name] = str(said["node-id"]), key
-            _note(deployment, there)
+def register(deployment: Deployment, port: int, tell: Callable[[str], None]) -> None:
+    """Tell Flower, whose server is at this port, whose keys are whose, and whose are not welcome
+    any more.
+    """
+    wanted = {shown(name, key): name for name, key in deployment.sites.items()}
+    known = {number: name for name, (number, _) in numbered(deployment).items()}
+    with listed(port, str(deployment.path / "ca.crt")) as flower:
+        there = flower.numbers()
+        for key in there.keys() - wanted.keys():
+            number = there.pop(key)
+            flower.drop(number)
+            tell(f"Took the site {known.get(number, number)} off Flower's list.")
+        for key, name in wanted.items():
+            if key not in there:
+                there[key] = flower.add(name, key)
+    now = {name: (there[key], deployment.sites[name]) for key, name in wanted.items()}
+    write(_register_file(deployment), json.dumps(now).encode())
 
 
 def connected(deployment: Deployment) -> dict[str, Heard]:
@@ -72,22 +72,6 @@ def numbered(deployment: Deployment) -> Numbered:
         return {}
     noted: Numbered = json.loads(file.read_bytes())
     return noted
-
-
-def _registered(deployment: Deployment) -> Numbered:
-    """The sites that the server knows by name: those that we noted, if Flower noted them too."""
-    nodes = _flwr(deployment, "supernode", "list", "here")["nodes"]
-    status = {node["node-id"]: node["status"] for node in nodes}
-    return {
-        name: (node, key)
-        for name, (node, key) in numbered(deployment).items()
-        if status.get(node, "unregistered") != "unregistered"
-    }
-
-
-def _note(deployment: Deployment, there: Numbered) -> None:
-    """Write down which number is whose, at once: Flower tells no names, and takes a key once."""
-    write(_register_file(deployment), json.dumps(there).encode())
 
 
 def _register_file(deployment: Deployment) -> Path:

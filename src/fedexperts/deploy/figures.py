@@ -32,6 +32,11 @@ def _lines(deployment: Deployment) -> Iterator[str]:
         yield f'run_rounds{{run="{now["run"]}"}} {now["rounds"]}'
         if now["accuracy"] is not None:
             yield f'run_accuracy_percent{{run="{now["run"]}"}} {now["accuracy"]:.2f}'
+        if now["seconds_left"] is not None:
+            yield f'run_seconds_left{{run="{now["run"]}"}} {now["seconds_left"]:.0f}'
+        for name, facts in now["sites"].items():
+            answers = int(facts["state"] == "online")  # neither late nor refused
+            yield f'run_site_answers{{run="{now["run"]}",site="{name}"}} {answers}'
 
 
 @contextmanager

@@ -12,11 +12,10 @@ from pathlib import Path
 from ..tensors import write
 from . import certificates, consent, hello, probe
 from .certificates import keep_key, new_key
-from .control import FlowerError
 from .diary import Diary
 from .owner import owners_alone
 from .probe import UnreachableError, Welcome
-from .programs import Program, alone, free_port, program
+from .programs import FlowerError, Program, alone, free_port, program
 from .signing import trusting
 from .site import answering
 from .sitefolder import SiteFolder

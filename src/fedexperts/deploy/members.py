@@ -31,7 +31,7 @@ class Member:
     @property
     def shown(self) -> bytes:
         """The key as the site shows it."""
-        return self.key.public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+        return _as_shown(self.key)
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,20 @@ def _signed(
 
 def signed_headers(key: ec.EllipticCurvePrivateKey) -> dict[str, str]:
     """What a site shows of its key, as Flower's program does."""
-    kind = form.PublicFormat.SubjectPublicKeyInfo
-    public = key.public_key().public_bytes(form.Encoding.PEM, kind)
+    public = _as_shown(key.public_key())
     time = datetime.datetime.now(datetime.UTC).isoformat()
     signature = key.sign(time.encode("ascii"), ec.ECDSA(hashes.SHA256()))
     shown = b64encode(public).decode(), time, b64encode(signature).decode()
     return dict(zip(SHOWN, shown, strict=True))
+
+
+def shown(name: str, key: str) -> bytes:
+    """A site's key, which stands in deploy.toml as a line, as the site shows it."""
+    return _as_shown(_public(name, key))
+
+
+def _as_shown(key: ec.EllipticCurvePublicKey) -> bytes:
+    return key.public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _public(name: str, key: str) -> ec.EllipticCurvePublicKey:

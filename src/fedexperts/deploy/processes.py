@@ -11,6 +11,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -18,7 +19,6 @@ import uvicorn
 
 from . import control, figures, hello, runs
 from .address import called
-from .control import FlowerError
 from .diary import Diary
 from .entrance import Entrance
 from .folder import Deployment
@@ -27,7 +27,7 @@ from .hub import hub
 from .members import Roster
 from .owner import owners_alone
 from .presence import BEAT, Presence
-from .programs import Program, alone, free_port, program
+from .programs import FlowerError, Program, alone, free_port, program
 
 Tell = Callable[[str], None]
 _INSIDE = 60.0  # seconds for an answer of Flower's server
@@ -71,14 +71,14 @@ def serve(deployment: Deployment, bind: str | None, tell: Tell, metrics: int = 0
             program(told, _log(deployment), _asking(apps)) as flower,
         ):
             _until_there(flower, inside)
-            control.register(deployment, say)
+            control.register(deployment, inside, say)
             entrance.listen(_BACKLOG)  # who comes from now on is answered
             known = ", ".join(deployment.sites) or "none"
             say(f"The server is up ({hello.version()}): sites reach it at {called(host, port)}.")
             say(f"Known sites: {known}.")
             say(_listening(address, port))
-            server = _Server(deployment, flower, say)
-            asyncio.run(server.answer(inside, entrance, interrupted))
+            server = _Server(deployment, flower, inside, say)
+            asyncio.run(server.answer(entrance, interrupted))
     if flower.process.returncode not in (0, -signal.SIGTERM, -signal.SIGKILL):
         raise FlowerError(f"Flower's server ended: {flower.words.last()}")
 
@@ -126,17 +126,18 @@ def _superlink(deployment: Deployment, inside: int) -> list[str]:
 class _Server:
     """The server while it is up: the door, the list of sites, who was heard."""
 
-    def __init__(self, deployment: Deployment, flower: Program, tell: Tell) -> None:
+    def __init__(self, deployment: Deployment, flower: Program, inside: int, tell: Tell) -> None:
         self._deployment, self._flower, self._tell = deployment, flower, tell
+        self._inside = inside  # the port of Flower's server
         self._roster, self._presence = Roster(), Presence()
         self._call_up()
 
-    async def answer(self, inside: int, entrance: Entrance, interrupted: list[runs.Run]) -> None:
+    async def answer(self, entrance: Entrance, interrupted: list[runs.Run]) -> None:
         """Let sites in, until the server is stopped or Flower's is gone."""
         deployment = self._deployment
         trusted = ssl.create_default_context(cafile=str(deployment.path / "ca.crt"))
         async with httpx.AsyncClient(
-            base_url=f"https://127.0.0.1:{inside}", verify=trusted, timeout=_INSIDE
+            base_url=f"https://127.0.0.1:{self._inside}", verify=trusted, timeout=_INSIDE
         ) as client:
             gateway = Gateway(
                 client,
@@ -161,7 +162,7 @@ class _Server:
             try:
                 control.submit(self._deployment, run)
             except (ValueError, OSError) as error:
-                run.stands(runs.Status("failed", run.status.rounds, why=str(error)))
+                run.stands(replace(run.status, state="failed", why=str(error)))
                 self._tell(f"The run {run.path.name}: {error}")
 
     def _follow(self, outside: uvicorn.Server) -> None:
@@ -176,7 +177,7 @@ class _Server:
                 wanted = deployment.sites
                 if wanted != known:
                     self._call_up()  # who was removed is out at once; Flower is slower
-                    control.register(deployment, self._tell)
+                    control.register(deployment, self._inside, self._tell)
                     self._call_up()
                     known = wanted
                     self._tell(f"Known sites: {', '.join(known) or 'none'}.")

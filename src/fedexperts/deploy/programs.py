@@ -20,6 +20,10 @@ from .. import config as door
 from .diary import Diary
 
 
+class FlowerError(ChildProcessError):
+    """What one of Flower's programs said when it failed."""
+
+
 @dataclass(frozen=True)
 class Program:
     """A program that runs, and what it has said so far."""

@@ -11,6 +11,7 @@ import socketserver
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -103,18 +104,28 @@ def _here(site: SiteFolder, about: About, name: str, tell: Tell) -> tuple[Job, C
     if name != site.name:
         raise ValueError(f"this is the site {site.name}, not {name}")
     allowed = door.Allowed.read(site.allowed)
-    allowed.check_run(_called(about))
-    return _built_once(
-        about["config"], site, json.dumps(site.data), _safe(about["run"]), allowed, tell
-    )
+    allowed.check_run(about.get("study") or _called(about))
+    run = _Asked(about["config"], _safe(about["run"]), consent.of_study(about))
+    return _built_once(run, site, json.dumps(site.data), site.files_seen(), allowed, tell)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A run as the server tells of it."""
+
+    config: str
+    name: str
+    study: str  # of which study it is, in words; nothing, if it stands alone
 
 
 @lru_cache(maxsize=1)
 def _built_once(
-    text: str, site: SiteFolder, data: str, run: str, allowed: door.Allowed, tell: Tell
+    run: _Asked, site: SiteFolder, data: str, files: str, allowed: door.Allowed, tell: Tell
 ) -> tuple[Job, Client]:
-    splits, private = site.path / "split", site.path / "private" / run
-    job, client, changed = door.site(text, site.name, json.loads(data), private, splits, allowed)
+    """Built anew where any of this is not what it was: what `files` says of the site's, too."""
+    splits, private = site.path / "split", site.path / "private" / run.name
+    own = json.loads(data)
+    job, client, changed = door.site(run.config, site.name, own, private, splits, allowed)
     if changed:
         line = f"The data changed since they were split, in {splits}. {changed}"
         tell(line)
@@ -124,8 +135,8 @@ def _built_once(
             encoding="utf-8",
             opener=lambda path, flags: os.open(path, flags, 0o600),
         ) as log:
-            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} run {run}. {line}\n")
-    for line in consent.leaving(run, job, site.name):
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} run {run.name}. {line}\n")
+    for line in consent.leaving(run.name, job, site.name, run.study):
         tell(line)
     return job, client
 

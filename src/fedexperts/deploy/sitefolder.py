@@ -11,7 +11,11 @@
 This room knows no other site, and nothing of the server beside its address.
 """
 
+import hashlib
+import os
 import tomllib
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 from ..config import proxy_to
 from ..data.federation import check_name
-from ..options import Values
+from ..options import Values, typed_path
 from ..private import Private
 from ..tensors import write
 from .owner import unseen
@@ -145,6 +149,20 @@ class SiteFolder:
         """What is laid over [data] of a run's config."""
         return dict(self._asked().get("data", {}))
 
+    def files_seen(self) -> str:
+        """How the files of the site's data look from outside: something else once one has come, is
+        gone or was written.
+        """
+        seen = hashlib.sha256()
+        given = self.data
+        for key in ("path", "root"):
+            for file in _files(typed_path(str(given.get(key, "")))):
+                with suppress(FileNotFoundError):  # it has just gone
+                    now = file.stat()
+                    said = f"{file} {now.st_size} {now.st_mtime_ns}\n"
+                    seen.update(said.encode(errors="surrogateescape"))
+        return seen.hexdigest()
+
     @property
     def allowed(self) -> Values:
         """What a run's config may name on this machine: modules and paths."""
@@ -190,3 +208,13 @@ class SiteFolder:
                 f"{file} is damaged ({error}): expected name, server and [data]"
             ) from None
         return asked
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """A file, or those below a folder, in an order of their own."""
+    if path.is_file():
+        yield path
+    elif path != Path():  # which no data are
+        for folder, folders, files in os.walk(path):
+            folders.sort()
+            yield from (Path(folder, name) for name in sorted(files))

@@ -5,13 +5,16 @@ state of a run that nobody carries out any more.
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+from .. import study
 from ..metrics import Row, by_round, changes, score
-from .control import FlowerError, carried_out
+from .control import carried_out
 from .folder import Deployment
 from .presence import Heard, heard_sites
-from .runs import Run, Status
+from .programs import FlowerError
+from .runs import Part, Run, Status
 
 _LOOK = 0.5  # seconds between looks at the folder
 # seconds without a sign of life after which the server is asked whether the run is carried out
@@ -21,19 +24,19 @@ _STUCK = 120.0  # and after which the loop is said to be stuck
 
 def lines(deployment: Deployment, run: Run) -> Iterator[str]:
     """A line for every change of who is there and every finished round, until the run is over."""
-    said, rows, asked, trouble = Status(), len(run.rows()), time.monotonic(), ""
-    reached = _reached(run)
+    said, asked, trouble = Status(), time.monotonic(), ""
+    news = {part.path: _News(run, part) for part in run.parts()}
+    for known in news.values():
+        known.pass_over()
     while True:
         status = run.status
         if _differs(status, said) and not status.over:
-            yield _standing(status)
+            yield _standing(run, status)
             said = status
-        finished = run.rows()
-        yield from _news(finished, rows, status.rounds)
-        rows = len(finished)
-        before, reached = reached, _reached(run)
-        for round in reached.keys() - before.keys():
-            yield f"after round {round}: accuracy {reached[round]:.1f}%, the mean of the sites"
+        for part in run.parts():
+            if part.path not in news:
+                news[part.path] = _News(run, part)
+            yield from news[part.path].lines(status.later)
         if status.over:
             return
         if run.quiet() > _QUIET and time.monotonic() > asked + _QUIET:
@@ -44,20 +47,54 @@ def lines(deployment: Deployment, run: Run) -> Iterator[str]:
         time.sleep(_LOOK)
 
 
+class _News:
+    """What has been said of one run: of each finished round and each evaluation once."""
+
+    def __init__(self, run: Run, part: Part) -> None:
+        self._part, self._name = part, run.named(part)
+        self._rounds = int(part.config.values["run"]["rounds"])
+        self._told = 0  # rounds
+        self._reached: set[int] = set()  # rounds whose accuracy was told
+
+    def pass_over(self) -> None:
+        """What there is already is not told."""
+        self._told, self._reached = len(self._part.rows()), set(_reached(self._part))
+
+    def lines(self, later: int) -> Iterator[str]:
+        """What is new; `later` is how many rounds come after those of this run."""
+        if self._told == self._rounds and self._rounds in self._reached:
+            return
+        before = ""
+        if self._name:
+            before = f"{self._name}, "
+        for line in self._new_lines(later):
+            yield before + line
+
+    def _new_lines(self, later: int) -> Iterator[str]:
+        finished = self._part.rows()
+        new = finished[self._told :]
+        for row in new:
+            yield _round(row, self._rounds, _left(finished, self._rounds, later))
+        for round, client, what in _changed(finished):
+            if round in {row["round"] for row in new}:
+                yield (
+                    f"round {round}: the data of {client} are not what they were when they were"
+                    f" split: {what}"
+                )
+        self._told = len(finished)
+        reached = _reached(self._part)
+        for round in reached.keys() - self._reached:
+            yield f"after round {round}: accuracy {reached[round]:.1f}%, the mean of the sites"
+        self._reached = set(reached)
+
+
 def _differs(status: Status, said: Status) -> bool:
-    return (status.state, status.missing, status.why) != (said.state, said.missing, said.why)
-
-
-def _news(finished: list[Row], known: int, rounds: int) -> Iterator[str]:
-    new = finished[known:]
-    for row in new:
-        yield _round(row, rounds, _left(finished, rounds))
-    for round, client, what in _changed(finished):
-        if round in {row["round"] for row in new}:
-            yield (
-                f"round {round}: the data of {client} are not what they were when they were"
-                f" split: {what}"
-            )
+    return (status.state, status.missing, status.why, status.part) != (
+        said.state,
+        said.missing,
+        said.why,
+        said.part,
+    )
 
 
 def _look_after(deployment: Deployment, run: Run) -> str:
@@ -76,7 +113,7 @@ def _look_after(deployment: Deployment, run: Run) -> str:
         return f"the server is gone, and the run goes on by itself once it is there: {error}"
     if not run.status.over:
         gone = "Flower's process, which carried it out, ended"
-        run.stands(Status("failed", run.status.rounds, why=gone))
+        run.stands(replace(run.status, state="failed", why=gone))
     return ""
 
 
@@ -89,13 +126,27 @@ def _changed(rows: list[Row]) -> list[tuple[int, str, str]]:
     return changes(trained)
 
 
-def _standing(status: Status) -> str:
+def _standing(run: Run, status: Status) -> str:
     said = f"{status.state}: {', '.join(status.online) or 'nobody'} connected"
+    name = run.named(run.now)
+    if name:
+        said = f"{name} {said}"
     if status.missing:
         said += f"; missing: {', '.join(status.missing)}"
     if status.why:
         said += f"; {status.why}"
+    if name.startswith("seed-") and status.state == "running":
+        said += _chosen(run)
     return said
+
+
+def _chosen(run: Run) -> str:
+    """With which values a study's seeds are run, if it chose them."""
+    chosen = study.choose(run.path, run.config)
+    values = ", ".join(f"{key} = {value}" for key, value in chosen.items())
+    if not values:
+        return ""
+    return f"; with {values}, the best on validation data"
 
 
 def _round(row: Row, rounds: int, left: float | None) -> str:
@@ -110,18 +161,18 @@ def _round(row: Row, rounds: int, left: float | None) -> str:
     return said + "".join(f"; {client}: {why}" for client, why in refused.items())
 
 
-def _reached(run: Run) -> dict[int, float]:
+def _reached(part: Part) -> dict[int, float]:
     """The mean accuracy of the sites on their own test parts, by evaluated round."""
-    rounds = by_round(run.folder.rows("clients.jsonl"))
+    rounds = by_round(part.folder.rows("clients.jsonl"))
     return {round: score(rows).mean for round, rows in rounds.items()}
 
 
-def _left(rows: list[Row], rounds: int) -> float | None:
+def _left(rows: list[Row], rounds: int, later: int) -> float | None:
     """Seconds that the rest may take, as the newest rounds did; None if nobody can tell."""
     newest: list[float] = [row["seconds"] for row in rows[-5:] if "seconds" in row]
     if not newest:
         return None
-    left: int = rounds - rows[-1]["round"]
+    left: int = rounds - rows[-1]["round"] + later
     return left * sum(newest) / len(newest)
 
 
@@ -135,7 +186,8 @@ def _duration(seconds: float) -> str:
 
 def snapshot(deployment: Deployment, run: Run) -> dict[str, Any]:
     """How a run stands, in plain values for a monitor."""
-    status, rows, reached = run.status, run.rows(), _reached(run)
+    status, now = run.status, run.now
+    rows, reached = now.rows(), _reached(now)
     newest: Row = {"trained": {}, "refused": {}, "round": 0}
     if rows:
         newest = rows[-1]
@@ -145,13 +197,14 @@ def snapshot(deployment: Deployment, run: Run) -> dict[str, Any]:
         accuracy = reached[max(reached)]
     return {
         "run": run.path.name,
+        "part": run.named(now),
         "state": status.state,
         "why": status.why,
         "server": heard is not None,
         "round": newest["round"],
         "rounds": status.rounds,
         "accuracy": accuracy,
-        "seconds_left": _left(rows, status.rounds),
+        "seconds_left": _left(rows, status.rounds, status.later),
         "sites": {
             name: _site(name, deployment, newest, heard or {})
             for name in run.config.values["engine"]["sites"]

@@ -84,6 +84,7 @@ class Following:
     study: Path
     trackers: dict[str, tuple[Begin, str]]  # by kind, with the address
     warn: Callable[[str], None]
+    again: str  # the command that sends what a failed tracker was not told
     _begun: dict[tuple[str, Path], Tracker] = field(default_factory=dict)
 
     def __call__(self, folder: Path, name: str, settings: Mapping[str, object], last: int) -> None:
@@ -104,8 +105,8 @@ class Following:
         except Exception as error:
             del self.trackers[kind]
             self.warn(
-                f"Stopped logging to {kind} ({error}). The runs continue; `fedexperts resume` sends"
-                " the rest."
+                f"Stopped logging to {kind} ({error}). The runs continue; `{self.again}` sends the"
+                " rest."
             )
 
     def _tell(
