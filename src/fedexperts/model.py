@@ -40,6 +40,8 @@ class Model(ABC):
     classes: tuple[str, ...]  # names, in the order of the logits
     device: torch.device = CPU  # where it computes
     width: int = 0  # D of the frozen features that it reads; 0: it reads something else
+    # whether its classes are texts, so that it can tell apart those that nobody trained on
+    named: bool = False
     # whether tensors of several clients may be stacked and computed at once, under torch's vmap
     together: bool = True
     held: int = 0  # about how many numbers a step keeps for its gradients, if these are many
@@ -71,6 +73,7 @@ class Model(ABC):
 class PromptModel(Model):
     """A model whose classes are texts behind a learned context, its tensor "context" [l, W]."""
 
+    named = True
     scale: float  # CLIP's inverse temperature, which multiplies every similarity
 
     @abstractmethod
