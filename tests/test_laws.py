@@ -320,6 +320,11 @@ FIELDS: dict[type, dict[str, Other]] = {
         "distil_rate": Other((0.01,), CASES["feddf"]),
     },
     METHODS["fedper"]: {"tokens": Other((0,), CASES["fedper"])},
+    METHODS["fedotp"]: {
+        "gamma": Other((0.3,), CASES["fedotp"]),
+        "blur": Other((0.5,), CASES["fedotp"]),
+    },
+    METHODS["pfedmma"]: {},
     METHODS["fedpgp"]: {
         "rank": Other((1,), CASES["fedpgp"]),
         "mu": Other((0.0,), CASES["fedpgp"]),

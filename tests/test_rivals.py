@@ -16,9 +16,11 @@ from fedexperts.methods import slim
 from fedexperts.methods.fedamp import FedAMP
 from fedexperts.methods.fedavg import FedAvg
 from fedexperts.methods.feddf import FedDF
+from fedexperts.methods.fedotp import FedOTP, plan
 from fedexperts.methods.fedper import FedPer
 from fedexperts.methods.fedpgp import FedPGP
 from fedexperts.methods.heterofl import HeteroFL
+from fedexperts.methods.pfedmma import PFedMMA
 from fedexperts.methods.pfedprompt import PFedPrompt
 from fedexperts.methods.promptfolio import PromptFolio
 from fedexperts.models.network import Network
@@ -104,6 +106,62 @@ def test_fedpgp_adds_a_low_rank_part_and_contrasts_the_two_prompts() -> None:
     pairs = torch.stack([cosine_similarity(T_g, T_0), cosine_similarity(T_g, T_i)], dim=1) / 0.7
     contrast = cross_entropy(pairs, torch.zeros(len(CLASSES), dtype=torch.long))
     assert torch.allclose(method.penalty(model, local), 0.5 * contrast, atol=1e-6)
+
+
+# ---- FedOTP
+
+
+def test_a_plan_takes_a_share_of_all_patches_alike_for_both_prompts() -> None:
+    closeness = torch.randn(5, 7, 2, generator=draw)
+    for gamma in (0.3, 1.0):
+        taken = plan(closeness, gamma)
+        assert torch.allclose(taken.sum(-2), torch.full((5, 2), gamma / 2), atol=1e-5)
+        assert bool((taken.sum(-1) <= 1 / 7 + 1e-3).all())
+    assert torch.allclose(plan(0 * closeness, 1.0), torch.full((5, 7, 2), 1 / 14))
+
+
+def test_fedotp_weighs_patches_by_partial_transport() -> None:
+    model = TinyModel("patches").build(CLASSES, 0).model
+    method = FedOTP(gamma=0.6, blur=0.5)
+    contexts = [torch.randn(2, 4, generator=draw) for _ in range(2)]
+    local = Local({"context": contexts[0], "own.prompt": contexts[1]})
+    x = torch.nn.functional.normalize(torch.randn(2, 5, 8, generator=draw), dim=-1)
+    logits = method.predictor(model, local).logits(x)
+    texts = [model.texts(context) for context in contexts]
+    for b in range(2):
+        for c in range(len(CLASSES)):
+            S = torch.stack([x[b, 1:] @ text[c] for text in texts], dim=1)  # [4, 2]
+            u, v, K = torch.ones(4), torch.ones(2), torch.exp((S - 1) / 0.5)
+            for _ in range(200):
+                u = torch.minimum(0.25 / (K * v).sum(1), torch.ones(4))
+                v = 0.3 / (K * u[:, None]).sum(0)
+            expected = model.scale * (u[:, None] * K * v * S).sum()
+            assert torch.allclose(logits[b, c], expected, atol=1e-3)
+
+
+# ---- pFedMMA
+
+
+def test_pfedmma_shares_what_lies_between_both_encoders_alone() -> None:
+    model, method = TinyModel("adapted").build(CLASSES, 0).model, PFedMMA()
+    local = client(method, model)
+    assert method.finish(model, local).leaves.keys() == {"shared.0.weight"}
+    assert method.finish(model, local).stays.keys() == {
+        "own.image.0.down.weight",
+        "own.image.0.up.weight",
+    }
+    assert torch.equal(
+        method.predictor(model, local).logits(IMAGES), model.logits(model.initial, IMAGES)
+    )
+
+
+def test_methods_say_which_model_they_need() -> None:
+    with pytest.raises(ValueError, match='prompted-clip" and model.patches = true'):
+        FedOTP().fits(prompted(), 0)
+    with pytest.raises(ValueError, match="set model.patches = false"):
+        PromptFolio().fits(TinyModel("patches").build(CLASSES, 0).model, 0)
+    with pytest.raises(ValueError, match='set model.name = "adapted-clip"'):
+        PFedMMA().fits(prompted(), 0)
 
 
 # ---- FedAMP

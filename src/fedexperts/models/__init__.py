@@ -9,6 +9,7 @@ from ..catalog import Named
 MODELS = Named(
     __name__,
     {
+        "adapted-clip": "prompted:AdaptedClipSettings",
         "prompted-clip": "prompted:PromptedClipSettings",
         "prompted-dual": "prompted:PromptedDualSettings",
         "linear-probe": "prompted:LinearProbeSettings",
