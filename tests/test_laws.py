@@ -325,6 +325,7 @@ FIELDS: dict[type, dict[str, Other]] = {
         "blur": Other((0.5,), CASES["fedotp"]),
     },
     METHODS["pfedmma"]: {},
+    METHODS["fedtpg"]: {},
     METHODS["fedpgp"]: {
         "rank": Other((1,), CASES["fedpgp"]),
         "mu": Other((0.0,), CASES["fedpgp"]),

@@ -19,6 +19,7 @@ from fedexperts.methods.feddf import FedDF
 from fedexperts.methods.fedotp import FedOTP, plan
 from fedexperts.methods.fedper import FedPer
 from fedexperts.methods.fedpgp import FedPGP
+from fedexperts.methods.fedtpg import FedTPG
 from fedexperts.methods.heterofl import HeteroFL
 from fedexperts.methods.pfedmma import PFedMMA
 from fedexperts.methods.pfedprompt import PFedPrompt
@@ -162,6 +163,31 @@ def test_methods_say_which_model_they_need() -> None:
         PromptFolio().fits(TinyModel("patches").build(CLASSES, 0).model, 0)
     with pytest.raises(ValueError, match='set model.name = "adapted-clip"'):
         PFedMMA().fits(prompted(), 0)
+
+
+# ---- FedTPG
+
+
+def test_fedtpg_writes_a_clients_prompt_from_the_names_of_its_own_classes() -> None:
+    model, method = prompted(), FedTPG()
+    local = client(method, model)
+    kept = method.finish(model, local).stays
+    kept = method.absorb(model, {}, kept, Examples(IMAGES[:2, None], torch.tensor([2, 0])))
+    t = {n: torch.randn(v.shape, generator=draw) for n, v in local.trained.items()}
+    own = method.restore(model, named("global", t), kept)
+    T = model.texts(model.initial["context"])[[0, 2]]
+    attention = softmax(t["query"] @ (T @ t["key"].T).T / 2, dim=-1)  # the square root of W = 4
+    z = attention @ (T @ t["value"].T)
+    unit = (z - z.mean(1, keepdim=True)) / (z.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    h = z + torch.nn.functional.gelu(unit @ t["first"].T) @ t["second"].T
+    expected = model.logits({"context": model.initial["context"] + h}, IMAGES)
+    assert torch.allclose(method.predictor(model, own).logits(IMAGES), expected, atol=1e-4)
+
+
+def test_fedtpg_uploads_its_generator_and_not_which_classes_a_client_has() -> None:
+    model, method = prompted(), FedTPG()
+    leaves = method.finish(model, client(method, model)).leaves
+    assert leaves.keys() == {"query", "key", "value", "first", "second"}
 
 
 # ---- FedAMP

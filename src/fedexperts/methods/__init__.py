@@ -19,6 +19,7 @@ METHODS = Named(
         "fedotp": "fedotp:FedOTP",
         "fedper": "fedper:FedPer",
         "fedpgp": "fedpgp:FedPGP",
+        "fedtpg": "fedtpg:FedTPG",
         "heterofl": "heterofl:HeteroFL",
         "fedmoe-framed": "framed:FedMoEFramed",
         "pfedmma": "pfedmma:PFedMMA",
