@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from fedexperts.message import Order, Reply, decode_order, decode_reply, encode
 from fedexperts.method import Given
 from fedexperts.model import Model, PromptModel
 from fedexperts.models.built import Built
+from fedexperts.models.family import Family
 from fedexperts.models.network import Network, seeded
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import Tensors, pack, rng, write
@@ -176,6 +178,11 @@ class TinyModel:
             ]
             return torch.stack([encode(images), *map(encode, rows)], dim=1)
 
+        if self.kind == "family":
+            makes = (network, network, lambda count: nn.Linear(WIDTH, count))
+            made = (seeded(partial(make, len(classes)), seed) for make in makes)
+            members = [Network(module, classes) for module in made]
+            return Built(Family(members), lambda images: 5 * encode(images), "tiny-network")
         if self.kind == "adapted":
             return Built(TinyAdapted(), encode, "tiny")
         if self.kind == "network":
@@ -278,6 +285,7 @@ CASES = {
     "class-vectors": Case({"name": "class-vectors"}),
     "class-vectors-white": Case({"name": "class-vectors", "whiten": True, "personal": True}),
     "fedamp": Case({"name": "fedamp"}, own=True),
+    "fedet": Case({"name": "fedet", "distil_rate": 0.1}, "family", reserve=8),
     "feddf": Case({"name": "feddf", "distil_rate": 0.1}, "network", reserve=8),
     "fedotp": Case({"name": "fedotp"}, "patches", secret=True),
     "pfedmma": Case({"name": "pfedmma"}, "adapted", secret=True),

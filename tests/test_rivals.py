@@ -16,6 +16,7 @@ from fedexperts.methods import slim
 from fedexperts.methods.fedamp import FedAMP
 from fedexperts.methods.fedavg import FedAvg
 from fedexperts.methods.feddf import FedDF
+from fedexperts.methods.fedet import FedET
 from fedexperts.methods.fedotp import FedOTP, plan
 from fedexperts.methods.fedper import FedPer
 from fedexperts.methods.fedpgp import FedPGP
@@ -24,6 +25,7 @@ from fedexperts.methods.heterofl import HeteroFL
 from fedexperts.methods.pfedmma import PFedMMA
 from fedexperts.methods.pfedprompt import PFedPrompt
 from fedexperts.methods.promptfolio import PromptFolio
+from fedexperts.models.family import FamilySettings
 from fedexperts.models.network import Network
 from fedexperts.tensors import named, rng, under
 
@@ -259,6 +261,78 @@ def test_feddf_teaches_the_average_what_all_clients_say_together() -> None:
     slopes = torch.autograd.grad(-(soft * said).sum(-1).mean(), list(start.values()))
     for (name, value), slope in zip(averaged.items(), slopes, strict=True):
         assert torch.allclose(server[f"global.{name}"], value - rate * slope, atol=1e-5)
+
+
+# ---- Fed-ET
+
+
+def test_fedet_teaches_the_large_network_what_small_ones_agree_on_and_who_does_not() -> None:
+    model = TinyModel("family").build(CLASSES, 0).model
+    reserve, rate = Examples(IMAGES[:, None], LABELS), 0.2
+    uploads = [
+        Upload(
+            name,
+            {
+                n: torch.randn(v.shape, generator=draw)
+                for n, v in model.initial.items()
+                if n.startswith(f"kind.{kind}.")
+            },
+            count,
+        )
+        for name, kind, count in (("a", 1, 1), ("b", 1, 3), ("c", 2, 5))
+    ]
+    what = replace(given(model, reserve), learning=Learning(batch=6))  # a step is the whole set
+    method = FedET(epochs=1, distil_rate=rate, diversity=0.5)
+    server = method.merge(what, method.open(what), uploads, 1)
+    for name, value in uploads[0].tensors.items():
+        mean = (value + 3 * uploads[1].tensors[name]) / 4
+        assert torch.allclose(server[f"global.{name}"], mean, atol=1e-6)
+    assert torch.equal(server["global.kind.2.weight"], uploads[2].tensors["kind.2.weight"])
+
+    said = [model.logits(u.tensors, IMAGES) for u in uploads]
+    large = {n: v for n, v in model.initial.items() if n.startswith("kind.0.")}
+    start = {name: value.clone().requires_grad_() for name, value in large.items()}
+    own = model.logits(start, IMAGES).log_softmax(-1)
+    loss = torch.zeros(())
+    for r in range(len(IMAGES)):
+        sure = [s[r].var(unbiased=False) for s in said]
+        together = sum(w * s[r] for w, s in zip(sure, said, strict=True)) / sum(sure)
+        label = int(together.argmax())
+        loss = loss - own[r, label]
+        others = [i for i, s in enumerate(said) if int(s[r].argmax()) != label]
+        if others:
+            dissent = sum(sure[i] * said[i][r] for i in others) / sum(sure[i] for i in others)
+            q = softmax(dissent, dim=-1)
+            loss = loss + 0.5 * (q * (q.log() - own[r])).sum()
+    slopes = torch.autograd.grad(loss / len(IMAGES), list(start.values()))
+    for (name, value), slope in zip(large.items(), slopes, strict=True):
+        assert torch.allclose(server[f"global.{name}"], value - rate * slope, atol=1e-5)
+
+
+def test_a_client_has_a_network_of_its_kind_and_the_server_answers_with_the_large_one() -> None:
+    model, method = FamilySettings(["cnn-4", "cnn-1", "mlp-2"]).build(CLASSES, 0).model, FedET()
+    server = method.open(given(model))
+    sent = method.send(server, "abcdef", 1, 0)
+    kinds = {next(iter(s.tensors)).split(".")[2] for s in sent.values()}
+    assert kinds == {"1", "2"}
+    x = torch.randn(3, 1, 16, 16, generator=draw)
+    for client in "abcdef":
+        local = method.start(model, sent[client].tensors, None, rng(0, "start"))
+        assert method.predictor(model, local).logits(x).shape == (3, 3)
+        assert local.trained.keys() == method.expects(server, model, client).keys()
+    large = {n: v for n, v in model.initial.items() if n.startswith("kind.0.")}
+    assert torch.equal(method.served(model, server).logits(x), model.logits(large, x))
+
+
+def test_networks_of_several_kinds_are_named_with_what_is_expected() -> None:
+    with pytest.raises(ValueError, match=r"'rnn-2' is none; expected, say, \"cnn-8\""):
+        FamilySettings(["cnn-8", "rnn-2"])
+    with pytest.raises(ValueError, match="at least one of clients"):
+        FamilySettings(["cnn-8"])
+    with pytest.raises(ValueError, match='set model.name = "family"'):
+        FedET().fits(network(), 1)
+    with pytest.raises(ValueError, match="fedet needs a reserve set"):
+        FedET().fits(FamilySettings().build(CLASSES, 0).model, 0)
 
 
 # ---- HeteroFL, FedRolex

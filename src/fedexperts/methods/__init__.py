@@ -12,6 +12,7 @@ METHODS = Named(
         "fedamp": "fedamp:FedAMP",
         "fedavg-tuned": "central:FineTuned",
         "feddf": "feddf:FedDF",
+        "fedet": "fedet:FedET",
         "fedjets": "fedjets:FedJETs",
         "gaussian-experts": "gaussian:GaussianExperts",
         "fedmoe": "fedmoe:FedMoE",

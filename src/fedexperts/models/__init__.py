@@ -14,6 +14,7 @@ MODELS = Named(
         "prompted-dual": "prompted:PromptedDualSettings",
         "linear-probe": "prompted:LinearProbeSettings",
         "compact-cnn": "vision:CompactCnnSettings",
+        "family": "family:FamilySettings",
         "leaf-cnn": "vision:LeafCnnSettings",
         "resnet18": "vision:ResNet18Settings",
         "transformer": "sequence:TransformerSettings",
