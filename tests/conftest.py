@@ -292,7 +292,7 @@ CASES = {
     "fedper": Case({"name": "fedper", "tokens": 1}, secret=True),
     "fedper-network": Case({"name": "fedper"}, "network", secret=True),
     "fedpgp": Case({"name": "fedpgp", "rank": 2}, secret=True),
-    "fedtpg": Case({"name": "fedtpg"}, secret=False),
+    "fedtpg": Case({"name": "fedtpg"}, learning={"optimizer": "adam", "rate": 0.03}),
     "heterofl": Case({"name": "heterofl", "widths": [1.0, 0.5]}, "network"),
     "fedrolex": Case({"name": "heterofl", "rolling": True}, "norm"),
     "pfedprompt": Case({"name": "pfedprompt"}, secret=True),

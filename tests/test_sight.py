@@ -139,4 +139,4 @@ def test_what_a_clip_has_not_is_said_with_what_to_use(folder: Path) -> None:
     with pytest.raises(ValueError, match="layers = 4: expected at most 3"):
         AdaptedClipSettings(clip=str(folder), layers=4).build(NAMES, 0)
     with pytest.raises(ValueError, match="the prompt of class 'tiger 7' has .* use fewer words"):
-        AdaptedClipSettings(clip=str(folder), words="a photo of a " * 4).build(NAMES, 0)
+        AdaptedClipSettings(clip=str(folder), words="a photo of a " * 12).build(NAMES, 0)

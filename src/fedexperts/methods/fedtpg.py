@@ -20,7 +20,7 @@ from ..model import Model, as_prompted
 from ..predictor import Predictor
 from ..tensors import Tensors, named, rng, under
 
-SPREAD = 0.02  # standard deviation with which a generator starts, as in published code
+SPREAD = 0.02  # standard deviation with which what is written starts
 NEVER = -1e4  # of the score of a name that a client has not
 
 
@@ -98,8 +98,11 @@ def _generator(model: Model, seed: int) -> Tensors:
         "second": (width, width),
     }
     draw = rng(seed, "generator")
-    start = {name: SPREAD * torch.randn(shape, generator=draw) for name, shape in shapes.items()}
-    return start | {"key": start["key"] / SPREAD / model.width**0.5}
+    start = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+    for name in ("value", "second"):  # what is added to the common start begins small
+        start[name] *= SPREAD
+    start["first"] *= width**-0.5
+    return start
 
 
 def _written(t: Tensors, given: Tensors) -> Tensor:
