@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from fedexperts.message import Order, Reply, decode_order, decode_reply, encode
 from fedexperts.method import Given
 from fedexperts.model import Model, PromptModel
 from fedexperts.models.built import Built
+from fedexperts.models.family import Family
 from fedexperts.models.network import Network, seeded
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import Tensors, pack, rng, write
@@ -85,8 +87,9 @@ class TinyPrompted(PromptModel):
     scale = 10.0
     classes = CLASSES
 
-    def __init__(self, context: Tensor) -> None:
-        self.initial, self.width = {"context": context}, WIDTH
+    def __init__(self, context: Tensor, patches: bool = False) -> None:
+        self.initial, self.patches = {"context": context}, patches
+        self.width = 0 if patches else WIDTH
         draw = rng(0, "texts")
         self.map_CWD = torch.randn(len(CLASSES), context.numel(), WIDTH, generator=draw)
         self.base_CD = torch.randn(len(CLASSES), WIDTH, generator=draw)
@@ -98,8 +101,24 @@ class TinyPrompted(PromptModel):
             dim=-1,
         )
 
+
+class TinyAdapted(Model):
+    """An adapter before a fixed classifier; its middle part is named as what clients share."""
+
+    def __init__(self) -> None:
+        self.classes, draw = CLASSES, rng(0, "adapted")
+        self.texts_CD = normalize(torch.randn(len(CLASSES), WIDTH, generator=draw), dim=-1)
+        shapes = {"image.0.down": (6, WIDTH), "shared.0": (6, 6), "image.0.up": (WIDTH, 6)}
+        self.initial = {
+            f"{name}.weight": 0.4 * torch.randn(shape, generator=draw)
+            for name, shape in shapes.items()
+        }
+
     def logits(self, tensors: Tensors, x: Tensor) -> Tensor:
-        return self.scale * x @ self.texts(tensors["context"]).mT
+        names = ("image.0.down", "shared.0", "image.0.up")
+        down, shared, up = (tensors[f"{name}.weight"] for name in names)
+        small = torch.relu(torch.relu(x @ down.mT) @ shared.mT)
+        return 10 * normalize(x + small @ up.mT, dim=-1) @ self.texts_CD.mT
 
 
 class TinyProbe(Model):
@@ -151,10 +170,27 @@ class TinyModel:
         def encode(images: Tensor) -> Tensor:
             return normalize(pixels(images).flatten(1) @ lens, dim=-1)
 
+        def encode_patches(images: Tensor) -> Tensor:
+            """Of the image, and of each of its rows alone."""
+            rows = [
+                torch.zeros_like(images).index_copy(2, r, images[:, :, r])
+                for r in torch.arange(4)[:, None]
+            ]
+            return torch.stack([encode(images), *map(encode, rows)], dim=1)
+
+        if self.kind == "family":
+            makes = (network, network, lambda count: nn.Linear(WIDTH, count))
+            made = (seeded(partial(make, len(classes)), seed) for make in makes)
+            members = [Network(module, classes) for module in made]
+            return Built(Family(members), lambda images: 5 * encode(images), "tiny-network")
+        if self.kind == "adapted":
+            return Built(TinyAdapted(), encode, "tiny")
         if self.kind == "network":
             larger = Network(seeded(lambda: network(len(classes)), seed), classes)
             return Built(larger, lambda images: 5 * encode(images), "tiny-network")
         context = 0.1 * torch.randn(2, 4, generator=rng(seed, "context"))
+        if self.kind == "patches":
+            return Built(TinyPrompted(context, patches=True), encode_patches, "tiny-patches")
         return Built(
             TinyPrompted(context) if self.kind == "prompted" else TinyProbe(classes), encode, "tiny"
         )
@@ -249,10 +285,14 @@ CASES = {
     "class-vectors": Case({"name": "class-vectors"}),
     "class-vectors-white": Case({"name": "class-vectors", "whiten": True, "personal": True}),
     "fedamp": Case({"name": "fedamp"}, own=True),
+    "fedet": Case({"name": "fedet", "distil_rate": 0.1}, "family", reserve=8),
     "feddf": Case({"name": "feddf", "distil_rate": 0.1}, "network", reserve=8),
+    "fedotp": Case({"name": "fedotp"}, "patches", secret=True),
+    "pfedmma": Case({"name": "pfedmma"}, "adapted", secret=True),
     "fedper": Case({"name": "fedper", "tokens": 1}, secret=True),
     "fedper-network": Case({"name": "fedper"}, "network", secret=True),
     "fedpgp": Case({"name": "fedpgp", "rank": 2}, secret=True),
+    "fedtpg": Case({"name": "fedtpg"}, learning={"optimizer": "adam", "rate": 0.03}),
     "heterofl": Case({"name": "heterofl", "widths": [1.0, 0.5]}, "network"),
     "fedrolex": Case({"name": "heterofl", "rolling": True}, "norm"),
     "pfedprompt": Case({"name": "pfedprompt"}, secret=True),

@@ -319,7 +319,18 @@ FIELDS: dict[type, dict[str, Other]] = {
         "epochs": Other((2,), CASES["feddf"]),
         "distil_rate": Other((0.01,), CASES["feddf"]),
     },
+    METHODS["fedet"]: {
+        "epochs": Other((2,), CASES["fedet"]),
+        "distil_rate": Other((0.01,), CASES["fedet"]),
+        "diversity": Other((0.0, 5.0), CASES["fedet"]),
+    },
     METHODS["fedper"]: {"tokens": Other((0,), CASES["fedper"])},
+    METHODS["fedotp"]: {
+        "gamma": Other((0.3,), CASES["fedotp"]),
+        "blur": Other((0.5,), CASES["fedotp"]),
+    },
+    METHODS["pfedmma"]: {},
+    METHODS["fedtpg"]: {},
     METHODS["fedpgp"]: {
         "rank": Other((1,), CASES["fedpgp"]),
         "mu": Other((0.0,), CASES["fedpgp"]),

@@ -79,22 +79,21 @@ def test_every_figure_has_its_config_and_every_config_its_figure(paper):
     folder = Path("configs") / paper
     files = {path.relative_to(folder) for path in folder.rglob("[!_]*.toml")}
     rows = {Path(group) / f"{name}.toml" for group, name in published(paper)}
-    assert {path for path in files if path.parts[0] not in NO_TARGETS} <= rows
-    assert {path.stem for path in rows - files} <= {"pfedprompt", "fedotp"}
-    for path in rows & files:
+    assert {path for path in files if path.parts[0] not in NO_TARGETS} == rows
+    for path in rows:
         assert door.load(folder / path).name == path.stem
 
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_a_config_says_its_figure_its_download_and_its_command(paper):
     for (group, name), figure in published(paper).items():
-        if (file := Path("configs") / paper / group / f"{name}.toml").exists():
-            first, second, *_ = file.read_text().splitlines()
-            assert re.search(
-                rf"on [\w-]+(, [\w ]+)?: {figure:.2f} published \({SOURCE[paper]}", first
-            ), file
-            assert f"fedexperts fetch {group.split('/')[0]} (" in second, file
-            assert second.endswith(f"fedexperts run {file} --seeds 3"), file
+        file = Path("configs") / paper / group / f"{name}.toml"
+        first, second, *_ = file.read_text().splitlines()
+        assert re.search(
+            rf"on [\w-]+(, [\w ]+)?: {figure:.2f} published \({SOURCE[paper]}", first
+        ), file
+        assert f"fedexperts fetch {group.split('/')[0]} (" in second, file
+        assert second.endswith(f"fedexperts run {file} --seeds 3"), file
 
 
 @pytest.mark.parametrize("paper", PAPERS)
@@ -109,17 +108,16 @@ def test_what_differs_is_said_of_sets_and_methods_that_are_there(paper):
 
 def test_the_rows_of_pfedmoap_are_the_papers_setting():
     for group, name in published("pfedmoap"):
-        if name not in ("pfedprompt", "fedotp"):
-            values = door.load(Path("configs/pfedmoap") / group / f"{name}.toml").values
-            data, run, learning = values["data"], values["run"], values["learning"]
-            cifar = group.startswith("cifar")
-            assert data["dataset"] == group
-            assert (data["partition"], data["clients"]) == (
-                ("dirichlet", 100) if cifar else ("pathological", 10)
-            )
-            assert (data["shots"], run["participation"]) == ((0, 0.1) if cifar else (16, 1.0))
-            assert run["rounds"] == (0 if name == "zero-shot" else 120 if cifar else 10)
-            assert (learning["rate"], learning["epochs"]) == (0.002, 5)
+        values = door.load(Path("configs/pfedmoap") / group / f"{name}.toml").values
+        data, run, learning = values["data"], values["run"], values["learning"]
+        cifar = group.startswith("cifar")
+        assert data["dataset"] == group
+        assert (data["partition"], data["clients"]) == (
+            ("dirichlet", 100) if cifar else ("pathological", 10)
+        )
+        assert (data["shots"], run["participation"]) == ((0, 0.1) if cifar else (16, 1.0))
+        assert run["rounds"] == (0 if name == "zero-shot" else 120 if cifar else 10)
+        assert (learning["rate"], learning["epochs"]) == (0.002, 5)
 
 
 def test_the_rows_of_fed_moe_are_the_papers_table():
@@ -174,9 +172,7 @@ def test_what_is_here_is_run_and_what_is_not_is_listed(hub, tmp_path):
     for name, cells in rows.items():
         group, experiment = name.split("/")
         assert float(cells[0]) == published("pfedmoap")[group, experiment]
-        assert (cells[1] == "-") == (
-            group not in ("dtd", "flowers102") or experiment in ("pfedprompt", "fedotp")
-        ), name
+        assert (cells[1] == "-") == (group not in ("dtd", "flowers102")), name
     mine = [
         json.loads(line)
         for seed in (0, 1)
@@ -198,8 +194,7 @@ def test_what_is_here_is_run_and_what_is_not_is_listed(hub, tmp_path):
     assert [name for name in notes if differs["200"] in notes[name]] == ["food101/pfedmoap"]
     assert "Differs: --set model.clip=tinyclip --set model.context=4" in done.output
     assert "Type: fedexperts fetch food101" in done.output
-    assert "fedotp is not a method of this package" in done.output
-    assert "6 of 13 figures reproduced" in done.output
+    assert "8 of 13 figures reproduced" in done.output
 
 
 def test_typed_again_it_goes_on_and_with_what_has_come_since(hub, tmp_path, copies):

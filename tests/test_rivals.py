@@ -16,11 +16,16 @@ from fedexperts.methods import slim
 from fedexperts.methods.fedamp import FedAMP
 from fedexperts.methods.fedavg import FedAvg
 from fedexperts.methods.feddf import FedDF
+from fedexperts.methods.fedet import FedET
+from fedexperts.methods.fedotp import FedOTP, plan
 from fedexperts.methods.fedper import FedPer
 from fedexperts.methods.fedpgp import FedPGP
+from fedexperts.methods.fedtpg import FedTPG
 from fedexperts.methods.heterofl import HeteroFL
+from fedexperts.methods.pfedmma import PFedMMA
 from fedexperts.methods.pfedprompt import PFedPrompt
 from fedexperts.methods.promptfolio import PromptFolio
+from fedexperts.models.family import FamilySettings
 from fedexperts.models.network import Network
 from fedexperts.tensors import named, rng, under
 
@@ -106,6 +111,87 @@ def test_fedpgp_adds_a_low_rank_part_and_contrasts_the_two_prompts() -> None:
     assert torch.allclose(method.penalty(model, local), 0.5 * contrast, atol=1e-6)
 
 
+# ---- FedOTP
+
+
+def test_a_plan_takes_a_share_of_all_patches_alike_for_both_prompts() -> None:
+    closeness = torch.randn(5, 7, 2, generator=draw)
+    for gamma in (0.3, 1.0):
+        taken = plan(closeness, gamma)
+        assert torch.allclose(taken.sum(-2), torch.full((5, 2), gamma / 2), atol=1e-5)
+        assert bool((taken.sum(-1) <= 1 / 7 + 1e-3).all())
+    assert torch.allclose(plan(0 * closeness, 1.0), torch.full((5, 7, 2), 1 / 14))
+
+
+def test_fedotp_weighs_patches_by_partial_transport() -> None:
+    model = TinyModel("patches").build(CLASSES, 0).model
+    method = FedOTP(gamma=0.6, blur=0.5)
+    contexts = [torch.randn(2, 4, generator=draw) for _ in range(2)]
+    local = Local({"context": contexts[0], "own.prompt": contexts[1]})
+    x = torch.nn.functional.normalize(torch.randn(2, 5, 8, generator=draw), dim=-1)
+    logits = method.predictor(model, local).logits(x)
+    texts = [model.texts(context) for context in contexts]
+    for b in range(2):
+        for c in range(len(CLASSES)):
+            S = torch.stack([x[b, 1:] @ text[c] for text in texts], dim=1)  # [4, 2]
+            u, v, K = torch.ones(4), torch.ones(2), torch.exp((S - 1) / 0.5)
+            for _ in range(200):
+                u = torch.minimum(0.25 / (K * v).sum(1), torch.ones(4))
+                v = 0.3 / (K * u[:, None]).sum(0)
+            expected = model.scale * (u[:, None] * K * v * S).sum()
+            assert torch.allclose(logits[b, c], expected, atol=1e-3)
+
+
+# ---- pFedMMA
+
+
+def test_pfedmma_shares_what_lies_between_both_encoders_alone() -> None:
+    model, method = TinyModel("adapted").build(CLASSES, 0).model, PFedMMA()
+    local = client(method, model)
+    assert method.finish(model, local).leaves.keys() == {"shared.0.weight"}
+    assert method.finish(model, local).stays.keys() == {
+        "own.image.0.down.weight",
+        "own.image.0.up.weight",
+    }
+    assert torch.equal(
+        method.predictor(model, local).logits(IMAGES), model.logits(model.initial, IMAGES)
+    )
+
+
+def test_methods_say_which_model_they_need() -> None:
+    with pytest.raises(ValueError, match='prompted-clip" and model.patches = true'):
+        FedOTP().fits(prompted(), 0)
+    with pytest.raises(ValueError, match="set model.patches = false"):
+        PromptFolio().fits(TinyModel("patches").build(CLASSES, 0).model, 0)
+    with pytest.raises(ValueError, match='set model.name = "adapted-clip"'):
+        PFedMMA().fits(prompted(), 0)
+
+
+# ---- FedTPG
+
+
+def test_fedtpg_writes_a_clients_prompt_from_the_names_of_its_own_classes() -> None:
+    model, method = prompted(), FedTPG()
+    local = client(method, model)
+    kept = method.finish(model, local).stays
+    kept = method.absorb(model, {}, kept, Examples(IMAGES[:2, None], torch.tensor([2, 0])))
+    t = {n: torch.randn(v.shape, generator=draw) for n, v in local.trained.items()}
+    own = method.restore(model, named("global", t), kept)
+    T = model.texts(model.initial["context"])[[0, 2]]
+    attention = softmax(t["query"] @ (T @ t["key"].T).T / 2, dim=-1)  # the square root of W = 4
+    z = attention @ (T @ t["value"].T)
+    unit = (z - z.mean(1, keepdim=True)) / (z.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    h = z + torch.nn.functional.gelu(unit @ t["first"].T) @ t["second"].T
+    expected = model.logits({"context": model.initial["context"] + h}, IMAGES)
+    assert torch.allclose(method.predictor(model, own).logits(IMAGES), expected, atol=1e-4)
+
+
+def test_fedtpg_uploads_its_generator_and_not_which_classes_a_client_has() -> None:
+    model, method = prompted(), FedTPG()
+    leaves = method.finish(model, client(method, model)).leaves
+    assert leaves.keys() == {"query", "key", "value", "first", "second"}
+
+
 # ---- FedAMP
 
 
@@ -175,6 +261,78 @@ def test_feddf_teaches_the_average_what_all_clients_say_together() -> None:
     slopes = torch.autograd.grad(-(soft * said).sum(-1).mean(), list(start.values()))
     for (name, value), slope in zip(averaged.items(), slopes, strict=True):
         assert torch.allclose(server[f"global.{name}"], value - rate * slope, atol=1e-5)
+
+
+# ---- Fed-ET
+
+
+def test_fedet_teaches_the_large_network_what_small_ones_agree_on_and_who_does_not() -> None:
+    model = TinyModel("family").build(CLASSES, 0).model
+    reserve, rate = Examples(IMAGES[:, None], LABELS), 0.2
+    uploads = [
+        Upload(
+            name,
+            {
+                n: torch.randn(v.shape, generator=draw)
+                for n, v in model.initial.items()
+                if n.startswith(f"kind.{kind}.")
+            },
+            count,
+        )
+        for name, kind, count in (("a", 1, 1), ("b", 1, 3), ("c", 2, 5))
+    ]
+    what = replace(given(model, reserve), learning=Learning(batch=6))  # a step is the whole set
+    method = FedET(epochs=1, distil_rate=rate, diversity=0.5)
+    server = method.merge(what, method.open(what), uploads, 1)
+    for name, value in uploads[0].tensors.items():
+        mean = (value + 3 * uploads[1].tensors[name]) / 4
+        assert torch.allclose(server[f"global.{name}"], mean, atol=1e-6)
+    assert torch.equal(server["global.kind.2.weight"], uploads[2].tensors["kind.2.weight"])
+
+    said = [model.logits(u.tensors, IMAGES) for u in uploads]
+    large = {n: v for n, v in model.initial.items() if n.startswith("kind.0.")}
+    start = {name: value.clone().requires_grad_() for name, value in large.items()}
+    own = model.logits(start, IMAGES).log_softmax(-1)
+    loss = torch.zeros(())
+    for r in range(len(IMAGES)):
+        sure = [s[r].var(unbiased=False) for s in said]
+        together = sum(w * s[r] for w, s in zip(sure, said, strict=True)) / sum(sure)
+        label = int(together.argmax())
+        loss = loss - own[r, label]
+        others = [i for i, s in enumerate(said) if int(s[r].argmax()) != label]
+        if others:
+            dissent = sum(sure[i] * said[i][r] for i in others) / sum(sure[i] for i in others)
+            q = softmax(dissent, dim=-1)
+            loss = loss + 0.5 * (q * (q.log() - own[r])).sum()
+    slopes = torch.autograd.grad(loss / len(IMAGES), list(start.values()))
+    for (name, value), slope in zip(large.items(), slopes, strict=True):
+        assert torch.allclose(server[f"global.{name}"], value - rate * slope, atol=1e-5)
+
+
+def test_a_client_has_a_network_of_its_kind_and_the_server_answers_with_the_large_one() -> None:
+    model, method = FamilySettings(["cnn-4", "cnn-1", "mlp-2"]).build(CLASSES, 0).model, FedET()
+    server = method.open(given(model))
+    sent = method.send(server, "abcdef", 1, 0)
+    kinds = {next(iter(s.tensors)).split(".")[2] for s in sent.values()}
+    assert kinds == {"1", "2"}
+    x = torch.randn(3, 1, 16, 16, generator=draw)
+    for client in "abcdef":
+        local = method.start(model, sent[client].tensors, None, rng(0, "start"))
+        assert method.predictor(model, local).logits(x).shape == (3, 3)
+        assert local.trained.keys() == method.expects(server, model, client).keys()
+    large = {n: v for n, v in model.initial.items() if n.startswith("kind.0.")}
+    assert torch.equal(method.served(model, server).logits(x), model.logits(large, x))
+
+
+def test_networks_of_several_kinds_are_named_with_what_is_expected() -> None:
+    with pytest.raises(ValueError, match=r"'rnn-2' is none; expected, say, \"cnn-8\""):
+        FamilySettings(["cnn-8", "rnn-2"])
+    with pytest.raises(ValueError, match="at least one of clients"):
+        FamilySettings(["cnn-8"])
+    with pytest.raises(ValueError, match='set model.name = "family"'):
+        FedET().fits(network(), 1)
+    with pytest.raises(ValueError, match="fedet needs a reserve set"):
+        FedET().fits(FamilySettings().build(CLASSES, 0).model, 0)
 
 
 # ---- HeteroFL, FedRolex

@@ -27,6 +27,12 @@ SAYS_BINS: dict[str, Figure] = {
 }
 # cells that are not 0: a cell's number, truth x C + said, and how many examples are in it
 SAYS_CONFUSION = {CONFUSION: replace(COUNT, longest=2 * CELLS)}
+# of examples of its own classes, of classes that others train on, of classes that nobody does
+OWN, BASE, UNSEEN = "own", "base", "unseen"
+SAYS_REACH = dict.fromkeys(
+    (f"{OWN}_correct", *(f"{of}_{n}" for of in (BASE, UNSEEN) for n in ("correct", "examples"))),
+    COUNT,
+)
 
 Matrix = list[list[int]]  # [C][C]: examples of each class, by the class that was said
 
@@ -94,6 +100,14 @@ def told(logits: Tensor, y: Tensor, by_class: bool = False) -> Facts:
         if len(cells) <= 2 * CELLS:
             lists[CONFUSION] = [*cells]
     return {**lists}
+
+
+def among(logits: Tensor, y: Tensor, classes: Tensor) -> int:
+    """How many of the answers [B, C] to examples with labels y are correct where some classes alone
+    may be said.
+    """
+    said_B = classes[logits[:, classes].argmax(-1)]
+    return int((said_B == y).sum())
 
 
 @dataclass(frozen=True)

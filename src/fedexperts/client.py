@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .answers import told
+from .answers import BASE, OWN, UNSEEN, among, told
 from .declared import Facts
 from .hidden import STEPS, Pair, behind_masks, ledger_of, private_steps, settled, step_of_sum
 from .job import Client as Client
@@ -208,6 +208,7 @@ def _predict(job: Job, pairs: Sequence[Pair], stacks: Stacks) -> list[Reply]:
             "test_examples": len(client.test),
         }
         facts |= told(answers[i].test, client.test.y, job.confusion_after(order.round))
+        facts |= _reach(job, own[i], answers[i].test, client, order.round)
         facts |= _said(job, own[i], client) | client.changed
         replies.append(Reply(client.name, order.round, "predict", facts=facts))
     return replies
@@ -223,6 +224,36 @@ def _said(job: Job, local: Local, client: Client) -> Facts:
     if declared.experts and shares_BCE is not None:
         metrics = metrics | {"shares": shares_BCE.mean((0, 1)).tolist()}
     return seal(metrics, declared.says(), client.name)
+
+
+def _reach(job: Job, local: Local, logits: Tensor, client: Client, round: int) -> Facts:
+    """After the last round, where classes are kept from training: how many answers are correct
+    among the client's own classes, about those that others train on, and about those that nobody
+    does. A model of no texts knows nothing of the last.
+    """
+    if job.unseen is None or round < job.rounds:
+        return {}
+    everybody = job.exam["test"]
+    own = client.train.y.unique()
+    unseen = job.unseen.y.unique()
+    others = torch.tensor(
+        [c for c in range(len(job.model.classes)) if c not in {*own.tolist(), *unseen.tolist()}]
+    )
+    facts: Facts = {f"{OWN}_correct": among(logits, client.test.y, own)}
+    asked = {BASE: (_of(everybody, others), others), UNSEEN: (job.unseen, unseen)}
+    for of, (examples, classes) in asked.items():
+        if not len(examples) or (of == UNSEEN and not job.trained.named):
+            continue
+        (said,) = predict(_logits(job), [local], [examples.x[:, 0]], job.trained.device)
+        facts[f"{of}_correct"] = among(said, examples.y, classes)
+        facts[f"{of}_examples"] = len(examples)
+    return facts
+
+
+def _of(examples: Examples, classes: Tensor) -> Examples:
+    """Those of some classes."""
+    chosen = torch.isin(examples.y, classes)
+    return Examples(examples.x[chosen], examples.y[chosen])
 
 
 class Answers(NamedTuple):

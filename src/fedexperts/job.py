@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from .admission import Guard, Terms
-from .answers import SAYS_CONFUSION
+from .answers import SAYS_CONFUSION, SAYS_REACH
 from .average import MergeSettings, noised_mean, outliers
 from .declared import Facts
 from .learn import Examples, Learning
@@ -56,6 +56,8 @@ class Job:
     # whether clients say, after the last round, which class they take for which; it tells how many
     # examples of each class they have
     confusion: bool = True
+    # where a simulation keeps classes from training: examples of these, to test on
+    unseen: Examples | None = None
 
     @property
     def given(self) -> Given:
@@ -95,6 +97,7 @@ class Job:
     @property
     def terms(self) -> Terms:
         says = self.method.declares().says() | (SAYS_CONFUSION if self.confusion else {})
+        says |= SAYS_REACH if self.unseen else {}
         return Terms(
             self.guard,
             says,

@@ -12,9 +12,44 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .answers import Bins, bins
+from .answers import BASE, OWN, UNSEEN, Bins, bins
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What clients know of classes, accuracies in percent, means over clients: of its own on its
+    own test part, of those that others train on, of those that nobody does. In each no other
+    classes may be said. None where nobody could be asked.
+    """
+
+    own: float
+    base: float | None
+    unseen: float | None
+
+    @property
+    def harmonic(self) -> float | None:
+        """The harmonic mean of the three; 0 where one of them is."""
+        if self.base is None or self.unseen is None:
+            return None
+        return statistics.harmonic_mean([self.own, self.base, self.unseen])
+
+
+def reach(rows: Sequence[Row]) -> Reach | None:
+    """Of one evaluated round; None where no classes are kept from training."""
+    if not all(f"{OWN}_correct" in row for row in rows):
+        return None
+    own = statistics.fmean(100 * row[f"{OWN}_correct"] / row["test_examples"] for row in rows)
+    means: dict[str, float | None] = {}
+    for of in (BASE, UNSEEN):
+        shares = [
+            100 * row[f"{of}_correct"] / row[f"{of}_examples"]
+            for row in rows
+            if f"{of}_correct" in row
+        ]
+        means[of] = statistics.fmean(shares) if shares else None
+    return Reach(own, **means)
 
 
 @dataclass(frozen=True)
@@ -33,6 +68,7 @@ class Score:
     # all clients' answers in one, and the server's own, by confidence; None where a log lacks them
     bins: Bins | None = None
     server_bins: Bins | None = None
+    reach: Reach | None = None  # where classes are kept from training
 
     @cached_property
     def clients(self) -> dict[str, float]:
@@ -112,7 +148,8 @@ def score(rows: Sequence[Row], server: Row | None = None) -> Score:
     """The score of one evaluated round from its client rows and, if there is one, the server's."""
     correct = {row["client"]: (int(row["test_correct"]), int(row["test_examples"])) for row in rows}
     reached = served(rows, server or {}, "test")
-    return Score(rows[0]["round"], reached, correct, bins(rows), bins([server or {}]))
+    own_bins, server_bins = bins(rows), bins([server or {}])
+    return Score(rows[0]["round"], reached, correct, own_bins, server_bins, reach(rows))
 
 
 def valid(rows: Sequence[Row], server: Row | None = None, judged_by: str = "clients") -> float:

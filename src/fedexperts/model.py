@@ -40,6 +40,8 @@ class Model(ABC):
     classes: tuple[str, ...]  # names, in the order of the logits
     device: torch.device = CPU  # where it computes
     width: int = 0  # D of the frozen features that it reads; 0: it reads something else
+    # whether its classes are texts, so that it can tell apart those that nobody trained on
+    named: bool = False
     # whether tensors of several clients may be stacked and computed at once, under torch's vmap
     together: bool = True
     held: int = 0  # about how many numbers a step keeps for its gradients, if these are many
@@ -71,6 +73,9 @@ class Model(ABC):
 class PromptModel(Model):
     """A model whose classes are texts behind a learned context, its tensor "context" [l, W]."""
 
+    named = True
+    # whether it reads [B, 1 + P, D]: behind an image's feature those of its patches
+    patches: bool = False
     scale: float  # CLIP's inverse temperature, which multiplies every similarity
 
     @abstractmethod
@@ -81,7 +86,8 @@ class PromptModel(Model):
         """[B, C]: scaled cosines between normalised image features [B, D] and the texts of
         tensors["context"].
         """
-        return self.scale * x @ self.texts(tensors["context"]).mT
+        image_BD = x[..., 0, :] if self.patches else x
+        return self.scale * image_BD @ self.texts(tensors["context"]).mT
 
     def portable(self, tensors: Tensors) -> Portable:
         """The text features: neither the prompt nor the text encoder is needed any more."""
@@ -148,12 +154,20 @@ def as_mixture(model: Model) -> MixtureModel:
     return model
 
 
-def as_prompted(model: Model) -> PromptModel:
-    """The same model; ValueError, with what to type, if it has no prompt."""
+def as_prompted(model: Model, patches: bool = False) -> PromptModel:
+    """The same model; ValueError, with what to type, if it has no prompt, or reads patches where
+    the method does not, or the other way round.
+    """
     if not isinstance(model, PromptModel):
         raise ValueError(
             f"this method needs a model with prompts, not {type(model).__name__}; set model.name ="
             ' "prompted-clip" or "prompted-dual"'
+        )
+    if model.patches != patches:
+        what = "the features of an image's patches" if patches else "an image's feature alone"
+        type_this = 'model.name = "prompted-clip" and ' if patches else ""
+        raise ValueError(
+            f"this method reads {what}; set {type_this}model.patches = {str(patches).lower()}"
         )
     return model
 

@@ -27,12 +27,12 @@ PUBLISHED = "_published.toml"
 
 @dataclass(frozen=True)
 class Figure:
-    """One published figure, in percent; without a config, nothing here reproduces it."""
+    """One published figure, in percent, and what reproduces it."""
 
     group: str
     name: str
     percent: float
-    config: Config | None
+    config: Config
     lacking: tuple[ValueError, ...]
     differs: tuple[str, ...]
 
@@ -90,7 +90,7 @@ def run(
     """
     groups: dict[str, list[Config]] = {}
     for figure in paper.figures:
-        if figure.config and not figure.lacking:
+        if not figure.lacking:
             groups.setdefault(figure.group, []).append(figure.config)
     for group, configs in groups.items():
         first = int(configs[0].values["run"]["seed"])
@@ -147,9 +147,6 @@ def _figure(
     known = {"*", name, *group.split("/")}
     notes = [text for key, text in differs.items() if key in known]
     notes += [" ".join(f"--set {text}" for text in settings)] if settings else []
-    if not file.exists():
-        why = ValueError(f"{name} is not a method of this package.")
-        return Figure(group, name, percent, None, (why,), ())
     config = door.load(file, settings)
     return Figure(group, name, percent, config, tuple(door.lacking(config)), tuple(notes))
 

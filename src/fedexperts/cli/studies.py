@@ -157,7 +157,7 @@ def _say_lacking(paper: str, figures: Sequence["Figure"]) -> None:
     from ..fetch import to_paste
 
     if block := to_paste(error for figure in figures for error in figure.lacking):
-        first = next(figure for figure in figures if figure.config and figure.lacking)
+        first = next(figure for figure in figures if figure.lacking)
         check = f"fedexperts check configs/{paper}/{first}.toml  # says how long it will take"
         say("\n".join(["Lacking for the others; to paste:", *block, check]))
 

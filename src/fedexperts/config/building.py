@@ -299,6 +299,7 @@ def assembled(
             config.section("merge"),
             promises.door(config),
             config.section("privacy"),
+            unseen=examples(federation.unseen) if len(federation.unseen) else None,
         ),
         clients,
     )

@@ -43,7 +43,7 @@ def served(config: Config, data: Mapping[str, object]) -> tuple[Job, Federation]
     )
     job, _ = assembled(config, federation, Path())
     asked = config.values["run"]["confusion"]
-    return replace(job, exam={}, confusion=asked, deployed=True), federation
+    return replace(job, exam={}, unseen=None, confusion=asked, deployed=True), federation
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate, pad
 from ..options import option
 from ..tensors import rng
 from . import conflict, split
-from .drawn import POOL, SHOTS, Drawn
+from .drawn import POOL, SHOTS, Drawn, Unseen
 from .federation import Federation, Parts
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -99,7 +99,7 @@ PAGES: dict[str, Scanner] = {name: _seedless(turn) for name, turn in conflict.PA
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digits(Drawn):
+class Digits(Drawn, Unseen):
     """What is asked of both federations: what is tested on, for all seeds, and what is not."""
 
     valid: float = option(0.2, says="share of all scans to validate on", ge=0, lt=1)
@@ -151,6 +151,10 @@ class DigitsScanners(Digits):
         " test wider than its training",
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_unseen(numberings=self.numberings)
+
     def load(self, seed: int) -> Federation:
         """ValueError if a client would get too few images to fill its parts."""
         images, labels = digits()
@@ -158,7 +162,9 @@ class DigitsScanners(Digits):
         server, free = _reserved(self, labels, pool, seed)
         kinds = PAGES if self.differ == "pages" else SCANNERS
         scanners = list(kinds)[: self.scanners]
-        scans, exams = _scanned_exams(images, pool, [kinds[name] for name in scanners])
+        scans, read = _scanned_exams(images, pool, [kinds[name] for name in scanners])
+        seen = _seen(self, labels)[pool]  # of what is tested on, what somebody trains on
+        tests, exams = pool[seen], [exam[seen] for exam in read]
         owned: dict[str, Tensor] = {}
         tested: dict[str, Tensor] = {}
         piles, reserves = (
@@ -166,8 +172,8 @@ class DigitsScanners(Digits):
             self._reserve_scanned(labels, server, seed),
         )
         for scanner, own, reserve, exam in zip(scanners, piles, reserves, exams, strict=True):
-            seen = torch.cat([own, reserve])  # in one go, so that no two images share their noise
-            scans[seen] = kinds[scanner](images[seen], seed)
+            all_own = torch.cat([own, reserve])  # in one go: no two images share their noise
+            scans[all_own] = kinds[scanner](images[all_own], seed)
             clients = [
                 f"{scanner}-{i}"
                 for i in range(self.clients)
@@ -179,10 +185,10 @@ class DigitsScanners(Digits):
                 has = {name: own[hand] for name, hand in zip(clients, hands, strict=True)}
                 draw = rng(seed, "tests", client=scanner)
                 owned |= has
-                tested |= _tested(labels, has, pool, exam, draw)
+                tested |= _tested(labels, has, tests, exam, draw)
         if self.meets == "everybody":
-            sizes = split.apportion(len(pool) * len(scanners), [1] * len(owned), least=1)
-            hands = split.deal(labels[pool].repeat(len(scanners)), sizes, rng(seed, "tests"))
+            sizes = split.apportion(len(tests) * len(scanners), [1] * len(owned), least=1)
+            hands = split.deal(labels[tests].repeat(len(scanners)), sizes, rng(seed, "tests"))
             tested = {
                 client: torch.cat(exams)[hand] for client, hand in zip(owned, hands, strict=True)
             }
@@ -195,7 +201,8 @@ class DigitsScanners(Digits):
                 " clients with different scanners are not independent.",
             )
         whole = _federation(self, seed, scans, labels, owned, tested, domains, server, notes)
-        return replace(whole, labels=self._numbered(whole, reserves))
+        unseen = torch.cat([exam[~seen] for exam in read])
+        return replace(whole, labels=self._numbered(whole, reserves), unseen=unseen)
 
     def _numbered(self, whole: Federation, reserves: list[Tensor]) -> Tensor:
         """Labels as each client calls its digits; the reserve's, as its scanner's clients do."""
@@ -239,9 +246,11 @@ class DigitsPathological(Digits):
         server, free = _reserved(self, labels, pool, seed)
         hands = split.pathological(labels[free], self.clients, rng(seed, "pathological"))
         owned = {f"site-{i}": free[hand] for i, hand in enumerate(hands)}
-        tested = _tested(labels, owned, pool, pool, rng(seed, "tests"))
+        seen = _seen(self, labels)[pool]
+        tested = _tested(labels, owned, pool[seen], pool[seen], rng(seed, "tests"))
         domains = dict.fromkeys(owned, "as-scanned")
-        return _federation(self, seed, images, labels, owned, tested, domains, server)
+        whole = _federation(self, seed, images, labels, owned, tested, domains, server)
+        return replace(whole, unseen=pool[~seen])
 
 
 def _pool(spec: Digits, labels: Tensor) -> Tensor:
@@ -254,6 +263,11 @@ def _pool(spec: Digits, labels: Tensor) -> Tensor:
         return torch.cat([sheets[number] for number in sorted(chosen.tolist())])
     sizes = split.apportion(len(labels), weights, least=1)
     return split.deal(labels, sizes, rng(POOL, "pool"))[1]
+
+
+def _seen(spec: Digits, labels: Tensor) -> Tensor:
+    """[N]: which scans are of a class that somebody trains on."""
+    return ~torch.isin(labels, spec.withheld(len(CLASSES)))
 
 
 def _scanned_exams(
@@ -282,7 +296,7 @@ def _tested(
 
 def _reserved(spec: Digits, labels: Tensor, pool: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Positions of the server's images, and of those that are left for clients to learn from."""
-    free = torch.ones(len(labels), dtype=torch.bool)
+    free = _seen(spec, labels)
     free[pool] = False
     rest = free.nonzero().flatten()
     drawn = split.reserve(labels[rest], spec.reserve, spec.reserve_alpha, rng(seed, "reserve"))

@@ -66,6 +66,8 @@ class Federation:
     spare: dict[str, list[int]] = field(default_factory=dict)
     # client -> what became of its examples since it was split
     changed: dict[str, Change] = field(default_factory=dict)
+    # positions [n] to test on alone, of classes that nobody trains on
+    unseen: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", dict(sorted(self.parts.items())))
@@ -79,6 +81,7 @@ class Federation:
         _check_names(self)
         _check_indices(self)
         _check_reserve(self)
+        _check_unseen(self)
         if self.files and len(self.files) != len(self.inputs):
             raise ValueError(
                 f"{len(self.files)} files of {len(self.inputs)} inputs: it must be one each, or"
@@ -121,6 +124,8 @@ class Federation:
             "reserve": self.reserve.tolist(),
             "clients": {},
         }
+        if len(self.unseen):
+            written["unseen"] = self.unseen.tolist()
         for client, parts in self.parts.items():
             own: Values = {"domain": self.domains[client]}
             for part, index in parts.named().items():
@@ -348,6 +353,20 @@ def _check_reserve(federation: Federation) -> None:
             raise ValueError(
                 f"the reserve has example {example}, and client {client!r} has it in {part}: "
                 "what the server holds must be at no client"
+            )
+
+
+def _check_unseen(federation: Federation) -> None:
+    _check_index("unseen", federation.unseen, len(federation.inputs))
+    labels = federation.labels
+    kept = labels[federation.unseen].unique()
+    held = [("the reserve", federation.reserve)]
+    held += [(f"client {client!r}, {part}", index) for client, part, index in _held(federation)]
+    for where, index in held:
+        for label in labels[index][torch.isin(labels[index], kept)].tolist():
+            raise ValueError(
+                f"{where} has an example of class {federation.classes[label]!r}, which is kept from"
+                " training: such classes must be at nobody"
             )
 
 

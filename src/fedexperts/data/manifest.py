@@ -47,6 +47,7 @@ class Manifest:
     # each file's or row's sha256, in the order of the inputs
     files: dict[str, str] = field(default_factory=dict)
     labelled: list[int] = field(default_factory=list)  # the class of each of them
+    unseen: list[int] = field(default_factory=list)  # of classes that nobody trains on
     # hash of all the rest: a position that is another by a flipped bit would move an example
     check: str = ""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..options import option
 from ..tensors import rng
 from . import conflict, split
-from .drawn import POOL
+from .drawn import POOL, Unseen
 from .examples import Example, Listing
 from .federation import Federation
 from .own import Listed
@@ -25,7 +25,7 @@ IN_GROUPS = ("dirichlet-in-domains", "natural")  # those that ask whose an examp
 
 
 @dataclass(frozen=True, kw_only=True)
-class Simulated(Listed):
+class Simulated(Listed, Unseen):
     """What is asked of every source whose clients are simulated."""
 
     partition: Partition = option(
@@ -74,6 +74,12 @@ class Simulated(Listed):
             raise ValueError(
                 f"clients = 0 with partition = {self.partition!r}; expected at least 1"
             )
+        self.check_unseen(pages=self.pages, numberings=self.numberings)
+        if self.unseen and self.split:
+            raise ValueError(
+                "data.unseen with data.split: a split that is taken up says who has what; leave"
+                " out one of them"
+            )
 
     def simulate(
         self,
@@ -91,6 +97,8 @@ class Simulated(Listed):
         groups = [example.client for example in listed]
         parts = [example.part if self.given else "train" for example in listed]
         kept = split.few(labels, self.per_class, rng(POOL, "per-class"))
+        withheld = torch.isin(labels[kept], self.withheld(len(classes)))
+        kept, rest = kept[~withheld], kept[withheld]
         hands = self._hands(labels[kept], [groups[position] for position in kept.tolist()], seed)
         pool = self._pool(kept.tolist(), labels, groups, parts)
         owners: dict[int, str] = {}
@@ -108,13 +116,33 @@ class Simulated(Listed):
                 example = replace(example, domain=groups[position])
             examples.append(example)
         notes = listing.notes
-        if left := len(listed) - len(examples):
+        if left := len(listed) - len(examples) - len(rest):
             notes += (f"Left out, by per_class or least: {left} of {len(listed)} examples.",)
         asked = self
         if pool and not self.split:  # what is left to draw from is without the pool
             asked = replace(self, valid=self.valid / (1 - self.test))
         whole = asked.build(replace(listing, examples=examples, notes=notes), classes, seed)
+        if len(rest):
+            pool = self._pool(rest.tolist(), labels, groups, parts)
+            asked_about = [i for i in rest.tolist() if i in pool or parts[i] == "test"]
+            whats = shown([listed[i].what for i in asked_about])
+            others = [
+                Example(what, listed[i].label, groups[i])
+                for i, what in zip(asked_about, whats, strict=True)
+            ]
+            inputs, files = self._inputs(replace(listing, examples=others))
+            whole = _with_unseen(whole, inputs, labels[asked_about], files)
         return self._conflicting(whole, list(hands), seed)
+
+    def _reserved(
+        self, examples: Sequence[Example], labels: Tensor, classes: Sequence[str], seed: int
+    ) -> Tensor:
+        """Of the classes that are trained on."""
+        if not self.unseen:
+            return super()._reserved(examples, labels, classes, seed)
+        there = labels.unique()
+        names = [classes[label] for label in there.tolist()]
+        return super()._reserved(examples, torch.searchsorted(there, labels), names, seed)
 
     def _conflicting(self, whole: Federation, clients: Sequence[str], seed: int) -> Federation:
         """Clients that see or name things otherwise, if that is asked for."""
@@ -224,6 +252,24 @@ PARTITIONS: dict[str, Callable[[Simulated, Tensor, Sequence[str], int], dict[str
     "dominant": _dominant,
     "natural": _natural,
 }
+
+
+def _with_unseen(
+    whole: Federation, inputs: Tensor | tuple[str, ...], labels: Tensor, files: dict[str, str]
+) -> Federation:
+    """The same with further examples, which are at nobody and tested on alone."""
+    together: Tensor | tuple[str, ...]
+    if isinstance(whole.inputs, Tensor) and isinstance(inputs, Tensor):
+        together = torch.cat([whole.inputs, inputs])
+    else:
+        together = (*whole.inputs, *inputs)
+    return replace(
+        whole,
+        inputs=together,
+        labels=torch.cat([whole.labels, labels]),
+        files=whole.files | files,
+        unseen=torch.arange(len(whole.labels), len(together)),
+    )
 
 
 def _numbered(name: str, hands: Iterable[Tensor]) -> dict[str, Tensor]:

@@ -9,10 +9,12 @@ from ..catalog import Named
 MODELS = Named(
     __name__,
     {
+        "adapted-clip": "prompted:AdaptedClipSettings",
         "prompted-clip": "prompted:PromptedClipSettings",
         "prompted-dual": "prompted:PromptedDualSettings",
         "linear-probe": "prompted:LinearProbeSettings",
         "compact-cnn": "vision:CompactCnnSettings",
+        "family": "family:FamilySettings",
         "leaf-cnn": "vision:LeafCnnSettings",
         "resnet18": "vision:ResNet18Settings",
         "transformer": "sequence:TransformerSettings",

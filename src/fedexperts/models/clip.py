@@ -48,6 +48,15 @@ class Layer:
     heads: int
 
 
+@dataclass(frozen=True)
+class Sight:
+    """The image side of a CLIP that is a transformer, layer by layer."""
+
+    tokens: Callable[[Tensor], Tensor]  # pixel values [B, 3, H, W] -> [B, S, W], the class's first
+    layers: tuple[Layer, ...]
+    project: Callable[[Tensor], Tensor]  # [.., W] -> features [.., D], not normalised
+
+
 def one_product(query: nn.Linear, key: nn.Linear, value: nn.Linear) -> nn.Linear:
     """Three maps of the same as one, frozen."""
     maps = (query, key, value)
@@ -103,6 +112,10 @@ class Clip:
     # lines of Python that define inputs(pixels) as `encode` does, of a folder "backbone"; "": many
     # lines
     recipe: str = ""
+    # pixel values -> features [B, 1 + P, D] of the image and its patches; None: they lie elsewhere
+    # than texts
+    patches: Callable[[Tensor], Tensor] | None = None
+    sight: Callable[[], Sight] | None = None  # None: its image side is no transformer
 
     @property
     def width(self) -> int:
@@ -137,8 +150,11 @@ class PromptedClip(PromptModel):
     it.
     """
 
-    def __init__(self, clip: Clip, classes: tuple[str, ...], context: Tensor) -> None:
-        self.clip, self.classes, self.scale, self.width = clip, classes, clip.scale, clip.width
+    def __init__(
+        self, clip: Clip, classes: tuple[str, ...], context: Tensor, patches: bool = False
+    ) -> None:
+        self.clip, self.classes, self.scale = clip, classes, clip.scale
+        self.patches, self.width = patches, 0 if patches else clip.width
         self.device = clip.positions.device
         self.initial = {"context": context.detach().to("cpu", torch.float32)}
         self._names = [(*clip.tokenize(f"{name.replace('_', ' ')}."), clip.end) for name in classes]
@@ -331,6 +347,14 @@ def _run(
     hidden = hidden + layer.out(seen)
     mapped: Tensor = layer.mlp(layer.norm2(hidden))
     return hidden + mapped
+
+
+def run_frozen(layers: Sequence[Layer], hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+    """[..., S, W] through layers, each token seeing all others or those that the mask says."""
+    attend = partial(_attend, mask=hidden.new_zeros(()) if mask is None else mask)
+    for layer in layers:
+        hidden = _run(layer, hidden, attend)
+    return hidden
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from . import openai
 from .built import device
 from .clip import Clip, Layer, one_product, quick_mlp
 from .openai import plain
+from .sight import patches_of, taken_apart
 
 KINDS: dict[str, tuple[Any, Any, Any]] = {  # of config.json: model, tokenizer, image processor
     "clip": (CLIPModel, CLIPTokenizer, CLIPImageProcessorPil),
@@ -230,6 +231,8 @@ def parts(
         ),
         pad=None if causal else tokenizer.pad_token_id,
         recipe=_recipe("clip" if causal else "siglip"),
+        patches=partial(patches_of, vision, projection) if causal else None,
+        sight=partial(taken_apart, vision, projection) if causal else None,
     )
 
 

@@ -59,6 +59,16 @@ class AttentionPool(nn.Module):
         self.heads = heads
 
     def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.c_proj(self._seen(x, 1).flatten(1))
+        return features
+
+    def everywhere(self, x: Tensor) -> Tensor:
+        """[B, 1 + P, D]: the same, and behind it what each position asks of all."""
+        features: Tensor = self.c_proj(self._seen(x, None).transpose(1, 2).flatten(2))
+        return features
+
+    def _seen(self, x: Tensor, asking: int | None) -> Tensor:
+        """[B, H, asking, d]; None: all ask, the mean first."""
         x_BPW = x.flatten(2).mT
         x_BPW = torch.cat([x_BPW.mean(1, keepdim=True), x_BPW], dim=1) + self.positional_embedding
 
@@ -66,12 +76,11 @@ class AttentionPool(nn.Module):
             split: Tensor = projected.unflatten(-1, (self.heads, -1))
             return split.transpose(1, 2)  # [B, H, P, d]
 
-        asked_BH1d = heads(self.q_proj(x_BPW[:, :1]))
-        seen_BH1d = scaled_dot_product_attention(
-            asked_BH1d, heads(self.k_proj(x_BPW)), heads(self.v_proj(x_BPW))
+        return scaled_dot_product_attention(
+            heads(self.q_proj(x_BPW[:, :asking])),
+            heads(self.k_proj(x_BPW)),
+            heads(self.v_proj(x_BPW)),
         )
-        features: Tensor = self.c_proj(seen_BH1d.flatten(1))
-        return features
 
 
 class ModifiedResNet(nn.Module):
@@ -103,10 +112,18 @@ class ModifiedResNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.attnpool(self._map(x))
+        return features
+
+    def everywhere(self, x: Tensor) -> Tensor:
+        """[B, 1 + P, D]: features of an image and, behind them, of its patches."""
+        return self.attnpool.everywhere(self._map(x))
+
+    def _map(self, x: Tensor) -> Tensor:
         x = relu(self.bn1(self.conv1(x)))
         x = relu(self.bn2(self.conv2(x)))
         x = self.pool(relu(self.bn3(self.conv3(x))))
-        for part in (self.layer1, self.layer2, self.layer3, self.layer4, self.attnpool):
+        for part in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = part(x)
         return x
 

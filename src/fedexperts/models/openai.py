@@ -168,6 +168,9 @@ def parts(
         features: Tensor = visual(pixels.to(dtype))
         return features
 
+    def patches(pixels: Tensor) -> Tensor:
+        return visual.everywhere(pixels.to(dtype))
+
     count = len({name.split(".")[2] for name in t if name.startswith("transformer.resblocks.")})
     return Clip(
         images=images,
@@ -185,6 +188,7 @@ def parts(
         end=ends[1],
         preprocess=preprocess,
         key=key,
+        patches=patches,
     )
 
 

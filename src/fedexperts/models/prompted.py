@@ -15,10 +15,12 @@ from torch import Tensor
 from ..model import Model
 from ..options import Outside, option
 from ..tensors import rng
+from .adapted import AdaptedClip
 from .built import Backbone, Built, Sighted, matrix_units
 from .clip import Clip, LinearProbe, PromptedClip, encode, words
 from .dual import Dual, PromptedDual
 from .dual import encode as classify
+from .sight import encode_below, encode_patches, patches_in, sight_of
 
 SPREAD = 0.02  # standard deviation of a random context, about that of a CLIP's word embeddings
 WORDS = "a photo of a"
@@ -78,6 +80,9 @@ class PromptedClipSettings(_OnClip):
         WORDS,
         says='text of exactly `context` tokens, with which the context starts if init is "words"',
     )
+    patches: bool = option(
+        False, says="the features of an image's patches are read, too, as fedotp needs"
+    )
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         """ValueError if the CLIP cannot be loaded, a prompt is too long, or `words` are not
@@ -85,8 +90,31 @@ class PromptedClipSettings(_OnClip):
         """
         clip = _load(self.clip, self.rounded(matrix_units()))
         start = _start(self, words(clip, self.words), seed)
-        built = _built(PromptedClip(clip, classes, start), clip, self.clip)
+        built = _built(PromptedClip(clip, classes, start, self.patches), clip, self.clip)
+        if self.patches:
+            patches_in(clip)
+            key = f"{clip.key} patches"
+            return replace(built, encode=partial(encode_patches, clip), key=key, recipe="")
         return replace(built, plain=lambda: PromptedClip(clip, classes, words(clip, WORDS)))
+
+
+@dataclass(frozen=True)
+class AdaptedClipSettings(_OnClip):
+    """A frozen CLIP with adapters beside the upper layers of both encoders (pFedMMA)."""
+
+    layers: int = option(2, says="last layers of each encoder that have an adapter", ge=1)
+    width: int = option(32, says="r, numbers that an adapter maps a token to", ge=1)
+    words: str = option(WORDS, says="text before the class names")
+
+    def build(self, classes: tuple[str, ...], seed: int) -> Built:
+        """ValueError if the CLIP cannot be loaded, has no such layers, or a prompt is too long."""
+        clip = _load(self.clip, self.rounded(matrix_units()))
+        sight = sight_of(clip)
+        model = AdaptedClip(clip, sight, classes, self.words, self.layers, self.width, seed)
+        built = _built(model, clip, self.clip)
+        key = f"{clip.key} below {self.layers}"
+        encoded = partial(encode_below, clip, sight, self.layers)
+        return replace(built, encode=encoded, key=key, recipe="")
 
 
 @dataclass(frozen=True)

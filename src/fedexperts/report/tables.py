@@ -5,6 +5,7 @@ nothing else; the page shows the same tables as the terminal.
 """
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 from rich import box
@@ -53,6 +54,8 @@ from .routing import lines, mean
 def tables(experiments: Sequence[Experiment]) -> list[Table]:
     """All tables for which there is something to show."""
     made = [comparison(experiments), differing(experiments), held(experiments)]
+    if any(score.reach for e in experiments for score in e.last.values()):
+        made.insert(1, reaching(experiments))
     if any(e.search for e in experiments):
         made.append(chosen(experiments))
     if any(e.controls for e in experiments):
@@ -122,6 +125,47 @@ def differing(experiments: Sequence[Experiment]) -> Table:
     ]
     about = "Local accuracy in percent after the last round."
     return table("How clients differ", experiments, columns, about)
+
+
+def reaching(experiments: Sequence[Experiment]) -> Table:
+    """What clients know of classes that they did not train on."""
+    columns = [
+        NAME,
+        _reach(
+            "own\nclasses",
+            "own",
+            "on a client's own test part, where its own classes alone may be said",
+        ),
+        Column(
+            "all\nclasses",
+            "the same, where any class may be said",
+            averaged(lambda score: score.mean),
+        ),
+        _reach("base", "base", "on test examples of the classes that others train on, among these"),
+        _reach(
+            "unseen",
+            "unseen",
+            "on test examples of the classes that nobody trains on, among these; of models whose"
+            " classes are texts",
+        ),
+        _reach("HM", "harmonic", "harmonic mean of own classes, base and unseen, mean over seeds"),
+    ]
+    about = (
+        "Accuracies in percent of clients' own predictors after the last round, means over clients"
+        " and seeds."
+    )
+    return table("What clients know of other classes", experiments, columns, about)
+
+
+def _reach(label: str, name: str, says: str) -> Column[Experiment]:
+    def cell(experiment: Experiment) -> str:
+        scores = experiment.last.values()
+        values = [getattr(score.reach, name) for score in scores if score.reach]
+        if not values or None in values:
+            return NONE
+        return f"{statistics.fmean(values):.1f}"
+
+    return Column(label, says, cell)
 
 
 def chosen(experiments: Sequence[Experiment]) -> Table:
