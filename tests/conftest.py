@@ -241,6 +241,7 @@ CASES = {
         {"name": "gaussian-experts", "regimes": 0, "guard": False}, secret=True, own=True
     ),
     "gaussian-sums": Case({"name": "gaussian-experts", "select": "none", "width": 6}, secret=True),
+    "gaussian-leaning": Case({"name": "gaussian-sums"}, secret=True),
     "gaussian-placebo": Case(
         {"name": "gaussian-experts", "placebo": "classes", "scatter": "diagonal"},
         secret=True,

@@ -77,6 +77,11 @@ class Job:
     def private(self) -> bool:
         return self.privacy.unit != "none"
 
+    @property
+    def noises_sums(self) -> bool:
+        """Whether clients' examples are hidden in what they say of them, not in their steps."""
+        return self.privacy.unit == "example" and self.method.sensitivity() > 0
+
     def normal(self, use: str, round: int, client: str = "") -> Normal:
         """Where noise comes from. A machine's of its own is its own: who has the server knows the
         run's seed.

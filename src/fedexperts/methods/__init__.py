@@ -14,6 +14,7 @@ METHODS = Named(
         "feddf": "feddf:FedDF",
         "fedjets": "fedjets:FedJETs",
         "gaussian-experts": "gaussian:GaussianExperts",
+        "gaussian-sums": "leaning:LeaningExperts",
         "fedmoe": "fedmoe:FedMoE",
         "fedmoe-strong": "fedmoe:FedMoEStrong",
         "fedper": "fedper:FedPer",
