@@ -10,21 +10,32 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CASES, Case, carry_out, job_and_engine, left_behind, server, tiny
+from conftest import (
+    CASES,
+    Case,
+    TinyProbe,
+    carry_out,
+    job_and_engine,
+    left_behind,
+    server,
+    tiny,
+)
 from scipy.stats import beta, norm
 from torch.nn.functional import cross_entropy, normalize
 
 from fedexperts.average import noised_mean
 from fedexperts.client import answer
 from fedexperts.config import opened
+from fedexperts.hidden import bounded, noised_sums
 from fedexperts.learn import Examples, Fitting, Learning, Local, fit
 from fedexperts.loop import NobodyLeftError
 from fedexperts.message import Order
+from fedexperts.methods.leaning import LeaningExperts
 from fedexperts.noised import Noised, _each, clipped_sum
 from fedexperts.privacy import PrivacySettings, Use, epsilon_of, noise_for
 from fedexperts.private import Private
 from fedexperts.rundir import RunDir
-from fedexperts.tensors import Normal, Tensors, rng
+from fedexperts.tensors import Normal, Tensors, named, rng, under
 
 pytest.importorskip("dp_accounting", reason='the account needs pip install "fedexperts[privacy]"')
 
@@ -163,6 +174,44 @@ def test_the_noise_of_a_step_has_the_deviation_that_is_counted() -> None:
     assert float(moved.std()) == pytest.approx(0.5 * 3.0 * 0.2 / 4, rel=0.05)
 
 
+# ---- sums that hide each example
+
+SUMS = replace(CASES["gaussian-leaning"], upload={"secure": True})
+
+
+def test_one_example_moves_what_a_client_says_by_no_more_than_is_counted_and_by_that() -> None:
+    """Whatever its length: what is longer than 1 is cut before it is summed."""
+    method, model = LeaningExperts(), TinyProbe()
+    for scale in (0.1, 1.0, 30.0):
+        x = scale * normalize(torch.randn(7, 1, 8, generator=rng(0, "moves")), dim=2)
+        own = bounded(Examples(x, torch.arange(7) % 3))
+        without = Examples(own.x[:-1], own.y[:-1])
+        said, less = (method.observe(model, Local({}), one) for one in (own, without))
+        moved = math.hypot(*(float((7 * said[name] - 6 * less[name]).norm()) for name in said))
+        assert moved <= method.sensitivity() + 1e-6
+        if scale >= 1:
+            assert moved == pytest.approx(method.sensitivity(), abs=1e-4)
+
+
+def test_the_fewest_that_a_secure_sum_can_have_bring_all_of_the_noise(tmp_path: Path) -> None:
+    """Of five clients that begin, four at least are in the sum."""
+    job, engine = job_and_engine(tiny(SUMS, privacy=EXAMPLE | {"noise": 3.0}), tmp_path)
+    server = job.method.open(job.given)
+    local = Local({}, under(job.method.publish(server), "global"))
+    masked = named("masked.with", dict.fromkeys("abcde", torch.zeros(0)))
+    errors = []
+    for round in range(1, 101):
+        total = torch.zeros(())
+        for name in "abcd":
+            client = engine.members[name]
+            exact = job.method.observe(job.model, local, bounded(client.train))
+            said = noised_sums(job, client, Order(name, round, "train", masked), local)
+            total = total + len(client.train) * (said["sum"] - exact["sum"])
+        errors.append(total)
+    deviation = float(torch.stack(errors).std())
+    assert deviation == pytest.approx(3.0 * job.method.sensitivity(), rel=0.05)
+
+
 # ---- an audit
 
 
@@ -230,6 +279,7 @@ PRIVATE = {
     "client": (CASES["fedavg-probe"], CLIENT),
     "server": (CASES["fedavg-probe"], CLIENT | {"noised_by": "server"}),
     "pfedmoap": (CASES["nearest"], EXAMPLE),
+    "sums": (SUMS, EXAMPLE),
 }
 every_promise = pytest.mark.parametrize("name", PRIVATE)
 
@@ -355,6 +405,8 @@ def test_noise_moves_what_a_run_learns(tmp_path: Path) -> None:
     [
         (CASES["fedavg-norm"], {"privacy": EXAMPLE}, "behind a batch norm"),
         (CASES["gaussian"], {"privacy": EXAMPLE}, "more of its examples than what it trained"),
+        (CASES["gaussian"], {"privacy": EXAMPLE}, 'method.name = "gaussian-sums"'),
+        (CASES["gaussian-leaning"], {"privacy": EXAMPLE}, "use upload.secure = true"),
         (CASES["fedjets"], {"privacy": EXAMPLE}, "more of its examples than what it trained"),
         (
             CASES["nearest"],
