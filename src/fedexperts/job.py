@@ -56,6 +56,8 @@ class Job:
     # whether clients say, after the last round, which class they take for which; it tells how many
     # examples of each class they have
     confusion: bool = True
+    # all clients' training examples in one, where a simulation is asked whether they can be told
+    members: Examples | None = None
 
     @property
     def given(self) -> Given:

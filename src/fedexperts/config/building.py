@@ -299,6 +299,7 @@ def assembled(
             config.section("merge"),
             promises.door(config),
             config.section("privacy"),
+            members=examples(*everybody) if run.membership else None,
         ),
         clients,
     )
