@@ -1,23 +1,33 @@
 """Who was in the training data? Attacks on what a client uploads, with and without noise.
 
-    python benchmarks/membership.py
+    python benchmarks/membership.py [digits] [pacs]          goes on where it was stopped
 
-Real digits behind the tiny CLIP. A client has 100 of 200 scans, drawn by chance; so have 33 clients
-that an attacker trains itself to know what to expect (shadows). It is told one upload, knows the
-model, and must say of each of the 200 whether it was trained on, by
+digits: real digits behind the tiny CLIP. pacs: PACS in FEDEXPERTS_DATA, behind the prompted dual
+encoder; its prompts are left out, as its text encoder takes hours. A client has 100 of 200 images,
+drawn by chance; so have 32 clients that an attacker trains itself to know what to expect (shadows).
+It is told one upload, knows the model, and must say of each of the 200 whether it was trained on,
+by
 
 - its loss alone (one threshold for all: Yeom et al., 2018), or
 - the likelihood of its confidence among shadows with and without it (LiRA: Carlini et al., 2022).
 
-The prompt is what another client receives from pFedMoAP's pool, so those rows are what any client
-can do. Area under the curve with its 95 % interval over 33 targets (each in turn, the others being
-its shadows), and true positives in percent where 1 % are false, all targets' answers together.
+The prompt is what another client receives from pFedMoAP's pool, so that row is what any client can
+do. A mean of `gaussian-sums` is attacked as one client's own upload, without masks: what the server
+would see without them, and what a sum over one client would give away.
+
+Area under the curve with its 95 % interval over 33 targets (each in turn, the others being its
+shadows), and true positives in percent where 1 % are false, all targets' answers together. Noise is
+for one round of this length at delta 1e-5.
 """
 
+import json
 import math
 import statistics
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from scipy.stats import rankdata, t
@@ -25,26 +35,50 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fedexperts import config as door
-from fedexperts.config import resolve
+from fedexperts.config import Config, load, resolve
 from fedexperts.learn import Examples, Fitting, Learning, Local, fit
+from fedexperts.methods.leaning import LeaningExperts
 from fedexperts.model import Model
 from fedexperts.noised import Noised
 from fedexperts.privacy import noise_for
-from fedexperts.tensors import Tensors, rng
+from fedexperts.tensors import rng
 
-POOL, MODELS, DELTA = 200, 34, 1e-5
-STEPS = {"linear-probe": Learning(20, 16, rate=1.0), "prompted-clip": Learning(10, 16, rate=1.0)}
+FOLDER = Path("runs/membership")
+CONFIGS = Path(__file__).parents[1] / "configs/benchmark/pacs"
+POOL, MODELS, DELTA = 200, 33, 1e-5
+EPSILONS = (0.0, 8.0, 1.0)
+HOW = {
+    "linear-probe": Learning(20, 16, rate=1.0),
+    "prompted-clip": Learning(5, 16, rate=1.0),
+}
+UPLOADS = {"linear-probe": "head", "prompted-clip": "prompt", "sums": "class sums"}
 
 
-def opened(model: str) -> tuple[Model, Examples]:
-    base = {
+def on_digits(model: str) -> Config:
+    base: dict[str, Any] = {
         "name": "members",
         "data": {"name": "digits-scanners", "scanners": 1},
         "model": {"name": model},
         "method": {"name": "fedavg"},
     }
-    federation, built, seen, _ = door.parts(resolve([(base, "here")]))
-    own = torch.cat([part.train for part in federation.parts.values()])[:POOL]
+    return resolve([(base, "here")])
+
+
+def on_pacs(model: str) -> Config:
+    return load(CONFIGS / "linear-probe-fedavg.toml")
+
+
+SETS: dict[str, tuple[Callable[[str], Config], tuple[str, ...]]] = {
+    "digits": (on_digits, ("linear-probe", "prompted-clip", "sums")),
+    "pacs": (on_pacs, ("linear-probe", "sums")),
+}
+
+
+def opened(config: Config) -> tuple[Model, Examples]:
+    """The model, and the first images that clients train on, a share of each client's."""
+    federation, built, seen, _ = door.parts(config)
+    each = math.ceil(POOL / len(federation.parts))
+    own = torch.cat([part.train[:each] for part in federation.parts.values()])[:POOL]
     return seen, Examples(built.encode(federation.inputs[own])[:, None], federation.labels[own])
 
 
@@ -52,42 +86,64 @@ def normal(draw: torch.Generator, shape: torch.Size) -> Tensor:
     return torch.randn(shape, generator=draw)
 
 
-def trained(model: Model, pool: Examples, inside: Tensor, how: Learning, epsilon: float) -> Tensor:
-    """[models, examples]: how sure each trained model is of each example's label, as log odds."""
-    sure = []
+# ---- how sure what was uploaded is of each example's label, [examples]
 
-    def step(local: Local, x: Tensor) -> tuple[Tensor, Tensors]:
-        return model.logits(local.trained, x), {}
 
-    for number, mine in enumerate(inside):
-        own, draw = Examples(pool.x[mine], pool.y[mine]), rng(0, "member", number)
-        fitting = Fitting(step, how)
-        if epsilon:
-            rate, steps = how.batch / len(own), how.epochs * math.ceil(len(own) / how.batch)
-            noise = noise_for(epsilon, DELTA, rate, steps)
-            noised = Noised(1.0, [noise], [partial(normal, draw)], [len(own)])
-            fitting = Fitting(step, how, private=noised)
-        (ended,), _ = fit(fitting, [Local(model.initial)], [own], [draw])
-        with torch.no_grad():
-            loss = cross_entropy(model.logits(ended, pool.x[:, 0]), pool.y, reduction="none")
-        loss = loss.double().clamp(1e-9, 30)
-        sure.append(-loss - (1 - (-loss).exp()).log())
-    return torch.stack(sure)
+def of_training(
+    model: Model, pool: Examples, mine: Tensor, number: int, how: Learning, epsilon: float
+) -> Tensor:
+    """Log odds of the label under what one client trained."""
+    own, draw = Examples(pool.x[mine], pool.y[mine]), rng(0, "member", number)
+    fitting = Fitting(lambda local, x: (model.logits(local.trained, x), {}), how)
+    if epsilon:
+        rate, steps = how.batch / len(own), how.epochs * math.ceil(len(own) / how.batch)
+        noise = noise_for(epsilon, DELTA, rate, steps)
+        noised = Noised(1.0, [noise], [partial(normal, draw)], [len(own)])
+        fitting = Fitting(fitting.step, how, private=noised)
+    (ended,), _ = fit(fitting, [Local(model.initial)], [own], [draw])
+    with torch.no_grad():
+        return _odds(model.logits(ended, pool.x[:, 0]), pool.y)
+
+
+def of_sums(model: Model, pool: Examples, mine: Tensor, number: int, epsilon: float) -> Tensor:
+    """How far each example lies along the mean of its class that one client uploads."""
+    own, draw = Examples(pool.x[mine], pool.y[mine]), rng(0, "member", number)
+    method = LeaningExperts()
+    said = method.observe(model, Local({}), own)
+    if epsilon:
+        deviation = noise_for(epsilon, DELTA, 1.0, 1) * method.sensitivity() / len(own)
+        said = {n: v + deviation * normal(draw, v.shape) for n, v in sorted(said.items())}
+    return (pool.x[:, 0] * said["sum"][pool.y]).sum(1).double()
+
+
+def _odds(logits: Tensor, y: Tensor) -> Tensor:
+    loss = cross_entropy(logits, y, reduction="none").double().clamp(1e-9, 30)
+    return -loss - (1 - (-loss).exp()).log()
+
+
+def sureness(kind: str, model: Model, pool: Examples, inside: Tensor, epsilon: float) -> Tensor:
+    """[models, examples]"""
+    if kind == "sums":
+        rows = [of_sums(model, pool, mine, i, epsilon) for i, mine in enumerate(inside)]
+    else:
+        how = HOW[kind]
+        rows = [of_training(model, pool, mine, i, how, epsilon) for i, mine in enumerate(inside)]
+    return torch.stack(rows)
+
+
+# ---- attacks
 
 
 def by_likelihood(sure: Tensor, inside: Tensor) -> Iterator[Tensor]:
     """Each model's examples, by its shadows: all other models."""
     for target in range(len(sure)):
         shadows = torch.arange(len(sure)) != target
-        known, member = sure[shadows], inside[shadows]
-        score = torch.zeros(sure.shape[1], dtype=torch.float64)
-        for example in range(sure.shape[1]):
-            with_it, without = (known[member[:, example] == there, example] for there in (1, 0))
-            spread = known[:, example].std().clamp_min(1e-6)  # of both: shadows are few
-            far_in = (sure[target, example] - with_it.mean()) / spread
-            far_out = (sure[target, example] - without.mean()) / spread
-            score[example] = far_out.square() - far_in.square()
-        yield score
+        known, member = sure[shadows], inside[shadows].double()
+        with_it = (known * member).sum(0) / member.sum(0)
+        without = (known * (1 - member)).sum(0) / (1 - member).sum(0)
+        spread = known.std(0).clamp_min(1e-6)  # of both: shadows are few
+        far_in, far_out = (sure[target] - with_it) / spread, (sure[target] - without) / spread
+        yield far_out.square() - far_in.square()
 
 
 def area(score: Tensor, member: Tensor) -> float:
@@ -106,19 +162,32 @@ def told(scores: list[Tensor], inside: Tensor) -> str:
     return f"{middle:.3f} [{middle - half:.3f}, {middle + half:.3f}], {caught:.1f} %"
 
 
+def row(name: str, kind: str, epsilon: float) -> list[str]:
+    """A line of the table; kept in a file."""
+    file = FOLDER / f"{name}-{kind}-{epsilon}.json"
+    if file.exists():
+        kept: list[str] = json.loads(file.read_text())
+        return kept
+    configured = SETS[name][0]
+    model, pool = opened(configured("linear-probe" if kind == "sums" else kind))
+    draw = rng(0, "members")
+    inside = torch.stack([torch.randperm(POOL, generator=draw) < POOL // 2 for _ in range(MODELS)])
+    sure = sureness(kind, model, pool, inside, epsilon)
+    cells = [told(list(sure), inside), told(list(by_likelihood(sure, inside)), inside)]
+    file.write_text(json.dumps(cells))
+    return cells
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    print("| upload | epsilon | loss: area, caught at 1 % | LiRA: area, caught at 1 % |")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    print("| data, upload | epsilon | loss: area, caught at 1 % | LiRA: area, caught at 1 % |")
     print("|---|---|---|---|")
-    for kind, how in STEPS.items():
-        model, pool = opened(kind)
-        draw = rng(0, "members")
-        rows = [torch.randperm(POOL, generator=draw) < POOL // 2 for _ in range(MODELS)]
-        inside = torch.stack(rows)
-        for epsilon in (0.0, 8.0, 1.0):
-            sure = trained(model, pool, inside, how, epsilon)
-            cells = told(list(sure), inside), told(list(by_likelihood(sure, inside)), inside)
-            print(f"| {kind} | {epsilon or 'none'} | {' | '.join(cells)} |", flush=True)
+    for name in [word for word in sys.argv[1:] if word in SETS] or SETS:
+        for kind in SETS[name][1]:
+            for epsilon in EPSILONS:
+                cells = " | ".join(row(name, kind, epsilon))
+                print(f"| {name}, {UPLOADS[kind]} | {epsilon or 'none'} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

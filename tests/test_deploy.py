@@ -30,7 +30,10 @@ from fedexperts.deploy.probe import CODES
 from fedexperts.deploy.programs import FlowerError
 from fedexperts.deploy.site import answering
 from fedexperts.deploy.sitefolder import SiteFolder
+from fedexperts.engine import InProcess
+from fedexperts.masks import fixed
 from fedexperts.message import Order, Reply, decode_reply, encode
+from fedexperts.method import Upload
 from fedexperts.post import ask
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import unpack
@@ -253,6 +256,36 @@ def test_the_gate_is_in_no_message(federation: Federation, undisturbed: runs.Run
         for name, value in gate.items():
             assert name.encode() not in stored
             assert value.numpy().tobytes()[:64] not in stored
+
+
+@pytest.mark.slow
+def test_under_secure_sums_no_upload_is_in_any_message_and_the_sum_is_the_plain_one(
+    federation: Federation, tmp_path: Path
+) -> None:
+    """Every byte that the server ever stored, searched for what each site would have sent."""
+    pytest.importorskip("Crypto", reason='needs pip install "fedexperts[privacy]"')
+    plain: dict[str, Any] = {"method": {"name": "fedavg"}, "run": {"rounds": 1}}
+    run = federation.submit("hidden", **plain, upload={"secure": True})
+    assert federation.finished("hidden") == 0, federation.words()
+    config = door.resolve([(experiment(**plain, engine={"together": 1}), "test")])
+    job, sites = door.build(config, tmp_path / "private")
+    sent = job.method.publish(job.method.open(job.given))
+    orders = [Order(site, 1, "train", sent) for site in SITES]
+    uploads = [
+        Upload(reply.client, reply.tensors, reply.examples)
+        for reply in InProcess(job, sites, 1).exchange(orders)
+    ]
+    mean = unpack(checkpoint(run))["global.context"]
+    plain_mean = job.method.merge(job.given, sent, uploads, 1)["global.context"]
+    assert (mean - plain_mean).abs().max() <= 2**-24
+    stored = b"".join(
+        path.read_bytes() for path in (federation.folder / "flower").glob("state.db*")
+    )
+    assert mean.numpy().tobytes() in stored  # what everybody may know is seen there
+    for upload in uploads:
+        number = fixed(upload.tensors, upload.examples, len(SITES))["context"]
+        assert upload.tensors["context"].numpy().tobytes() not in stored
+        assert number.numpy().tobytes() not in stored
 
 
 @pytest.fixture(scope="module")

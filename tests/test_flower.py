@@ -90,6 +90,19 @@ def test_a_simulation_of_real_digits_ends_at_the_bits_of_one_process(
 
 @ray
 @pytest.mark.slow
+def test_a_simulation_of_secure_sums_ends_at_the_bits_of_one_process(
+    tmp_path: Path, remembered: Remembered, simulated: Callable[[Config, Path], RunDir]
+) -> None:
+    """Keys and masks are new each time; what comes of the sum is the same whole number."""
+    pytest.importorskip("Crypto", reason='needs pip install "fedexperts[privacy]"')
+    whole = {"participation": 1.0}
+    config = tiny(CASES["fedavg-probe"], upload={"secure": True}, run=whole, engine=ALONE)
+    there = simulated(config, tmp_path / "there")
+    assert left_behind(there) == left_behind(remembered(config))
+
+
+@ray
+@pytest.mark.slow
 def test_one_word_in_the_config_moves_a_run_to_flower(
     tmp_path: Path, remembered: Remembered
 ) -> None:

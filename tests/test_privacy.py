@@ -2,6 +2,7 @@
 stops, and forgets nothing.
 """
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,21 +11,40 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CASES, Case, carry_out, job_and_engine, left_behind, server, tiny
+from conftest import (
+    CASES,
+    Case,
+    TinyProbe,
+    carry_out,
+    job_and_engine,
+    left_behind,
+    server,
+    tiny,
+)
+from rich.console import Console
 from scipy.stats import beta, norm
 from torch.nn.functional import cross_entropy, normalize
 
 from fedexperts.average import noised_mean
 from fedexperts.client import answer
 from fedexperts.config import opened
+from fedexperts.export import export
+from fedexperts.hidden import bounded, noised_sums
 from fedexperts.learn import Examples, Fitting, Learning, Local, fit
 from fedexperts.loop import NobodyLeftError
+from fedexperts.membership import area, by_loss, interval
 from fedexperts.message import Order
+from fedexperts.methods.leaning import LeaningExperts
 from fedexperts.noised import Noised, _each, clipped_sum
+from fedexperts.predict import Learned
 from fedexperts.privacy import PrivacySettings, Use, epsilon_of, noise_for
 from fedexperts.private import Private
+from fedexperts.report import collect, write_html
+from fedexperts.report.collect import Experiment
+from fedexperts.report.tables import comparison
 from fedexperts.rundir import RunDir
-from fedexperts.tensors import Normal, Tensors, rng
+from fedexperts.study import once
+from fedexperts.tensors import Normal, Tensors, named, rng, under
 
 pytest.importorskip("dp_accounting", reason='the account needs pip install "fedexperts[privacy]"')
 
@@ -163,6 +183,44 @@ def test_the_noise_of_a_step_has_the_deviation_that_is_counted() -> None:
     assert float(moved.std()) == pytest.approx(0.5 * 3.0 * 0.2 / 4, rel=0.05)
 
 
+# ---- sums that hide each example
+
+SUMS = replace(CASES["gaussian-leaning"], upload={"secure": True})
+
+
+def test_one_example_moves_what_a_client_says_by_no_more_than_is_counted_and_by_that() -> None:
+    """Whatever its length: what is longer than 1 is cut before it is summed."""
+    method, model = LeaningExperts(), TinyProbe()
+    for scale in (0.1, 1.0, 30.0):
+        x = scale * normalize(torch.randn(7, 1, 8, generator=rng(0, "moves")), dim=2)
+        own = bounded(Examples(x, torch.arange(7) % 3))
+        without = Examples(own.x[:-1], own.y[:-1])
+        said, less = (method.observe(model, Local({}), one) for one in (own, without))
+        moved = math.hypot(*(float((7 * said[name] - 6 * less[name]).norm()) for name in said))
+        assert moved <= method.sensitivity() + 1e-6
+        if scale >= 1:
+            assert moved == pytest.approx(method.sensitivity(), abs=1e-4)
+
+
+def test_the_fewest_that_a_secure_sum_can_have_bring_all_of_the_noise(tmp_path: Path) -> None:
+    """Of five clients that begin, four at least are in the sum."""
+    job, engine = job_and_engine(tiny(SUMS, privacy=EXAMPLE | {"noise": 3.0}), tmp_path)
+    server = job.method.open(job.given)
+    local = Local({}, under(job.method.publish(server), "global"))
+    masked = named("masked.with", dict.fromkeys("abcde", torch.zeros(0)))
+    errors = []
+    for round in range(1, 101):
+        total = torch.zeros(())
+        for name in "abcd":
+            client = engine.members[name]
+            exact = job.method.observe(job.model, local, bounded(client.train))
+            said = noised_sums(job, client, Order(name, round, "train", masked), local)
+            total = total + len(client.train) * (said["sum"] - exact["sum"])
+        errors.append(total)
+    deviation = float(torch.stack(errors).std())
+    assert deviation == pytest.approx(3.0 * job.method.sensitivity(), rel=0.05)
+
+
 # ---- an audit
 
 
@@ -230,6 +288,7 @@ PRIVATE = {
     "client": (CASES["fedavg-probe"], CLIENT),
     "server": (CASES["fedavg-probe"], CLIENT | {"noised_by": "server"}),
     "pfedmoap": (CASES["nearest"], EXAMPLE),
+    "sums": (SUMS, EXAMPLE),
 }
 every_promise = pytest.mark.parametrize("name", PRIVATE)
 
@@ -347,6 +406,64 @@ def test_noise_moves_what_a_run_learns(tmp_path: Path) -> None:
         assert not any(torch.equal(one, other) for other in ends[:i])
 
 
+# ---- what is said of it
+
+
+@pytest.mark.parametrize(("unit", "whom"), [(EXAMPLE, "a training example"), (CLIENT, "a client")])
+def test_table_report_and_card_say_what_the_run_gave_away(
+    unit: dict[str, Any], whom: str, tmp_path: Path
+) -> None:
+    """The most of any client, after the last round; and without privacy, nothing."""
+    model = {"name": "compact-cnn", "width": 2, "side": 8}
+    case = Case({"name": "fedavg"})
+    once(tiny(case, model=model, privacy=unit, run=FULL), tmp_path / "private")
+    once(tiny(case, model=model, run=FULL), tmp_path / "plain")
+    most = max(spent(RunDir(tmp_path / "private"))[-1].values())
+    says = f"give away of {whom} epsilon {most:.3g} at delta 1e-05, of the client that spent most"
+    console = Console(record=True, width=300, file=io.StringIO())
+    private, plain = (collect([tmp_path / name]) for name in ("private", "plain"))
+    console.print(comparison(private))
+    assert f" {most:.3g} " in console.export_text()
+    assert "epsilon" in headers(private)
+    assert "epsilon" not in headers(plain)
+    write_html(private, tmp_path / "report.html")
+    assert says in (tmp_path / "report.html").read_text()
+    for name, expected in (("private", True), ("plain", False)):
+        export(Learned.of(tmp_path / name, ""), tmp_path / f"{name}-export")
+        assert (says in (tmp_path / f"{name}-export" / "README.md").read_text()) == expected
+
+
+def headers(experiments: list[Experiment]) -> list[str]:
+    return [str(column.header) for column in comparison(experiments).columns]
+
+
+def test_a_run_that_is_asked_says_what_a_threshold_for_losses_finds(tmp_path: Path) -> None:
+    """Of all training examples against all test ones; a run that trains nothing tells nothing."""
+    areas = []
+    for rounds in (12, 0):
+        much: dict[str, Any] = {"rounds": rounds, "membership": True, "evaluate_every": 12}
+        config = tiny(CASES["fedavg-probe"], learning={"epochs": 9, "rate": 0.5}, run=FULL | much)
+        once(config, tmp_path / str(rounds))
+        experiments = collect([tmp_path / str(rounds)])
+        row = RunDir(tmp_path / str(rounds)).rows("server.jsonl")[-1]
+        write_html(experiments, tmp_path / "report.html")
+        assert (row["members"], row["others"]) == (36, 100)
+        low, high = interval(row["member_area"], 36, 100)
+        says = f"area under the curve of {row['member_area']:.3f} [{low:.3f}, {high:.3f}]"
+        assert says in (tmp_path / "report.html").read_text()
+        areas.append(row["member_area"])
+    assert areas[0] != areas[1] == 0.5
+
+
+def test_an_area_counts_pairs_and_its_interval_is_hanleys() -> None:
+    inside, outside = torch.tensor([3.0, 2.0, 1.0]), torch.tensor([2.0, 0.0])
+    assert area(inside, outside) == pytest.approx((2 + 1.5 + 1) / 6)
+    low, high = interval(0.8, 50, 60)
+    assert (low, high) == pytest.approx((0.7143, 0.8857), abs=2e-3)
+    found = by_loss(torch.linspace(0, 0.9, 100), torch.linspace(0.1, 1, 100))
+    assert found["member_caught"] == pytest.approx(0.12)
+
+
 # ---- what cannot be had together
 
 
@@ -355,6 +472,8 @@ def test_noise_moves_what_a_run_learns(tmp_path: Path) -> None:
     [
         (CASES["fedavg-norm"], {"privacy": EXAMPLE}, "behind a batch norm"),
         (CASES["gaussian"], {"privacy": EXAMPLE}, "more of its examples than what it trained"),
+        (CASES["gaussian"], {"privacy": EXAMPLE}, 'method.name = "gaussian-sums"'),
+        (CASES["gaussian-leaning"], {"privacy": EXAMPLE}, "use upload.secure = true"),
         (CASES["fedjets"], {"privacy": EXAMPLE}, "more of its examples than what it trained"),
         (
             CASES["nearest"],

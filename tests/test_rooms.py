@@ -21,7 +21,7 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("model", "noised"),
     ("predictor", "upload", "stacks"),
     ("method",),
-    ("metrics",),
+    ("metrics", "membership"),
     ("methods", "models", "data"),
     ("message", "private", "post", "masks"),
     ("sums",),

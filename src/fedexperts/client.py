@@ -16,7 +16,16 @@ from torch import Tensor
 
 from .answers import BASE, OWN, UNSEEN, among, told
 from .declared import Facts
-from .hidden import STEPS, Pair, behind_masks, ledger_of, private_steps, settled, step_of_sum
+from .hidden import (
+    STEPS,
+    Pair,
+    behind_masks,
+    ledger_of,
+    noised_sums,
+    private_steps,
+    settled,
+    step_of_sum,
+)
 from .job import Client as Client
 from .job import Job as Job
 from .learn import Examples, Fitting, Local, Logits, fit, predict
@@ -127,7 +136,10 @@ def _finish(job: Job, client: Client, order: Order, local: Local, loss: float) -
             )
     finished = job.method.finish(job.model, local)
     with torch.no_grad():
-        said = job.method.observe(job.model, local, client.train)
+        if job.noises_sums:
+            said = noised_sums(job, client, order, local)
+        else:
+            said = job.method.observe(job.model, local, client.train)
     leaves = job.upload.leaving(
         finished.leaves | said,
         order.tensors,

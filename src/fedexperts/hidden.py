@@ -4,16 +4,18 @@ training, its masks around an upload.
 This room does not know how a client trains or predicts.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from .declared import Facts
 from .job import Client, Job
-from .masks import Masks
+from .learn import Examples, Local
+from .masks import Masks, least
 from .message import Order, Reply
 from .noised import Noised
 from .spent import Ledger
-from .tensors import count, size, under
+from .tensors import Tensors, count, size, under
 
 Pair = tuple[Client, Order]
 STEPS = ("keys", "shares", "unmask")  # tasks of a secure sum beside the training
@@ -38,6 +40,8 @@ def ledger_of(job: Job, client: Client, order: Order) -> Ledger:
     """What the client has spent before, and would with this round."""
     learning = job.learning
     use = job.privacy.use(len(client.train), learning.batch, learning.epochs, job.rounds)
+    if job.noises_sums:  # once in a round, and every example is in the sum
+        use = job.privacy.use(1, 1, 1, job.rounds)
     return Ledger.opened(job.privacy, client.private, order, use, job.deployed)
 
 
@@ -47,6 +51,25 @@ def private_steps(job: Job, pairs: Sequence[Pair]) -> Noised:
     noises = [ledger_of(job, client, order).use.noise for client, order in pairs]
     normals = [job.normal("steps", order.round, client.name) for client, order in pairs]
     return Noised(job.privacy.clip, noises, normals, [len(client.train) for client in clients])
+
+
+def noised_sums(job: Job, client: Client, order: Order, local: Local) -> Tensors:
+    """What a client says of its examples, with its part of the noise that hides one of them in
+    everybody's sum. As few parts as a secure sum has at least are the whole of it.
+    """
+    said = job.method.observe(job.model, local, bounded(client.train))
+    parts = least(len(under(order.tensors, "masked.with")))
+    whole = ledger_of(job, client, order).use.noise * job.method.sensitivity()
+    deviation = whole / math.sqrt(parts) / len(client.train)
+    normal = job.normal("sums", order.round, client.name)
+    return {name: value + deviation * normal(value.shape) for name, value in sorted(said.items())}
+
+
+def bounded(examples: Examples) -> Examples:
+    """The same with inputs of length 1 at most, rounding and all."""
+    n, views, *shape = examples.x.shape
+    lengths = examples.x.flatten(2).norm(dim=2).clamp_min(1) * (1 + 1e-6)
+    return replace(examples, x=examples.x / lengths.view(n, views, *[1] * len(shape)))
 
 
 def step_of_sum(client: Client, order: Order) -> Reply:

@@ -58,6 +58,8 @@ class Job:
     confusion: bool = True
     # where a simulation keeps classes from training: examples of these, to test on
     unseen: Examples | None = None
+    # all clients' training examples in one, where a simulation is asked whether they can be told
+    members: Examples | None = None
 
     @property
     def given(self) -> Given:
@@ -78,6 +80,11 @@ class Job:
     @property
     def private(self) -> bool:
         return self.privacy.unit != "none"
+
+    @property
+    def noises_sums(self) -> bool:
+        """Whether clients' examples are hidden in what they say of them, not in their steps."""
+        return self.privacy.unit == "example" and self.method.sensitivity() > 0
 
     def normal(self, use: str, round: int, client: str = "") -> Normal:
         """Where noise comes from. A machine's of its own is its own: who has the server knows the

@@ -8,12 +8,15 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from .admission import Admitted, Known, admit, checked, known_from, note, unsound
 from .answers import told
 from .client import Job
 from .declared import Facts
 from .engine import Engine
+from .learn import Examples
+from .membership import by_loss
 from .message import Order, Reply, Task
 from .method import Given, Sent, Upload
 from .metrics import Row
@@ -261,6 +264,8 @@ def examine(job: Job, server: Tensors, round: int) -> Row:
     well it does.
     """
     row: Row = {"round": round, "server_parameters": count(server), "server_bytes": size(server)}
+    if job.members and round == job.rounds:
+        row |= _membership(job, server, job.members)
     served = job.method.served(job.model, server)
     if served is None:
         return row
@@ -272,6 +277,18 @@ def examine(job: Job, server: Tensors, round: int) -> Row:
             row |= told(logits, examples.y, job.confusion_after(round))
             row |= served.metrics(examples.x[:, 0], examples.y)
     return row
+
+
+def _membership(job: Job, server: Tensors, members: Examples) -> Facts:
+    """How well training examples can be told from test ones by their loss under what all share."""
+    local = job.method.restore(job.model, job.method.publish(server), None)
+    inside_n, outside_m = (
+        cross_entropy(
+            job.method.predictor(job.model, local).logits(some.x[:, 0]), some.y, reduction="none"
+        )
+        for some in (members, job.exam["test"])
+    )
+    return by_loss(inside_n, outside_m)
 
 
 def exchange(

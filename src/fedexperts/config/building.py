@@ -300,6 +300,7 @@ def assembled(
             promises.door(config),
             config.section("privacy"),
             unseen=examples(federation.unseen) if len(federation.unseen) else None,
+            members=examples(*everybody) if run.membership else None,
         ),
         clients,
     )

@@ -25,7 +25,9 @@ def check(config: Config, method: Method, model: Model) -> None:
     if privacy.unit == "none":
         return
     accounting()
-    if privacy.unit == "example":
+    if privacy.unit == "example" and method.sensitivity():
+        _check_noised_sums(name, upload)
+    elif privacy.unit == "example":
         _check_steps(name, method, model)
     elif privacy.noised_by == "server":
         _check_sums(f'privacy.noised_by = "server" noises one mean, and {name}', method)
@@ -48,7 +50,16 @@ def _check_steps(name: str, method: Method, model: Model) -> None:
     if more and type(method).observe is not Method.observe:
         raise ValueError(
             f'privacy.unit = "example" noises the steps of a training, and {name} uploads more of'
-            ' its examples than what it trained; use privacy.unit = "client", or another method'
+            ' its examples than what it trained; use privacy.unit = "client", or another method,'
+            ' as method.name = "gaussian-sums", whose sums are noised'
+        )
+
+
+def _check_noised_sums(name: str, upload: UploadSettings) -> None:
+    if not upload.secure:
+        raise ValueError(
+            f'privacy.unit = "example" hides an example of {name} in everybody\'s sum, of whose'
+            " noise each client adds a part; use upload.secure = true"
         )
 
 

@@ -42,6 +42,11 @@ class RunSettings(Schedule):
         says="whether sites of a deployment that allow it say, after the last round, which class"
         " they take for which; simulated clients always do",
     )
+    membership: bool = option(
+        False,
+        says="whether a simulation says, after the last round, how well a loss under what all share"
+        " tells who was trained on",
+    )
 
 
 @dataclass(frozen=True)

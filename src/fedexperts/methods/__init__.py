@@ -15,6 +15,7 @@ METHODS = Named(
         "fedet": "fedet:FedET",
         "fedjets": "fedjets:FedJETs",
         "gaussian-experts": "gaussian:GaussianExperts",
+        "gaussian-sums": "leaning:LeaningExperts",
         "fedmoe": "fedmoe:FedMoE",
         "fedmoe-strong": "fedmoe:FedMoEStrong",
         "fedotp": "fedotp:FedOTP",

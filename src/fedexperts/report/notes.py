@@ -4,6 +4,7 @@ refused, how values were chosen. This room makes sentences; it knows no table, p
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from ..membership import interval
 from ..metrics import refusals, silent, spent
 from ..models.seen import unfit
 from ..options import Values
@@ -23,7 +24,7 @@ def notes(experiments: Sequence[Experiment]) -> list[str]:
     counted = [e for e in experiments if e.finished]
     lines += sorted({unfit(e.values) for e in counted} - {""})
     for e in counted:
-        lines += [*_silent(e), *_spent(e), *_simulated(e), *_refused(e)]
+        lines += [*_silent(e), *_spent(e), *_members(e), *_simulated(e), *_refused(e)]
     if not same_data(counted):
         lines.append(
             "The experiments do not have the same data, so their figures cannot be compared."
@@ -96,6 +97,22 @@ def _spent(experiment: Experiment) -> Iterator[str]:
         if total := spent(run.rounds):
             hidden = HIDDEN[experiment.values["privacy"]["unit"]]
             yield f"{shown(experiment.name)}, seed {seed}: {given_away(hidden, *total)}"
+
+
+def _members(experiment: Experiment) -> Iterator[str]:
+    """Whether a loss tells who was trained on, in runs that were asked."""
+    for seed, run in experiment.finished.items():
+        row = run.server[-1]
+        if "member_area" not in row:
+            continue
+        low, high = interval(row["member_area"], row["members"], row["others"])
+        yield (
+            f"{shown(experiment.name)}, seed {seed}: by its loss under what all share, a training"
+            f" example is told from a test one with an area under the curve of"
+            f" {row['member_area']:.3f} [{low:.3f}, {high:.3f}] (0.5: by chance);"
+            f" {100 * row['member_caught']:.1f} % are found where 1 % of others are taken for one."
+            " Attacks with models of their own find more."
+        )
 
 
 def _simulated(experiment: Experiment) -> Iterator[str]:
