@@ -260,7 +260,7 @@ def test_one_sites_folder_is_not_taken_for_a_folder_of_sites_nor_the_other_way_r
 ) -> None:
     with pytest.raises(
         ValueError,
-        match="north/cat holds images of no class .00.png; .*if data.site names whose folder",
+        match="north/cat holds images of no class .00.png; .*data.site=NAME if it is one",
     ):
         load(sites / "north")
     with pytest.raises(ValueError, match="north/cat: a folder where images should be"):
@@ -361,10 +361,12 @@ def test_a_site_of_several_must_list_the_classes_and_is_told_those_that_it_has(s
         load(sites / "north", site="north")
 
 
-def test_a_site_whose_name_cannot_name_a_folder_is_told_a_better_one(sites: Path) -> None:
+def test_sites_whose_names_cannot_name_folders_are_told_better_ones_all_at_once(sites: Path) -> None:
     fill(sites / "St. Gallen", {"cat": 5}, 3000)
+    fill(sites / "Old Town", {"cat": 5}, 3000)
     with pytest.raises(
-        ValueError, match="client name 'St. Gallen' cannot .* Rename it, for example to 'St-Gallen'"
+        ValueError,
+        match="'Old Town' cannot .* Rename 'Old Town' to 'Old-Town'; 'St. Gallen' to 'St-Gallen'$",
     ):
         load(sites)
 

@@ -21,8 +21,9 @@ from .simulated import IN_GROUPS, Simulated
 
 JUNK = ("thumbs.db", "desktop.ini")  # what Windows leaves behind; other systems' begins with a dot
 LAYOUT = (
-    "expected FOLDER/client/class/image.jpg or, if data.site names whose folder it is,"
-    " FOLDER/class/image.jpg"
+    "expected FOLDER/client/class/image.jpg. For FOLDER/class/image.jpg use --set data.site=NAME if"
+    " it is one client's own, or --set data.name=simulated-folders --set data.partition=dirichlet to"
+    " deal it out to simulated clients"
 )
 IN_DOMAINS = "expected FOLDER/domain/class/image.jpg, as data.partition asks whose an image is"
 IN_ONE = (
