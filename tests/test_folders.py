@@ -321,7 +321,7 @@ def test_an_image_outside_of_every_class_is_named(sites: Path) -> None:
 def test_a_site_without_images_is_named(sites: Path) -> None:
     (sites / "west" / "cat").mkdir(parents=True)
     with pytest.raises(
-        ValueError, match="no image in west, in .*sites: add some, or remove the folder"
+        ValueError, match="sites has no image in 'west'; .* Add some, or remove what is empty"
     ):
         load(sites)
 
@@ -361,7 +361,15 @@ def test_a_site_of_several_must_list_the_classes_and_is_told_those_that_it_has(s
         load(sites / "north", site="north")
 
 
-def test_sites_whose_names_cannot_name_folders_are_told_better_ones_all_at_once(sites: Path) -> None:
+def test_a_table_in_place_of_a_folder_says_how_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "pictures.csv").write_text("path,label,site\n")
+    with pytest.raises(ValueError, match="is a file; .* --set data.name=table"):
+        load(tmp_path / "pictures.csv")
+
+
+def test_sites_whose_names_cannot_name_folders_are_told_better_ones_at_once(
+    sites: Path,
+) -> None:
     fill(sites / "St. Gallen", {"cat": 5}, 3000)
     fill(sites / "Old Town", {"cat": 5}, 3000)
     with pytest.raises(
