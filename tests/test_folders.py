@@ -248,7 +248,8 @@ def test_equal_images_at_two_clients_or_in_two_parts_are_found(sites: Path) -> N
 
 def test_a_folder_that_is_not_there_or_empty_is_said_with_the_layout(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match="no such folder, seen from .*; expected FOLDER/client/class/image.jpg"
+        ValueError,
+        match="no such folder.* --set data.path=FOLDER, expected FOLDER/client/class/image",
     ):
         load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds no folder; expected"):
@@ -324,6 +325,15 @@ def test_a_site_without_images_is_named(sites: Path) -> None:
         ValueError, match="sites has no image in 'west'; .* Add some, or remove what is empty"
     ):
         load(sites)
+
+
+def test_where_no_file_is_an_image_of_a_kind_that_is_read_the_kinds_are_said(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a" / "cat").mkdir(parents=True)
+    (tmp_path / "a" / "cat" / "IMG_0001.HEIC").write_bytes(b"from a telephone")
+    with pytest.raises(ValueError, match=r"as .*\.jpg, .*; passed over were a/cat/IMG_0001.HEIC"):
+        load(tmp_path)
 
 
 def test_a_class_without_an_example_anywhere_is_refused_unless_it_is_listed(sites: Path) -> None:
@@ -622,7 +632,7 @@ def test_whom_pictures_are_of_is_one_client_each(styles: Path) -> None:
     [
         ("set", "dirichlet", r'for FOLDER/domain/class/image.jpg use data.partition = "dirichlet-'),
         ("set/photo", "natural", "as data.partition asks whose an image is"),
-        ("nowhere", "dirichlet", "no such folder, seen from .*; expected FOLDER/class/image.jpg"),
+        ("nowhere", "dirichlet", "no such folder, seen from .*, expected FOLDER/class/image.jpg"),
         ("", "dirichlet", "data.path is missing: use --set data.path=FOLDER"),
         ("$NOT_SET/set", "natural", "NOT_SET is not set in the environment; type: export NOT_SET"),
     ],

@@ -87,7 +87,8 @@ def _folder(path: str, layout: str) -> Path:
         )
     if not root.is_dir():
         raise ValueError(
-            f"data.path = {str(root)!r}: no such folder, seen from {Path.cwd()}; {layout}"
+            f"data.path = {str(root)!r}: no such folder, seen from {Path.cwd()}; use --set"
+            f" data.path=FOLDER, {layout}"
         )
     return root
 
@@ -141,12 +142,20 @@ class _Walk:
         if bare := sorted(homes.keys() - {example.client for example in examples}):
             raise ValueError(
                 f"{self.root} has no image in {quoted(bare)}; {self.layout}. Add some, or remove"
-                " what is empty"
+                f" what is empty{self._read_here()}"
             )
         if not examples:
             raise ValueError(f"{self.root} holds no folder; {self.layout}")
         classes = frozenset(map(words, self.classes))
         return Listing(examples, classes, Folder(self.root), self.notes())
+
+    def _read_here(self) -> str:
+        """Where other files lie in place of images: what an image is."""
+        if not self.passed:
+            return ""
+        return (
+            f". Images are files as {', '.join(SUFFIXES)}; passed over were {several(self.passed)}"
+        )
 
     def _client(self, client: str, home: Path) -> Iterator[Example]:
         """The images of one client."""
