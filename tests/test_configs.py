@@ -6,8 +6,10 @@ rounds, and tiny models in place of checkpoints. Some run by default, so that ea
 model is there; the others are slow.
 """
 
+import csv
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,8 @@ def small(file: Path, config: Config, copies: Path, images: Path) -> dict[str, A
         settings |= {"data.path": str(images if in_domains else images / "north")}
         settings |= {"data.side": 32, "data.test": 0.3, "data.valid": 0.2}
         settings |= {"data.clients": 2}
+    elif data["name"] == "table":
+        settings |= {"data.path": str(images / "reviews.csv")}
     else:
         settings |= {"data.shots": 2} if "shots" in data else {"data.reviews": 200}
         settings |= (
@@ -72,6 +76,8 @@ def small(file: Path, config: Config, copies: Path, images: Path) -> dict[str, A
         settings |= {"model.name": "prompted-clip", "model.context": 4}
     elif model.get("classifier"):
         settings |= {"model.classifier": ""}
+    elif model["name"] == "sentence-network":
+        settings |= {"model.name": "transformer", "model.tokens": 8}
     if "clip" in model:
         drawn = model.get("init") == "random"  # words are as many tokens as the file says
         settings |= {"model.clip": "tinyclip"} | ({"model.context": 4} if drawn else {})
@@ -93,7 +99,7 @@ def small(file: Path, config: Config, copies: Path, images: Path) -> dict[str, A
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sites with images of four classes in folders."""
+    """Two sites with images of four classes in folders, and two shops with reviews in a table."""
     home = tmp_path_factory.mktemp("images")
     for site, name, i in (
         (s, n, i)
@@ -103,7 +109,25 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         (home / site / name).mkdir(parents=True, exist_ok=True)
         (home / site / name / f"{i}.png").write_bytes(png(9 * i))
+    rows = [f"{s},{n},{n} stars from {s}" for s in ("north", "south") for n in range(5)] * 6
+    (home / "reviews.csv").write_text("\n".join(["business,stars,text", *rows]))
     return home
+
+
+def few_reviews(table: Path, place: Path) -> Path:
+    """Eight of each number of stars of two shops."""
+    kept, counts = [], Counter[tuple[str, str]]()
+    with open(table, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            whose = row["business"], row["stars"]
+            counts[whose] += 1
+            if row["business"] in ("shop-22", "shop-26") and counts[whose] <= 8:
+                kept.append(row)
+    with open(place, "w", encoding="utf-8", newline="") as file:
+        written = csv.DictWriter(file, kept[0])
+        written.writeheader()
+        written.writerows(kept)
+    return place
 
 
 @pytest.fixture
@@ -142,11 +166,16 @@ def test_the_quick_ones_are_of_every_set_and_every_method() -> None:
         for f in BENCHMARKS
     ],
 )
-def test_a_benchmark_runs_on_a_few_of_the_real_pictures(file: Path, place: Path) -> None:
+def test_a_benchmark_runs_on_a_few_of_the_real_pictures_or_texts(
+    file: Path, place: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     config = door.load(file)
     rounds = min(1, config.values["run"]["rounds"])
-    few = {"data.per_class": 24, "data.clients": 4, "data.least": 1}
+    few: dict[str, Any] = {"data.per_class": 24, "data.clients": 4, "data.least": 1}
+    if config.values["data"]["name"] == "table":
+        table = Path(PHOTOS) / "yelp" / "reviews.csv"
+        few = {"data.path": str(few_reviews(table, tmp_path / "few.csv"))}
     short = {"run.rounds": rounds, "learning.epochs": 1}
     if "precision" in config.values["model"]:
         short["model.precision"] = "fp32"

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomlkit
 from PIL import Image
 
 pytest.importorskip("flwr")
 from conftest import carry_out as simulate
 from federated import ROGUE, SITES, Federation, experiment
+from test_dual import save_both
 
 from fedexperts import config as door
 from fedexperts.client import Client, Job
@@ -233,6 +235,36 @@ def test_a_federation_ends_where_one_process_does(
     confusion = [row.pop("test_confusion", None) for row in rows]
     assert any(confusion), "a simulation tells it; sites do not, as nobody asked them"
     assert rows == told
+
+
+@pytest.fixture
+def allowed(federation: Federation, tmp_path: Path) -> Iterator[Path]:
+    """A folder whose models runs may name at every site, until the test is over."""
+    before = {}
+    for site in SITES:
+        file = federation.path / site / "site.toml"
+        before[file] = file.read_text()
+        said = tomlkit.parse(before[file])
+        said.setdefault("allow", tomlkit.table())["paths"] = [str(tmp_path)]
+        file.write_text(tomlkit.dumps(said))
+    yield tmp_path
+    for file, text in before.items():
+        file.write_text(text)
+
+
+@pytest.mark.slow
+def test_a_federation_behind_a_model_for_photographs_ends_where_one_process_does(
+    federation: Federation, allowed: Path
+) -> None:
+    classifier, encoder = save_both(allowed)
+    model = {"name": "prompted-dual", "classifier": classifier, "encoder": encoder, "context": 9}
+    sections: dict[str, Any] = {"model": model, "run": {"rounds": 2, "evaluate_every": 2}}
+    run = federation.submit("photographs", **sections)
+    assert federation.finished("photographs") == 0, federation.words()
+    config = door.resolve([(experiment(**sections, engine={"together": 1}), "test")])
+    alone = simulate(config, allowed / "alone")
+    here = alone.path / "checkpoints" / "round-000002" / "server.safetensors"
+    assert checkpoint(run) == here.read_bytes()
 
 
 @pytest.mark.slow

@@ -37,15 +37,17 @@ from transformers import (
 from fedexperts.config import Config, resolve
 from fedexperts.data.images import Folder, read
 from fedexperts.models import halves
+from fedexperts.models import sentences as encoders
 from fedexperts.models.built import computing_on
 from fedexperts.models.dual import RIDGES, PromptedDual, _left_out, bridge, encode
-from fedexperts.models.halves import LITE0, MINILM, check_here, load_dual
+from fedexperts.models.halves import LITE0, check_here, load_dual
 from fedexperts.models.prompted import (
     LinearProbeSettings,
     PromptedClipSettings,
     PromptedDualSettings,
 )
 from fedexperts.models.seen import unfit, zero_shot
+from fedexperts.models.sentences import MINILM
 from fedexperts.predict import Learned
 from fedexperts.tensors import pack, unpack
 
@@ -76,7 +78,7 @@ IMAGE = {
 }
 PHOTOS = os.environ.get("FEDEXPERTS_DATA", "")
 packages = pytest.mark.skipif(
-    not all(find_spec(name) for both in halves.PACKAGES.values() for name in both),
+    not all(map(find_spec, (*halves.LITE0_PACKAGES, encoders.MINILM_PACKAGE))),
     reason="needs pip install 'fedexperts[photos]'",
 )
 
@@ -115,12 +117,15 @@ def save_encoder(folder: Path, config: Any = None) -> Any:
     return net
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    place = tmp_path_factory.mktemp("dual")
+def save_both(place: Path) -> tuple[str, str]:
     save_classifier(place / "classifier")
     save_encoder(place / "encoder")
     return str(place / "classifier"), str(place / "encoder")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return save_both(tmp_path_factory.mktemp("dual"))
 
 
 def prompted(folders: tuple[str, str], names: tuple[str, ...] = NAMES, **more: Any) -> Any:
@@ -173,7 +178,7 @@ def test_the_first_token_is_the_sentence_where_the_folder_says_so(tmp_path: Path
     assert torch.allclose(dual.sentences.pooled(hidden, there), first, atol=1e-6)
     said.write_text('{"pooling_mode_max_tokens": true, "pooling_mode_mean_tokens": true}')
     with pytest.raises(ValueError, match="asks for pooling_mode_max_tokens and pooling_mode_mean"):
-        halves._encoder(tmp_path / "e", torch.float32, torch.device("cpu"))
+        encoders._encoder(tmp_path / "e", "", torch.float32, torch.device("cpu"))
 
 
 def test_several_contexts_at_once_are_as_each_alone(folders: tuple[str, str]) -> None:
@@ -428,7 +433,7 @@ def test_what_is_not_here_says_what_to_type(
         PromptedDualSettings(folders[0], "nowhere/net").at_hand()
     with pytest.raises(ValueError, match=r"for photographs.*fedexperts\[photos\].*prompted-dual"):
         PromptedClipSettings("nowhere/clip").at_hand()
-    monkeypatch.setitem(halves.PACKAGES, MINILM, ("a_package_that_nobody_has",))
+    monkeypatch.setattr(encoders, "MINILM_PACKAGE", "a_package_that_nobody_has")
     with pytest.raises(ValueError, match=r"type: pip install 'fedexperts\[photos\]'"):
         LinearProbeSettings(classifier=folders[0]).at_hand()
 

@@ -24,7 +24,7 @@ def pixels(images: Tensor) -> Tensor:
     return images
 
 
-def never(images: Tensor) -> Tensor:
+def never(inputs: object) -> Tensor:
     raise AssertionError("the encoder was called although the features are kept")
 
 
@@ -40,6 +40,20 @@ def test_the_first_view_is_of_the_image_itself_and_the_second_call_computes_noth
     assert torch.equal(first, means(IMAGES)[:, None])
     assert torch.equal(features(IMAGES, never, "means", tmp_path), first)
     assert not first.requires_grad
+
+
+def lengths(texts: tuple[str, ...]) -> Tensor:
+    """An encoder of texts."""
+    return torch.tensor([[float(len(text))] for text in texts])
+
+
+def test_texts_are_encoded_once_each_by_itself_and_others_anew(tmp_path: Path) -> None:
+    texts = ("so", "", "a text, and another") * BLOCK
+    first = features(texts, lengths, "lengths", tmp_path)
+    assert torch.equal(first, lengths(texts)[:, None])
+    assert torch.equal(features(texts, never, "lengths", tmp_path), first)
+    features((*texts[:-1], "a text and, another"), lengths, "lengths", tmp_path)
+    assert len([*tmp_path.iterdir()]) == 2
 
 
 def test_another_key_image_number_of_views_seed_or_shape_is_computed_anew(tmp_path: Path) -> None:
@@ -192,15 +206,13 @@ def test_a_failing_encoder_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_wrong_images_views_and_encoders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"images are torch.float32"):
         features(IMAGES.float(), means, "means", tmp_path)
-    with pytest.raises(
-        ValueError, match="the data are 2 texts: this model's encoder must be given images"
-    ):
-        features(("a text", "another"), means, "means", tmp_path)
+    with pytest.raises(ValueError, match=r"learning.views = 2: texts are not augmented"):
+        features(("a text", "another"), lengths, "lengths", tmp_path, views=2)
     with pytest.raises(ValueError, match="N at least 1"):
         features(IMAGES[:0], means, "means", tmp_path)
     with pytest.raises(ValueError, match="views is 0"):
         features(IMAGES, means, "means", tmp_path, views=0)
-    with pytest.raises(ValueError, match=r"encode gave \[2, 3\] for 3 images: it must give \[3, "):
+    with pytest.raises(ValueError, match=r"encode gave \[2, 3\] for 3 inputs: it must give \[3, "):
         features(IMAGES, lambda images: means(images)[:2], "means", tmp_path)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import CASES, Case, Remembered, digits, left_behind, open_run, tiny
+from test_dual import experiment as dual
+from test_dual import save_both
 
 from fedexperts import config as door
 from fedexperts.config import Config
@@ -99,6 +101,16 @@ def test_a_simulation_of_secure_sums_ends_at_the_bits_of_one_process(
     config = tiny(CASES["fedavg-probe"], upload={"secure": True}, run=whole, engine=ALONE)
     there = simulated(config, tmp_path / "there")
     assert left_behind(there) == left_behind(remembered(config))
+
+
+@ray
+@pytest.mark.slow
+def test_a_simulation_behind_a_model_for_photographs_ends_at_the_bits_of_one_process(
+    tmp_path: Path, remembered: Remembered, simulated: Callable[[Config, Path], RunDir]
+) -> None:
+    config = dual(save_both(tmp_path), engine=ALONE)
+    there = left_behind(simulated(config, tmp_path / "there"))
+    assert there == left_behind(remembered(config))
 
 
 @ray

@@ -248,7 +248,8 @@ def test_equal_images_at_two_clients_or_in_two_parts_are_found(sites: Path) -> N
 
 def test_a_folder_that_is_not_there_or_empty_is_said_with_the_layout(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match="no such folder, seen from .*; expected FOLDER/client/class/image.jpg"
+        ValueError,
+        match="no such folder.* --set data.path=FOLDER, expected FOLDER/client/class/image",
     ):
         load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="holds no folder; expected"):
@@ -260,7 +261,7 @@ def test_one_sites_folder_is_not_taken_for_a_folder_of_sites_nor_the_other_way_r
 ) -> None:
     with pytest.raises(
         ValueError,
-        match="north/cat holds images of no class .00.png; .*if data.site names whose folder",
+        match="north/cat holds images of no class .00.png; .*data.site=NAME if it is one",
     ):
         load(sites / "north")
     with pytest.raises(ValueError, match="north/cat: a folder where images should be"):
@@ -321,9 +322,18 @@ def test_an_image_outside_of_every_class_is_named(sites: Path) -> None:
 def test_a_site_without_images_is_named(sites: Path) -> None:
     (sites / "west" / "cat").mkdir(parents=True)
     with pytest.raises(
-        ValueError, match="no image in west, in .*sites: add some, or remove the folder"
+        ValueError, match="sites has no image in 'west'; .* Add some, or remove what is empty"
     ):
         load(sites)
+
+
+def test_where_no_file_is_an_image_of_a_kind_that_is_read_the_kinds_are_said(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a" / "cat").mkdir(parents=True)
+    (tmp_path / "a" / "cat" / "IMG_0001.HEIC").write_bytes(b"from a telephone")
+    with pytest.raises(ValueError, match=r"as .*\.jpg, .*; passed over were a/cat/IMG_0001.HEIC"):
+        load(tmp_path)
 
 
 def test_a_class_without_an_example_anywhere_is_refused_unless_it_is_listed(sites: Path) -> None:
@@ -361,10 +371,20 @@ def test_a_site_of_several_must_list_the_classes_and_is_told_those_that_it_has(s
         load(sites / "north", site="north")
 
 
-def test_a_site_whose_name_cannot_name_a_folder_is_told_a_better_one(sites: Path) -> None:
+def test_a_table_in_place_of_a_folder_says_how_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "pictures.csv").write_text("path,label,site\n")
+    with pytest.raises(ValueError, match="is a file; .* --set data.name=table"):
+        load(tmp_path / "pictures.csv")
+
+
+def test_sites_whose_names_cannot_name_folders_are_told_better_ones_at_once(
+    sites: Path,
+) -> None:
     fill(sites / "St. Gallen", {"cat": 5}, 3000)
+    fill(sites / "Old Town", {"cat": 5}, 3000)
     with pytest.raises(
-        ValueError, match="client name 'St. Gallen' cannot .* Rename it, for example to 'St-Gallen'"
+        ValueError,
+        match="'Old Town' cannot .* Rename 'Old Town' to 'Old-Town'; 'St. Gallen' to 'St-Gallen'$",
     ):
         load(sites)
 
@@ -612,7 +632,7 @@ def test_whom_pictures_are_of_is_one_client_each(styles: Path) -> None:
     [
         ("set", "dirichlet", r'for FOLDER/domain/class/image.jpg use data.partition = "dirichlet-'),
         ("set/photo", "natural", "as data.partition asks whose an image is"),
-        ("nowhere", "dirichlet", "no such folder, seen from .*; expected FOLDER/class/image.jpg"),
+        ("nowhere", "dirichlet", "no such folder, seen from .*, expected FOLDER/class/image.jpg"),
         ("", "dirichlet", "data.path is missing: use --set data.path=FOLDER"),
         ("$NOT_SET/set", "natural", "NOT_SET is not set in the environment; type: export NOT_SET"),
     ],

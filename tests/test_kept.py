@@ -221,7 +221,7 @@ def test_rows_of_a_table_are_known_by_what_they_say(tmp_path: Path) -> None:
     ("change", "says"),
     [
         (lambda images: picture(images / "eel" / "0.png", 7), "'eel': not among data.classes"),
-        (lambda images: [file.unlink() for file in images.rglob("*.jpg")], "no image in a"),
+        (lambda images: [file.unlink() for file in images.rglob("*.jpg")], "no image in 'a'"),
     ],
 )
 def test_what_a_split_cannot_be_kept_for_is_said(

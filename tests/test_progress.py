@@ -60,8 +60,8 @@ def test_a_line_says_accuracy_and_the_time_left_from_where_it_began() -> None:
 def test_images_that_are_encoded_are_counted_as_images() -> None:
     written: list[str] = []
     hear = Lines(written.append, lambda: 0.0)
-    hear(Beat("encoding", 64, 180, 0, "image"))
-    assert written == ["encoding: image 64 of 180"]
+    hear(Beat("encoding", 64, 180, 0, "example"))
+    assert written == ["encoding: example 64 of 180"]
 
 
 def test_the_newest_round_is_read_from_the_end_of_a_log(

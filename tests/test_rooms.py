@@ -77,7 +77,12 @@ CLOSED = {
 # outside packages, and the rooms or files that may know them
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "huggingface_hub": ("fetch.py", "download.py"),
-    "transformers": ("models/halves.py", "models/huggingface.py", "models/transformer.py"),
+    "transformers": (
+        "models/halves.py",
+        "models/huggingface.py",
+        "models/sentences.py",
+        "models/transformer.py",
+    ),
     "efficientnet_lite_pytorch": ("models/halves.py",),
     "flwr": (
         "flower.py",

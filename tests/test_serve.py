@@ -28,6 +28,8 @@ import numpy as np
 import pytest
 from conftest import CASES, TinyData, rewrite, tiny
 from PIL import Image
+from test_dual import experiment as dual
+from test_dual import save_both
 from typer.testing import CliRunner
 
 pytest.importorskip("uvicorn")
@@ -162,6 +164,23 @@ def test_a_text_is_answered(texts: Site) -> None:
     assert (status, said["experts"]) == (200, [])
     assert [said["class"], said["probability"]] == said["classes"][0]
     assert json.loads(texts.ask("/about")[2])["suffixes"] is None
+
+
+def test_a_picture_is_answered_behind_a_model_for_photographs(
+    tmp_path: Path, pictures: list[Path]
+) -> None:
+    once(dual(save_both(tmp_path)), tmp_path / "run")
+    answered = []
+    with served(Learned.of(tmp_path / "run", "a")) as site:
+        for picture in pictures:
+            (expected,) = printed(tmp_path / "run", picture, "--client", "a")
+            status, said = site.say(picture.read_bytes())
+            assert status == 200
+            assert [said["class"], said["probability"]] == list(said["classes"][0])
+            assert said["probability"] == pytest.approx(expected["probability"], abs=1e-6)
+            assert dict(said["experts"]) == pytest.approx(expected["experts"], abs=1e-6)
+            answered.append(said["probability"])
+    assert len({*answered}) == len(pictures), "it looks at the picture"
 
 
 @pytest.mark.parametrize(

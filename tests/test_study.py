@@ -216,6 +216,6 @@ def test_how_far_the_encoding_is_is_told_before_the_first_round(jobs, tmp_path, 
     assert any(0 < beat.done < total for beat in told)
     assert beats[-1].unit == "round"
     if jobs == 1:
-        assert beats[0] == units.Beat("encoding", 0, total, 0, "image")
+        assert beats[0] == units.Beat("encoding", 0, total, 0, "example")
         assert [beat.done for beat in told] == sorted(beat.done for beat in told)
         assert told[-1].done == total

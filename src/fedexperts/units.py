@@ -36,7 +36,7 @@ class Beat:
     """How far a study is."""
 
     what: str  # what it does now
-    done: int  # rounds, or images that are encoded for them
+    done: int  # rounds, or examples that are encoded for them
     total: int
     clients: int  # that trained in the newest round
     unit: str = "round"
@@ -105,7 +105,7 @@ def work(
 ) -> str:
     """Run a unit from wherever it stands, `beat` after each round; why it cannot go on, or "".
 
-    A unit that begins has the data of those `beside` it. `encoded` hears of images that are
+    A unit that begins has the data of those `beside` it. `encoded` hears of examples that are
     encoded before the first round.
     """
     if unit.folder.exists():
@@ -186,7 +186,7 @@ def run_all(
         tell(Beat(what, sum(done), total, clients, run=name, valid=valid_now))
 
     def encoded(done: int, total: int) -> None:
-        tell(Beat("encoding", done, total, 0, "image"))
+        tell(Beat("encoding", done, total, 0, "example"))
 
     if jobs == 1 or len(left) < 2:
         results = [(unit, work(unit, beat, units, changed_data, encoded)) for unit in left]
@@ -222,14 +222,14 @@ def _in_processes(
 ) -> list[tuple[Unit, str]]:
     """Units and why each could not go on, or ""; `beat` twice a second, `encoded` as they say."""
     context = multiprocessing.get_context("spawn")
-    images = context.Array("q", 2)  # that are encoded, of how many: the newest word of any process
-    begin = (_obey, (os.getpid(), images))
+    counts = context.Array("q", 2)  # that are encoded, of how many: the newest word of any process
+    begin = (_obey, (os.getpid(), counts))
     with ProcessPoolExecutor(jobs, context, *begin) as pool:
         with _unheard():  # a child is begun as deaf as its parent is now
             futures = {pool.submit(_work_apart, unit, beside, changed_data): unit for unit in units}
         try:
             while wait(futures, timeout=0.5).not_done:
-                done, total = images[:]
+                done, total = counts[:]
                 if total:
                     encoded(done, total)
                 beat()
@@ -255,24 +255,24 @@ def _unheard() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_images: list[Any] = []  # in a worker: where it says how many images are encoded
+_encoded: list[Any] = []  # in a worker: where it says how many examples are encoded
 
 
 def _work_apart(unit: Unit, beside: Sequence[Unit], changed_data: bool) -> str:
     """`work` in a worker: the rounds that are finished are read off its folder."""
 
     def encoded(done: int, total: int) -> None:
-        _images[0][:] = [done, total]
+        _encoded[0][:] = [done, total]
 
     return work(unit, _silent, beside, changed_data, encoded)
 
 
-def _obey(parent: int, images: Any) -> None:
+def _obey(parent: int, counts: Any) -> None:
     """A worker ends when its parent says so, or was killed: another process may resume the study.
 
     Signals that a terminal sends to both are the parent's to act on.
     """
-    _images.append(images)
+    _encoded.append(counts)
     for number in ENDING:
         # unlike one that is ignored, it is not passed on to programs begun here
         signal.signal(number, lambda *_: None)

@@ -115,7 +115,7 @@ def _time(experiment: "Config", estimate: "Estimate", reserve: bool) -> str:
     if estimate.examples:
         once = lasting(estimate.encode * estimate.examples)
         each = lasting(estimate.encode)
-        said.insert(0, f"{once} to encode {estimate.examples:,} images once, {each} each")
+        said.insert(0, f"{once} to encode {estimate.examples:,} examples once, {each} each")
     if trials:
         said.append(f"up to {trials} trials to tune, each half a run")
     return f"{text}: {'; '.join(said)}. Every further seed is a run more."

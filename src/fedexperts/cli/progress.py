@@ -54,7 +54,7 @@ def progress() -> Iterator["units.Progress"]:
                 )
             number = tasks[beat.what]
             remark = f"{beat.clients or '...'} clients per round"
-            if beat.unit == "image":
+            if beat.unit == "example":
                 speed = next(task.speed for task in bar.tasks if task.id == number)
                 remark = f"{1000 / speed:.3g} ms each" if speed else "..."
             bar.update(number, completed=beat.done, total=beat.total, remark=remark)

@@ -36,10 +36,14 @@ from .reading import Config, parse
 from .settings import MixtureSettings, RunSettings, StartSettings
 
 Clients = Mapping[str, Client]
+READERS = {
+    "texts": 'model.name = "transformer" or "sentence-network"',
+    "images": 'model.name = "prompted-dual" for photographs, or "compact-cnn"',
+}
 
 
 def _unheard(done: int, total: int) -> None:
-    """Nobody asks how far the encoding of images is."""
+    """Nobody asks how far the encoding of images or texts is."""
 
 
 def parts(config: Config) -> tuple[Federation, Built, Model, Method]:
@@ -54,6 +58,7 @@ def _fitted(config: Config, federation: Federation) -> tuple[Built, Model, Metho
     built, model = modelled(config, federation.classes)
     method: Method = config.section("method")
     if len(federation.inputs):
+        _check_kind(config, built, federation)
         _try_own(config, built, federation)
     if config.values["start"]["epochs"]:
         _check_start(built.model, federation)
@@ -64,6 +69,20 @@ def _fitted(config: Config, federation: Federation) -> tuple[Built, Model, Metho
     if who := _own(config, "method"):
         own.check_method(who, method, model)
     return built, model, method
+
+
+def _check_kind(config: Config, built: Built, federation: Federation) -> None:
+    """ValueError, with what to use, if a model that reads images is given texts, or the other way
+    round.
+    """
+    held = "texts" if federation.side is None else "images"
+    if built.reads in ("", held):
+        return
+    model, data = config.values["model"]["name"], config.values["data"]["name"]
+    raise ValueError(
+        f'model.name = "{model}" reads {built.reads}, and data.name = "{data}" gives {held}; use'
+        f" {READERS[held]}"
+    )
 
 
 def _own(config: Config, section: str) -> str:
@@ -182,7 +201,7 @@ def opened(
     the data.
 
     With a `split`, the data as it has them; ValueError if they changed since, unless that is
-    allowed. `tell` hears how far the encoding of images is.
+    allowed. `tell` hears how far the encoding of images or texts is.
     """
     federation = _unchanged(config, split, changed_data) if split else loaded(config)
     job, clients = assembled(config, federation, private, tell)

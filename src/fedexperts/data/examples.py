@@ -137,10 +137,14 @@ def _check_unlisted(site: str, seen: Set[str], used: Set[str]) -> None:
 
 
 def check_clients(clients: Iterable[str]) -> None:
-    """ValueError, with a better name, for a client whose name cannot name a folder."""
+    """ValueError, with a better name for each, for clients whose names cannot name a folder."""
+    wrong, better = [], []
     for client in sorted(clients):
         try:
             check_name(client)
         except ValueError as error:
-            better = re.sub(r"[\s./\\]+", "-", client).strip("-") or "client-1"
-            raise ValueError(f"{error}. Rename it, for example to {better!r}") from None
+            wrong.append(str(error))
+            fitting = re.sub(r"[\s./\\]+", "-", client).strip("-") or "client-1"
+            better.append(f"{client!r} to {fitting!r}")
+    if wrong:
+        raise ValueError(f"{wrong[0]}. Rename {images.several(better)}")

@@ -1,4 +1,4 @@
-"""What a frozen encoder says of every image, computed once and kept on disk.
+"""What a frozen encoder says of every image or text, computed once and kept on disk.
 
 After the first call no round touches the encoder again. A file's name is a hash of everything that
 its content depends on, so there is nothing to invalidate. Until a file is whole, its blocks lie
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,47 +30,53 @@ from torch.nn.functional import affine_grid, grid_sample
 from ..tensors import rng, write
 
 FORMAT = 2  # raise it when the same arguments would give other features
-BLOCK = 64  # images that an encoder sees at once
+BLOCK = 64  # images or texts that an encoder is handed at once
 
-Tell = Callable[[int, int], None]  # images that are encoded, each view for itself, of all
+Inputs = Tensor | tuple[str, ...]  # images uint8 [N, 3, H, W], or N texts
+Tell = Callable[[int, int], None]  # inputs that are encoded, each view for itself, of all
 
 
 def features(
-    images: Tensor | tuple[str, ...],
-    encode: Callable[[Tensor], Tensor],
+    inputs: Inputs,
+    encode: Callable[[Any], Tensor],
     key: str,
     cache: Path,
     views: int = 1,
     seed: int = 0,
     tell: Tell = lambda done, total: None,
 ) -> Tensor:
-    """Features [N, V, ...] of images uint8 [N, 3, H, W]; `encode` runs if `cache` lacks them.
+    """Features [N, V, ...] of images or texts; `encode` runs if `cache` lacks them.
 
-    `encode` maps uint8 [B, 3, H, W] to [B, ...], each image by itself. View 0 is the image, each
-    further view a seeded augmentation, the same one however many views are asked for. `tell` hears
-    how far this process and others are together. ValueError for texts, for images or views that are
+    `encode` maps B of them to [B, ...], each by itself. View 0 is the image or text, each further
+    view a seeded augmentation of an image, the same one however many views are asked for. `tell`
+    hears how far this process and others are together. ValueError for images or views that are
     none, for an encoder that answers in another number, and for a cache file that is not what was
     written.
     """
-    if not isinstance(images, Tensor):
-        raise ValueError(
-            f"the data are {len(images)} texts: this model's encoder must be given images"
-        )
-    if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
-        shape = f"{images.dtype} {list(images.shape)}"
-        raise ValueError(f"images are {shape}: they must be uint8 [N, 3, H, W], N at least 1")
-    if views < 1:
-        raise ValueError(f"views is {views}: it must be at least 1, the image itself")
-    name = _name(images, key, views, seed)
+    _check(inputs, views)
+    name = _name(inputs, key, views, seed)
     path = cache / f"{name}.safetensors"
     if not path.exists():
-        _Unfinished(path, images, encode, views, seed).finish(tell)
+        _Unfinished(path, inputs, encode, views, seed).finish(tell)
     return _load(path, name)
 
 
-def known(images: Tensor, key: str, cache: Path, views: int = 1, seed: int = 0) -> bool:
+def _check(inputs: Inputs, views: int) -> None:
+    if views < 1:
+        raise ValueError(f"views is {views}: it must be at least 1, the image itself")
+    if not isinstance(inputs, Tensor):
+        if views > 1:
+            raise ValueError(f"learning.views = {views}: texts are not augmented; use 1")
+        return
+    images = inputs
+    if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
+        shape = f"{images.dtype} {list(images.shape)}"
+        raise ValueError(f"images are {shape}: they must be uint8 [N, 3, H, W], N at least 1")
+
+
+def known(inputs: Inputs, key: str, cache: Path, views: int = 1, seed: int = 0) -> bool:
     """Whether `features` would find them all, and encode nothing."""
-    return (cache / f"{_name(images, key, views, seed)}.safetensors").exists()
+    return (cache / f"{_name(inputs, key, views, seed)}.safetensors").exists()
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,8 @@ class _Unfinished:
     """A file of features on the way, and who may finish it: any number of processes at once."""
 
     path: Path
-    images: Tensor
-    encode: Callable[[Tensor], Tensor]
+    inputs: Inputs
+    encode: Callable[[Any], Tensor]
     views: int
     seed: int
 
@@ -90,7 +96,7 @@ class _Unfinished:
     @property
     def blocks(self) -> list[tuple[int, int]]:
         """View and first image of each."""
-        firsts = range(0, len(self.images), BLOCK)
+        firsts = range(0, len(self.inputs), BLOCK)
         return [(view, first) for view in range(self.views) for first in firsts]
 
     def finish(self, tell: Tell) -> None:
@@ -114,7 +120,7 @@ class _Unfinished:
                     shutil.rmtree(self.folder)
 
     def _tell(self, tell: Tell) -> None:
-        total, there = len(self.images) * self.views, len([*self.folder.glob("*.safetensors")])
+        total, there = len(self.inputs) * self.views, len([*self.folder.glob("*.safetensors")])
         if self.path.exists():
             there = len(self.blocks)
         tell(min(there * BLOCK, total), total)
@@ -130,14 +136,15 @@ class _Unfinished:
 
     @torch.no_grad()
     def _keep(self, view: int, first: int) -> None:
-        shown = self.images[first : first + BLOCK]
+        shown = self.inputs[first : first + BLOCK]
         if view:
-            drawn_N4 = torch.rand(len(self.images), 4, generator=rng(self.seed, "view", view))
+            assert isinstance(shown, Tensor)  # texts have one view
+            drawn_N4 = torch.rand(len(self.inputs), 4, generator=rng(self.seed, "view", view))
             shown = _augment(shown, drawn_N4[first : first + BLOCK] * 2 - 1)  # -1..1
         features = self.encode(shown).cpu()
-        if features.shape[:1] != shown.shape[:1]:
+        if len(features) != len(shown):
             raise ValueError(
-                f"encode gave {list(features.shape)} for {len(shown)} images: it must give"
+                f"encode gave {list(features.shape)} for {len(shown)} inputs: it must give"
                 f" [{len(shown)}, ...]"
             )
         _keep(self._file(view, first), self._named(view, first), features)
@@ -186,18 +193,17 @@ def _augment(images: Tensor, drawn_B4: Tensor) -> Tensor:
     return ((moved - middle) * contrast_B111 + middle).round().clamp(0, 255).to(torch.uint8)
 
 
-def _name(images: Tensor, key: str, views: int, seed: int) -> str:
+def _name(inputs: Inputs, key: str, views: int, seed: int) -> str:
     # view 0 knows no seed; other versions and processors round differently
-    drawn, machine = (
-        (seed if views > 1 else 0),
-        (
-            torch.__version__,
-            torch.backends.cpu.get_cpu_capability(),
-        ),
-    )
-    header = [FORMAT, key, views, drawn, machine, list(images.shape)]
+    drawn = seed if views > 1 else 0
+    machine = (torch.__version__, torch.backends.cpu.get_cpu_capability())
+    if isinstance(inputs, Tensor):
+        shape, held = list(inputs.shape), inputs.cpu().contiguous().numpy().data
+    else:
+        shape, held = [len(inputs)], memoryview(json.dumps(inputs).encode())
+    header = [FORMAT, key, views, drawn, machine, shape]
     digest = hashlib.sha256(json.dumps(header).encode())
-    digest.update(images.cpu().contiguous().numpy().data)
+    digest.update(held)
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from unicodedata import category
 
 from ..options import Outside, option, typed_path
-from .examples import PART, Example, Listing, below, classes_of, composed, merged, words
+from .examples import PART, Example, Listing, below, classes_of, composed, merged, quoted, words
 from .federation import Federation
 from .images import SUFFIXES, Folder, several
 from .own import Own
@@ -21,8 +21,9 @@ from .simulated import IN_GROUPS, Simulated
 
 JUNK = ("thumbs.db", "desktop.ini")  # what Windows leaves behind; other systems' begins with a dot
 LAYOUT = (
-    "expected FOLDER/client/class/image.jpg or, if data.site names whose folder it is,"
-    " FOLDER/class/image.jpg"
+    "expected FOLDER/client/class/image.jpg. For FOLDER/class/image.jpg use --set data.site=NAME if"
+    " it is one client's own, or --set data.name=simulated-folders --set data.partition=dirichlet"
+    " to deal it out to simulated clients"
 )
 IN_DOMAINS = "expected FOLDER/domain/class/image.jpg, as data.partition asks whose an image is"
 IN_ONE = (
@@ -79,9 +80,15 @@ class SimulatedFolders(Simulated, Outside):
 
 def _folder(path: str, layout: str) -> Path:
     root = typed_path(path)
+    if root.is_file():
+        raise ValueError(
+            f"data.path = {str(root)!r} is a file; {layout}. A table is read by --set"
+            " data.name=table"
+        )
     if not root.is_dir():
         raise ValueError(
-            f"data.path = {str(root)!r}: no such folder, seen from {Path.cwd()}; {layout}"
+            f"data.path = {str(root)!r}: no such folder, seen from {Path.cwd()}; use --set"
+            f" data.path=FOLDER, {layout}"
         )
     return root
 
@@ -134,12 +141,21 @@ class _Walk:
             examples += self._client(client, home)
         if bare := sorted(homes.keys() - {example.client for example in examples}):
             raise ValueError(
-                f"no image in {several(bare)}, in {self.root}: add some, or remove the folder"
+                f"{self.root} has no image in {quoted(bare)}; {self.layout}. Add some, or remove"
+                f" what is empty{self._read_here()}"
             )
         if not examples:
             raise ValueError(f"{self.root} holds no folder; {self.layout}")
         classes = frozenset(map(words, self.classes))
         return Listing(examples, classes, Folder(self.root), self.notes())
+
+    def _read_here(self) -> str:
+        """Where other files lie in place of images: what an image is."""
+        if not self.passed:
+            return ""
+        return (
+            f". Images are files as {', '.join(SUFFIXES)}; passed over were {several(self.passed)}"
+        )
 
     def _client(self, client: str, home: Path) -> Iterator[Example]:
         """The images of one client."""

@@ -186,7 +186,10 @@ class Simulated(Listed, Unseen):
         try:
             return PARTITIONS[self.partition](self, labels, groups, seed)
         except ValueError as error:
-            raise ValueError(f"data.partition = {self.partition!r}: {error}") from None
+            raise ValueError(
+                f"data.partition = {self.partition!r}: {error}; use another data.clients or"
+                ' data.partition, as "dirichlet"'
+            ) from None
 
 
 def _pathological(

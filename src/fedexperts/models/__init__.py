@@ -18,5 +18,6 @@ MODELS = Named(
         "leaf-cnn": "vision:LeafCnnSettings",
         "resnet18": "vision:ResNet18Settings",
         "transformer": "sequence:TransformerSettings",
+        "sentence-network": "sequence:SentenceNetworkSettings",
     },
 )

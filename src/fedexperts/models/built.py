@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +38,13 @@ class Backbone:
     name: str  # a hub's, or that of its folder
     folder: Path  # where they lie on this machine
 
+    @classmethod
+    def of(cls, name: str, folder: Path) -> "Backbone":
+        """As a config names it, which does not say where on this machine."""
+        if Path(name).expanduser().is_dir():
+            name = Path(name).name
+        return cls(name, folder)
+
 
 @dataclass(frozen=True)
 class Built:
@@ -54,6 +61,8 @@ class Built:
     # the model with plain prompts, which classifies untrained; None: it has no prompts
     plain: Callable[[], Model] | None = field(default=None, kw_only=True)
     backbone: Backbone | None = field(default=None, kw_only=True)  # what they read besides
+    # what `encode` reads; "": either, or it does not say
+    reads: Literal["", "images", "texts"] = field(default="", kw_only=True)
     # hash of everything that `encode` depends on; "": quicker to compute again than to keep
     key: str
 

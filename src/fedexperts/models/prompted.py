@@ -251,22 +251,22 @@ def _seen(classifier: str) -> int:
 def _built(model: Model, clip: Clip, name: str) -> Built:
     from .huggingface import find_clip  # as above
 
-    backbone = Backbone(_said(name), find_clip(name))
-    return Built(model, partial(encode, clip), clip.key, recipe=clip.recipe, backbone=backbone)
+    backbone, encoded = Backbone.of(name, find_clip(name)), partial(encode, clip)
+    return Built(model, encoded, clip.key, recipe=clip.recipe, backbone=backbone, reads="images")
 
 
 def _built_dual(model: Model, dual: Dual, name: str) -> Built:
-    from .halves import LITE0  # as above
-    from .huggingface import find
+    from .halves import LITE0, find_classifier  # as above
 
     classifier = dual.classifier
     backbone = None
     if name != LITE0:  # whose package its recipe imports
-        backbone = Backbone(_said(name), find(name, "image classifier", LITE0))
-    encoded = partial(classify, classifier)
-    return Built(model, encoded, classifier.key, recipe=classifier.recipe, backbone=backbone)
-
-
-def _said(name: str) -> str:
-    """A model's name, without the place of its folder on this machine."""
-    return Path(name).name if Path(name).expanduser().is_dir() else name
+        backbone = Backbone.of(name, find_classifier(name))
+    return Built(
+        model,
+        partial(classify, classifier),
+        classifier.key,
+        recipe=classifier.recipe,
+        backbone=backbone,
+        reads="images",
+    )

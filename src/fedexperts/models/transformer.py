@@ -62,7 +62,7 @@ def load_transformer(
         tokenizer = _tokenizer(folder)
         make = partial(_load, folder, classes, tokens, tokenizer)
         recipe = _TOKENIZED.format(source=getsource(tokenized), tokens=tokens)
-        encoder = Encoder(partial(tokenized, tokenizer, tokens), recipe, partial(_saved, tokenizer))
+        encoder = Encoder(partial(tokenized, tokenizer, tokens), recipe, partial(saved, tokenizer))
     return seeded(lambda: POOLINGS[pooling](make(), classes), seed), encoder
 
 
@@ -211,7 +211,7 @@ def _described(network: Any) -> Values:
     return {key: value for key, value in described.items() if key != "_name_or_path"}
 
 
-def _saved(tokenizer: Any) -> dict[str, bytes]:
+def saved(tokenizer: Any) -> dict[str, bytes]:
     """The files of a tokenizer."""
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)

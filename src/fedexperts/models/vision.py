@@ -191,7 +191,7 @@ class CompactCnnSettings:
         channels = 3 if self.colour else 1
         module = seeded(lambda: compact_cnn(self.width, self.side, len(classes), channels), seed)
         recipe = _small_recipe(self.side, self.colour, self.normalise == "image")
-        return Built(Network(module, classes), self._encode, "", recipe=recipe)
+        return Built(Network(module, classes), self._encode, "", recipe=recipe, reads="images")
 
     def _encode(self, images: Tensor) -> Tensor:
         small = coloured(self.side, images) if self.colour else grey(self.side, images)
@@ -206,7 +206,8 @@ class LeafCnnSettings:
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         network = Network(seeded(lambda: leaf_cnn(len(classes)), seed), classes)
-        return Built(network, partial(grey, FEMNIST_SIDE), "", recipe=_small_recipe(FEMNIST_SIDE))
+        recipe = _small_recipe(FEMNIST_SIDE)
+        return Built(network, partial(grey, FEMNIST_SIDE), "", recipe=recipe, reads="images")
 
 
 @dataclass(frozen=True)
@@ -220,4 +221,4 @@ class ResNet18Settings:
 
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         module = seeded(lambda: resnet18(len(classes), NORMS[self.norm]), seed)
-        return Built(Network(module, classes), colour, "", recipe=_COLOUR)
+        return Built(Network(module, classes), colour, "", recipe=_COLOUR, reads="images")
