@@ -1,10 +1,12 @@
 """What `mkdocs build` makes of the program: pages of its commands, its config keys and its files.
 
 - `<!-- commands -->` and `<!-- keys -->` in a page are replaced by what the program says of itself.
-- A file outside of docs/ that a page links becomes a page of its own, below files/.
+- A file outside of docs/ that a page links becomes a page of its own, below files/; of a notebook,
+  with what its cells showed.
 - An equation in LaTeX, \\( ... \\) or $$ ... $$, becomes MathML, which browsers draw by themselves.
 """
 
+import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?(\))")
+LINK = re.compile(r"(\]\()(?!https?:|mailto:|data:|#)([^)#\s]+)(#[^)\s]*)?(\))")
 LANGUAGES = {".toml": "toml", ".py": "python", ".service": "ini", ".cff": "yaml"}
 
 
@@ -84,8 +86,31 @@ def written(target: Path) -> str:
         return target.read_text(encoding="utf-8")
     if target.is_dir():
         return f"# {name}\n\n" + "\n".join(f"- `{each.name}`" for each in sorted(target.iterdir()))
+    if target.suffix == ".ipynb":
+        return "\n\n".join(notebook(json.loads(target.read_text(encoding="utf-8"))))
     language = LANGUAGES.get(target.suffix, "text")
     return f"# {name}\n\n````{language}\n{target.read_text(encoding='utf-8')}````\n"
+
+
+def notebook(book: dict[str, Any]) -> Iterator[str]:
+    """Cells of a notebook, each with what it showed."""
+    for cell in book["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            yield source
+        else:
+            yield f"```python\n{source}\n```"
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            text = "".join(output.get("text", data.get("text/plain", "")))
+            if "image/png" in data:
+                picture = data["image/png"].strip()
+                yield f"![what the lines above draw](data:image/png;base64,{picture})"
+            elif "text/html" in data:
+                lines = "".join(data["text/html"]).splitlines()
+                yield f"<div>{' '.join(line.strip() for line in lines)}</div>"
+            else:
+                yield f"```text\n{text}\n```"
 
 
 def relinked(match: re.Match[str], src_uri: str) -> str:
