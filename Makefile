@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # every file that pip takes is compared with supply/hashes.txt; make TRUST=torch demo takes this package's as it is found
 INSTALL := $(BIN)/python supply/install.py $(addprefix --trust ,$(TRUST))
 
-.PHONY: demo test test-slow lint types bench clean
+.PHONY: demo test test-slow lint types bench package docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/fedexperts run configs/demo
@@ -25,6 +25,12 @@ types: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	for name in text_encoder step round together gate fuse; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+package: $(VENV)/installed-dev
+	$(BIN)/python supply/package.py $(or $(PACKAGE),$(error type: make package PACKAGE=FOLDER, a new folder outside of the checkout))
+
+docs: $(VENV)/installed-dev
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) runs

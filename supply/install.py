@@ -5,6 +5,7 @@ supply/hashes.txt.
     python supply/install.py dev       what tests need, too
     python supply/install.py dev --trust torch     this package's file is taken as it is found, and
     said
+    python supply/install.py --wheel FILE          this wheel of the package, and not the checkout
 
 pip chooses and downloads, wheels alone, so that nothing of them runs; each file is compared with
 the list; pip installs from these very files, without an index. The build of this package itself
@@ -44,13 +45,19 @@ def main() -> None:
         metavar="PACKAGE",
         help="not to be checked; repeatable",
     )
+    asked.add_argument(
+        "--wheel", metavar="FILE", help="install this wheel, and not the checkout itself"
+    )
     said = asked.parse_args()
+    package = ["--no-build-isolation", "--editable", str(ROOT)]
+    if said.wheel:
+        package = [said.wheel]
     with tempfile.TemporaryDirectory() as folder:
         pip("download", *CHOSEN, "--dest", folder, *BUILD, *wanted(said.extra))
         files = sorted(Path(folder).iterdir())
         check(files, {plain(name) for name in said.trust})
         pip("install", "--no-index", "--no-deps", *map(str, files))
-    pip("install", "--no-index", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+    pip("install", "--no-index", "--no-deps", *package)
 
 
 def pip(*words: str) -> None:

@@ -34,9 +34,9 @@ def test_every_fragment_in_methods_stands_in_the_source():
 
 
 def test_the_readmes_tree_is_the_tree():
-    block = re.search(r"```\n(fedexperts/\n.*?)```", (ROOT / "README.md").read_text(), re.S).group(
-        1
-    )
+    block = re.search(
+        r"```text\n(fedexperts/\n.*?)```", (ROOT / "README.md").read_text(), re.S
+    ).group(1)
     listed = {
         line.split("#")[0].split()[-1].rstrip("/")
         for line in block.splitlines()[1:]
@@ -60,7 +60,7 @@ def commands(text):
     ]
 
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PATH = re.compile(r"\b((?:configs|docs|examples|benchmarks|tests|src|pretraining)/[\w./-]*\w)")
 LINK = re.compile(r"\]\((?!http)([^)#]+)\)")
 

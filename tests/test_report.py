@@ -30,7 +30,7 @@ from fedexperts.methods import METHODS
 from fedexperts.methods.fedavg import Alone, FedAvg
 from fedexperts.methods.pfedmoap import PFedMoAP
 from fedexperts.metrics import valid
-from fedexperts.report import claims, figures, notes, paired
+from fedexperts.report import claims, figures, ink, notes, paired
 from fedexperts.report.tables import Column
 from fedexperts.rundir import RunDir
 from fedexperts.study import once
@@ -933,6 +933,33 @@ class Reader(HTMLParser):
 
     def images(self):
         return [attributes for tag, attributes in self.tags if tag == "img"]
+
+
+def test_names_at_the_ends_of_lines_do_not_touch_and_stay_in_their_order():
+    assert ink.apart([1, 50, 51, 52], 10, 100) == [1, 50, 60, 70]
+    assert ink.apart([96, 97, 99], 10, 100) == [80, 90, 100]
+    assert ink.apart([], 10, 100) == []
+
+
+def test_an_experiment_has_one_colour_in_all_pictures(experiments):
+    """The third has no global model: where the others are drawn without it, too, and without the
+    first, theirs stay as they are.
+    """
+    names = list(EXPERIMENTS)
+    alone, gate, mixture = (experiments[names.index(name)] for name in reversed(names))
+    drawn = figures.draw([alone, gate, mixture])
+    pictures = {picture.title: picture.svg.decode() for picture in drawn}
+    moved, every = pictures["How far clients move what they share"], pictures["Every client"]
+    first, second, third = (colour.lower() for colour in ink.COLOURS[:3])
+    assert first not in moved
+    assert second in moved
+    assert third in moved
+    assert all(colour in every for colour in (first, second, third))
+
+
+def test_the_page_can_be_read_in_the_dark_and_printed(page):
+    assert "@media (prefers-color-scheme: dark)" in page
+    assert "@media print" in page
 
 
 def svg(image):

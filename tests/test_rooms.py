@@ -95,6 +95,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "typer": ("cli",),
     "rich": ("cli", "report"),
     "matplotlib": ("report",),
+    "IPython": ("report/notebook.py",),
     "dp_accounting": ("privacy.py",),
     "Crypto": ("masks.py", "config/promises.py"),
     "starlette": ("serve",),

@@ -27,7 +27,7 @@ from .predict import (
     predictions,
 )
 from .private import Private
-from .report import collect, write_html
+from .report import collect, notebook, write_html
 from .report.evaluation import Evaluation
 from .rundir import RunDir
 from .study import once
@@ -158,6 +158,10 @@ class Results:
         write_html(collect([self.folder.path]), path)
         return path
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it: the page's tables, and accuracy over rounds."""
+        return notebook.html(collect([self.folder.path]))
+
     def _rows(self, log: str) -> list[Row]:
         return self.folder.rows(f"{log}.jsonl")
 
@@ -169,10 +173,11 @@ class Results:
 
 def run(config: Config, folder: Path | str) -> Results:
     """One experiment in a folder, as configured and untuned; a run that is there already goes on.
+    A notebook shows a bar meanwhile.
 
     ValueError if the folder holds another run; NobodyLeftError if no client is left in a round.
     """
-    once(config, folder)
+    once(config, folder, notebook.bar(config.name))
     return Results(folder)
 
 

@@ -26,7 +26,7 @@ from .loop import NobodyLeftError
 from .metrics import Score, last, last_valid
 from .options import Values
 from .rundir import RunDir, is_run
-from .units import Progress, Unit, run_all, work
+from .units import Counted, Progress, Unit, run_all, work
 
 STUDY, TUNE = "study.json", "tune.json"
 TUNING_SEED = 1_000_000  # of all trials, and of no run that is reported
@@ -301,9 +301,11 @@ def trial_score(unit: Unit) -> float | None:
     return last_valid(*unit.logs(), unit.config.values["run"]["judged_by"])
 
 
-def once(config: Config, folder: Path | str) -> Score:
-    """One experiment in a new folder, as configured and untuned; its score after the last round."""
+def once(config: Config, folder: Path | str, tell: Counted = lambda done, total: None) -> Score:
+    """One experiment in a new folder, as configured and untuned; its score after the last round.
+    `tell` hears how many rounds are done.
+    """
     unit = Unit(config, Path(folder))
-    if why := work(unit):
+    if why := work(unit, lambda: tell(unit.done() - 1, unit.rounds - 1)):
         raise NobodyLeftError(why)
     return last(*unit.logs())

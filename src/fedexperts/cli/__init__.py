@@ -1,6 +1,6 @@
 """The command line: read arguments, call one function of another room, print.
 
-    studies.py      run, resume, reproduce, compare, report
+    studies.py      demo, run, resume, reproduce, compare, report
     verify.py       verify
     unlearn.py      unlearn
     look.py         ls, show, check
@@ -39,9 +39,9 @@ app = typer.Typer(
 
 START = """[bold]fedexperts[/]: sites learn together and exchange experts, never data.
 
+  fedexperts demo                               five methods compared, in a minute or two
   fedexperts ls configs                         what can be run
   fedexperts check configs/demo/pfedmoap.toml   data, split and model; nothing is trained
-  fedexperts run configs/demo                   pFedMoAP beside its controls, in a few minutes
   fedexperts --help                             all commands"""
 
 
@@ -58,6 +58,7 @@ def start(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": studies.demo,
     "run": studies.run,
     "resume": studies.resume,
     "reproduce": studies.reproduce,

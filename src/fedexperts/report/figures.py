@@ -8,6 +8,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain, permutations
+from typing import Any
 
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.ticker import MaxNLocator
@@ -28,6 +29,7 @@ from .ink import (
     end,
     lines,
     name_clients,
+    name_ends,
     order,
     over_rounds,
     paper,
@@ -46,7 +48,7 @@ def draw(experiments: Sequence[Experiment]) -> list[Picture]:
         return []
     accuracy = [_accuracy(counted)]
     if judged_by(counted) == "server" or any(e.routing for e in counted):
-        accuracy.insert(0, _server([e for e in counted if e.has_global]))
+        accuracy.insert(0, _server(counted))
     pictures: list[Picture | None] = [*accuracy, _clients(counted), _reliability(counted)]
     for experiment in counted:
         pictures += [by_client(experiment), _own_shares(experiment), _received(experiment)]
@@ -68,10 +70,13 @@ def _accuracy(experiments: Sequence[Experiment]) -> Picture:
 
 
 def _server(experiments: Sequence[Experiment]) -> Picture:
-    series = [
-        (e.name, [server_curve(run.clients, run.server) for run in e.finished.values()])
-        for e in experiments
-    ]
+    series: Series = []
+    for experiment in experiments:
+        curves = []  # of one without a global model: its colour stays its own
+        if experiment.has_global:
+            runs = experiment.finished.values()
+            curves = [server_curve(run.clients, run.server) for run in runs]
+        series.append((experiment.name, curves))
     caption = (
         "The server's own predictor, or the global model where it has none, on the test parts of"
         " all clients together. Band: standard deviation over seeds."
@@ -95,7 +100,7 @@ def _above_commonest(
     of: str = "clients",
 ) -> Picture:
     figure, axes = paper(3.6)
-    lines(axes, series)
+    ends = lines(axes, series)
     levels = sorted({level for e in experiments if (level := e.commonest(of))})
     for level in levels:
         axes.axhline(level, color="0.45", linewidth=1, linestyle=(0, (1, 2)))
@@ -109,16 +114,18 @@ def _above_commonest(
             color="0.35",
         )
     above(axes, unit)
-    axes.set_ylim(bottom=0)
-    ends = ", ".join(
+    axes.set_ylim(0, 100)
+    name_ends(axes, ends)
+    said = ", ".join(
         f"{shown(name)} from {end(seeds, min):.1f} to {end(seeds, max):.1f} %"
         for name, seeds in series
+        if seeds
     )
     return printed(
         figure,
         axes,
         title,
-        f"{unit.split(',')[0].capitalize()}, first to last round: {ends}.",
+        f"{unit.split(',')[0].capitalize()}, first to last round: {said}.",
         caption,
     )
 
@@ -146,11 +153,11 @@ def _declared(experiments: Sequence[Experiment]) -> list[Picture | None]:
     for metric in [
         metric for position, metric in enumerate(every) if metric not in every[:position]
     ]:
-        runs = {e.name: e.finished.values() for e in experiments if metric in e.metrics}
-        series = [
-            (name, [logged(getattr(run, metric["of"]), metric["name"]) for run in each])
-            for name, each in runs.items()
-        ]
+        series: Series = []
+        for e in experiments:
+            runs = e.finished.values() if metric in e.metrics else ()
+            rounds = [logged(getattr(run, metric["of"]), metric["name"]) for run in runs]
+            series.append((e.name, rounds))
         pictures.append(over_rounds(series, metric["title"], metric["unit"], metric["says"]))
     return pictures
 
@@ -159,7 +166,7 @@ def _declared(experiments: Sequence[Experiment]) -> list[Picture | None]:
 
 
 def _clients(experiments: Sequence[Experiment]) -> Picture:
-    """A mark for each client and seed, in a lane of its domain."""
+    """A mark for each client and seed, in its experiment's colour and a lane of its domain."""
     domains = sorted({domain(client) for e in experiments for client in e.clients})
     figure, axes = paper(0.7 + 0.62 * len(experiments) + 0.25)
     worst = []
@@ -169,17 +176,12 @@ def _clients(experiments: Sequence[Experiment]) -> Picture:
         for number, name in enumerate(domains):
             own = [value for client, value in values if domain(client) == name]
             lane = position - 0.3 + 0.6 * (number + 0.5) / len(domains)
-            drawn = axes.scatter(
-                own,
-                [lane] * len(own),
-                s=22,
-                marker=MARKS[number % len(MARKS)],
-                color=COLOURS[number % len(COLOURS)],
-                alpha=0.65,
-                linewidths=0,
-            )
+            mark = MARKS[number % len(MARKS)]
+            style: dict[str, Any] = {"s": 22, "marker": mark, "linewidths": 0}
+            colour = COLOURS[position % len(COLOURS)]
+            axes.scatter(own, [lane] * len(own), color=colour, alpha=0.65, **style)
             if position == 0:  # the legend names each domain once
-                drawn.set_label(plain(name))
+                axes.scatter([], [], color="0.35", label=plain(name), **style)
         mean = statistics.fmean(score.mean for score in scores)
         axes.plot([mean, mean], [position - 0.38, position + 0.38], color="black", linewidth=1.6)
         low = lowest(experiment.last)
@@ -190,9 +192,10 @@ def _clients(experiments: Sequence[Experiment]) -> Picture:
     axes.set_yticks(range(len(experiments)), [short(e.name) for e in experiments])
     axes.set_ylim(len(experiments) - 0.5, -0.5)
     axes.set_xlabel("accuracy on the client's own test part, %")
+    axes.set_xlim(-2, 102)  # the same on every page: two points are no gulf
     axes.grid(axis="x", color="0.9")
     caption = (
-        "Each mark is one client in one seed after the last round, in the lane and colour of its"
+        "Each mark is one client in one seed after the last round, in the lane and shape of its"
         " domain (its name without the number). Black bar: mean over clients and seeds."
     )
     return printed(
@@ -206,9 +209,8 @@ def _reliability(experiments: Sequence[Experiment]) -> Picture | None:
     for experiment in experiments:
         every = [score.bins for score in experiment.last.values()]
         known = [bins for bins in every if bins]
-        if len(known) == len(every):
-            seeds[experiment.name] = known
-    if not seeds:
+        seeds[experiment.name] = known if len(known) == len(every) else []
+    if not any(seeds.values()):
         return None
     whose = "Each client's own predictor on its test part after the last round, all in one. "
     return reliability(seeds, "How sure, how right", whose)
@@ -313,8 +315,8 @@ def _bytes(experiments: Sequence[Experiment]) -> Picture | None:
         return None
     figure, axes = paper(0.9 + 0.55 * len(experiments))
     ways = (
-        ("down, to a client", -0.19, COLOURS[0], [down for down, _ in means]),
-        ("up, from a client", 0.19, COLOURS[5], [up for _, up in means]),
+        ("down, to a client", -0.19, "0.35", [down for down, _ in means]),
+        ("up, from a client", 0.19, "0.7", [up for _, up in means]),
     )
     for way, shift, colour, sizes in ways:
         positions = [position + shift for position in range(len(experiments))]

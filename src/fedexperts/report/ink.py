@@ -2,7 +2,9 @@
 
 Drawn with matplotlib's objects alone, so that nothing is kept between two pictures and no window is
 needed. Colours are those of Okabe and Ito, which colour-blind readers can tell apart; lines also
-differ in stroke and marks in shape. This room does not know what is drawn.
+differ in stroke and marks in shape. A colour is a position: where all pictures list the same
+experiments, one without anything to show included, each has one colour in all of them. This room
+does not know what is drawn.
 """
 
 import io
@@ -29,6 +31,7 @@ WIDTH = 5.6  # inches: letters of 10 points stay readable on a phone
 # an experiment's name; for each seed, a value by round
 Series = list[tuple[str, list[dict[int, float]]]]
 CROWD = 40  # more clients than this are not named along a picture
+SMALL = 8.5  # points: names at the ends of lines
 
 
 @dataclass(frozen=True)
@@ -44,35 +47,44 @@ class Picture:
 # ---- over rounds
 
 
-def over_rounds(series: Series, title: str, unit: str, caption: str) -> Picture | None:
+def over_rounds(
+    series: Series, title: str, unit: str, caption: str, colours: Sequence[str] = COLOURS
+) -> Picture | None:
     """A line an experiment; those that have nothing in a seed are left out."""
     drawn = [(name, seeds) for name, seeds in series if seeds and all(seeds)]
     if not drawn:
         return None
     figure, axes = paper(3.0)
-    lines(axes, series)
+    ends = lines(axes, series, colours)
     above(axes, unit)
     axes.set_ylim(bottom=0)
-    ends = ", ".join(f"{shown(name)} {end(seeds, max):.3g}" for name, seeds in drawn)
-    return printed(figure, axes, title, f"{title} ({unit}), in the last round: {ends}.", caption)
+    name_ends(axes, ends)
+    said = ", ".join(f"{shown(name)} {end(seeds, max):.3g}" for name, seeds in drawn)
+    return printed(figure, axes, title, f"{title} ({unit}), in the last round: {said}.", caption)
 
 
-def lines(axes: Axes, series: Series) -> None:
-    """Mean over seeds with a band of one standard deviation, coloured by position in `series`.
+End = tuple[float, float, str, str]  # where a line ends, its name, its colour
+
+
+def lines(axes: Axes, series: Series, colours: Sequence[str] = COLOURS) -> list[End]:
+    """Mean over seeds with a band of one standard deviation, coloured by position in `series`;
+    where each line ends.
 
     What has nothing in a seed is left out.
     """
+    ends = []
     for position, (name, seeds) in enumerate(series):
         if not seeds or not all(seeds):
             continue
         rounds = sorted(set.intersection(*map(set, seeds)))
         values = [[seed[round] for seed in seeds] for round in rounds]
         means = [statistics.fmean(each) for each in values]
-        colour, stroke = COLOURS[position % len(COLOURS)], STROKES[position % len(STROKES)]
-        style: dict[str, Any] = {"color": colour, "linewidth": 1.8, "label": plain(name)}
+        colour, stroke = colours[position % len(colours)], STROKES[position % len(STROKES)]
+        style: dict[str, Any] = {"color": colour, "linewidth": 1.8}
         if len(rounds) < 2:  # a point is no line
             style["marker"] = MARKS[position % len(MARKS)]
         axes.plot(rounds, means, stroke, **style)
+        ends.append((rounds[-1], means[-1], name, colour))
         if len(seeds) > 1:
             pairs = list(zip(means, map(statistics.stdev, values), strict=True))
             low = [mean - sd for mean, sd in pairs]
@@ -80,6 +92,43 @@ def lines(axes: Axes, series: Series) -> None:
             axes.fill_between(rounds, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return ends
+
+
+def name_ends(axes: Axes, ends: Sequence[End]) -> None:
+    """The name of each line at its end, apart from the others; the limits must stand."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.set_figheight(max(figure.get_figheight(), 0.9 + len(ends) * 1.2 * SMALL / 72))
+    figure.draw_without_rendering()  # only now does one know how high the axes are
+    low, high = axes.get_ylim()
+    gap = 1.2 * SMALL / 72 * figure.dpi / axes.get_window_extent().height * (high - low)
+    ordered = sorted(ends, key=lambda one: one[1])
+    heights = apart([height for _, height, _, _ in ordered], gap, high)
+    for (round, height, name, colour), beside in zip(ordered, heights, strict=True):
+        axes.annotate(
+            short(name),
+            (round, height),
+            (1.05, beside),
+            textcoords=("axes fraction", "data"),
+            va="center",
+            fontsize=SMALL,
+            color=colour,
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6},
+        )
+
+
+def apart(heights: Sequence[float], gap: float, most: float) -> list[float]:
+    """Rising heights, moved until any two are `gap` apart, the highest at most at `most`."""
+    moved: list[float] = []
+    for height in heights:
+        moved.append(max(height, moved[-1] + gap) if moved else height)
+    ceiling = most
+    for position in reversed(range(len(moved))):
+        moved[position] = min(moved[position], ceiling)
+        ceiling = moved[position] - gap
+    return moved
 
 
 def end(seeds: Sequence[dict[int, float]], which: Callable[[dict[int, float]], int]) -> float:

@@ -135,4 +135,5 @@ def _blends(experiment: Experiment) -> Picture | None:
         "local accuracy, %, mean over a round's clients",
         "The clients of a round with the model that they trained, and with the same after the"
         " server's blend was mixed in; test part.",
+        ("0.55", "black"),  # of one experiment: no colour of another
     )

@@ -32,24 +32,30 @@ _PAGE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light; }}
-body {{ margin: 0 auto; max-width: 46rem; padding: 1rem; background: #fff; color: #1a1a1a;
+:root {{ color-scheme: light dark; --paper: #fff; --ink: #1a1a1a; --soft: #444; --line: #ddd; --edge: #888;
+  --stripe: #f6f6f6; --mark: #0072B2; }}
+@media (prefers-color-scheme: dark) {{ :root {{ --paper: #16181c; --ink: #e6e6e6; --soft: #b4b4b4; --line: #3a3d44;
+  --edge: #777; --stripe: #1e2126; --mark: #56B4E9; }} }}
+body {{ margin: 0 auto; max-width: 46rem; padding: 1rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }}
 h1 {{ font-size: 1.5rem; line-height: 1.25; }} h2 {{ font-size: 1.2rem; margin-top: 2.5rem; }}
-.result {{ margin: .3rem 0; padding-left: .8rem; border-left: .3rem solid #0072B2; }}
+.result {{ margin: .3rem 0; padding-left: .8rem; border-left: .3rem solid var(--mark); }}
 .result:first-of-type {{ font-size: 1.15rem; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }}
-th, td {{ padding: .25rem .6rem; text-align: right; vertical-align: top; border-bottom: 1px solid #ddd; }}
+th, td {{ padding: .25rem .6rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); }}
 th:first-child, td:first-child {{ text-align: left; padding-left: 0; }} .words td, .words th {{ text-align: left; }}
-thead th {{ vertical-align: bottom; border-bottom: 2px solid #888; }}
-tbody tr:nth-child(even) {{ background: #f6f6f6; }}
-.small {{ font-size: .875rem; color: #444; }}
-figure {{ margin: 2rem 0; }} figcaption b {{ font-size: 1.05rem; }} img {{ width: 100%; height: auto; }}
+thead th {{ vertical-align: bottom; border-bottom: 2px solid var(--edge); }}
+tbody tr:nth-child(even) {{ background: var(--stripe); }}
+.small {{ font-size: .875rem; color: var(--soft); }}
+figure {{ margin: 2rem 0; }} figcaption b {{ font-size: 1.05rem; }} img {{ width: 100%; height: auto; background: #fff; }}
 .tiles {{ display: flex; flex-wrap: wrap; gap: 1rem; }} .tiles figure {{ margin: 0; width: 9rem; }}
 .tiles img {{ image-rendering: pixelated; }}
-summary {{ cursor: pointer; padding: .3rem 0; }} pre {{ font-size: .8rem; overflow-x: auto; background: #f6f6f6;
+summary {{ cursor: pointer; padding: .3rem 0; }} pre {{ font-size: .8rem; overflow-x: auto; background: var(--stripe);
   padding: .6rem; }}
+@media print {{ :root {{ color-scheme: light; --paper: #fff; --ink: #000; --soft: #333; --line: #ccc; --stripe: #fff; --mark: #0072B2; }}
+  body {{ max-width: none; padding: 0; font-size: .8rem; }} figure, tr {{ break-inside: avoid; }} h2 {{ break-after: avoid; }}
+  .wide {{ overflow: visible; }} details:not([open]) {{ display: none; }} }}
 </style>
 </head>
 <body>

@@ -12,11 +12,14 @@ DOTS = 90  # the size of a mark that stands for all answers
 
 def reliability(seeds: Mapping[str, Sequence[Bins]], title: str, whose: str) -> Picture:
     """By name, the bins of each seed, drawn in one: a mark for each that has answers, larger for
-    more of them. `whose` answers, in a sentence and a space.
+    more of them. `whose` answers, in a sentence and a space. Without bins, a name keeps its colour.
     """
-    figure, axes = paper(3.6)
+    figure, axes = paper(4.6)
+    axes.set_aspect("equal")
     axes.plot([0, 100], [0, 100], color="0.45", linewidth=1, linestyle=(0, (1, 2)))
     for number, (name, every) in enumerate(seeds.items()):
+        if not every:
+            continue
         bins = added(every)
         total = sum(bins.examples)
         filled = bins.filled()
@@ -38,9 +41,10 @@ def reliability(seeds: Mapping[str, Sequence[Bins]], title: str, whose: str) -> 
     axes.set_ylim(0, 100)
     axes.set_xlabel("confidence: the probability of the class that is said, %")
     above(axes, "accuracy, %")
-    errors = ", ".join(f"{shown(name)} {_error(every):.1f}" for name, every in seeds.items())
+    known = {name: every for name, every in seeds.items() if every}
+    errors = ", ".join(f"{shown(name)} {_error(every):.1f}" for name, every in known.items())
     said = f"Expected calibration error in percent, mean over seeds: {errors}."
-    if all(len(every) == 1 for every in seeds.values()):
+    if all(len(every) == 1 for every in known.values()):
         said = f"Expected calibration error in percent: {errors}."
     caption = (
         f"{said} {whose}Answers are put in {BINS} equal bins of confidence; a mark is a bin,"
