@@ -28,7 +28,7 @@ from fedexperts.message import Order, Reply
 from fedexperts.rundir import RunDir
 
 # of the os module; and open to write
-TOUCHES = ("replace", "fsync", "unlink", "rmdir", "mkdir", "truncate")
+TOUCHES = ("replace", "link", "fsync", "unlink", "rmdir", "mkdir", "truncate")
 SOME = {
     "nearest": 3,
     "averaged": 11,

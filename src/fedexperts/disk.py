@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .options import Values
-from .tensors import aside, write
+from .tensors import aside, write, writing
 
 # what `aside` names; without a number, whoever holds the lock owns it
 _PART = re.compile(r"\..+?(?:\.([0-9]+))?\.part")
@@ -55,6 +55,15 @@ def damaged(path: Path, why: str, remedy: str) -> ValueError:
 def _checked(values: Mapping[str, object]) -> bytes:
     check = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**values, "check": check}, indent=1) + "\n").encode()
+
+
+def link(file: Path, at: Path) -> None:
+    """A second name for a file; a copy, on a disk where a file has one name."""
+    try:
+        os.link(file, at)
+    except OSError:
+        with open(file, "rb") as data, writing(at) as copy:
+            shutil.copyfileobj(data, copy)
 
 
 @contextmanager

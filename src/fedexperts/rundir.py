@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .checkpoints import BACKUP, VERSION, Checkpoints, Length
+from .checkpoints import BACKUP, VERSION, Checkpoints, Held, Length
 from .disk import damaged, making, read_checked, sweep, write_checked
 from .metrics import Row
 from .options import Values
@@ -64,6 +64,7 @@ class RunDir:
 
     path: Path
     _tallies: dict[str, Tally] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _held: Held = field(default_factory=Held, init=False, repr=False, compare=False)
 
     @classmethod
     def create(
@@ -90,7 +91,7 @@ class RunDir:
     @property
     def _saved(self) -> Checkpoints:
         """A run whose rounds were logged has had a checkpoint: the first is written before."""
-        return Checkpoints(self.path / "checkpoints", self.path / LOGS[0])
+        return Checkpoints(self.path / "checkpoints", self.path / LOGS[0], self._held)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -222,7 +223,7 @@ class RunDir:
         self.check()
         self._cut()
         self._saved.forget_old()  # whoever was killed in time had still to do it
-        return self.look()
+        return self._saved.go_on()
 
     def look(self) -> tuple[int, Tensors] | None:
         """The newest checkpoint, for those who do not go on with the run: nothing is changed."""
