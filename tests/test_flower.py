@@ -60,7 +60,7 @@ def simulated() -> Iterator[Callable[[Config, Path], RunDir]]:
             about = {"config": config.toml(), **places}
             job, sites = door.build(config, path / "private")
             named = dict(zip(sorted(sites), nodes.values(), strict=True))
-            engine = flower.Flower(grid, sorted(sites), lambda: named, about, 120.0, alive)
+            engine = flower.Flower(grid, sorted(sites), lambda: named, about, 600.0, alive)
             run(job, engine, config.section("run"), folder)
             return folder
 
