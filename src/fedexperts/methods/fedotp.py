@@ -20,6 +20,8 @@ from ..tensors import Tensors
 from .fedper import Partly
 
 STEPS = 50  # of scaling
+# standard deviation by which a client's own prompt starts apart: two equal ones would learn alike
+SPREAD = 0.02
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class FedOTP(Partly):
         as_prompted(model, patches=True)
 
     def own(self, model: Model, rng: torch.Generator) -> Tensors:
-        return {"prompt": model.initial["context"]}
+        start_lW = model.initial["context"]
+        return {"prompt": start_lW + SPREAD * torch.randn(start_lW.shape, generator=rng)}
 
     def predictor(self, model: Model, local: Local) -> Predictor:
         return Transported(as_prompted(model, patches=True), local, self.gamma, self.blur)
