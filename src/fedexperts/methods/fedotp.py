@@ -26,8 +26,7 @@ SPREAD = 0.02
 
 @dataclass(frozen=True)
 class FedOTP(Partly):
-    """Two prompts, matched to an image's patches by optimal transport (arXiv:2403.00041, equations
-    5 to 9).
+    """Two prompts, matched to an image's patches by optimal transport (arXiv:2403.00041).
 
     The prompts take the share `gamma` of the patches between them, each half of it, and need not
     take all. The number of scaling steps is fixed, where published code stops by a threshold.
