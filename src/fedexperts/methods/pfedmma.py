@@ -22,7 +22,8 @@ SHARED = "shared."  # what both encoders' adapters of a layer have in common
 class PFedMMA(Partly):
     """Adapters of which clients share what lies between both encoders (arXiv:2507.05394).
 
-    Clients train whole adapters and average that projection alone. The maps down to it and up from it stay with their client.
+    Clients train whole adapters and average that projection alone. The maps down to it and up from
+    it stay with their client.
     """
 
     def fits(self, model: Model, reserve: int) -> None:
