@@ -26,7 +26,7 @@ def variant(base: Config, name: str, changes: Mapping[str, object]) -> Config:
     return door.resolve([(plain, str(base.name))]).having(changes, "benchmark")
 
 
-def _tell(beat: units.Beat) -> None:
+def tell(beat: units.Beat) -> None:
     if sys.stderr.isatty():
         print(f"\rround {beat.done} of {beat.total}", end="", file=sys.stderr)
 
@@ -44,7 +44,7 @@ def run(experiments: Sequence[Config], seeds: Sequence[int], about: str, out: Pa
     if not asked.print:
         if not asked.out.exists():
             study.create(asked.out, experiments, seeds)
-        study.advance(asked.out, door.cores(), _tell)
+        study.advance(asked.out, door.cores(), tell)
     for path in sorted(asked.out.glob("*/seed-*"))[:1]:
         print(made(RunDir(path)), end="\n\n")
     return Path(asked.out)

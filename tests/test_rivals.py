@@ -123,6 +123,13 @@ def test_a_plan_takes_a_share_of_all_patches_alike_for_both_prompts() -> None:
     assert torch.allclose(plan(0 * closeness, 1.0), torch.full((5, 7, 2), 1 / 14))
 
 
+def test_a_clients_own_prompt_starts_apart_from_the_shared_one() -> None:
+    model = TinyModel("patches").build(CLASSES, 0).model
+    local = client(FedOTP(), model)
+    apart = local.trained["own.prompt"] - local.trained["context"]
+    assert 0.005 < float(apart.std()) < 0.05
+
+
 def test_fedotp_weighs_patches_by_partial_transport() -> None:
     model = TinyModel("patches").build(CLASSES, 0).model
     method = FedOTP(gamma=0.6, blur=0.5)

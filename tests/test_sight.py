@@ -2,6 +2,7 @@
 own model run whole.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fedexperts.models.clip import encode
 from fedexperts.models.huggingface import load_clip
 from fedexperts.models.modified_resnet import AttentionPool
 from fedexperts.models.prompted import AdaptedClipSettings, PromptedClipSettings
+from fedexperts.models.sight import patches_in, sight_of
 
 IMAGES = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
 WORDS = "a photo of a"
@@ -136,6 +138,13 @@ def test_adapters_begin_as_the_clip_with_these_words(folder: Path) -> None:
 
 
 def test_what_a_clip_has_not_is_said_with_what_to_use(folder: Path) -> None:
+    other = replace(load_clip(str(folder)), patches=None, sight=None)  # as a SigLIP's are
+    with pytest.raises(
+        ValueError, match='patches of this SigLIP .* use a CLIP, say model.clip = "'
+    ):
+        patches_in(other)
+    with pytest.raises(ValueError, match="no layers of a transformer to put adapters beside"):
+        sight_of(other)
     with pytest.raises(ValueError, match="layers = 4: expected at most 3"):
         AdaptedClipSettings(clip=str(folder), layers=4).build(NAMES, 0)
     with pytest.raises(ValueError, match="the prompt of class 'tiger 7' has .* use fewer words"):

@@ -167,7 +167,7 @@ def site(
         known = ", ".join(clients) or "none"
         raise ValueError(f"no client {name} in these data; there are {known}")
     confusion = config.values["run"]["confusion"] and "confusion" in allowed.figures
-    return replace(job, deployed=True, confusion=confusion), clients[name], what
+    return replace(job, unseen=None, deployed=True, confusion=confusion), clients[name], what
 
 
 def _with_data(config: Config, data: Mapping[str, object]) -> Config:

@@ -123,15 +123,13 @@ class Simulated(Listed, Unseen):
             asked = replace(self, valid=self.valid / (1 - self.test))
         whole = asked.build(replace(listing, examples=examples, notes=notes), classes, seed)
         if len(rest):
-            pool = self._pool(rest.tolist(), labels, groups, parts)
-            asked_about = [i for i in rest.tolist() if i in pool or parts[i] == "test"]
-            whats = shown([listed[i].what for i in asked_about])
-            others = [
-                Example(what, listed[i].label, groups[i])
-                for i, what in zip(asked_about, whats, strict=True)
-            ]
+            tested = self._pool(rest.tolist(), labels, groups, parts)
+            tested |= {position for position in rest.tolist() if parts[position] == "test"}
+            others = [listed[position] for position in sorted(tested)]
+            whats = shown([example.what for example in others])
+            others = [replace(e, what=what) for e, what in zip(others, whats, strict=True)]
             inputs, files = self._inputs(replace(listing, examples=others))
-            whole = _with_unseen(whole, inputs, labels[asked_about], files)
+            whole = _with_unseen(whole, inputs, labels[sorted(tested)], files)
         return self._conflicting(whole, list(hands), seed)
 
     def _reserved(

@@ -26,9 +26,10 @@ from ..tensors import Tensors, named, rng, under
 
 @dataclass(frozen=True)
 class FedET(Method):
-    """Small networks are averaged kind by kind; the server's own learns what clients agree on, and
-    some of what those who disagree say (arXiv:2204.12703, equations 3 to 6).
+    """Small networks of several kinds teach a large one at the server (arXiv:2204.12703).
 
+    Networks of one kind are averaged; the server's own learns what clients agree on, and some of
+    what those who disagree say.
     A client's kind is drawn by its name. The paper's last step, in which small networks take over
     layers of the large one, is left out: here they have none in common.
     """

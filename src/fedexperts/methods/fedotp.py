@@ -20,12 +20,13 @@ from ..tensors import Tensors
 from .fedper import Partly
 
 STEPS = 50  # of scaling
+# standard deviation by which a client's own prompt starts apart: two equal ones would learn alike
+SPREAD = 0.02
 
 
 @dataclass(frozen=True)
 class FedOTP(Partly):
-    """Two prompts, matched to an image's patches by optimal transport (arXiv:2403.00041, equations
-    5 to 9).
+    """Two prompts, matched to an image's patches by optimal transport (arXiv:2403.00041).
 
     The prompts take the share `gamma` of the patches between them, each half of it, and need not
     take all. The number of scaling steps is fixed, where published code stops by a threshold.
@@ -38,7 +39,8 @@ class FedOTP(Partly):
         as_prompted(model, patches=True)
 
     def own(self, model: Model, rng: torch.Generator) -> Tensors:
-        return {"prompt": model.initial["context"]}
+        start_lW = model.initial["context"]
+        return {"prompt": start_lW + SPREAD * torch.randn(start_lW.shape, generator=rng)}
 
     def predictor(self, model: Model, local: Local) -> Predictor:
         return Transported(as_prompted(model, patches=True), local, self.gamma, self.blur)

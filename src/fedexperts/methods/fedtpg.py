@@ -26,7 +26,7 @@ NEVER = -1e4  # of the score of a name that a client has not
 
 @dataclass(frozen=True)
 class FedTPG(Method):
-    """A generator of prompts from class names, averaged (arXiv:2310.06123, equations 2 to 4).
+    """A generator of prompts from class names, averaged (arXiv:2310.06123).
 
     What it writes is added to the common start, so that it begins with the model's own prompt; it
     attends with one head. A client's names are those of its training examples' classes, which it

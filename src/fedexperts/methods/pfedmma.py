@@ -20,10 +20,10 @@ SHARED = "shared."  # what both encoders' adapters of a layer have in common
 
 @dataclass(frozen=True)
 class PFedMMA(Partly):
-    """Clients train whole adapters and average the projection between both encoders (arXiv:
-    2507.05394, algorithm 1).
+    """Adapters of which clients share what lies between both encoders (arXiv:2507.05394).
 
-    The maps down to it and up from it stay with their client.
+    Clients train whole adapters and average that projection alone. The maps down to it and up from
+    it stay with their client.
     """
 
     def fits(self, model: Model, reserve: int) -> None:

@@ -26,7 +26,7 @@ SIDES = ("image", "text")
 
 class AdaptedClip(Model):
     """CLIP with an adapter beside each of its last `adapted` layers (MMA, CVPR 2024; pFedMMA,
-    arXiv:2507.05394, section 3).
+    arXiv:2507.05394).
 
     A layer's tensors are `SIDE.i.down` and `SIDE.i.up`, and between both sides `shared.i`, each a
     weight and a bias. The maps up start at zero, so that it begins as CLIP itself, where published

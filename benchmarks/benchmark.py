@@ -1,0 +1,164 @@
+"""The grid of docs/benchmark.md: every method in every setting, as one table with ranks.
+
+    export FEDEXPERTS_DATA=FOLDER
+    python benchmarks/benchmark.py                      # all that is here, three seeds
+    python benchmarks/benchmark.py --only digits-unseen --seeds 1
+    python benchmarks/benchmark.py --print              # of what is finished, and nothing run
+
+Each setting is a study in its own folder of --out, which `fedexperts report` makes a page of. Typed
+again, it goes on where it stopped. A setting whose pictures or models are not on this machine is
+listed with what to type. Accuracy is the clients' own or the server's, as run.judged_by of the
+setting says; HM is of own classes, those of others and those of nobody. In brackets the rank among
+a setting's methods.
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from grid import minus, said, tell
+
+from fedexperts import config as door
+from fedexperts import report, study
+from fedexperts.config import Config
+from fedexperts.report import Experiment, paired
+
+SETTINGS = {
+    "digits": ("demo", "demo/rivals"),
+    "digits-unseen": ("demo/unseen",),
+    "digits-networks": ("demo/fedmoe-digits",),
+    "reviews-networks": ("demo/fedmoe-reviews",),
+    "pacs-few": ("benchmark/pacs-few", "benchmark/pacs-few-rivals"),
+    "pacs": ("benchmark/pacs",),
+    "pacs-networks": ("benchmark/fedmoe-pacs",),
+    "flowers": ("benchmark/flowers",),
+    "cifar10": ("benchmark/cifar10",),
+    "omniglot": ("benchmark/omniglot",),
+    "yelp": ("fedmoe/yelp/10",),
+}
+# what each method is compared with, the first of them that a setting has
+LINEAR = ("linear-probe-fedavg", "fedavg")
+Column = dict[str, list[float]]  # by method: one accuracy a seed
+
+
+def configs(setting: str) -> list[Config]:
+    """The experiments of a setting, sorted by their files."""
+    folders = [door.shipped_folder() / name for name in SETTINGS[setting]]
+    files = [file for folder in folders for file in sorted(folder.glob("[!_]*.toml"))]
+    return [door.load(file) for file in files]
+
+
+def carry_out(setting: str, out: Path, seeds: int, tune: bool) -> list[str]:
+    """Do what is left of a setting; what is lacking for it, with what to type."""
+    asked = configs(setting)
+    lacking = list(dict.fromkeys(str(why) for config in asked for why in door.lacking(config)))
+    if lacking:
+        return lacking
+    if not tune:
+        asked = [replace(config, tune={}) for config in asked]
+    study.widen(out / setting, asked, range(seeds))
+    study.advance(out / setting, door.cores(), tell)
+    return []
+
+
+def columns(setting: str, out: Path) -> dict[str, Column]:
+    """Accuracies of a setting's finished runs, and their harmonic mean with unseen classes."""
+    if not any((out / setting).glob("*/seed-*/environment.json")):
+        return {}
+    made: dict[str, Column] = {setting: {}, f"{setting} HM": {}}
+    for experiment in report.collect([out / setting]):
+        if experiment.finished:
+            made[setting][experiment.first.name] = _accuracies(experiment)
+        reached = [score.reach.harmonic for score in experiment.last.values() if score.reach]
+        known = [value for value in reached if value is not None]
+        if known:
+            made[f"{setting} HM"][experiment.first.name] = known
+    return {label: column for label, column in made.items() if column}
+
+
+def _accuracies(experiment: Experiment) -> list[float]:
+    """One a seed, of whom the setting judges."""
+    scores = experiment.last.values()
+    if experiment.judged_by == "server":
+        return [score.server for score in scores]
+    return [score.mean for score in scores]
+
+
+def table(grid: Mapping[str, Column]) -> Iterator[str]:
+    """A row a method, a column a setting, the mean rank last; best mean rank first."""
+    ranks = {label: _ranks(column) for label, column in grid.items()}
+    methods = {method for column in grid.values() for method in column}
+    mean = {
+        method: statistics.fmean(r[method] for r in ranks.values() if method in r)
+        for method in methods
+    }
+    yield f"| method | {' | '.join(grid)} | mean rank |\n|{'---|' * (len(grid) + 2)}"
+    for method in sorted(methods, key=lambda name: (mean[name], name)):
+        cells = [_cell(column, ranks[label], method) for label, column in grid.items()]
+        yield f"| {method} | {' | '.join(cells)} | {100 * mean[method]:.0f} % |"
+    yield "\nMean rank: the share of a setting's other methods that are ahead, mean over settings."
+
+
+def _ranks(column: Column) -> dict[str, float]:
+    """The share of the other methods that are ahead."""
+    means = {method: statistics.fmean(values) for method, values in column.items()}
+    others = max(1, len(means) - 1)
+    return {m: sum(value > means[m] for value in means.values()) / others for m in means}
+
+
+def _cell(column: Column, ranks: Mapping[str, float], method: str) -> str:
+    if method not in column:
+        return ""
+    place = 1 + round(ranks[method] * max(1, len(column) - 1))
+    return f"{statistics.fmean(column[method]):.1f} ({place})"
+
+
+def ahead(grid: Mapping[str, Column]) -> Iterator[str]:
+    """What every method is ahead of a setting's linear head or plain average, paired by seed."""
+    for label, column in grid.items():
+        control = next((name for name in LINEAR if name in column), None)
+        if control is None:
+            continue
+        others = {
+            method: values
+            for method, values in column.items()
+            if method != control and len(values) == len(column[control])
+        }
+        differences = [minus(values, column[control]) for values in others.values()]
+        stars = paired.established(differences)
+        yield f"\n| {label} | minus {control} |\n|---|---|"
+        for method, difference, holds in zip(others, differences, stars, strict=True):
+            yield f"| {method} | {said(difference)}{'*' if holds else ''} |"
+    yield "\n*: not zero, for all methods of its setting together (Holm, 5 %)."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    reader = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    reader.add_argument("--out", type=Path, default=Path("runs/benchmark"))
+    reader.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    reader.add_argument("--seeds", type=int, default=3)
+    reader.add_argument("--no-tune", action="store_true", help="the values in the files are used")
+    reader.add_argument("--print", action="store_true", help="the tables of what is finished")
+    asked = reader.parse_args(arguments)
+    lacking: dict[str, list[str]] = {}
+    for setting in asked.only:
+        if not asked.print:
+            lacking[setting] = carry_out(setting, asked.out, asked.seeds, not asked.no_tune)
+    grid = {
+        label: column
+        for setting in asked.only
+        for label, column in columns(setting, asked.out).items()
+    }
+    if grid:
+        print("\n".join([*table(grid), *ahead(grid)]))
+    for setting, reasons in lacking.items():
+        for why in reasons:
+            print(f"\n{setting} was not run: {why}")
+
+
+if __name__ == "__main__":
+    main()
