@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import fedexperts
 from fedexperts import config as door
-from fedexperts.cli import app
+from fedexperts.cli import app, studies
 from fedexperts.cli.terminal import answer_signals
 
 FAST = [
@@ -63,7 +63,7 @@ def finished(tmp_path_factory):
 def test_alone_it_says_what_to_type_next():
     done = call()
     assert done.exit_code == 0
-    assert "fedexperts run configs/demo" in done.output
+    assert "fedexperts demo" in done.output
 
 
 def test_it_says_its_version_and_h_is_help():
@@ -390,3 +390,18 @@ def test_under_nohup_a_closed_terminal_ends_nothing():
             assert (signal.getsignal(number) is signal.SIG_IGN) == (number == signal.SIGHUP)
         finally:
             signal.signal(number, before)
+
+
+def test_the_demo_compares_five_methods_in_a_folder_that_is_free(tmp_path, monkeypatch):
+    """Untuned, one seed; cut to what trains nothing, as the whole is minutes."""
+    monkeypatch.setattr(studies, "DEMO", ("zero-shot", "gaussian-alone"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    done = call("demo", "--jobs", "1")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "runs" / "demo-2" / "report.html").exists()
+    assert {path.name for path in (tmp_path / "runs" / "demo-2").iterdir() if path.is_dir()} == {
+        "zero-shot",
+        "gaussian-alone",
+    }
+    assert done.output.rstrip().endswith("fedexperts run configs/demo")

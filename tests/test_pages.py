@@ -24,10 +24,10 @@ INLINE = re.compile(r"`((?:fedexperts|python|pip|make) [^`\n]+)`")
 
 # what no page's test runs, and why
 NOT_RUN = {
-    r"^fedexperts deploy": "a federation of processes, for minutes: tests/test_deploy.py",
+    r"fedexperts deploy": "a federation of processes, for minutes: tests/test_deploy.py",
     r"^fedexperts (fetch|reproduce)": "downloads: tests/test_fetch.py, tests/test_reproduce.py",
     r"^fedexperts serve": "goes on until it is stopped: tests/test_serve.py",
-    r"^fedexperts \w+$|\.\.\.": "names a command or what follows it, and is none",
+    r"^fedexperts (?!demo)\w+$|\.\.\.": "names a command or what follows it, and is none",
     r"configs/(benchmark|pfedmoap|fedmoe)/|/pacs\b|runs/pacs": (
         "pictures or checkpoints that are not shipped: tests/test_configs.py"
     ),
@@ -43,11 +43,20 @@ NOT_RUN = {
     r"data.path=FOLDER": "the same line with a folder of pictures is run: docs/tutorials",
 }
 STAND_INS = {  # what a page says for what a reader has
-    "COPY_OF_RUN": "runs/six/pfedmoap/seed-0",
-    "RUN": "runs/six/pfedmoap/seed-0",
+    "RUN": "runs/any/pfedmoap/seed-0",
+    "CONFIG": "configs/demo/pfedmoap.toml",
+    "COMMAND": "run",
     "NAME": "as-scanned-0",
     "IMAGE": "img/0-0.png",
     "PAGES": "pages",
+}
+# what a reader of some pages has made before
+BEFORE = {
+    r"\bRUN\b": (
+        "[ -e runs/any ] || fedexperts run configs/demo/pfedmoap.toml --set data.clients=6"
+        " --out runs/any"
+    ),
+    r"(?<!--out )runs/demo": "[ -e runs/demo ] || fedexperts demo",
 }
 # of each kind that a block of a config leaves out
 REST = {
@@ -60,7 +69,8 @@ SHORT = """#!/bin/sh
 command=$1
 shift
 case $command in
-demo) set -- configs/demo/zero-shot.toml configs/demo/pfedmoap.toml \
+demo) [ -e runs/demo ] && exit 0
+  set -- configs/demo/zero-shot.toml configs/demo/pfedmoap.toml \
   configs/demo/gaussian-experts.toml --out runs/demo ;;
 esac
 case $command in
@@ -129,10 +139,12 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (programs / "fedexperts").write_text(SHORT.replace("{program}", program))
     pip = PIP.replace("{python}", sys.executable).replace("{root}", str(ROOT))
     (programs / "pip").write_text(pip)
-    (programs / "python").symlink_to(sys.executable)
-    for file in ("fedexperts", "pip"):
+    # no link, from which Python would not find its packages
+    (programs / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    for file in ("fedexperts", "pip", "python"):
         (programs / file).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("FEDEXPERTS_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -160,6 +172,15 @@ def filled(command: str) -> str:
     return command.replace(" FOLDER", f" {pictures}")
 
 
+def in_a_shell(commands: list[str]) -> list[str]:
+    """Commands of one block, in a shell of their own, after what a reader has made before."""
+    if not commands:
+        return []
+    text = "\n".join(commands)
+    before = [line for pattern, line in BEFORE.items() if re.search(pattern, text)]
+    return [*before, "(", *map(filled, commands), ")"]
+
+
 def carried_out(command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
@@ -178,16 +199,15 @@ def test_what_stands_on_a_page_works(page: Path, desk: Path) -> None:
             (desk / f"block-{number}.py").write_text(block.body)
             script.append(f"PYTHONPATH=. python block-{number}.py")
         elif block.kind == "sh":
-            script += [filled(line) for line in lines(block) if not reason(line)]
+            script += in_a_shell([line for line in lines(block) if not reason(line)])
     carried_out(["bash", "-c", "\n".join(script)], desk)
 
 
 @pytest.mark.slow
 def test_commands_within_a_line_work(desk: Path) -> None:
-    program = "fedexperts run configs/demo/pfedmoap.toml --set data.clients=6 --out runs/six"
-    run = [filled(command) for command in inline() if not reason(command)]
+    run = [command for command in inline() if not reason(command)]
     assert len(run) > 10
-    carried_out(["bash", "-c", "\n".join(["set -e", program, *run])], desk)
+    carried_out(["bash", "-c", "\n".join(["set -e", *in_a_shell(run)])], desk)
 
 
 def loaded(text: str, file: Path) -> None:
