@@ -4,7 +4,7 @@
 
 digits: real digits behind the tiny CLIP. pacs: PACS in FEDEXPERTS_DATA, behind the prompted dual
 encoder; its prompts are left out, as its text encoder takes hours. A client has 100 of 200 images,
-drawn by chance; so have 32 clients that an attacker trains itself to know what to expect (shadows).
+drawn by chance; so have 16 clients that an attacker trains itself to know what to expect (shadows).
 It is told one upload, knows the model, and must say of each of the 200 whether it was trained on,
 by
 
@@ -15,7 +15,7 @@ The prompt is what another client receives from pFedMoAP's pool, so that row is 
 do. A mean of `gaussian-sums` is attacked as one client's own upload, without masks: what the server
 would see without them, and what a sum over one client would give away.
 
-Area under the curve with its 95 % interval over 33 targets (each in turn, the others being its
+Area under the curve with its 95 % interval over 17 targets (each in turn, the others being its
 shadows), and true positives in percent where 1 % are false, all targets' answers together. Noise is
 for one round of this length at delta 1e-5.
 """
@@ -45,7 +45,7 @@ from fedexperts.tensors import rng
 
 FOLDER = Path("runs/membership")
 CONFIGS = Path(__file__).parents[1] / "configs/benchmark/pacs"
-POOL, MODELS, DELTA = 200, 33, 1e-5
+POOL, MODELS, DELTA = 200, 17, 1e-5
 EPSILONS = (0.0, 8.0, 1.0)
 HOW = {
     "linear-probe": Learning(20, 16, rate=1.0),
