@@ -2,7 +2,7 @@
 
     python benchmarks/epsilon.py [digits] [pacs]             goes on where it was stopped
 
-digits: real digits behind the tiny CLIP, 20 clients with four scanners, all of them in both of two
+digits: real digits behind the tiny CLIP, 20 clients with four scanners, all of them in each of two
 rounds, two epochs in batches of 16, seed 0; delta 1e-5. Methods that train hide each example in
 every step (DP-SGD, clip 1), `gaussian-sums` in sums behind masks, once. Rates were not tuned for
 the noise.

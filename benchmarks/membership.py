@@ -44,7 +44,7 @@ from fedexperts.privacy import noise_for
 from fedexperts.tensors import rng
 
 FOLDER = Path("runs/membership")
-CONFIGS = Path(__file__).parents[1] / "configs/benchmark/pacs"
+CONFIGS = Path(__file__).parents[1] / "configs/benchmark/pacs-few"
 POOL, MODELS, DELTA = 200, 17, 1e-5
 EPSILONS = (0.0, 8.0, 1.0)
 HOW = {
@@ -65,7 +65,7 @@ def on_digits(model: str) -> Config:
 
 
 def on_pacs(model: str) -> Config:
-    return load(CONFIGS / "linear-probe-fedavg.toml")
+    return load(CONFIGS / "linear-probe-fedavg.toml", ["data.shots=8"])
 
 
 SETS: dict[str, tuple[Callable[[str], Config], tuple[str, ...]]] = {
@@ -76,10 +76,11 @@ SETS: dict[str, tuple[Callable[[str], Config], tuple[str, ...]]] = {
 
 def opened(config: Config) -> tuple[Model, Examples]:
     """The model, and the first images that clients train on, a share of each client's."""
-    federation, built, seen, _ = door.parts(config)
-    each = math.ceil(POOL / len(federation.parts))
-    own = torch.cat([part.train[:each] for part in federation.parts.values()])[:POOL]
-    return seen, Examples(built.encode(federation.inputs[own])[:, None], federation.labels[own])
+    job, clients = door.build(config, FOLDER / "private")
+    each = math.ceil(POOL / len(clients))
+    own = [client.train for client in clients.values()]
+    x, y = (torch.cat([getattr(part, name)[:each] for part in own])[:POOL] for name in "xy")
+    return job.model, Examples(x, y)
 
 
 def normal(draw: torch.Generator, shape: torch.Size) -> Tensor:
@@ -139,8 +140,8 @@ def by_likelihood(sure: Tensor, inside: Tensor) -> Iterator[Tensor]:
     for target in range(len(sure)):
         shadows = torch.arange(len(sure)) != target
         known, member = sure[shadows], inside[shadows].double()
-        with_it = (known * member).sum(0) / member.sum(0)
-        without = (known * (1 - member)).sum(0) / (1 - member).sum(0)
+        with_it = (known * member).sum(0) / member.sum(0).clamp_min(1)
+        without = (known * (1 - member)).sum(0) / (1 - member).sum(0).clamp_min(1)
         spread = known.std(0).clamp_min(1e-6)  # of both: shadows are few
         far_in, far_out = (sure[target] - with_it) / spread, (sure[target] - without) / spread
         yield far_out.square() - far_in.square()

@@ -28,6 +28,7 @@ from torch.nn.functional import cross_entropy, normalize
 from fedexperts.average import noised_mean
 from fedexperts.client import answer
 from fedexperts.config import opened
+from fedexperts.deploy.consent import leaving
 from fedexperts.export import export
 from fedexperts.hidden import bounded, noised_sums
 from fedexperts.learn import Examples, Fitting, Learning, Local, fit
@@ -431,6 +432,21 @@ def test_table_report_and_card_say_what_the_run_gave_away(
     for name, expected in (("private", True), ("plain", False)):
         export(Learned.of(tmp_path / name, ""), tmp_path / f"{name}-export")
         assert (says in (tmp_path / f"{name}-export" / "README.md").read_text()) == expected
+
+
+@pytest.mark.parametrize(
+    ("case", "sections", "says"),
+    [
+        (SUMS, {"privacy": EXAMPLE}, "part of the noise that hides an example in the sum"),
+        (CASES["fedavg-probe"], {"privacy": EXAMPLE}, "in steps that this machine noised"),
+        (CASES["fedavg-probe"], {"upload": {"secure": True}}, "behind masks: the server sees"),
+    ],
+)
+def test_a_site_reads_how_it_will_be_hidden_before_it_answers(
+    case: Case, sections: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    job, _ = job_and_engine(tiny(case, **sections), tmp_path)
+    assert says in "\n".join(leaving("run", job, "c"))
 
 
 def headers(experiments: list[Experiment]) -> list[str]:
