@@ -37,9 +37,8 @@ CONFIGS = Path(__file__).parents[1] / "configs/benchmark/pacs-few"
 EPSILONS = (0, 8, 3, 1)  # 0: without privacy
 SEEDS = (0, 1, 2)
 SUMS: dict[str, Any] = {"model": {"name": "prompted-clip"}, "method": {"name": "gaussian-sums"}}
-ON_DIGITS = {name: sections for name, sections in METHODS.items() if name != "Gaussian experts"} | {
-    "Gaussian sums": SUMS
-}
+TRAINED = ("FedAvg (linear probe)", "Fed-MoE (linear probes)", "PromptFL", "pFedMoAP")
+ON_DIGITS = {"Gaussian sums": SUMS} | {name: METHODS[name] for name in TRAINED}
 ON_PACS = {
     "own Gaussian expert alone": "gaussian-alone",
     "Gaussian experts": "gaussian-experts",
