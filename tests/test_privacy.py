@@ -30,7 +30,7 @@ from fedexperts.client import answer
 from fedexperts.config import opened
 from fedexperts.deploy.consent import leaving
 from fedexperts.export import export
-from fedexperts.hidden import bounded, noised_sums
+from fedexperts.hidden import bounded, ledger_of, noised_sums
 from fedexperts.learn import Examples, Fitting, Learning, Local, fit
 from fedexperts.loop import NobodyLeftError
 from fedexperts.membership import area, by_loss, interval
@@ -201,6 +201,14 @@ def test_one_example_moves_what_a_client_says_by_no_more_than_is_counted_and_by_
         assert moved <= method.sensitivity() + 1e-6
         if scale >= 1:
             assert moved == pytest.approx(method.sensitivity(), abs=1e-4)
+
+
+def test_each_example_is_in_every_sum_and_counted_so(tmp_path: Path) -> None:
+    """No chance of joining counts in one's favour, as it does in steps."""
+    job, engine = job_and_engine(tiny(SUMS, privacy=EXAMPLE | {"noise": 3.0}), tmp_path)
+    for name in "abcde":
+        use = ledger_of(job, engine.members[name], Order(name, 1, "train", {})).use
+        assert use == Use(noise=3.0, rate=1.0, times=1)
 
 
 def test_the_fewest_that_a_secure_sum_can_have_bring_all_of_the_noise(tmp_path: Path) -> None:
