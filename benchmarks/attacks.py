@@ -1,6 +1,6 @@
 """What do hostile sites cost the honest ones, under each rule by which uploads become one?
 
-    python benchmarks/attacks.py             half an hour on one core; goes on where it was stopped
+    python benchmarks/attacks.py             ten minutes on one core; goes on where it was stopped
 
 Real digits behind the tiny CLIP, 20 clients with four scanners, all of them in every round. One of
 them, or a fifth, is hostile in every round: it sends minus what it learned (the change since the

@@ -28,8 +28,9 @@ from torch.nn.functional import cross_entropy, normalize
 from fedexperts.average import noised_mean
 from fedexperts.client import answer
 from fedexperts.config import opened
+from fedexperts.deploy.consent import leaving
 from fedexperts.export import export
-from fedexperts.hidden import bounded, noised_sums
+from fedexperts.hidden import bounded, ledger_of, noised_sums
 from fedexperts.learn import Examples, Fitting, Learning, Local, fit
 from fedexperts.loop import NobodyLeftError
 from fedexperts.membership import area, by_loss, interval
@@ -200,6 +201,14 @@ def test_one_example_moves_what_a_client_says_by_no_more_than_is_counted_and_by_
         assert moved <= method.sensitivity() + 1e-6
         if scale >= 1:
             assert moved == pytest.approx(method.sensitivity(), abs=1e-4)
+
+
+def test_each_example_is_in_every_sum_and_counted_so(tmp_path: Path) -> None:
+    """No chance of joining counts in one's favour, as it does in steps."""
+    job, engine = job_and_engine(tiny(SUMS, privacy=EXAMPLE | {"noise": 3.0}), tmp_path)
+    for name in "abcde":
+        use = ledger_of(job, engine.members[name], Order(name, 1, "train", {})).use
+        assert use == Use(noise=3.0, rate=1.0, times=1)
 
 
 def test_the_fewest_that_a_secure_sum_can_have_bring_all_of_the_noise(tmp_path: Path) -> None:
@@ -431,6 +440,21 @@ def test_table_report_and_card_say_what_the_run_gave_away(
     for name, expected in (("private", True), ("plain", False)):
         export(Learned.of(tmp_path / name, ""), tmp_path / f"{name}-export")
         assert (says in (tmp_path / f"{name}-export" / "README.md").read_text()) == expected
+
+
+@pytest.mark.parametrize(
+    ("case", "sections", "says"),
+    [
+        (SUMS, {"privacy": EXAMPLE}, "part of the noise that hides an example in the sum"),
+        (CASES["fedavg-probe"], {"privacy": EXAMPLE}, "in steps that this machine noised"),
+        (CASES["fedavg-probe"], {"upload": {"secure": True}}, "behind masks: the server sees"),
+    ],
+)
+def test_a_site_reads_how_it_will_be_hidden_before_it_answers(
+    case: Case, sections: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    job, _ = job_and_engine(tiny(case, **sections), tmp_path)
+    assert says in "\n".join(leaving("run", job, "c"))
 
 
 def headers(experiments: list[Experiment]) -> list[str]:

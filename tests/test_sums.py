@@ -15,6 +15,10 @@ from fedexperts.engine import Engine
 from fedexperts.loop import NobodyLeftError
 from fedexperts.masks import Masks, fixed, join, split
 from fedexperts.message import Order, Reply
+from fedexperts.metrics import moved
+from fedexperts.report import collect, write_html
+from fedexperts.rundir import RunDir
+from fedexperts.study import once
 from fedexperts.tensors import Tensors
 
 pytest.importorskip("cryptography", reason='needs pip install "fedexperts[privacy]"')
@@ -203,6 +207,16 @@ def test_the_noise_of_the_server_is_as_large_as_without_masks(tmp_path: Path) ->
         config = tiny(PROBE, privacy=privacy, upload={"secure": secure}, run=FULL | {"rounds": 1})
         ends.append(server(carry_out(config, tmp_path / str(secure))))
     assert torch.allclose(ends[0]["global.weight"], ends[1]["global.weight"], atol=2**-20)
+
+
+def test_a_run_behind_masks_has_a_report_which_says_of_no_upload_how_far_it_lies(
+    tmp_path: Path,
+) -> None:
+    once(tiny(PROBE, upload={"secure": True}, run=FULL), tmp_path / "run")
+    write_html(collect([tmp_path / "run"]), tmp_path / "report.html")
+    rows = RunDir(tmp_path / "run").rows("rounds.jsonl")
+    assert not any("moved" in facts for row in rows for facts in row["trained"].values())
+    assert moved(rows) == {}
 
 
 @pytest.mark.parametrize(

@@ -305,8 +305,13 @@ def blended(round_rows: Sequence[Row], when: str) -> dict[int, float]:
 
 
 def moved(round_rows: Sequence[Row]) -> dict[int, float]:
-    """How far an upload is from the global tensors (l2), mean over a round's clients."""
-    by_round = {row["round"]: [t["moved"] for t in row["trained"].values()] for row in round_rows}
+    """How far an upload is from the global tensors (l2), mean over a round's clients; behind masks
+    nobody knows.
+    """
+    by_round = {
+        row["round"]: [facts["moved"] for facts in row["trained"].values() if "moved" in facts]
+        for row in round_rows
+    }
     return {round: statistics.fmean(values) for round, values in by_round.items() if values}
 
 

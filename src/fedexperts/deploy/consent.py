@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
+
 from .. import config as door
 from ..admission import CHANGED, OPEN, SAYS
 from ..client import Job
@@ -89,6 +91,8 @@ def leaving(run: str, job: Job, site: str, study: str = "") -> list[str]:
     said = job.terms.says
     if said:
         lines.append(f"  figures of this method after an evaluation: {', '.join(said)}")
+    if job.upload.secure:
+        lines.append("  behind masks: the server sees the sum of all clients and no upload")
     lines.append(f"  {_noise(job)}")
     if study:
         lines.append(f"  {study}")
@@ -97,7 +101,10 @@ def leaving(run: str, job: Job, site: str, study: str = "") -> list[str]:
 
 def _uploads(job: Job, site: str) -> Tensors:
     server = job.method.open(job.given)
-    return job.method.expects(server, job.model, site)
+    uploads = job.method.expects(server, job.model, site)
+    if not job.upload.secure:
+        return uploads
+    return {name: torch.zeros_like(value, dtype=torch.int64) for name, value in uploads.items()}
 
 
 def _tensors(uploads: Tensors) -> Iterable[str]:
@@ -112,6 +119,10 @@ def _tensors(uploads: Tensors) -> Iterable[str]:
 
 
 def _noise(job: Job) -> str:
+    if job.noises_sums:
+        return "with this machine's part of the noise that hides an example in the sum ([privacy])"
+    if job.privacy.unit == "example":
+        return "as it was trained in steps that this machine noised ([privacy])"
     if job.upload.noise:
         return (
             f"with noise of {job.upload.noise:g} times the clip of {job.upload.clip:g}, drawn by"
