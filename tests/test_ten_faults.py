@@ -228,7 +228,8 @@ def test_a_site_that_was_removed(joined: Clinic) -> None:
     operator.remove(CLINIC)
     assert joined.federation.finished(CLINIC) == CODES["removed"]
     assert "you were removed: the operator of the federation took" in joined.federation.said(CLINIC)
-    assert f"Took the site {CLINIC} off Flower's list." in joined.server
+    gone = f"Took the site {CLINIC} off Flower's list."
+    joined.federation.until(lambda: gone in joined.server, "its removal")
     joined.folder.rename(joined.folder.with_name("before"))
     known = joined.server.count("Known sites: ")
     operator.add(CLINIC)
