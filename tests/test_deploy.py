@@ -432,20 +432,6 @@ def test_an_unknown_key_is_refused(federation: Federation, tmp_path: Path) -> No
     assert "does not know this site's key" in " ".join(done.stderr.split())
 
 
-@pytest.mark.slow
-def test_a_site_that_is_removed_while_it_is_connected_is_told_so_and_ends(
-    federation: Federation,
-) -> None:
-    Deployment.at(federation.folder).add("visitor")
-    (federation.folder / "sites" / "visitor").rename(federation.path / "visitor")
-    federation.until(lambda: "slanted-3, visitor" in federation.said("server"), "the new site")
-    federation.join("visitor")
-    federation.until(lambda: "visitor is connected" in federation.said("server"), "the visitor")
-    Deployment.at(federation.folder).remove("visitor")
-    assert federation.finished("visitor") == CODES["removed"]
-    assert "you were removed: the operator of the federation took" in federation.said("visitor")
-
-
 # ---- the document
 
 

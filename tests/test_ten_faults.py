@@ -90,9 +90,6 @@ class Clinic:
         connected = f"The site {CLINIC} is connected."
         self.federation.until(lambda: connected in self.federation.said(CLINIC), "the clinic")
 
-    def leave(self) -> None:
-        self.federation.kill(CLINIC)
-
     def run(self, name: str) -> str:
         """What the operator's terminal says of a run of this site alone, which fails."""
         config = door.resolve([(PICTURES | {"name": name}, "test")])
@@ -180,6 +177,15 @@ def test_a_version_that_does_not_fit(clinic: Clinic) -> None:
     assert refused in clinic.server
 
 
+@pytest.fixture(scope="module")
+def joined(clinic: Clinic) -> Iterator[Clinic]:
+    """While its program runs, and is not started again."""
+    clinic.join()
+    yield clinic
+    if CLINIC in clinic.federation.groups:
+        clinic.federation.kill(CLINIC)
+
+
 def until_it_is_mended(clinic: Clinic, name: str, why: str, mend: Callable[[], object]) -> None:
     """A run that fails for this reason, which both ends read; and goes on once it is mended, by
     what the screen says.
@@ -192,20 +198,15 @@ def until_it_is_mended(clinic: Clinic, name: str, why: str, mend: Callable[[], o
     clinic.goes_on(name)
 
 
-def test_a_class_that_is_missing(clinic: Clinic) -> None:
-    """And nobody starts the site again: it looks at its pictures at each order."""
-    dog, hidden = clinic.images / "dog", clinic.images.parent / "hidden"
+def test_a_class_that_is_missing(joined: Clinic) -> None:
+    dog, hidden = joined.images / "dog", joined.images.parent / "hidden"
     dog.rename(hidden)
-    clinic.join()
-    try:
-        why = "'dog': among data.classes, but there is no such folder. Make a folder of that name"
-        until_it_is_mended(clinic, "no-dog", why, lambda: hidden.rename(dog))
-    finally:
-        clinic.leave()
+    why = "'dog': among data.classes, but there is no such folder. Make a folder of that name"
+    until_it_is_mended(joined, "no-dog", why, lambda: hidden.rename(dog))
 
 
-def test_a_full_disk_at_the_site(clinic: Clinic) -> None:
-    private = clinic.folder / "private"
+def test_a_full_disk_at_the_site(joined: Clinic) -> None:
+    private = joined.folder / "private"
     private.mkdir(exist_ok=True)
     small = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(private)]
     done = subprocess.run(small, capture_output=True, text=True)
@@ -215,24 +216,23 @@ def test_a_full_disk_at_the_site(clinic: Clinic) -> None:
         with suppress(OSError), open(private / "filler", "wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
-        clinic.join()
         why = "No space left on device"
-        until_it_is_mended(clinic, "full", why, (private / "filler").unlink)
+        until_it_is_mended(joined, "full", why, (private / "filler").unlink)
     finally:
-        if CLINIC in clinic.federation.groups:
-            clinic.leave()
         subprocess.run(["umount", str(private)], check=True)
 
 
-def test_a_site_that_was_removed(clinic: Clinic) -> None:
-    """The last of them: to come back, a new folder is carried to the site, as the screen says."""
-    Deployment.at(clinic.federation.folder).remove(CLINIC)
-    clinic.federation.until(
-        lambda: f"Took the site {CLINIC} off Flower's list." in clinic.server, "its removal"
-    )
-    assert "you were removed" in clinic.screen("removed")
-    clinic.folder.rename(clinic.folder.with_name("before"))
-    Deployment.at(clinic.federation.folder).add(CLINIC)
-    (clinic.federation.folder / "sites" / CLINIC).rename(clinic.folder)
-    clinic.federation.until(lambda: clinic.server.count("Known sites: ") >= 4, "its return")
-    assert clinic.is_let_in()
+def test_a_site_that_was_removed(joined: Clinic) -> None:
+    """Its program is told so and ends; to come back, a new folder is carried to it, as it says."""
+    operator = Deployment.at(joined.federation.folder)
+    operator.remove(CLINIC)
+    assert joined.federation.finished(CLINIC) == CODES["removed"]
+    assert "you were removed: the operator of the federation took" in joined.federation.said(CLINIC)
+    gone = f"Took the site {CLINIC} off Flower's list."
+    joined.federation.until(lambda: gone in joined.server, "its removal")
+    joined.folder.rename(joined.folder.with_name("before"))
+    known = joined.server.count("Known sites: ")
+    operator.add(CLINIC)
+    (operator.path / "sites" / CLINIC).rename(joined.folder)
+    joined.federation.until(lambda: joined.server.count("Known sites: ") > known, "its return")
+    assert joined.is_let_in()

@@ -56,10 +56,7 @@ def carry_out(deployment: Deployment, name: str, nodes: Nodes, make: MakeEngine)
         with stage.turn():
             if deployed.status.over:
                 return  # another process has carried it out
-            if deployed.is_study:
-                stage.play_all()
-            else:
-                stage.play(deployed)
+            stage.play()
         stage.stands("finished")
     except StoppedError:
         stage.stands("stopped", "the operator stopped it (`fedexperts deploy stop`)")
@@ -138,7 +135,18 @@ class _Stage:
             file.flush()
             yield
 
-    def play_all(self) -> None:
+    def play(self) -> None:
+        """All that is left."""
+        while True:
+            try:
+                if self._run.is_study:
+                    return self._play_study()
+                return self._play(self._run)
+            except OSError as error:
+                if error.errno not in _FULL or not self._for_room(error):
+                    raise
+
+    def _play_study(self) -> None:
         """Every run of a study that is left: trials first, then its seeds."""
         seeds, configs = read(self._run.path)
         failed = carried(self._run.path, configs, seeds, self._each)
@@ -153,7 +161,7 @@ class _Stage:
                 continue
             self._later = self._after(units[number + 1 :], what)
             try:
-                self.play(self._run.part(unit, self._deployment))
+                self._play(self._run.part(unit, self._deployment))
             except NobodyLeftError as error:
                 if self.silence:
                     raise  # the values that were tried are not to blame
@@ -161,7 +169,7 @@ class _Stage:
         return failed
 
     def _after(self, units: Sequence[Unit], what: str) -> int:
-        """Rounds of the runs that come later, at most."""
+        """Rounds of the runs that come later, as far as they are known."""
         later = sum(unit.rounds - 1 for unit in units)
         if what == "tuning":
             seeds, (config,) = read(self._run.path)
@@ -169,7 +177,7 @@ class _Stage:
             later += len(seeds) * rounds
         return later
 
-    def play(self, part: Part) -> None:
+    def _play(self, part: Part) -> None:
         """Every round of a run that is left."""
         self._part, config = part, part.config
         self._settings = config.section("engine")
@@ -180,13 +188,7 @@ class _Stage:
         engine = _Patient(self._make(around), self)
         self._for_sites()
         self.stands("running")
-        schedule = config.section("run")
-        while True:
-            try:
-                return run(job, engine, schedule, part.folder, self._finished)
-            except OSError as error:
-                if error.errno not in _FULL or not self._for_room(error):
-                    raise
+        run(job, engine, config.section("run"), part.folder, self._finished)
 
     def _for_sites(self) -> None:
         """Until all sites are there, or time is up and enough are; RuntimeError once patience is

@@ -45,7 +45,7 @@ class Status:
     missing: list[str] = field(default_factory=list)
     why: str = ""
     part: str = ""  # which run of a study goes on, as a path in it
-    later: int = 0  # rounds of the study's runs that come after that one, at most
+    later: int = 0  # rounds of the study's runs that come after that one, as far as is known
 
     @property
     def over(self) -> bool:
