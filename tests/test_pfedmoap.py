@@ -173,6 +173,21 @@ def sent_to(client: str) -> Tensors:
     return send(SMALL)[client].tensors
 
 
+class Unread(dict[str, Tensor]):
+    """A state that nobody reads from end to end."""
+
+    def items(self) -> Any:
+        raise AssertionError("all names were read")
+
+    __iter__ = keys = values = items
+
+
+def test_what_a_client_must_upload_is_known_without_reading_the_pool(model: TinyPrompted) -> None:
+    """Of ten thousand clients each would read ten thousand names."""
+    expected = PFedMoAP().expects(Unread({"global.context": torch.ones(2, 4)}), model, "a")
+    assert expected.keys() == {"context"}
+
+
 def test_a_first_timer_tunes_its_prompt_alone(model: TinyPrompted) -> None:
     local = SMALL.start(model, {"global.context": context(1)}, None, rng(0, "start"))
     assert local.trained.keys() == {"context"}

@@ -240,9 +240,11 @@ def admit(
     refused: dict[str, str] = {}
     for kind in FAR:
         now = {client: far[kind] for client, far in moved.items() if kind in far}
+        voices = [value for value in _voices(now, known, kind).values() if value > 0]
+        middle = statistics.median(voices) if len(voices) >= _FEW else None
         for client, far in now.items():
             start = starts[client][kind]
-            if (limit := _exceeded(far, kind, now, start, known, terms.guard)) is not None:
+            if (limit := _exceeded(far, kind, middle, start, terms.guard)) is not None:
                 refused[client] = (
                     f"its upload lies {far:.3g} from the global tensors; at most {limit:.3g} is"
                     " taken"
@@ -279,23 +281,17 @@ def _weights(said: Mapping[str, int], known: Known, guard: Guard) -> dict[str, i
 
 
 def _exceeded(
-    far: float,
-    kind: str,
-    now: Mapping[str, float],
-    start: Tensors,
-    known: Known,
-    guard: Guard,
+    far: float, kind: str, middle: float | None, start: Tensors, guard: Guard
 ) -> float | None:
-    """How far from the global tensors an upload may lie, if this one lies farther: many medians
-    over those who moved at all, or as far as 0.
+    """How far from the global tensors an upload may lie, if this one lies farther: many times the
+    `middle`, the median over those who moved at all, or as far as 0.
 
     Where they are too few to have a median, what is trained may lie where training can go on,
     whoever lies alone. The global tensors are seldom measured, as few lie so far.
     """
-    voices = [value for value in _voices(now, known, kind).values() if value > 0]
     limit = math.inf
-    if len(voices) >= _FEW:
-        limit = guard.far * statistics.median(voices)
+    if middle is not None:
+        limit = guard.far * middle
         if far > limit:
             limit = max(limit, distance(start, {}))
     elif kind == "moved":

@@ -106,7 +106,7 @@ class PFedMoAP(TextGate, Method):
 
     def expects(self, server: Tensors, model: Model, client: str) -> Tensors:
         means = {"means": torch.zeros(len(model.classes), model.width)} if self._means else {}
-        return under(server, "global") | means
+        return self._shared(server) | means
 
     def fits(self, model: Model, reserve: int) -> None:
         with torch.no_grad():
@@ -135,6 +135,7 @@ class PFedMoAP(TextGate, Method):
         if not known:
             return sent
         entries_NlW = torch.stack([pool[name] for name in names])
+        means = under(server, "means")
         own = [positions[client] for client in known]
         draws = [rng(seed, "experts", round, client) for client in known]
         chosen_RK = self._chosen(entries_NlW.flatten(1), own, draws)
@@ -144,7 +145,7 @@ class PFedMoAP(TextGate, Method):
             received = [names[i] for i in chosen_K.tolist()]
             distances = vector_norm(apart_KF, dim=1).tolist()
             facts: Facts = {"received": received, "distances": distances}
-            experts = self._means_of(server, received) if self._means else prompts_KlW
+            experts = self._means_of(means, received) if self._means else prompts_KlW
             sent[client] = Sent(payload | {"experts": experts}, facts)
         return sent
 
@@ -154,7 +155,8 @@ class PFedMoAP(TextGate, Method):
         """Overwrite the pool and average what is shared, by examples (arXiv:2410.10114, algorithm
         1).
         """
-        parts = [{n: u.tensors[n] for n in under(server, "global")} for u in uploads]
+        names = self._shared(server)
+        parts = [{name: upload.tensors[name] for name in names} for upload in uploads]
         shared = given.average(parts, [u.examples for u in uploads])
         state = (
             server
@@ -164,6 +166,12 @@ class PFedMoAP(TextGate, Method):
         if self._means:
             state |= named("means", {u.client: u.tensors["means"] for u in uploads})
         return state
+
+    def _shared(self, server: Tensors) -> Tensors:
+        """The global tensors; all names of a large pool are not read for a prompt's."""
+        if self.gates == "local":
+            return {"context": server["global.context"]}
+        return under(server, "global")
 
     def _chosen(
         self, entries_NF: Tensor, own: Sequence[int], draws: Sequence[torch.Generator]
@@ -178,9 +186,8 @@ class PFedMoAP(TextGate, Method):
         ]
 
     @staticmethod
-    def _means_of(server: Tensors, clients: Sequence[str]) -> Tensor:
+    def _means_of(means: Tensors, clients: Sequence[str]) -> Tensor:
         """[K, C, D]: what these clients said last of their images of each class."""
-        means = under(server, "means")
         some_CD = next(iter(means.values()))
         return torch.stack([some_CD, *(means[client] for client in clients)])[1:]
 
@@ -258,7 +265,7 @@ class PFedMoAP(TextGate, Method):
         useful = useful[: self.experts]
         shared = server["global.context"]
         if self._means:
-            experts = normalize(self._means_of(server, useful), dim=-1)
+            experts = normalize(self._means_of(under(server, "means"), useful), dim=-1)
         else:
             experts = torch.stack([prompted.texts(shared), *(texts[name] for name in useful)])[1:]
         local = Local({"context": shared} | named("gate", gate), {"experts": experts})

@@ -1,0 +1,96 @@
+"""What successive halving of a study's trials would have chosen, and saved.
+
+    python benchmarks/halving.py RUN [RUN ...]     folders of studies that were tuned
+
+A trial that is stopped early has the bits of one that is not, so the logs of whole trials say it.
+Of the grid's trials the better half by validation accuracy goes on after a half of the rounds, or
+after a quarter, or after both; the two trials behind the grid run to their end in either case. An
+experiment counts if its trials were evaluated that early.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedexperts import study, tuning
+from fedexperts.metrics import valid
+from fedexperts.provenance import program
+from fedexperts.units import Unit
+
+STOPS = {"a half": (0.5,), "a quarter": (0.25,), "a quarter, a half": (0.25, 0.5)}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Validation accuracy in percent by evaluated round; -1 where it came to no end."""
+
+    scores: dict[int, float]
+
+    def at(self, round: int) -> float:
+        return self.scores.get(round, -1.0)
+
+
+def trial(unit: Unit) -> Trial:
+    clients, server = unit.logs()
+    judged_by = unit.config.values["run"]["judged_by"]
+    of_server = {row["round"]: row for row in server}
+    scores = {}
+    for round in sorted({row["round"] for row in clients}):
+        rows = [row for row in clients if row["round"] == round]
+        scores[round] = valid(rows, of_server.get(round, {}), judged_by)
+    return Trial(scores)
+
+
+def first(trials: Sequence[Trial], alive: Sequence[int], round: int) -> int:
+    """The best of those that are left, the first of equals."""
+    return max(alive, key=lambda position: (trials[position].at(round), -position))
+
+
+def halved(trials: Sequence[Trial], shares: Sequence[float], rounds: int) -> tuple[int, int] | None:
+    """Who wins, and how many rounds are run; None if nobody was evaluated so early."""
+    alive, before, run = list(range(len(trials))), 0, 0
+    evaluated = sorted(trials[0].scores)
+    for share in shares:
+        stop = next(round for round in evaluated if round >= share * rounds)
+        if stop in (before, rounds):
+            return None
+        run += len(alive) * (stop - before)
+        ranked = sorted(alive, key=lambda position: (-trials[position].at(stop), position))
+        alive, before = sorted(ranked[: math.ceil(len(alive) / 2)]), stop
+    return first(trials, alive, rounds), run + len(alive) * (rounds - before)
+
+
+def tell(path: Path) -> None:
+    _, configs = study.read(path)
+    for config in configs:
+        points = tuning.grid(config.tune)
+        if len(points) < 3:
+            continue
+        units = [study.trial(path, config, n, point) for n, point in enumerate(points, start=1)]
+        trials = [trial(unit) for unit in units]
+        rounds = units[0].rounds - 1
+        best = first(trials, range(len(trials)), rounds)
+        for said, shares in STOPS.items():
+            if result := halved(trials, shares, rounds):
+                winner, run = result
+                less = trials[best].at(rounds) - trials[winner].at(rounds)
+                whole = len(trials) * rounds
+                with_more = (run + tuning.BEYOND * rounds) / (whole + tuning.BEYOND * rounds)
+                same = "the same" if winner == best else f"{less:.2f} points worse"
+                print(f"| {config.name} | {said} | {same} | {with_more:.0%} |", flush=True)
+
+
+def main() -> None:
+    reader = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    reader.add_argument("runs", nargs="+", type=Path)
+    asked = reader.parse_args()
+    print(program())
+    print("| experiment | halved after | chosen | of all trials' rounds |\n|---|---|---|---|")
+    for path in asked.runs:
+        tell(path)
+
+
+if __name__ == "__main__":
+    main()
