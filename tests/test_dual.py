@@ -371,6 +371,21 @@ def test_what_is_learned_is_exported_with_lines_that_need_no_fedexperts(
     assert isinstance(Learned.of(tmp_path / "run", "").model, type(learned.model))
 
 
+def test_lines_of_half_the_bits_have_half_the_bits(
+    folders: tuple[str, str], tmp_path: Path
+) -> None:
+    model = {"classifier": folders[0], "encoder": folders[1], "precision": "bf16"}
+    learned, place = exported(experiment(folders, model=model), "", tmp_path)
+    images = TinyData().load(0).inputs[:5]
+    assert isinstance(images, Tensor)
+    torch.save(images, place / "images.pt")
+    asked = 'found = logits(inputs(torch.load("images.pt")))'
+    found = computed(place, "\n".join([*blocks(place), asked]), WITH_TRANSFORMERS)
+    exact = prompted(folders).encode(images)
+    apart = (learned.logits(learned.built.encode(images)) - found).abs().max()
+    assert apart < 0.1 * (learned.logits(exact) - found).abs().max()
+
+
 def test_a_linear_probe_has_the_features_and_the_scale_of_the_dual_model(
     folders: tuple[str, str],
 ) -> None:

