@@ -112,4 +112,5 @@ def _written(t: Tensors, given: Tensors) -> Tensor:
     scores_lC = t["query"] @ key_CW.mT / width**0.5 + NEVER * (1 - given["classes"])
     asked_lW = scores_lC.softmax(-1) @ value_CW
     inner_lW = gelu(layer_norm(asked_lW, (width,)) @ t["first"].mT)
-    return asked_lW + inner_lW @ t["second"].mT
+    written_lW: Tensor = asked_lW + inner_lW @ t["second"].mT
+    return written_lW
