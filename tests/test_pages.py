@@ -64,10 +64,10 @@ BEFORE = {
 REST = {
     "data": 'name = "digits-scanners"',
     "model": 'name = "prompted-clip"',
-    "method": 'name = "promptfl"',
+    "method": 'name = "fedavg"',
 }
 SHORT = """#!/bin/sh
-# `fedexperts`, with one round of one seed, untuned
+# `fedexperts`, with two rounds of one seed, untuned
 command=$1
 shift
 case $command in
@@ -76,7 +76,7 @@ demo) [ -e runs/demo ] && exit 0
   configs/demo/gaussian-experts.toml --out runs/demo ;;
 esac
 case $command in
-run | demo) exec {program} run "$@" --seeds 1 --tune none --jobs 1 --set run.rounds=1 \
+run | demo) exec {program} run "$@" --seeds 1 --tune none --jobs 1 --set run.rounds=2 \
   --set learning.epochs=1 ;;
 esac
 exec {program} "$command" "$@"
@@ -223,8 +223,10 @@ def test_commands_within_a_line_work(desk: Path) -> None:
 
 def loaded(text: str, file: Path) -> None:
     """A part of a config is one that the program knows."""
-    rest = [f"[{kind}]\n{name}\n" for kind, name in REST.items() if kind not in tomllib.loads(text)]
-    file.write_text(text + "\n" + "\n".join(rest))
+    said = tomllib.loads(text)
+    rest = [f"[{kind}]\n{name}\n" for kind, name in REST.items() if kind not in said]
+    first = "" if "name" in said else 'name = "page"\n'
+    file.write_text("\n".join([first + text, *rest]))
     fx.load(file)
 
 
