@@ -86,7 +86,10 @@ def of_study(about: About) -> str:
 
 def leaving(run: str, job: Job, site: str, study: str = "") -> list[str]:
     """What leaves the site in a run."""
-    lines = [f"The run {run}: each of its {job.rounds} rounds may send to the server"]
+    when = f"each of its {job.rounds} rounds"
+    if job.rounds == 1:
+        when = "its one round"
+    lines = [f"The run {run}: {when} may send to the server"]
     lines += [f"  {line}" for line in _tensors(_uploads(job, site))]
     said = job.terms.says
     if said:
