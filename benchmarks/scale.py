@@ -43,7 +43,7 @@ from fedexperts.rundir import RunDir
 from fedexperts.tensors import Tensors
 
 Tell = Callable[[int], None]
-ROUNDS = {"all": 5, "a tenth": 14}
+ROUNDS = 5
 UNCOUNTED = 2  # rounds: at first there is no pool
 CLIENTS = (10, 100, 1000, 10_000)
 SHARES = {"all": 1.0, "a tenth": 0.1}
@@ -110,16 +110,16 @@ def carried_out(
     run(job, Echo(False, clients), schedule, folder, tell)
 
 
-def measured(method: Timed | FedAvg, clients: int, said: str) -> Cost:
+def measured(method: Timed | FedAvg, clients: int, share: float) -> Cost:
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Watched(RunDir.create(Path(temporary) / "run", "", {}).path)
         carried_out(
             method,
             clients,
-            SHARES[said],
+            share,
             folder,
-            ROUNDS[said],
+            ROUNDS,
             lambda _: ends.append(time.process_time()),
         )
         state = folder.rows("server.jsonl")[-1]["server_bytes"]
@@ -144,7 +144,7 @@ def made(name: str) -> Timed | FedAvg:
 
 
 def tell(name: str, clients: int, said: str) -> None:
-    cost = measured(made(name), clients, said)
+    cost = measured(made(name), clients, SHARES[said])
     print(
         f"| {name} | {clients:,} | {said} | {cost.seconds:.3f} | {cost.search:.3f}"
         f" | {cost.save:.3f} ({cost.save / cost.seconds:.0%}) | {cost.state:.2f}"

@@ -36,7 +36,6 @@ _KINDS = {
     torch.bool: "BOOL",
 }
 _CHUNK = 2**18  # numbers that `combine` holds at once: in fp32 1 MB, which a core has in its cache
-_LINE = 64  # numbers to a multiple of which it takes them: rows that begin in a cache's line
 
 _BLOCK = 2**15  # numbers whose squares are summed at once
 
@@ -186,7 +185,7 @@ def _sums(weights: Tensor, values: Sequence[Tensor]) -> Iterator[Sequence[Tensor
         yield [flat[position] for position in weights.argmax(1).tolist()]
         return
     length = len(flat[0])
-    step = min(max(1, _CHUNK // sum(weights.shape) // _LINE) * _LINE, max(1, length))
+    step = min(max(1, _CHUNK // sum(weights.shape)), max(1, length))
     wide = torch.promote_types(kind, torch.float32)
     weights = weights.to(values[0].device, wide)
     rows, sums = (weights.new_empty(count, step) for count in reversed(weights.shape))
