@@ -28,6 +28,9 @@ NAMES = 256  # classes whose names are embedded at once, when the map is made
 RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0)
 SCALES = (5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 40.0, 50.0, 70.0, 100.0)
 
+# word embeddings [N, S, W] and which are there [N, S] -> sentence embeddings [N, E]
+Pooling = Callable[[Tensor, Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -47,8 +50,7 @@ class Sentences:
     """What any sentence encoder gives us, frozen and in evaluation mode."""
 
     tokens: nn.Embedding  # ids -> [.., W]
-    # word embeddings [N, S, W] and which are there [N, S] -> sentence embeddings [N, E]
-    pooled: Callable[[Tensor, Tensor], Tensor]
+    pooled: Pooling
     tokenize: Callable[[str], list[int]]  # ids of a text, without start and end
     start: int  # id that begins a text
     end: int  # id that ends it
@@ -103,7 +105,7 @@ def encode_texts(sentences: Sentences, texts: Sequence[str]) -> Tensor:
     embeddings = []
     for text in texts:
         ids = [sentences.start, *sentences.tokenize(text)[: sentences.longest - 2], sentences.end]
-        words_1SW = sentences.embed([ids])
+        words_1SW = sentences.embed(ids)[None]
         there_1S = torch.ones(1, len(ids), dtype=torch.long, device=words_1SW.device)
         embeddings.append(sentences.pooled(words_1SW, there_1S)[0].float().cpu())
     return torch.stack(embeddings)

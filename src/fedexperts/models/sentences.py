@@ -6,7 +6,7 @@ that could be a program. This room does not know what is done with a sentence.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from ..fetch import NotHereError
 from .built import device
-from .dual import Sentences
+from .dual import Pooling, Sentences
 from .huggingface import find, fingerprint, pickled, quiet
 from .transformer import saved
 
@@ -156,10 +156,11 @@ def _first(hidden_NSW: Tensor, there_NS: Tensor) -> Tensor:
     return hidden_NSW[:, 0]
 
 
-POOLED = {_mean: ".mean(0)", _first: "[0]"}  # of one sentence, in lines of Python
+# of one sentence, in lines of Python
+POOLED: dict[Pooling, str] = {_mean: ".mean(0)", _first: "[0]"}
 
 
-def _pooling(folder: Path) -> Callable[[Tensor, Tensor], Tensor]:
+def _pooling(folder: Path) -> Pooling:
     """How a sentence is made of its tokens, as sentence-transformers writes it down; their mean, if
     nothing is written.
     """

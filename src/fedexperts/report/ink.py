@@ -84,7 +84,7 @@ def lines(axes: Axes, series: Series, colours: Sequence[str] = COLOURS) -> list[
         if len(rounds) < 2:  # a point is no line
             style["marker"] = MARKS[position % len(MARKS)]
         axes.plot(rounds, means, stroke, **style)
-        ends.append((rounds[-1], means[-1], name, colour))
+        ends.append((float(rounds[-1]), means[-1], name, colour))
         if len(seeds) > 1:
             pairs = list(zip(means, map(statistics.stdev, values), strict=True))
             low = [mean - sd for mean, sd in pairs]
