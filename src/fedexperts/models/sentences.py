@@ -156,7 +156,11 @@ def _first(hidden_NSW: Tensor, there_NS: Tensor) -> Tensor:
     return hidden_NSW[:, 0]
 
 
-POOLED = {_mean: ".mean(0)", _first: "[0]"}  # of one sentence, in lines of Python
+Pooling = Callable[[Tensor, Tensor], Tensor]
+POOLED: dict[Pooling, str] = {  # of one sentence, in lines of Python
+    _mean: ".mean(0)",
+    _first: "[0]",
+}
 
 
 def _pooling(folder: Path) -> Callable[[Tensor, Tensor], Tensor]:
