@@ -103,7 +103,7 @@ def encode_texts(sentences: Sentences, texts: Sequence[str]) -> Tensor:
     embeddings = []
     for text in texts:
         ids = [sentences.start, *sentences.tokenize(text)[: sentences.longest - 2], sentences.end]
-        words_1SW = sentences.embed([ids])
+        words_1SW = sentences.embed(torch.tensor([ids]))
         there_1S = torch.ones(1, len(ids), dtype=torch.long, device=words_1SW.device)
         embeddings.append(sentences.pooled(words_1SW, there_1S)[0].float().cpu())
     return torch.stack(embeddings)

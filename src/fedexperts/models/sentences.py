@@ -163,7 +163,7 @@ POOLED: dict[Pooling, str] = {  # of one sentence, in lines of Python
 }
 
 
-def _pooling(folder: Path) -> Callable[[Tensor, Tensor], Tensor]:
+def _pooling(folder: Path) -> Pooling:
     """How a sentence is made of its tokens, as sentence-transformers writes it down; their mean, if
     nothing is written.
     """
