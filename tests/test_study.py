@@ -210,7 +210,7 @@ def test_how_far_the_encoding_is_is_told_before_the_first_round(jobs, tmp_path, 
     beats = []
     study.create(tmp_path / "runs", [config], range(jobs))
     study.advance(tmp_path / "runs", jobs, beats.append)
-    told = [beat for beat in beats if beat.unit == "image"]
+    told = [beat for beat in beats if beat.unit == "example"]
     total = told[0].total
     assert total > 1000
     assert any(0 < beat.done < total for beat in told)
