@@ -30,7 +30,7 @@ NOT_RUN = {
     r"^fedexperts (fetch|reproduce)": "downloads: tests/test_fetch.py, tests/test_reproduce.py",
     r"^fedexperts serve": "goes on until it is stopped: tests/test_serve.py",
     r"^fedexperts (?!demo)\w+$|\.\.\.": "names a command or what follows it, and is none",
-    r"configs/(benchmark|pfedmoap|fedmoe)/|/pacs\b|runs/(pacs|benchmark)": (
+    r"configs/(benchmark|pfedmoap|fedmoe)/|/pacs\b|runs/(pacs|benchmark|prompts)": (
         "pictures or checkpoints that are not shipped: tests/test_configs.py"
     ),
     r"--(like|private|forget|changed-code|onnx)\b": (
