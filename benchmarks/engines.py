@@ -295,9 +295,7 @@ def floor() -> None:
     seconds = [row["seconds"] for row in done[first:]]
     print(f"| what | of a round, {count} rounds, {len(SITES)} sites |\n|---|---|")
     print(f"| time | {statistics.median(seconds):.1f} s |")
-    print(
-        f"| of it until our process at a site has answered | {statistics.median(answers):.1f} s |"
-    )
+    print(f"| of it our answer at a site | {statistics.median(answers):.1f} s |")
     for whose, total in after.items():
         print(f"| seconds of processors, {whose} | {(total - before[whose]) / count:.2f} s |")
 
