@@ -8,8 +8,8 @@ every step (DP-SGD, clip 1), `gaussian-sums` in sums behind masks, once. Rates w
 the noise.
 
 pacs: PACS in FEDEXPERTS_DATA, 20 clients, eight pictures of a class, so 56 a client; one round of
-`gaussian-sums`, seeds 10 to 12, of which nothing was chosen; delta 1e-3. Beside it what needs no noise, as nothing leaves
-(own expert alone), and what has none (Gaussian experts).
+`gaussian-sums`, seeds 10 to 12, of which nothing was chosen; delta 1e-3. Beside it what needs no
+noise, as nothing leaves (own expert alone), and what has none (Gaussian experts).
 
 Accuracy in percent is the mean over clients, each on its own test part, after the last round; in
 brackets seconds of processor time of the run, in one process.

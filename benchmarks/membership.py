@@ -2,10 +2,10 @@
 
     python benchmarks/membership.py [digits] [pacs]          goes on where it was stopped
 
-digits: real digits behind the tiny CLIP. pacs: PACS in FEDEXPERTS_DATA, heads and sums alone, on
-the features of a classifier. A client has 100 of 200 images, drawn by chance; so have 16 clients
-that an attacker trains itself to know what to expect (shadows). It is told one upload, knows the
-model, and must say of each of the 200 whether it was trained on, by
+digits: real digits behind the tiny CLIP. pacs: PACS in FEDEXPERTS_DATA, heads and sums on the
+features of a classifier, prompts of the model for photographs. A client has 100 of 200 images,
+drawn by chance; so have 16 clients that an attacker trains itself to know what to expect (shadows).
+It is told one upload, knows the model, and must say of each of the 200 whether it was trained on, by
 
 - its loss alone (one threshold for all: Yeom et al., 2018), or
 - the likelihood of its confidence among shadows with and without it (LiRA: Carlini et al., 2022).
@@ -49,8 +49,14 @@ EPSILONS = (0.0, 8.0, 1.0)
 HOW = {
     "linear-probe": Learning(20, 16, rate=1.0),
     "prompted-clip": Learning(5, 16, rate=1.0),
+    "prompted-dual": Learning(5, 16, rate=1.0),
 }
-UPLOADS = {"linear-probe": "head", "prompted-clip": "prompt", "sums": "class sums"}
+UPLOADS = {
+    "linear-probe": "head",
+    "prompted-clip": "prompt",
+    "prompted-dual": "prompt",
+    "sums": "class sums",
+}
 
 
 def on_digits(model: str) -> Config:
@@ -64,12 +70,13 @@ def on_digits(model: str) -> Config:
 
 
 def on_pacs(model: str) -> Config:
-    return load(CONFIGS / "linear-probe-fedavg.toml", ["data.shots=8"])
+    file = "promptfl.toml" if model == "prompted-dual" else "linear-probe-fedavg.toml"
+    return load(CONFIGS / file, ["data.shots=8"])
 
 
 SETS: dict[str, tuple[Callable[[str], Config], tuple[str, ...]]] = {
     "digits": (on_digits, ("linear-probe", "prompted-clip", "sums")),
-    "pacs": (on_pacs, ("linear-probe", "sums")),
+    "pacs": (on_pacs, ("linear-probe", "prompted-dual", "sums")),
 }
 
 
