@@ -5,7 +5,7 @@
 digits: real digits behind the tiny CLIP. pacs: PACS in FEDEXPERTS_DATA, heads and sums on the
 features of a classifier, prompts of the model for photographs. A client has 100 of 200 images,
 drawn by chance; so have 16 clients that an attacker trains itself to know what to expect (shadows).
-It is told one upload, knows the model, and must say of each of the 200 whether it was trained on, by
+It is told one upload, knows the model, and must say of each of the 200 if it was in training, by
 
 - its loss alone (one threshold for all: Yeom et al., 2018), or
 - the likelihood of its confidence among shadows with and without it (LiRA: Carlini et al., 2022).
