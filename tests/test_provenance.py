@@ -179,7 +179,7 @@ def test_the_citation_is_this_version_and_names_both_papers() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert (cited["cff-version"], cited["type"]) == ("1.2.0", "software")
-    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    assert (cited["version"], cited["license"]) == (fedexperts.__version__, project["license"])
     assert cited["authors"]
     assert cited["message"]
     documents = (ROOT / "docs/methods.md").read_text()

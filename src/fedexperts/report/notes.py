@@ -102,7 +102,7 @@ def _spent(experiment: Experiment) -> Iterator[str]:
 def _members(experiment: Experiment) -> Iterator[str]:
     """Whether a loss tells who was trained on, in runs that were asked."""
     for seed, run in experiment.finished.items():
-        row = run.server[-1]
+        row = run.server[-1] if run.server else {}
         if "member_area" not in row:
             continue
         low, high = interval(row["member_area"], row["members"], row["others"])
