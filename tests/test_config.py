@@ -235,13 +235,16 @@ def test_every_shipped_config_loads_and_all_of_the_demo_have_the_same_tuning_bud
 
 def test_the_experiments_of_fed_moe_differ_in_their_method_alone_and_are_tuned_alike():
     configs = {path.stem: load(path) for path in door.find(Path("configs/demo/fedmoe-digits"))}
-    assert len(configs) == 20
+    assert len(configs) == 21
     shared = configs["fedavg"].values
     inputs = configs["normalised"].values["model"]
     assert inputs["normalise"] == "image"
     inputs["normalise"] = "none"  # and nothing else
     for name in ("heterofl", "fedrolex"):  # of a wider network clients train a part
         configs[name].values["model"]["width"] = shared["model"]["width"]
+    family = configs["fedet"].values  # clients have networks of several kinds
+    assert family["model"]["name"] == "family"
+    family["model"] = shared["model"]
     for name, config in configs.items():
         assert config.name == name
         assert math.prod(map(len, config.tune.values())) == 4, name
