@@ -24,7 +24,7 @@ _STUCK = 120.0  # and after which the loop is said to be stuck
 
 def lines(deployment: Deployment, run: Run) -> Iterator[str]:
     """A line for every change of who is there and every finished round, until the run is over."""
-    said, asked, trouble = Status(), time.monotonic(), ""
+    said, asked, trouble, chose = Status(), time.monotonic(), "", False
     news = {part.path: _News(run, part) for part in run.parts()}
     for known in news.values():
         known.pass_over()
@@ -33,7 +33,11 @@ def lines(deployment: Deployment, run: Run) -> Iterator[str]:
         if _differs(status, said) and not status.over:
             yield _standing(run, status)
             said = status
-        for part in run.parts():
+        begun = run.parts()
+        if not chose and any(run.named(part).startswith("seed-") for part in begun):
+            yield from _chosen(run)
+            chose = True
+        for part in begun:
             if part.path not in news:
                 news[part.path] = _News(run, part)
             yield from news[part.path].lines(status.later)
@@ -135,18 +139,15 @@ def _standing(run: Run, status: Status) -> str:
         said += f"; missing: {', '.join(status.missing)}"
     if status.why:
         said += f"; {status.why}"
-    if name.startswith("seed-") and status.state == "running":
-        said += _chosen(run)
     return said
 
 
-def _chosen(run: Run) -> str:
+def _chosen(run: Run) -> Iterator[str]:
     """With which values a study's seeds are run, if it chose them."""
     chosen = study.choose(run.path, run.config)
     values = ", ".join(f"{key} = {value}" for key, value in chosen.items())
-    if not values:
-        return ""
-    return f"; with {values}, the best on validation data"
+    if values:
+        yield f"each seed runs with {values}, the best on validation data"
 
 
 def _round(row: Row, rounds: int, left: float | None) -> str:
