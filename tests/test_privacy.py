@@ -498,6 +498,7 @@ def test_an_area_counts_pairs_and_its_interval_is_hanleys() -> None:
         (CASES["gaussian"], {"privacy": EXAMPLE}, "more of its examples than what it trained"),
         (CASES["gaussian"], {"privacy": EXAMPLE}, 'method.name = "gaussian-sums"'),
         (CASES["gaussian-leaning"], {"privacy": EXAMPLE}, "use upload.secure = true"),
+        (CASES["gaussian-leaning"], {"privacy": CLIENT}, "uploads sums that nobody shares"),
         (CASES["fedjets"], {"privacy": EXAMPLE}, "more of its examples than what it trained"),
         (
             CASES["nearest"],

@@ -49,7 +49,7 @@ def test_whole_numbers_which_count_steps_leave_as_they_are() -> None:
 def test_noise_needs_a_clip_and_a_clip_needs_global_tensors() -> None:
     with pytest.raises(ValueError, match=r"set upload\.clip > 0"):
         UploadSettings(noise=1.0)
-    with pytest.raises(ValueError, match="needs global tensors"):
+    with pytest.raises(ValueError, match="nothing of this upload is shared"):
         UploadSettings(clip=1.0).leaving({"use": torch.ones(2)}, SENT, normal(), {"use"}, "a")
 
 

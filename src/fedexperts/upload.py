@@ -61,7 +61,10 @@ class UploadSettings:
         Whole numbers, which count steps, leave as they are.
         """
         if not leaves.keys() & start.keys():
-            raise ValueError("upload.clip needs global tensors, and none were sent; use clip = 0")
+            raise ValueError(
+                'upload.clip and privacy.unit = "client" clip the change of what all share, and'
+                " nothing of this upload is shared; leave them out"
+            )
         floating = [name for name in sorted(leaves) if leaves[name].is_floating_point()]
         begun = {name: start.get(name, torch.zeros_like(leaves[name])) for name in floating}
         change = {name: leaves[name] - begun[name] for name in floating}

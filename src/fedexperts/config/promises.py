@@ -29,6 +29,11 @@ def check(config: Config, method: Method, model: Model) -> None:
         _check_noised_sums(name, upload)
     elif privacy.unit == "example":
         _check_steps(name, method, model)
+    elif method.sensitivity():
+        raise ValueError(
+            f'privacy.unit = "client" clips the change of what all share, and {name} uploads sums'
+            ' that nobody shares; use privacy.unit = "example"'
+        )
     elif privacy.noised_by == "server":
         _check_sums(f'privacy.noised_by = "server" noises one mean, and {name}', method)
         if merge.robust:
