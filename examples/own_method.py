@@ -25,7 +25,7 @@ class Between(fx.Method):
     def merge(
         self, given: fx.Given, server: fx.Tensors, uploads: Sequence[fx.Upload], round: int
     ) -> fx.Tensors:
-        average = given.average([u.tensors for u in uploads], [u.examples for u in uploads])
+        average = given.averaged(uploads)
         return fx.named("global", average)
 
     def start(

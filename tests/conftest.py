@@ -519,13 +519,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from federated import SITES, Federation
 
     made = Federation(tmp_path_factory.mktemp("federation"), Path(os.environ["FEDEXPERTS_CACHE"]))
-    try:
-        made.serve()
-        for site in SITES:
-            made.join(site)
+    with made.running(SITES):
         yield made
-    finally:
-        made.close()
 
 
 def characters() -> Any:

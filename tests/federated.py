@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,17 @@ class Federation:
     def finished(self, name: str) -> int:
         """The exit code of the terminal that watches."""
         return self.groups.pop(name).wait(900)
+
+    @contextmanager
+    def running(self, sites: Sequence[str]) -> Iterator[None]:
+        """The server and these sites, until the end."""
+        try:
+            self.serve()
+            for site in sites:
+                self.join(site)
+            yield
+        finally:
+            self.close()
 
     def close(self) -> None:
         for name in list(self.groups):

@@ -43,6 +43,10 @@ class Given:
     seed: int
     average: Average = mean  # how uploads become one
 
+    def averaged(self, uploads: "Sequence[Upload]") -> Tensors:
+        """Uploads as one, each by its examples."""
+        return self.average([u.tensors for u in uploads], [u.examples for u in uploads])
+
 
 @dataclass(frozen=True)
 class Sent:

@@ -65,7 +65,7 @@ class FedAMP(Method):
     def merge(
         self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int
     ) -> Tensors:
-        averaged = given.average([u.tensors for u in uploads], [u.examples for u in uploads])
+        averaged = given.averaged(uploads)
         server = server | named("global", averaged)
         for upload in uploads:
             server |= named(f"pool.{upload.client}", upload.tensors)

@@ -77,7 +77,7 @@ class FedET(Method):
                 u for u in uploads if all(name.startswith(f"kind.{kind}.") for name in u.tensors)
             ]
             if group:
-                shared |= given.average([u.tensors for u in group], [u.examples for u in group])
+                shared |= given.averaged(group)
         x_R = given.reserve.x
         with torch.no_grad():
             said_mRC = torch.stack([given.model.logits(u.tensors, x_R[:, 0]) for u in uploads])

@@ -45,8 +45,7 @@ class Partly(Method):
     def merge(
         self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int
     ) -> Tensors:
-        averaged = given.average([u.tensors for u in uploads], [u.examples for u in uploads])
-        return named("global", averaged)
+        return named("global", given.averaged(uploads))
 
     def start(
         self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator

@@ -50,8 +50,7 @@ class FedTPG(Method):
     def merge(
         self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int
     ) -> Tensors:
-        averaged = given.average([u.tensors for u in uploads], [u.examples for u in uploads])
-        return named("global", averaged)
+        return named("global", given.averaged(uploads))
 
     def give_back(self, server: Tensors, uploads: Sequence[Upload]) -> dict[str, Sent]:
         """Nothing: it is the moment in which a client may look at its classes."""

@@ -154,7 +154,7 @@ class FedMoEFramed(Method):
             everybody.append(given.average(seen, examples_m))
         for k in set(group_m):
             own = [u for u, group in zip(uploads, group_m, strict=True) if group == k]
-            alone[k] = given.average([u.tensors for u in own], [u.examples for u in own])
+            alone[k] = given.averaged(own)
         shares, server = self._shares(server, uploads, group_m, everybody, alone)
         for k, moved in enumerate(everybody):
             if k in alone:

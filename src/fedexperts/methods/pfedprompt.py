@@ -48,8 +48,7 @@ class PFedPrompt(Method):
     ) -> Tensors:
         if not self.tuned:
             return server
-        averaged = given.average([u.tensors for u in uploads], [u.examples for u in uploads])
-        return named("global", averaged)
+        return named("global", given.averaged(uploads))
 
     def give_back(self, server: Tensors, uploads: Sequence[Upload]) -> dict[str, Sent]:
         """Nothing: it is the moment in which a client may look at its images."""

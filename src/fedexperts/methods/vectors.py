@@ -69,7 +69,7 @@ class ClassVectors(Method):
     def merge(
         self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int
     ) -> Tensors:
-        averaged = given.average([u.tensors for u in uploads], [u.examples for u in uploads])
+        averaged = given.averaged(uploads)
         if "moment" in averaged:
             return named("global", _whitened(given.model, under(server, "global"), averaged))
         return server | named("global", averaged)
