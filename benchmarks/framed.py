@@ -31,6 +31,8 @@ CHOICES: dict[str, dict[str, object]] = {
         "mixture.top": 8,
         "method.groups": "chosen",
     },
+    "soft groups (a client has shares of several)": {"method.groups": "soft"},
+    "K = 8, soft groups": {"mixture.experts": 8, "mixture.top": 8, "method.groups": "soft"},
     "top-1 instead of all": {"mixture.top": 1},
     "half of the clients a round": {"run.participation": 0.5},
 }

@@ -102,6 +102,20 @@ def test_the_gate_is_the_discriminant_of_all_images_in_one_place() -> None:
     assert (found.argmax(1) == label).float().mean() > 0.95
 
 
+def test_a_client_has_a_share_of_each_group_as_the_gate_sees_its_average_input() -> None:
+    """One whose images lie between two scanners belongs to both of them."""
+    between = told([*PILES, (PILES[0] + PILES[2][: len(PILES[0])]) / 2])
+    member = members([0, 1, 2, 0, 1, 2, 0], 3)
+    tensors = gate(between, member)
+    model = SketchGate(CompactCnnSettings().build(NAMES, 0).model, 3)
+    share = sketch.shares(between, tensors).T
+    for i, pile in enumerate(PILES):
+        unit = (of_images(pile).mean(0) - tensors["middle"]) / tensors["sd"]
+        logits = unit @ tensors["weight"] + tensors["bias"]
+        torch.testing.assert_close(share[i].float(), logits.softmax(0), atol=1e-3, rtol=1e-3)
+        assert share[i].argmax() == model.logits(tensors, pile).mean(0).argmax()
+
+
 def test_a_group_without_a_client_is_never_chosen() -> None:
     tensors = gate(told(PILES), members([0, 1, 3, 0, 1, 3], 4))
     model = SketchGate(CompactCnnSettings().build(NAMES, 0).model, 4)
@@ -246,6 +260,31 @@ def test_experts_move_as_is_written_down() -> None:
             moved = torch.cat([(now[n] - was[n]).flatten() for n in layer]).double()
             expected = everybody + share * (own[k] - everybody)
             torch.testing.assert_close(moved, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_client_of_two_groups_moves_both_experts_by_its_share_of_each() -> None:
+    """Its start is their mixture, behind the frame of the group to which it belongs most."""
+    method, mixture = FedMoEFramed(restart=0, share="whole"), parts(3)
+    state = grouped(method, mixture)
+    state["shares.client-0"] = torch.tensor([0.6, 0.4, 0.0])
+    state["expert.1.5.bias"] = torch.tensor([1.0, 2.0, 3.0])
+    start = under(method.send(state, ["client-0"], 2, 0)["client-0"].tensors, "global")
+    expected = 0.6 * state["expert.0.5.bias"] + 0.4 * state["expert.1.5.bias"]
+    torch.testing.assert_close(start["5.bias"], expected)
+    assert torch.equal(start["frame.scale"], state["expert.0.frame.scale"])
+    uploads = trained(state, method, mixture, 0.2)
+    after = method.merge(given(mixture), state, uploads, 2)
+    moves = []
+    for i, upload in enumerate(uploads):
+        began = method.expects(state, mixture, f"client-{i}")["5.bias"]
+        moves.append(upload.tensors["5.bias"] - began)
+    size = [len(pile) for pile in PILES]
+    for k, weight in enumerate(
+        ([0.6 * size[0], 0, 0, size[3]], [0.4 * size[0], size[1], 0, 0, size[4]])
+    ):
+        own = sum(w * moves[i] for i, w in enumerate(weight)) / sum(weight)
+        moved = after[f"expert.{k}.5.bias"] - state[f"expert.{k}.5.bias"]
+        torch.testing.assert_close(moved, own, atol=1e-5, rtol=1e-4)
 
 
 def test_experts_move_together_where_groups_differ_no_more_than_their_clients() -> None:

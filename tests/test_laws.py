@@ -394,7 +394,7 @@ FIELDS: dict[type, dict[str, Other]] = {
     },
     METHODS["fedmoe-framed"]: {
         "relevance": framed("shuffled"),
-        "groups": framed("chosen"),
+        "groups": framed("chosen", "soft"),
         "share": replace(framed("none", "whole"), run={"participation": 1.0, "seed": 1}),
         "frames": Other((False,), CASES["framed-images"]),
         "restart": framed(0, 2),

@@ -11,7 +11,7 @@ Shapes: m clients of a round, R reserve examples, P numbers of a sketch, N clien
 experts, one a group.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,7 +26,7 @@ from ..options import option
 from ..tensors import Tensors, combine, named, rng, under
 from . import sketch
 from .controls import OF_A_MIXTURE
-from .frames import Framed, SketchGate, frames, read, unframed, without
+from .frames import FRAME, Framed, SketchGate, frames, read, unframed, without
 from .served import ServedMixture, blends_of, expert_names, experts_of
 
 MEMORY = 0.8  # of the variances over rounds
@@ -44,9 +44,10 @@ class FedMoEFramed(Method):
     relevance: Literal["sketch", "shuffled"] = option(
         "sketch", says="clients belong to groups by their sketches; the control: by chance"
     )
-    groups: Literal["given", "chosen"] = option(
+    groups: Literal["given", "chosen", "soft"] = option(
         "given",
-        says="how many groups: mixture.experts; or as many of them as the sketches show clearly",
+        says="how many groups: mixture.experts; as many of them as the sketches show clearly; or"
+        " mixture.experts of which a client has shares, as the gate sees its average input",
     )
     share: Literal["estimated", "none", "whole"] = option(
         "estimated",
@@ -119,7 +120,9 @@ class FedMoEFramed(Method):
         known = [client for client in clients if f"shares.{client}" in server]
         sent = dict.fromkeys(clients, Sent(named("start", under(server, "gate.start"))))
         for client, expert in blends_of(server, known).items():
-            sent[client] = Sent(named("global", expert))
+            k = int(server[f"shares.{client}"].argmax())
+            frame = {name: server[f"expert.{k}.{name}"] for name in FRAME}
+            sent[client] = Sent(named("global", expert | frame))
         return sent
 
     def merge(
@@ -140,22 +143,23 @@ class FedMoEFramed(Method):
     def _moved(self, given: Given, server: Tensors, uploads: Sequence[Upload]) -> Tensors:
         """E_k + mean of all moves + share (mean of its own clients' moves - mean of all moves).
 
-        A client's move, seen from expert k, is what it sent, had it started there.
+        A client's move, seen from expert k, is what it sent, had it started there. A client of
+        several groups counts in each by its share of it.
         """
         experts = [without(expert) for expert in experts_of(server, "expert")]
-        group_m = [int(server[f"shares.{upload.client}"].argmax()) for upload in uploads]
-        examples_m = [upload.examples for upload in uploads]
-        everybody, alone = [], {}
-        for expert in experts:
-            seen = [
-                _from(u.tensors, experts[group], expert)
-                for u, group in zip(uploads, group_m, strict=True)
+        member_mK = torch.stack([server[f"shares.{upload.client}"] for upload in uploads])
+        examples_m = torch.tensor([float(upload.examples) for upload in uploads])
+        starts = combine(member_mK, experts)
+        everybody, alone, apart = [], {}, _Apart({}, {})
+        for k, (expert, member_m) in enumerate(zip(experts, member_mK.T, strict=True)):
+            seen_m = [
+                _from(u.tensors, start, expert) for u, start in zip(uploads, starts, strict=True)
             ]
-            everybody.append(given.average(seen, examples_m))
-        for k in set(group_m):
-            own = [u for u, group in zip(uploads, group_m, strict=True) if group == k]
-            alone[k] = given.averaged(own)
-        shares, server = self._shares(server, uploads, group_m, everybody, alone)
+            everybody.append(given.average(seen_m, examples_m.tolist()))
+            if member_m.any():
+                alone[k] = given.average(seen_m, (member_m * examples_m).tolist())
+                apart.note(everybody[k], alone[k], seen_m, member_m.tolist())
+        shares, server = self._shares(server, apart, len(uploads), len(alone))
         for k, moved in enumerate(everybody):
             if k in alone:
                 moved = _further(moved, alone[k], shares)
@@ -163,35 +167,22 @@ class FedMoEFramed(Method):
         return server
 
     def _shares(
-        self,
-        server: Tensors,
-        uploads: Sequence[Upload],
-        group_m: Sequence[int],
-        everybody: Sequence[Tensors],
-        alone: dict[int, Tensors],
+        self, server: Tensors, apart: "_Apart", m: int, K: int
     ) -> tuple[dict[str, float], Tensors]:
         """By layer: 1 - variance inside groups / variance between them, both over rounds; and the
         state that remembers them.
         """
-        layers = sorted({_layer(name) for name in everybody[0]})
-        K, m = len(alone), len(uploads)
         if self.share == "whole":
-            return dict.fromkeys(layers, 1.0), server
+            return dict.fromkeys(apart.between, 1.0), server
         if self.share == "none" or K < 2 or m < FEW * K:
-            return dict.fromkeys(layers, 0.0), server
-        between, within = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
-        for upload, k in zip(uploads, group_m, strict=True):
-            for layer, square in _apart(alone[k], everybody[k]):
-                between[layer] += square / (K - 1)
-            for layer, square in _apart(upload.tensors, alone[k]):
-                within[layer] += square / (m - K)
+            return dict.fromkeys(apart.between, 0.0), server
         shares, kept = {}, {}
-        for layer in layers:
-            now = torch.tensor([between[layer], within[layer]])
+        for layer, between in apart.between.items():
+            now = torch.tensor([between / (K - 1), apart.within[layer] / (m - K)])
             before = server.get(f"variance.{layer}", now)
             kept[layer] = MEMORY * before + (1 - MEMORY) * now
-            apart, inside = kept[layer].tolist()
-            shares[layer] = max(0.0, 1 - inside / apart) if apart else 0.0
+            between, within = kept[layer].tolist()
+            shares[layer] = max(0.0, 1 - within / between) if between else 0.0
         return shares, server | named("variance", kept)
 
     def _grouped(self, given: Given, server: Tensors) -> Tensors:
@@ -213,6 +204,8 @@ class FedMoEFramed(Method):
             made = frames(moments.together(member_KN))
             experts = [e | frame for e, frame in zip(experts, made, strict=True)]
         server = server | named("gate", sketch.gate(moments, member_KN))
+        if self.groups == "soft":
+            member_KN = sketch.shares(moments, under(server, "gate"))
         server |= named("shares", dict(zip(clients, member_KN.T.float().contiguous(), strict=True)))
         for k, expert in enumerate(experts):
             server |= named(f"expert.{k}", expert)
@@ -288,6 +281,37 @@ def _framed(mixture: MixtureModel) -> MixtureModel:
     return mixture.having(Framed(mixture.expert), SketchGate(mixture.expert, mixture.experts))
 
 
+@dataclass(frozen=True)
+class _Apart:
+    """By layer, sums of squares: of groups' experts from everybody's, and of clients from their
+    groups'.
+    """
+
+    between: dict[str, float]
+    within: dict[str, float]
+
+    def note(
+        self,
+        everybody: Tensors,
+        alone: Tensors,
+        seen_m: Sequence[Tensors],
+        member_m: Sequence[float],
+    ) -> None:
+        """Of one group, whose clients are members by these shares."""
+        _add(self.between, alone, everybody, sum(member_m))
+        for seen, member in zip(seen_m, member_m, strict=True):
+            if member:
+                _add(self.within, seen, alone, member)
+
+
+def _add(sums: dict[str, float], one: Tensors, other: Tensors, times: float) -> None:
+    """To each layer's sum the squared distance of its tensors, so many times."""
+    for name, value in one.items():
+        if value.is_floating_point():
+            square = float((value - other[name]).double().square().sum())
+            sums[_layer(name)] = sums.get(_layer(name), 0.0) + times * square
+
+
 def _from(sent: Tensors, start: Tensors, other: Tensors) -> Tensors:
     """What a client would have sent, had it started from another expert and moved as it did."""
     seen = dict(sent)
@@ -304,13 +328,6 @@ def _further(moved: Tensors, alone: Tensors, shares: dict[str, float]) -> Tensor
         if value.is_floating_point():
             further[name] = torch.lerp(value, alone[name], shares[_layer(name)])
     return further
-
-
-def _apart(one: Tensors, other: Tensors) -> Iterable[tuple[str, float]]:
-    """The squared distance of every tensor, with its layer."""
-    for name, value in one.items():
-        if value.is_floating_point():
-            yield _layer(name), float((value - other[name]).double().square().sum())
 
 
 def _layer(name: str) -> str:

@@ -193,6 +193,12 @@ def gate(moments: Moments, member_KN: Tensor) -> Tensors:
     return {name: value.float() for name, value in parts.items()}
 
 
+def shares(moments: Moments, gate: Tensors) -> Tensor:
+    """[K, N]: how far a client belongs to each group: the gate at the mean of its inputs."""
+    unit_NP = (moments.mean - gate["middle"]) / gate["sd"]
+    return (unit_NP @ gate["weight"].double() + gate["bias"]).softmax(1).T
+
+
 def flat_gate(width: int, count: int) -> Tensors:
     """The gate before there is a sketch: all groups alike."""
     return {
