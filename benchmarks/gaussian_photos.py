@@ -9,7 +9,7 @@ client's drawings are by one hand. docs/data.md says where the pictures come fro
 
 from functools import partial
 
-from gaussian import GATE, NAMES, ONE_MODEL, Setting, Values, main
+from gaussian import GATE, NAMES, NO_GROUPS, ONE_MODEL, WIDE, Setting, Values, main
 
 PROBE: Values = {
     "name": "linear-probe",
@@ -18,10 +18,14 @@ PROBE: Values = {
 }
 photos = partial(Setting, probe=PROBE)
 FEW = "configs/benchmark/pacs-few/gaussian-experts.toml"
+SHARES = "configs/benchmark/pacs/gaussian-experts.toml"
 OMNIGLOT = "configs/benchmark/omniglot/gaussian-experts.toml"
 SETTINGS = {
     "PACS, 4 pictures a class": photos(FEW, {"shots": 4}, lacks=[GATE]),
-    "PACS, Dirichlet": photos("configs/benchmark/pacs/gaussian-experts.toml", lacks=[GATE]),
+    "PACS, Dirichlet": photos(SHARES, lacks=[GATE]),
+    "PACS, Dirichlet, tested on everybody's": photos(
+        SHARES, {"meets": "everybody"}, WIDE, lacks=NO_GROUPS
+    ),
     "PACS, 1 picture a class": photos(FEW, {"shots": 1}, lacks=[GATE, *ONE_MODEL]),
     "PACS, 16 pictures a class": photos(FEW, {"shots": 16}, lacks=[GATE, *ONE_MODEL]),
     "Omniglot, 5 drawings a class": photos(OMNIGLOT, {"shots": 5}, lacks=[GATE, NAMES, *ONE_MODEL]),
