@@ -55,7 +55,10 @@ class Federation:
 
     def __init__(self, path: Path, cache: Path, server: str = "localhost") -> None:
         self.path, self.folder = path, path / "dep"
-        self.environment = dict(os.environ) | {"FEDEXPERTS_CACHE": str(cache)}
+        self.environment = dict(os.environ) | {
+            "FEDEXPERTS_CACHE": str(cache),
+            "WANDB_MODE": "offline",
+        }
         self.groups: dict[str, subprocess.Popen[bytes]] = {}
         # what stands before a program's command where it runs on a machine of its own
         self.machines: dict[str, list[str]] = {}
@@ -89,7 +92,25 @@ class Federation:
             )
 
     def serve(self) -> None:
-        self.start("server", *self.command("server", str(self.folder)))
+        self._serve(*self.command("server", str(self.folder)))
+
+    def serve_until(self, call: str) -> None:
+        """A server that dies at the next such call of a site, once `dies` says so."""
+        self._serve(
+            sys.executable, str(HERE / "dying.py"), str(self.folder), call, str(self._armed)
+        )
+
+    def dies(self) -> None:
+        self._armed.touch()
+        self.ends("server", 120)
+        self._armed.unlink()
+
+    @property
+    def _armed(self) -> Path:
+        return self.path / "armed"
+
+    def _serve(self, *command: str) -> None:
+        self.start("server", *command)
         self.until(
             lambda: "It listens on" in self.said("server") or self.ended("server"), "the server"
         )
@@ -116,10 +137,21 @@ class Federation:
             time.sleep(0.1)
 
     def words(self) -> str:
-        return "\n".join(f"{log.name}: {log.read_text()[-600:]}" for log in self.path.glob("*.log"))
+        """The last words of all programs, Flower's included."""
+        logs = [*self.path.glob("*.log"), *self.path.glob("*/flower/*.log")]
+        said = [f"---- {log.relative_to(self.path)}\n{log.read_text()[-1500:]}" for log in logs]
+        return "\n".join(said)
 
     def submit(self, name: str, options: Sequence[str] = (), **sections: Any) -> runs.Run:
         """Start a run of the experiment, watched by a terminal of its own."""
+        self.start_run(name, name, options, **sections)
+        run = runs.Run(self.folder / "runs" / name)
+        self.until(lambda: (run.path / "flower.json").exists(), f"run {name}")
+        return run
+
+    def start_run(
+        self, name: str, terminal: str, options: Sequence[str] = (), **sections: Any
+    ) -> None:
         engine = {
             "name": "flower",
             "sites": list(SITES),
@@ -127,25 +159,31 @@ class Federation:
             "wait": 240.0,
         } | sections.pop("engine", {})
         config = door.resolve([(experiment(**sections) | {"name": name, "engine": engine}, "test")])
-        (self.path / f"{name}.toml").write_text(config.toml())
-        file = str(self.path / f"{name}.toml")
-        self.start(name, *self.command("run", str(self.folder), file, *options))
-        run = runs.Run(self.folder / "runs" / name)
-        self.until(lambda: (run.path / "status.json").exists(), f"run {name}")
-        return run
+        file = self.path / f"{terminal}.toml"
+        file.write_text(config.toml())
+        self.start(terminal, *self.command("run", str(self.folder), str(file), *options))
 
     def do(self, *command: str) -> str:
         """What a command says in the operator's terminal, once it has done."""
         full = [*self.machines.get("server", []), *self.command(*command)]
-        done = subprocess.run(
-            full, env=self.environment, capture_output=True, text=True, timeout=300
-        )
+        try:
+            done = subprocess.run(
+                full, env=self.environment, capture_output=True, text=True, timeout=300
+            )
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{command} did not end: {self.words()}") from None
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def finished(self, name: str) -> int:
         """The exit code of the terminal that watches."""
-        return self.groups.pop(name).wait(900)
+        return self.ends(name, 600)
+
+    def ends(self, name: str, seconds: float) -> int:
+        """The exit code of a program that ends by itself."""
+        program = self.groups[name]
+        self.until(lambda: program.poll() is not None, f"the end of {name}", seconds)
+        return self.groups.pop(name).wait()
 
     @contextmanager
     def running(self, sites: Sequence[str]) -> Iterator[None]:

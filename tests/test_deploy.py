@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -368,8 +369,7 @@ def test_a_site_that_is_killed_comes_back_with_what_it_kept(federation: Federati
         lambda: any(row["round"] > damaged and not row["refused"] for row in run.rows()),
         "a whole round",
     )
-    stop = federation.command("stop", str(federation.folder), "killed-site")
-    subprocess.run(stop, env=federation.environment, check=True, timeout=120, capture_output=True)
+    federation.do("stop", str(federation.folder), "killed-site")
     # it did not finish, and the terminal that watched it says so
     assert federation.finished("killed-site") == 1
     rows = run.rows()
@@ -404,12 +404,12 @@ def test_garbage_and_slowness_cost_a_site_its_round_and_nobody_elses(
 def test_a_server_that_is_killed_goes_on_to_the_same_bits(
     federation: Federation, undisturbed: runs.Run
 ) -> None:
+    """At the worst moment for a site: it has an order, and its receipt is on the way."""
+    federation.kill("server")
+    federation.serve_until("confirm-message-received")
     run = federation.submit("killed-server", run=ROUNDS)
     federation.until(lambda: len(run.rows()) >= 1, "round 1")
-    time.sleep(1)  # in the midst of round 2
-    federation.kill("server")
-    gone = "the server is gone, and the run goes on by itself once it is there"
-    federation.until(lambda: gone in federation.said("killed-server"), "a word of it")
+    federation.dies()
     assert RunDir(run.path).done() in (1, 2)
     federation.serve()
     assert federation.finished("killed-server") == 0, federation.words()
@@ -417,6 +417,30 @@ def test_a_server_that_is_killed_goes_on_to_the_same_bits(
     assert checkpoint(run) == checkpoint(undisturbed)
     assert private(federation, run) == private(federation, undisturbed)
     assert logged(run) == logged(undisturbed)
+
+
+@pytest.mark.slow
+def test_runs_that_begin_while_sites_are_listed_and_added_disturb_nobody(
+    federation: Federation,
+) -> None:
+    """Each a terminal of its own, all at once."""
+    folder = str(federation.folder)
+    new = ["new-1", "new-2", "new-3"]
+    alone = {"sites": ["as-scanned-0"]}
+    for name in ("at-once", "at-once-2"):
+        federation.start_run("at-once", name, run={"rounds": 1}, engine=alone)
+    with ThreadPoolExecutor() as pool:
+        added = [pool.submit(federation.do, "add", folder, name) for name in new]
+        listed = [pool.submit(federation.do, "sites", folder) for _ in range(3)]
+        assert ["Copy " in each.result() for each in added] == [True] * 3
+        assert ["as-scanned-0  connected" in each.result() for each in listed] == [True] * 3
+    assert [federation.finished(name) for name in ("at-once", "at-once-2")] == [0, 0]
+    known = Deployment.at(federation.folder)
+    assert {run.path.name for run in runs.all_runs(known)} >= {"at-once", "at-once-2"}
+    federation.until(lambda: "new-1, new-2, new-3" in federation.said("server"), "the new sites")
+    for name in new:
+        federation.do("remove", folder, name)
+    assert "Traceback" not in federation.said("server")
 
 
 @pytest.mark.slow
@@ -442,52 +466,74 @@ def blocks(title: str) -> list[str]:
     return section.split("```")[1::2]
 
 
-@pytest.mark.slow
-def test_the_walk_of_the_document_leads_where_it_says(tmp_path: Path) -> None:
-    """Word for word, each terminal a process."""
-    server, sites, operator, again = blocks("First on one machine, in three terminals")
-    (tmp_path / "configs").symlink_to(HERE.parent / "configs")
-    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    terminals = []
+class Terminals:
+    """A reader's terminals, in a folder: what is typed in each, and what it shows."""
 
-    def typed(words: str, log: str) -> "subprocess.Popen[bytes]":
-        with open(tmp_path / log, "wb") as file:
-            terminal = subprocess.Popen(
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.open: dict[str, subprocess.Popen[bytes]] = {}
+
+    def typed(self, name: str, words: str) -> "subprocess.Popen[bytes]":
+        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        with open(self.folder / name, "wb") as shown:
+            self.open[name] = subprocess.Popen(
                 ["bash", "-c", f"{words}\nwait"],
-                cwd=tmp_path,
+                cwd=self.folder,
                 env=dict(os.environ) | {"PATH": programs},
-                stdout=file,
-                stderr=file,
+                stdout=shown,
+                stderr=shown,
                 start_new_session=True,
             )
-        terminals.append(terminal)
-        return terminal
+        return self.open[name]
 
-    def until(log: str, word: str, count: int = 1) -> None:
-        end = time.monotonic() + 600
-        while (tmp_path / log).read_text().count(word) < count:
-            assert time.monotonic() < end, (tmp_path / log).read_text()
+    def shows(self, name: str) -> str:
+        return (self.folder / name).read_text()
+
+    def until(self, name: str, word: str, count: int = 1, seconds: float = 300) -> None:
+        end = time.monotonic() + seconds
+        while self.shows(name).count(word) < count:
+            assert time.monotonic() < end, f"no {word!r} in {name}: {self.all()}"
             time.sleep(0.2)
 
-    try:
-        first = typed(server, "server")
-        until("server", "It listens on 127.0.0.1, port 9443")
-        typed(sites, "sites")
-        until("sites", "is connected.", 3)
-        walk = typed(operator, "operator")
-        until("operator", "round 1 of 8: 3 of 3 sites")
-        os.killpg(first.pid, signal.SIGKILL)
-        until("operator", "the server is gone, and the run goes on by itself")
-        typed(again, "again")
-        until("again", "The run digits was under way; it goes on.")
-        assert walk.wait(900) == 0, (tmp_path / "operator").read_text()
-        assert (tmp_path / "dep" / "runs" / "digits" / "report.html").exists()
-        assert "round 8 of 8: 3 of 3 sites" in (tmp_path / "operator").read_text()
-    finally:
-        for terminal in terminals:
+    def all(self) -> str:
+        logs = [self.folder / name for name in self.open]
+        logs += self.folder.glob("dep/**/flower/*.log")
+        return "\n".join(f"---- {log}\n{log.read_text()[-3000:]}" for log in logs)
+
+    def close(self) -> None:
+        for terminal in self.open.values():
             with suppress(ProcessLookupError):
                 os.killpg(terminal.pid, signal.SIGKILL)
             terminal.wait()
+
+
+@pytest.fixture
+def terminals(tmp_path: Path) -> Iterator[Terminals]:
+    made = Terminals(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.slow
+def test_the_walk_of_the_document_leads_where_it_says(terminals: Terminals) -> None:
+    """Word for word, each terminal a process."""
+    server, sites, operator, again = blocks("First on one machine, in three terminals")
+    (terminals.folder / "configs").symlink_to(HERE.parent / "configs")
+    first = terminals.typed("server", server)
+    terminals.until("server", "It listens on 127.0.0.1, port 9443")
+    terminals.typed("sites", sites)
+    terminals.until("sites", "is connected.", 3)
+    walk = terminals.typed("operator", operator)
+    terminals.until("operator", "round 1 of 8: 3 of 3 sites")
+    os.killpg(first.pid, signal.SIGKILL)
+    terminals.until("operator", "the server is gone, and the run goes on by itself")
+    terminals.typed("again", again)
+    terminals.until("again", "The run digits was under way; it goes on.")
+    for round in range(2, 9):
+        terminals.until("operator", f"round {round} of 8: 3 of 3 sites")
+    terminals.until("operator", "Report: ")
+    assert walk.wait(60) == 0, terminals.all()
+    assert (terminals.folder / "dep" / "runs" / "digits" / "report.html").exists()
 
 
 # ---- a site's own images

@@ -12,7 +12,8 @@ import pytest
 from conftest import CASES, tiny
 
 pytest.importorskip("flwr")
-from federated import SITES, Federation
+from federated import SITES, Federation, experiment
+from test_track import SHOWN, expected, where
 
 from fedexperts import config as door
 from fedexperts import report, study
@@ -234,22 +235,79 @@ def test_a_tracker_that_fails_is_said_with_what_sends_the_rest(
     shutil.rmtree(tmp_path / "private")
 
 
+# ---- on sites that are processes
+
+STUDY = "runs"  # as the readers of what trackers were told expect it
+TUNED: dict[str, Any] = {
+    "run": {"rounds": 1},
+    "tune": {"learning.optimizer": ["sgd", "adam"]},
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the trackers write, beside the study."""
+    return tmp_path_factory.mktemp("trackers")
+
+
+@pytest.fixture(scope="module")
+def tuned(federation: Federation, place: Path) -> Run:
+    """A study whose server was killed in the midst of its second trial."""
+    options = ["--seeds", "2", "--tune", "config"]
+    for kind in SHOWN:
+        options += [f"--{kind}", where(kind, place)[kind]]
+    federation.kill("server")
+    federation.serve_until("confirm-message-received")
+    run = federation.submit(STUDY, options, **TUNED)
+    (place / STUDY).symlink_to(run.path)
+    first = RunDir(run.path / STUDY / "tune" / "001")
+    federation.until(lambda: first.path.exists() and first.done() == 1, "the end of a trial")
+    federation.dies()
+    federation.serve()
+    assert federation.finished(STUDY) == 0, federation.words()
+    return run
+
+
 @pytest.mark.slow
-def test_on_real_sites_seeds_follow_one_another_and_the_terminal_tells_the_curves(
-    federation: Federation, tmp_path: Path
+def test_a_server_that_is_killed_while_it_tunes_goes_on_to_the_same_choice_and_bits(
+    tuned: Run, tmp_path: Path
 ) -> None:
-    pytest.importorskip("tensorboard")
-    curves = tmp_path / "curves"
-    options = ["--seeds", "2", "--tensorboard", str(curves)]
-    run = federation.submit("seeds", options, run={"rounds": 1}, engine={"sites": list(SITES[:2])})
-    assert federation.finished("seeds") == 0, federation.words()
-    said = federation.said("seeds")
-    assert "1 experiment, 2 seeds, 2 runs" in said
-    for seed in (0, 1):
-        assert f"seed-{seed}, round 1 of 1: 2 of 2 sites" in said
-        assert (curves / "seeds" / "seeds" / f"seed-{seed}").is_dir()
+    one_by_one = {"together": 1}  # as sites train, each on its own machine
+    config = door.resolve([(experiment(**TUNED, name=STUDY, engine=one_by_one), "test")])
+    study.create(tmp_path / "alone", [config], [0, 1])
+    study.advance(tmp_path / "alone")
+    chosen = (tmp_path / "alone" / STUDY / "tune.json").read_bytes()
+    assert (tuned.path / STUDY / "tune.json").read_bytes() == chosen
+    folders = [part.path.relative_to(tuned.path) for part in tuned.parts()]
+    assert [folder.name for folder in folders] == ["001", "002", "seed-0", "seed-1"]
+    for folder in folders:
+        assert server(tuned.path / folder) == server(tmp_path / "alone" / folder)
+
+
+@pytest.mark.slow
+def test_on_real_sites_seeds_follow_one_another_and_both_ends_say_so(
+    federation: Federation, tuned: Run
+) -> None:
+    said = federation.said(STUDY)
+    assert "1 experiment, 2 seeds, 2 runs, after " in said
+    assert "each seed runs with learning.optimizer = " in said
+    for name in ("tune/002", "seed-0", "seed-1"):
+        assert f"{name}, round 1 of 1: 3 of 3 sites" in said
     site = federation.said(SITES[0])
-    assert "The run seeds.seed-1-" in site
-    assert "It is one of 2 runs, at most, of the study seeds" in site
-    assert "seeds.seed-1, round 1: train" in site
-    assert (run.path / "report.html").exists()
+    assert f"The run {STUDY}.seed-1-" in site
+    assert f"It is one of {tuned.size} runs, at most, of the study {STUDY}" in site
+    assert f"{STUDY}.seed-1, round 1: train" in site
+    assert (tuned.path / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in the trackers' own packages
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+@pytest.mark.parametrize("kind", SHOWN)
+@pytest.mark.usefixtures("tuned")
+def test_the_terminal_tells_every_tracker_what_the_sites_did(kind: str, place: Path) -> None:
+    for seed in (0, 1):
+        run = f"{STUDY}/seed-{seed}"
+        told = SHOWN[kind](place, run)
+        assert told == expected(place, run)
+        assert [round for round, _ in told["accuracy/local"]] == [0, 1]

@@ -73,13 +73,18 @@ class Inner:
     def __init__(self) -> None:
         self.asked: list[tuple[str, bytes]] = []
         self.answers: dict[str, bytes] = {}
+        self.status = 200
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         message = await receive()
         call = scope["path"].rpartition("/")[2]
         self.asked.append((scope["path"], message["body"]))
         await send(
-            {"type": "http.response.start", "status": 200, "headers": [(b"server", b"inner")]}
+            {
+                "type": "http.response.start",
+                "status": self.status,
+                "headers": [(b"server", b"inner")],
+            }
         )
         await send({"type": "http.response.body", "body": self.answers.get(call, b"")})
 
@@ -562,30 +567,69 @@ def test_a_second_reply_is_refused_and_the_first_may_be_sent_again(sent: World) 
     assert [pushes(sent, first), pushes(sent, first), pushes(sent, second)] == [200, 200, 403]
 
 
+def asks(world: World, call: str, **fields: Any) -> int:
+    """The status of a site's call, in its own name if the fields name no other."""
+    kind = CALLS[call][0]
+    own = {"node": Node(node_id=A)} if "node" in kind.DESCRIPTOR.fields_by_name else {}
+    return world.ask(f"/v1/fleet/{call}".encode(), kind(**(own | fields)).SerializeToString())
+
+
 @pytest.mark.parametrize(
     ("call", "fields"),
     [
         ("pull-object", {"object_id": "b" * 64}),
-        ("confirm-message-received", {"message_object_id": "b" * 64}),
         ("get-run", {"run_id": RUN + 1}),
         ("get-fab", {"run_id": RUN + 1, "hash_str": "x"}),
         ("push-object", {"object_id": "e" * 64, "object_content": b"x"}),
         ("push-object", {"object_id": "e" * 64, "object_content": b"x", "session_id": "s"}),
-        ("pull-messages", {"node": Node(node_id=B)}),
-        ("pull-messages", {"node": Node()}),
-        ("send-node-heartbeat", {"node": Node(node_id=B)}),
-        ("deactivate-node", {"node_id": B}),
-        ("activate-node", {"public_key": b"another's"}),
     ],
 )
 def test_what_is_anothers_can_neither_be_read_nor_changed(
     sent: World, call: str, fields: dict[str, Any]
 ) -> None:
-    kind = CALLS[call][0]
-    own = {"node": Node(node_id=A)} if "node" in kind.DESCRIPTOR.fields_by_name else {}
-    assert sent.ask(f"/v1/fleet/{call}".encode(), kind(**(own | fields)).SerializeToString()) == 403
+    assert asks(sent, call, **fields) == 403
     assert sent.inner.asked == []
     assert sent.told[0].startswith(f"The site a: {call} was refused: ")
+
+
+@pytest.mark.parametrize(
+    ("call", "fields"),
+    [
+        ("pull-messages", {"node": Node(node_id=B)}),
+        ("pull-messages", {"node": Node()}),
+        ("send-node-heartbeat", {"node": Node(node_id=B)}),
+        ("confirm-message-received", {"node": Node(node_id=B), "message_object_id": ORDER}),
+        ("deactivate-node", {"node_id": B}),
+        ("activate-node", {"public_key": b"another's"}),
+    ],
+)
+def test_who_asks_by_anothers_number_is_to_learn_its_own(
+    sent: World, call: str, fields: dict[str, Any]
+) -> None:
+    """At 401 Flower's program ends, and learns its number at the next start."""
+    assert asks(sent, call, **fields) == 401
+    assert sent.inner.asked == []
+    assert sent.told == [f"The site a: {call} was refused: a request in another's name."]
+
+
+def test_a_receipt_is_never_refused_and_goes_no_further_where_it_is_nobodys(sent: World) -> None:
+    """A server that was killed does not know whose order it was. Flower's program would drop the
+    order, answer it all the same, and send every later answer an order late.
+    """
+    assert asks(sent, "confirm-message-received", message_object_id="b" * 64) == 200
+    assert sent.inner.asked == []
+    sent.inner.status = 403  # as of an order whose run was stopped
+    assert asks(sent, "confirm-message-received", message_object_id=ORDER) == 200
+    assert asks(sent, "pull-object", object_id="c" * 64) == 403
+    sent.inner.status = 503
+    assert asks(sent, "confirm-message-received", message_object_id=ORDER) == 503
+
+
+def test_a_sign_of_life_that_flower_refuses_is_given_again(sent: World) -> None:
+    """Flower's program at a site would give none from then on."""
+    sent.inner.status = 500
+    assert asks(sent, "send-node-heartbeat") == 503
+    assert asks(sent, "pull-messages") == 500
 
 
 def test_bytes_that_are_no_request_are_refused(sent: World) -> None:
@@ -893,8 +937,8 @@ def test_a_hostile_site_speaks_for_nobody_else_and_ends_no_run(
     own_name.metadata.src_node_id = mallory.node
     assert [mallory.pushes(message, tree) for message in (command, forged, own_name)] == [403] * 3
     assert mallory.call("pull-object", run_id=number, object_id=victim) == 403
-    assert mallory.call("confirm-message-received", run_id=number, message_object_id=victim) == 403
-    assert mallory.call("pull-messages", node=Node(node_id=other)) == 403
+    mallory.call("confirm-message-received", run_id=number, message_object_id=victim)  # in vain
+    assert mallory.call("pull-messages", node=Node(node_id=other)) == 401
     assert mallory.call("get-run", run_id=number + 1) == 403
     assert str(federation.folder) not in str(mallory.call("get-run", run_id=number))
     assert mallory.call("pull-object", run_id=number, object_id=at).object_content

@@ -247,6 +247,29 @@ def test_a_server_knows_which_runs_were_under_way(made: Deployment) -> None:
     assert [run.path for run in runs.under_way(made)] == [one.path]
 
 
+def test_a_run_whose_process_is_ended_has_not_failed(made: Deployment) -> None:
+    """As when the server is stopped, or its machine is: it goes on when the server is there."""
+    run = begun(made)
+
+    def act(orders: Sequence[Order], around: Around) -> None:
+        if orders[0].round == 2:
+            raise SystemExit(0)
+
+    with pytest.raises(SystemExit):
+        carried(made, run, act)
+    assert run.status.state == "running"
+    assert [each.path for each in runs.under_way(made)] == [run.path]
+
+
+def test_a_run_waits_for_flower_until_it_has_a_number_there(made: Deployment) -> None:
+    new, handed, over = begun(made, "new"), begun(made, "handed"), begun(made, "over")
+    handed.numbered(7)
+    over.stands(runs.Status("stopped"))
+    assert [run.path for run in runs.waiting(made)] == [new.path]
+    handed.begins_anew()
+    assert {run.path for run in runs.waiting(made)} == {new.path, handed.path}
+
+
 # ---- sight
 
 
@@ -510,6 +533,8 @@ def test_a_container_runs_as_a_user_without_rights_and_its_commands_are_known() 
     number = RECIPE.split("--uid ")[1].split()[0]
     assert RECIPE.index(f"USER {number}\n") < RECIPE.index("ENTRYPOINT")
     assert f"chown -R {number}:{number}" in RECIPE
+    assert f"install --directory --owner={number} /data\n" in RECIPE
+    assert "FEDEXPERTS_CACHE=/data/" in RECIPE, "a folder that the user may write to"
     typed = RECIPE.replace("\\\n#", "")
     for command in re.findall(r"^#.* fedexperts +(deploy .*)$", typed, re.MULTILINE):
         said = CliRunner().invoke(cli, [*command.split()[:2], "--help"])

@@ -31,6 +31,7 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
+    from ..config import Config
     from ..deploy.folder import Deployment
     from ..deploy.runs import Run
 
@@ -57,7 +58,7 @@ def run(
 
     with flower() as deployments:
         from ..deploy import control, runs
-        from ..study import budget, free
+        from ..study import budget
 
         deployment = deployments.Deployment.at(folder)
         fitted = runs.fitted(door.load(config, settings or []), deployment)
@@ -69,16 +70,31 @@ def run(
             fitted = replace(fitted, tune={})
         control.connected(deployment)  # before anything is written: is the server there?
         deployment.signed()  # and an app that sites run?
-        name, asked = free(folder / "runs" / fitted.name).name, trackers(tensorboard, mlflow, wandb)
-        if seeds > 1 or fitted.tune or asked:
-            first = int(fitted.values["run"]["seed"])
-            each = [first + i for i in range(seeds)]
-            run = runs.Run.create_study(deployment, fitted, name, each, asked)
-            announce(folder / "runs" / name)
-        else:
-            run = runs.Run.create(deployment, fitted, name)
-        control.submit(deployment, run)
-        _watch(folder, deployment, run)
+        first = int(fitted.values["run"]["seed"])
+        asked = trackers(tensorboard, mlflow, wandb)
+        run = _created(deployment, fitted, [first + i for i in range(seeds)], asked)
+        if run.is_study:
+            announce(folder / "runs" / run.path.name)
+        _watch(folder, deployment, run)  # the server hands it over
+
+
+def _created(
+    deployment: "Deployment", config: "Config", seeds: list[int], trackers: dict[str, str]
+) -> "Run":
+    """A new run, or a study, under the first name that is free."""
+    from ..deploy.runs import Run
+    from ..study import free
+
+    while True:
+        path = free(deployment.path / "runs" / config.name)
+        try:
+            if len(seeds) > 1 or config.tune or trackers:
+                return Run.create_study(deployment, config, path.name, seeds, trackers)
+            return Run.create(deployment, config, path.name)
+        except ValueError:
+            if not path.exists():
+                raise
+            # another terminal took the name meanwhile
 
 
 def resume(folder: Folder, name: RunName, forget: Forget = None) -> None:
@@ -93,7 +109,6 @@ def resume(folder: Folder, name: RunName, forget: Forget = None) -> None:
             run.now.folder.forget(site)
             say(f"{site} starts afresh; the run's log and its report say so.")
         run.begins_anew()
-        control.submit(deployment, run)
         _watch(folder, deployment, run)
 
 

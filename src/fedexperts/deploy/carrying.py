@@ -60,7 +60,8 @@ def carry_out(deployment: Deployment, name: str, nodes: Nodes, make: MakeEngine)
         stage.stands("finished")
     except StoppedError:
         stage.stands("stopped", "the operator stopped it (`fedexperts deploy stop`)")
-    except BaseException as error:
+    # an end of this process alone is none of the run's: it goes on once the server is there again
+    except Exception as error:
         stage.stands("failed", str(error) or type(error).__name__)
         raise
 

@@ -20,6 +20,7 @@ from .programs import FlowerError
 from .runs import Run
 from .signing import NAME
 
+_PATIENCE = 120.0  # seconds for an answer to Flower's command line
 Numbered = dict[str, tuple[str, str]]  # name of a site -> Flower's number of it, and its key
 
 
@@ -59,8 +60,12 @@ def connected(deployment: Deployment) -> dict[str, Heard]:
     return heard
 
 
-def _down(deployment: Deployment) -> FlowerError:
-    return FlowerError(
+class NobodyAnswersError(FlowerError):
+    """Flower's server is not there, or too busy: one may ask again."""
+
+
+def _down(deployment: Deployment) -> NobodyAnswersError:
+    return NobodyAnswersError(
         f"the server is not running: start it by `fedexperts deploy server {deployment.path}`"
     )
 
@@ -79,7 +84,10 @@ def _register_file(deployment: Deployment) -> Path:
 
 
 def submit(deployment: Deployment, run: Run) -> None:
-    """Give a run to Flower, which carries it out whether anybody watches or not."""
+    """Give a run to Flower, which carries it out whether anybody watches or not.
+
+    Twice does no harm: only one process carries a run out.
+    """
     about = f'folder="{deployment.path}" run="{run.path.name}"'
     deployment.signed()  # Flower's words, if it is not there, would be of a hub
     said = _flwr(deployment, "run", NAME, "here", "-c", about)
@@ -94,9 +102,12 @@ def stop(deployment: Deployment, run: Run) -> None:
 def carried_out(deployment: Deployment, run: Run) -> bool:
     """Whether Flower is still at it, or is about to be; FlowerError if the server is not there."""
     connected(deployment)
-    if not run.number:
+    number = run.number
+    if not number:
         return True
-    runs = _flwr(deployment, "list", "--run-id", str(run.number), "here")["runs"]
+    runs = _flwr(deployment, "list", "--run-id", str(number), "here")["runs"]
+    if run.number != number:
+        return True  # it was begun anew meanwhile
     return bool(runs) and not str(runs[0]["status"]).startswith("finished")
 
 
@@ -108,7 +119,14 @@ def _flwr(deployment: Deployment, *arguments: str) -> Values:
         raise down
     command = ["flwr", *arguments, "--format", "json"]
     environment = door.flower_environment(deployment.path / "flower")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=_PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        raise NobodyAnswersError(
+            f"flwr {arguments[0]}: no answer in {_PATIENCE:g} s; this machine may be too busy"
+        ) from None
     text = done.stdout[done.stdout.find("{") :]
     try:
         said: Values = json.loads(text)

@@ -44,6 +44,16 @@ CALLS: Mapping[str, tuple[type[Message], type[Message]]] = {
 class NotAllowedError(Exception):
     """What a site asked is not its to ask; the words are ours alone, none of the site's."""
 
+    status = 403  # of HTTP
+
+
+class AnothersNameError(NotAllowedError):
+    """It is not who it says. An honest site learned a number that Flower has given anew since: its
+    program is to end, and to ask for its number again.
+    """
+
+    status = 401
+
 
 @dataclass
 class _Order:
@@ -94,7 +104,7 @@ class Fleet:
         except DecodeError:
             raise NotAllowedError("a request that cannot be read") from None
         if not _own(request, member):
-            raise NotAllowedError("a request in another's name")
+            raise AnothersNameError("a request in another's name")
         if rule := _RULES.get(call):
             rule(self._sent(member), request)
         return request

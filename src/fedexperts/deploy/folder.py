@@ -15,12 +15,15 @@ All of it is readable by its owner only. This room starts nothing and knows no F
 """
 
 import datetime
+import fcntl
 import os
 import shutil
 import tomllib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tomlkit
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -128,37 +131,33 @@ class Deployment:
     def add(self, name: str) -> Path:
         """A new site: its keys, its part of the folder, its place in the list."""
         check_name(name)
-        check_apart([*self.sites, name])
-        self._signer()  # before anything is written
-        if name in self.sites:
-            raise ValueError(
-                f"a site {name} is there already; remove it first: fedexperts deploy remove"
-                f" {self.path} {name}"
-            )
-        folder = self.path / "sites" / name
-        node = new_key()
-        keep_key(folder / "node.key", node, PrivateFormat.OpenSSH)
-        write(folder / "ca.crt", (self.path / "ca.crt").read_bytes())
-        write(folder / "app.pub", self._signer().encode())
-        host, port = self.address
-        write(folder / "site.toml", unasked(name, called(host, port)).encode())
-        public = certificates.public_line(node)
-        self._change(lambda asked: asked["sites"].add(name, public))
+        with self._changing() as asked:
+            check_apart([*self.sites, name])
+            signer = self._signer()  # before anything is written
+            if name in self.sites:
+                raise ValueError(
+                    f"a site {name} is there already; remove it first: fedexperts deploy remove"
+                    f" {self.path} {name}"
+                )
+            folder = self.path / "sites" / name
+            node = new_key()
+            keep_key(folder / "node.key", node, PrivateFormat.OpenSSH)
+            write(folder / "ca.crt", (self.path / "ca.crt").read_bytes())
+            write(folder / "app.pub", signer.encode())
+            host, port = self.address
+            write(folder / "site.toml", unasked(name, called(host, port)).encode())
+            asked["sites"][name] = certificates.public_line(node)
         return folder
 
     @unseen()
     def remove(self, name: str) -> None:
         """A site that may not take part any more."""
-        if name not in self.sites:
-            raise ValueError(f"no site {name}; there are {', '.join(self.sites) or 'none'}")
-        key = self.sites[name]
-
-        def leave(asked: tomlkit.TOMLDocument) -> None:
-            asked["sites"].remove(name)
+        with self._changing() as asked:
+            if name not in self.sites:
+                raise ValueError(f"no site {name}; there are {', '.join(self.sites) or 'none'}")
+            key = str(asked["sites"].pop(name))
             asked.setdefault("removed", tomlkit.table())[key] = name
-
-        self._change(leave)
-        shutil.rmtree(self.path / "sites" / name, ignore_errors=True)
+            shutil.rmtree(self.path / "sites" / name, ignore_errors=True)
 
     @unseen()
     def renew(self, server: str | None = None) -> None:
@@ -168,7 +167,8 @@ class Deployment:
         """
         if server:
             host = checked(server)
-            self._change(lambda asked: asked.update({"server": host}))
+            with self._changing() as asked:
+                asked["server"] = host
         host, _ = self.address
         self._certify(self.secret / "server.key", self.path / "server.crt", (host, *_LOCAL))
 
@@ -301,10 +301,14 @@ class Deployment:
             check_name(str(name))
         return document
 
-    def _change(self, change: Callable[[tomlkit.TOMLDocument], object]) -> None:
-        asked = self._document()
-        change(asked)
-        write(self.path / "deploy.toml", tomlkit.dumps(asked).encode())
+    @contextmanager
+    def _changing(self) -> Iterator[Any]:
+        """What stands in deploy.toml, to be changed; others who change it wait meanwhile."""
+        with open(self.path / ".changing", "a", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            asked = self._document()
+            yield asked
+            write(self.path / "deploy.toml", tomlkit.dumps(asked).encode())
 
 
 def _check_sites(names: Sequence[str]) -> None:

@@ -34,6 +34,8 @@ _PASSED_ON = (*SHOWN, "flwr-package-name", "flwr-package-version", "flwr-compone
 _STRANGER = json.dumps(
     {"code": 2004, "detail": "The server does not know this key, or its clock is another."}
 )
+# at 401 Flower's program ends, and is started again; at the others it asks again
+_HEEDED = (401, 502, 503, 504)
 _AGAIN = 60.0  # seconds before the same is said of the same site
 
 
@@ -130,12 +132,30 @@ class Gateway:
     async def _pass_on(
         self, call: str, member: Member, headers: Mapping[str, str], body: bytes
     ) -> tuple[int, str, bytes]:
+        """Flower's answer, or a refusal that Flower's program at a site survives."""
+        try:
+            return await self._asked_inside(call, member, headers, body)
+        except _RefusedError as no:
+            if no.status in _HEEDED:
+                raise
+            # Without its receipt the program drops an order that it answers all the same, and from
+            # then on sends each answer an order late.
+            if call == "confirm-message-received":
+                return 200, _KIND, b""
+            # It gives no further sign of life after one that failed otherwise.
+            if call == "send-node-heartbeat":
+                raise _RefusedError(503, str(no)) from None
+            raise
+
+    async def _asked_inside(
+        self, call: str, member: Member, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, str, bytes]:
         try:
             request = self._fleet.asked(call, member, body)
         except NotAllowedError as no:
             self._presence.of(member.name).refused = f"{call}: {no}"
             self._log(member.name, call, str(no))
-            raise _RefusedError(403, str(no)) from None
+            raise _RefusedError(no.status, str(no)) from None
         kept = {name: headers[name] for name in _PASSED_ON if name in headers} | {
             "content-type": _KIND
         }
@@ -144,11 +164,8 @@ class Gateway:
         except httpx.TransportError:
             raise _RefusedError(503, "the server is not there") from None
         if response.status_code != 200:
-            return (
-                response.status_code,
-                response.headers.get("content-type", "text/plain"),
-                response.content,
-            )
+            kind = response.headers.get("content-type", "text/plain")
+            raise _RefusedError(response.status_code, response.text, kind)
         self._presence.heard(member.name, len(body), len(response.content))
         return 200, _KIND, self._fleet.answered(call, member, request, response.content)
 

@@ -92,6 +92,8 @@ class Visit:
                 if _CUT in line:
                     cut = True
                 elif _INSIDE in line or _MENDED in line:
+                    if cut:
+                        self._greeted()  # another server may be there now
                     inside, cut = True, False
                     self._tell(f"The site {self._site.name} is connected.")
                     self._said = ""

@@ -78,7 +78,9 @@ def serve(deployment: Deployment, bind: str | None, tell: Tell, metrics: int = 0
             say(f"Known sites: {known}.")
             say(_listening(address, port))
             server = _Server(deployment, flower, inside, say)
-            asyncio.run(server.answer(entrance, interrupted))
+            for run in interrupted:
+                say(f"The run {run.path.name} was under way; it goes on.")
+            asyncio.run(server.answer(entrance))
     if flower.process.returncode not in (0, -signal.SIGTERM, -signal.SIGKILL):
         raise FlowerError(f"Flower's server ended: {flower.words.last()}")
 
@@ -132,7 +134,7 @@ class _Server:
         self._roster, self._presence = Roster(), Presence()
         self._call_up()
 
-    async def answer(self, entrance: Entrance, interrupted: list[runs.Run]) -> None:
+    async def answer(self, entrance: Entrance) -> None:
         """Let sites in, until the server is stopped or Flower's is gone."""
         deployment = self._deployment
         trusted = ssl.create_default_context(cafile=str(deployment.path / "ca.crt"))
@@ -149,21 +151,35 @@ class _Server:
                 (deployment.path / "ca.crt").read_bytes,
             )
             outside = uvicorn.Server(_settings(gateway, deployment))
-            for task in (lambda: self._follow(outside), lambda: self._go_on(interrupted)):
+            for task in (lambda: self._follow(outside), self._hand_over):
                 threading.Thread(target=task, daemon=True).start()
             watching = asyncio.create_task(entrance.watch())
             await outside.serve([entrance])
             watching.cancel()
 
-    def _go_on(self, interrupted: list[runs.Run]) -> None:
-        """Carry on with the runs that were under way when the last server ended."""
-        for run in interrupted:
-            self._tell(f"The run {run.path.name} was under way; it goes on.")
+    def _hand_over(self) -> None:
+        """Give Flower every run that waits for it, new or interrupted, while its server runs."""
+        while self._flower.process.poll() is None:
             try:
-                control.submit(self._deployment, run)
+                for run in runs.waiting(self._deployment):
+                    self._hand(run)
             except (ValueError, OSError) as error:
-                run.stands(replace(run.status, state="failed", why=str(error)))
-                self._tell(f"The run {run.path.name}: {error}")
+                self._tell(f"The runs: {error}")
+                time.sleep(10)
+            time.sleep(1)
+
+    def _hand(self, run: runs.Run) -> None:
+        state = run.status.state
+        try:
+            control.submit(self._deployment, run)
+            return
+        except control.NobodyAnswersError as error:
+            why = f"{error}; it is tried again"
+        except (ValueError, OSError) as error:
+            state, why = "failed", str(error)
+        if not run.status.over:  # nobody has stopped it meanwhile
+            run.stands(replace(run.status, state=state, why=why))
+        self._tell(f"The run {run.path.name}: {why}")
 
     def _follow(self, outside: uvicorn.Server) -> None:
         """Follow the list of sites while Flower's server runs, and end the gateway with it."""

@@ -117,8 +117,9 @@ class Run(Part):
         return run
 
     def _submitted(self, known_as: str, rounds: int) -> None:
-        write_checked(self.path / "flower.json", {"id": known_as, "run": 0})
         self.stands(Status(rounds=rounds))
+        # last: from now on it is known
+        write_checked(self.path / "flower.json", {"id": known_as, "run": 0})
 
     @classmethod
     def at(cls, deployment: Deployment, name: str) -> "Run":
@@ -149,7 +150,9 @@ class Run(Part):
 
     @property
     def number(self) -> int:
-        """Flower's number of the run, by which it is watched and stopped."""
+        """Flower's number of the run, by which it is watched and stopped; 0 until the server has
+        handed it over.
+        """
         return int(self._flower["run"])
 
     @property
@@ -285,3 +288,8 @@ def all_runs(deployment: Deployment) -> list[Run]:
 def under_way(deployment: Deployment) -> list[Run]:
     """Runs that have begun and are not over, whether anybody carries them out or not."""
     return [run for run in all_runs(deployment) if not run.status.over]
+
+
+def waiting(deployment: Deployment) -> list[Run]:
+    """Those that Flower has not been given yet."""
+    return [run for run in all_runs(deployment) if not run.number and not run.status.over]
