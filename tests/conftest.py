@@ -33,7 +33,7 @@ from fedexperts.message import Order, Reply, decode_order, decode_reply, encode
 from fedexperts.method import Given
 from fedexperts.model import Model, PromptModel
 from fedexperts.models.built import Built
-from fedexperts.models.family import Family
+from fedexperts.models.family import Family, Topped
 from fedexperts.models.network import Network, seeded
 from fedexperts.rundir import RunDir
 from fedexperts.tensors import Tensors, pack, rng, write
@@ -140,6 +140,11 @@ def network(classes: int) -> nn.Module:
     return nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, classes))
 
 
+def topped(body: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
+    """The same below a last layer that all kinds have alike."""
+    return lambda classes: Topped(body(5), nn.Linear(5, classes))
+
+
 def norm(classes: int) -> nn.Module:
     """With a batch norm, on pixels: a batch of one has more than one value a channel."""
     layers = (
@@ -176,7 +181,11 @@ class TinyModel:
             return torch.cat([encode(images)[:, None], normalize(rows, dim=-1)], dim=1)
 
         if self.kind == "family":
-            makes = (network, network, lambda count: nn.Linear(WIDTH, count))
+            makes = (
+                topped(network),
+                topped(network),
+                topped(lambda count: nn.Linear(WIDTH, count)),
+            )
             made = (seeded(partial(make, len(classes)), seed) for make in makes)
             members = [Network(module, classes) for module in made]
             return Built(Family(members), lambda images: 5 * encode(images), "tiny-network")

@@ -256,6 +256,22 @@ def test_the_experiments_of_fed_moe_differ_in_their_method_alone_and_are_tuned_a
         assert config.values["run"] == shared["run"] | other.get(name, {}), name
 
 
+def test_a_table_of_clients_is_one_value_and_names_clients_that_there_are(tmp_path):
+    file = Path("configs/demo/fedmoe-digits/fedet.toml")
+    config = load(file, ['method.clients={ "as-scanned-0" = 2, faint-10 = 1 }'])
+    said = {key: value for key, value, *_ in config.described()}["method.clients"]
+    again = load(file, [f"method.clients={said}"])
+    assert again.values["method"]["clients"] == {"as-scanned-0": 2, "faint-10": 1}
+    wrong = load(file, ["method.clients={ as-scaned-0 = 2 }"])
+    with pytest.raises(ValueError, match="as-scaned-0: no such client; did you mean as-scanned-0"):
+        door.parts(wrong)
+    with (
+        pytest.raises(ValueError, match="method.clients: as-scaned-0"),
+        door.opened(wrong, tmp_path),
+    ):
+        pass
+
+
 def test_a_shipped_experiment_stands_at_one_of_the_values_that_it_tries():
     """Benchmarks run it as it stands, untuned."""
     for path, _ in door.shipped():

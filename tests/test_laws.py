@@ -336,6 +336,7 @@ FIELDS: dict[type, dict[str, Other]] = {
         "epochs": Other((2,), CASES["fedet"]),
         "distil_rate": Other((0.01,), CASES["fedet"]),
         "diversity": Other((0.0, 5.0), CASES["fedet"]),
+        "clients": Other(({"a": 1},), CASES["fedet"]),
     },
     METHODS["fedper"]: {"tokens": Other((0,), CASES["fedper"])},
     METHODS["fedotp"]: {
@@ -352,6 +353,7 @@ FIELDS: dict[type, dict[str, Other]] = {
     METHODS["heterofl"]: {
         "widths": Other(([1.0],), CASES["heterofl"]),
         "rolling": Other((True,), CASES["heterofl"]),
+        "clients": Other(({"a": 1.0},), CASES["heterofl"]),
     },
     METHODS["pfedprompt"]: {
         "alpha": Other((0.0,), CASES["pfedprompt"]),

@@ -293,11 +293,19 @@ def test_fedet_teaches_the_large_network_what_small_ones_agree_on_and_who_does_n
     server = method.merge(what, method.open(what), uploads, 1)
     for name, value in uploads[0].tensors.items():
         mean = (value + 3 * uploads[1].tensors[name]) / 4
-        assert torch.allclose(server[f"global.{name}"], mean, atol=1e-6)
-    assert torch.equal(server["global.kind.2.weight"], uploads[2].tensors["kind.2.weight"])
+        if "top" not in name:
+            assert torch.allclose(server[f"global.{name}"], mean, atol=1e-6)
+    assert torch.equal(
+        server["global.kind.2.body.weight"], uploads[2].tensors["kind.2.body.weight"]
+    )
 
     said = [model.logits(u.tensors, IMAGES) for u in uploads]
     large = {n: v for n, v in model.initial.items() if n.startswith("kind.0.")}
+    for name in ("weight", "bias"):  # the last layer begins as everybody's mean
+        tops = [
+            u.tensors[f"kind.{kind}.top.{name}"] for u, kind in zip(uploads, (1, 1, 2), strict=True)
+        ]
+        large[f"kind.0.top.{name}"] = (tops[0] + 3 * tops[1] + 5 * tops[2]) / 9
     start = {name: value.clone().requires_grad_() for name, value in large.items()}
     own = model.logits(start, IMAGES).log_softmax(-1)
     loss = torch.zeros(())
@@ -314,6 +322,10 @@ def test_fedet_teaches_the_large_network_what_small_ones_agree_on_and_who_does_n
     slopes = torch.autograd.grad(loss / len(IMAGES), list(start.values()))
     for (name, value), slope in zip(large.items(), slopes, strict=True):
         assert torch.allclose(server[f"global.{name}"], value - rate * slope, atol=1e-5)
+    for kind in (1, 2):  # and ends as the server's
+        for name in ("weight", "bias"):
+            own_top = server[f"global.kind.{kind}.top.{name}"]
+            assert torch.equal(own_top, server[f"global.kind.0.top.{name}"])
 
 
 def test_a_client_has_a_network_of_its_kind_and_the_server_answers_with_the_large_one() -> None:
@@ -329,6 +341,28 @@ def test_a_client_has_a_network_of_its_kind_and_the_server_answers_with_the_larg
         assert local.trained.keys() == method.expects(server, model, client).keys()
     large = {n: v for n, v in model.initial.items() if n.startswith("kind.0.")}
     assert torch.equal(method.served(model, server).logits(x), model.logits(large, x))
+
+
+def test_a_config_says_which_client_has_which_network_and_the_others_draw_theirs() -> None:
+    model = FamilySettings(["cnn-4", "cnn-1", "mlp-2"]).build(CLASSES, 0).model
+    drawn = FedET()
+    server = drawn.open(given(model))
+
+    def kinds(method: FedET) -> dict[str, str]:
+        """By client: what it is sent, which is what is expected of it."""
+        sent = method.send(server, "abcdef", 1, 0)
+        for client in "abcdef":
+            trained = method.start(model, sent[client].tensors, None, rng(0, "start")).trained
+            assert trained.keys() == method.expects(server, model, client).keys()
+        return {client: next(iter(s.tensors)).split(".")[2] for client, s in sent.items()}
+
+    for kind in (1, 2):
+        said = FedET(clients={"a": kind})
+        said.fits(model, 1)
+        assert kinds(said) == kinds(drawn) | {"a": str(kind)}
+    for wrong in (0, 3):  # the server's own, and none
+        with pytest.raises(ValueError, match=f'"a" = {wrong}.*network of clients, 1 to 2'):
+            FedET(clients={"a": wrong}).fits(model, 1)
 
 
 def test_networks_of_several_kinds_are_named_with_what_is_expected() -> None:
@@ -373,6 +407,15 @@ def test_a_weak_client_trains_some_hidden_units_and_leaves_the_others_alone(
     merged = method.merge(given(model), server, both, 1)["global.0.bias"] - model.initial["0.bias"]
     assert torch.allclose(merged[units], torch.tensor((2 * 1 - 6 * 1) / 8))
     assert torch.allclose(merged[others], torch.tensor(-1.0))
+
+
+def test_a_config_says_how_wide_a_client_is() -> None:
+    method = HeteroFL(widths=[1.0, 0.5, 0.25], clients={"a": 0.25, "b": 1.0})
+    assert method.width_of("a") == 0.25
+    assert method.width_of("b") == 1.0
+    assert method.width_of("c") == HeteroFL(widths=[1.0, 0.5, 0.25]).width_of("c")
+    with pytest.raises(ValueError, match=r'"a" = 0.3\}: expected one of widths = \[1.0, 0.5\]'):
+        HeteroFL(widths=[1.0, 0.5], clients={"a": 0.3})
 
 
 def test_a_window_goes_round_and_keeps_channels_together_behind_a_flatten() -> None:

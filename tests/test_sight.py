@@ -102,7 +102,7 @@ def test_adapters_change_what_leaves_their_layers_and_nothing_below_runs_again(
             def of(name: str, z: Tensor) -> Tensor:
                 return linear(z, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
 
-            (z, *_) = given
+            z = layer.layer_norm1(given[0])
             added = of(f"{side}.{i}.up", relu(of(f"shared.{i}", relu(of(f"{side}.{i}.down", z)))))
             return (made[0] + added, *made[1:]) if isinstance(made, tuple) else made + added
 

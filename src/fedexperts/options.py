@@ -27,7 +27,7 @@ def option(
     given = {"ge": ge, "gt": gt, "le": le, "lt": lt}
     bounds = {name: bound for name, bound in given.items() if bound is not None}
     metadata = {"says": says, "bounds": bounds}
-    if isinstance(default, list):  # every object has one of its own
+    if isinstance(default, list | dict):  # every object has one of its own
         return cast("Value", field(default_factory=default.copy, metadata=metadata))
     return field(default=default, metadata=metadata)
 

@@ -31,6 +31,7 @@ from ..options import Outside
 from ..private import Private
 from ..tensors import rng
 from . import machine, own, promises
+from .checking import unknown
 from .folders import cache_folder
 from .reading import Config, parse
 from .settings import MixtureSettings, RunSettings, StartSettings
@@ -51,7 +52,15 @@ def parts(config: Config) -> tuple[Federation, Built, Model, Method]:
     ValueError if unfit.
     """
     federation = loaded(config)
+    _check_clients(config, federation)
     return federation, *_fitted(config, federation)
+
+
+def _check_clients(config: Config, federation: Federation) -> None:
+    """ValueError, with the nearest, if a method's table of clients names one that there is not."""
+    for name in config.values["method"].get("clients", {}):
+        if name not in federation.parts:
+            raise ValueError("method.clients: " + unknown("client", name, list(federation.parts)))
 
 
 def _fitted(config: Config, federation: Federation) -> tuple[Built, Model, Method]:
@@ -204,6 +213,7 @@ def opened(
     allowed. `tell` hears how far the encoding of images or texts is.
     """
     federation = _unchanged(config, split, changed_data) if split else loaded(config)
+    _check_clients(config, federation)
     job, clients = assembled(config, federation, private, tell)
     if who := _own(config, "method"):
         own.walk(who, job.method, job.given, sorted(clients))

@@ -74,17 +74,26 @@ class Config:
                 meaning = said.get(key) or f"one of {named}, or module:Class"
                 yield (
                     dotted,
-                    tomlkit.item(value).as_string(),
+                    _as_toml(value),
                     meaning,
                     self.origins.get(dotted, "default"),
                 )
         for key, choices in self.tune.items():
             yield (
                 f'tune."{key}"',
-                tomlkit.item(choices).as_string(),
+                _as_toml(choices),
                 "tried; chosen by validation accuracy",
                 self.origins.get(f"tune.{key}", ""),
             )
+
+
+def _as_toml(value: object) -> str:
+    """A value as it stands behind its key, in one line."""
+    if isinstance(value, dict):
+        table = tomlkit.inline_table()
+        table.update(value)
+        return table.as_string()
+    return tomlkit.item(value).as_string()
 
 
 def _is_of_this_machine(value: str) -> bool:

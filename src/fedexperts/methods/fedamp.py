@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from ..learn import Local
-from ..method import Finished, Given, Method, Sent, Upload
+from ..method import Given, Sent, Upload
 from ..model import Model, anchored, proximal
 from ..options import option
 from ..tensors import Tensors, combine, named, under
+from .fedavg import Keeping
 
 
 @dataclass(frozen=True)
-class FedAMP(Method):
+class FedAMP(Keeping):
     """Attentive message passing (arXiv:2007.03797, equations 2 to 6, with
     A(x) = 1 - exp(-x / sigma)).
 
@@ -42,9 +43,6 @@ class FedAMP(Method):
     mu: float = option(
         0.1, says="weight of half the squared distance to the client's model at the server", ge=0
     )
-
-    def uploads(self, model: Model) -> frozenset[str]:
-        return frozenset(model.initial)
 
     def send(
         self, server: Tensors, clients: Sequence[str], round: int, seed: int
@@ -95,15 +93,6 @@ class FedAMP(Method):
 
     def penalty(self, model: Model, local: Local) -> Tensor | float:
         return proximal(self.mu, local)
-
-    def finish(self, model: Model, local: Local) -> Finished:
-        return Finished(named("trained", local.trained), leaves=local.trained)
-
-    def restore(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
-        """The client's own model; what all share if it never trained."""
-        if own:
-            return Local(under(own, "trained"))
-        return Local(under(sent, "global"))
 
 
 def _flat(model: Tensors) -> Tensor:

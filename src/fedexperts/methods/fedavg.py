@@ -20,7 +20,30 @@ from ..tensors import Tensors, named, under
 
 
 @dataclass(frozen=True)
-class FedAvg(Method):
+class Keeping(Method):
+    """What a client does that trains the model it is sent, uploads it and keeps it: it predicts
+    with what it trained last, or with what all share if it never trained.
+    """
+
+    def uploads(self, model: Model) -> frozenset[str]:
+        return frozenset(model.initial)
+
+    def start(
+        self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator
+    ) -> Local:
+        return Local(under(sent, "global"))
+
+    def finish(self, model: Model, local: Local) -> Finished:
+        return Finished(named("trained", local.trained), leaves=local.trained)
+
+    def restore(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
+        if own:
+            return Local(under(own, "trained"))
+        return Local(under(sent, "global"))
+
+
+@dataclass(frozen=True)
+class FedAvg(Keeping):
     """Federated averaging (arXiv:1602.05629, algorithm 1); with mu > 0, FedProx (arXiv:1812.06127,
     eq. 2).
     """
@@ -37,9 +60,6 @@ class FedAvg(Method):
     def reads(self) -> Reads:
         return "sums"
 
-    def uploads(self, model: Model) -> frozenset[str]:
-        return frozenset(model.initial)
-
     def merge(
         self, given: Given, server: Tensors, uploads: Sequence[Upload], round: int
     ) -> Tensors:
@@ -55,13 +75,9 @@ class FedAvg(Method):
         return proximal(self.mu, local)
 
     def finish(self, model: Model, local: Local) -> Finished:
-        stays = named("trained", local.trained) if self.personal else {}
-        return Finished(stays, leaves=local.trained)
-
-    def restore(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
-        if own:
-            return Local(under(own, "trained"))
-        return Local(under(sent, "global"))
+        if self.personal:
+            return super().finish(model, local)
+        return Finished({}, leaves=local.trained)
 
 
 @dataclass(frozen=True)

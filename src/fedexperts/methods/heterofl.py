@@ -11,16 +11,18 @@ from dataclasses import dataclass
 import torch
 
 from ..learn import Local
-from ..method import Finished, Given, Method, Sent, Upload
+from ..method import Given, Sent, Upload
 from ..model import Model
 from ..options import option
 from ..predictor import Predictor
-from ..tensors import Tensors, named, rng, under
+from ..tensors import Tensors, named, under
 from . import slim
+from .fedavg import Keeping
+from .kinds import kind_of
 
 
 @dataclass(frozen=True)
-class HeteroFL(Method):
+class HeteroFL(Keeping):
     """Clients of several widths train one network: the first units of each layer (arXiv:2010.01264,
     equation 2) or, if `rolling`, a window that moves on each round (FedRolex, arXiv:2212.01548,
     algorithm 1).
@@ -33,6 +35,9 @@ class HeteroFL(Method):
     widths: list[float] = option(
         [1.0, 0.5], says="shares of each layer; a client's is drawn from these by its name"
     )
+    clients: dict[str, float] = option(
+        {}, says='the shares of clients for which none is drawn, as in { "clinic-2" = 0.5 }'
+    )
     rolling: bool = option(False, says="the window moves on by one step each round (FedRolex)")
 
     def __post_init__(self) -> None:
@@ -40,6 +45,11 @@ class HeteroFL(Method):
             raise ValueError(
                 f"widths = {self.widths}: expected shares above 0 and up to 1, as in [1.0, 0.5]"
             )
+        for client, width in self.clients.items():
+            if width not in self.widths:
+                raise ValueError(
+                    f'clients = {{"{client}" = {width}}}: expected one of widths = {self.widths}'
+                )
 
     def fits(self, model: Model, reserve: int) -> None:
         hidden = slim.hidden(model)
@@ -47,17 +57,13 @@ class HeteroFL(Method):
             slim.window(model.initial, hidden, width)
 
     def width_of(self, client: str) -> float:
-        """A client's share of each layer, which its name alone decides."""
-        drawn = torch.randint(len(self.widths), (), generator=rng(0, "width", client=client))
-        return self.widths[int(drawn)]
+        """A client's share of each layer."""
+        return kind_of(client, self.clients, self.widths, "width")
 
     # ---- server
 
     def open(self, given: Given) -> Tensors:
         return super().open(given) | named("hidden", slim.hidden(given.model))
-
-    def uploads(self, model: Model) -> frozenset[str]:
-        return frozenset(model.initial)
 
     def expects(self, server: Tensors, model: Model, client: str) -> Tensors:
         return self._cut(server, self.width_of(client), 0)
@@ -108,18 +114,3 @@ class HeteroFL(Method):
     def _window(self, server: Tensors, width: float, round: int) -> slim.Window:
         turn = round if self.rolling else 0
         return slim.window(under(server, "global"), under(server, "hidden"), width, turn)
-
-    # ---- client
-
-    def start(
-        self, model: Model, sent: Tensors, own: Tensors | None, rng: torch.Generator
-    ) -> Local:
-        return Local(under(sent, "global"))
-
-    def finish(self, model: Model, local: Local) -> Finished:
-        return Finished(named("trained", local.trained), leaves=local.trained)
-
-    def restore(self, model: Model, sent: Tensors, own: Tensors | None) -> Local:
-        if own:
-            return Local(under(own, "trained"))
-        return Local(under(sent, "global"))

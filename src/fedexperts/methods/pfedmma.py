@@ -1,8 +1,10 @@
 """pFedMMA: adapters in the upper layers of both encoders, whose middle part all clients share.
 
 Ghiasvand, Alizadeh, Pedarsani: "pFedMMA: Personalized Federated Fine-Tuning with Multi-Modal
-Adapter for Vision-Language Models", arXiv:2507.05394. The adapters themselves are a model's
-(models/adapted.py); this room knows their names alone, and not where clients keep theirs.
+Adapter for Vision-Language Models", arXiv:2507.05394; checked against the authors' code
+(github.com/sajjad-ucsb/pFedMMA), whose adapters, 32 wide, lie in the upper eight of twelve layers.
+The adapters themselves are a model's (models/adapted.py); this room knows their names alone, and
+not where clients keep theirs.
 """
 
 from dataclasses import dataclass, replace
@@ -22,8 +24,8 @@ SHARED = "shared."  # what both encoders' adapters of a layer have in common
 class PFedMMA(Partly):
     """Adapters of which clients share what lies between both encoders (arXiv:2507.05394).
 
-    Clients train whole adapters and average that projection alone. The maps down to it and up from
-    it stay with their client.
+    Clients train whole adapters and average that projection alone, by their examples. The maps down
+    to it and up from it stay with their client.
     """
 
     def fits(self, model: Model, reserve: int) -> None:

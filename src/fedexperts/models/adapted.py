@@ -29,8 +29,9 @@ class AdaptedClip(Model):
     arXiv:2507.05394).
 
     A layer's tensors are `SIDE.i.down` and `SIDE.i.up`, and between both sides `shared.i`, each a
-    weight and a bias. The maps up start at zero, so that it begins as CLIP itself, where published
-    code begins with random ones times 0.001. ValueError if there are fewer layers.
+    weight and a bias. As in the published code, an adapter reads its layer's input behind that
+    layer's first norm. There the maps up are random and all of it is times 0.001; here they start
+    at zero, so that it begins as CLIP itself. ValueError if there are fewer layers.
     """
 
     named = True
@@ -76,11 +77,12 @@ class AdaptedClip(Model):
         return normalize(self.clip.project(self.clip.norm(ends_CW)).float(), dim=-1)
 
     def _above(self, tensors: Tensors, side: str, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """z <- layer(z) + up(relu(shared(relu(down(z))))), layer by layer."""
+        """z <- layer(z) + up(relu(shared(relu(down(norm1(z)))))), layer by layer."""
         kind = self.clip.positions.dtype
         for i, layer in enumerate(self._layers[side]):
             frozen = run_frozen([layer], hidden.to(kind), mask)
-            small = relu(_map(tensors, f"{side}.{i}.down", hidden.float()))
+            normed = layer.norm1(hidden.to(kind)).float()
+            small = relu(_map(tensors, f"{side}.{i}.down", normed))
             between = relu(_map(tensors, f"shared.{i}", small))
             hidden = frozen.float() + _map(tensors, f"{side}.{i}.up", between)
         return hidden.to(kind)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from ..model import Model, Portable
@@ -20,6 +21,7 @@ from .network import Network, seeded
 from .vision import compact_cnn, grey
 
 SIDE = 16  # pixels of a side, to which images are made small
+SEEN = 16  # numbers that every network makes of an image, and of which its last layer makes logits
 
 
 class Family(Model):
@@ -55,17 +57,37 @@ class Family(Model):
         return f"kind.{number}", self.members[number]
 
 
-def cnn(width: int, classes: int) -> nn.Module:
-    return compact_cnn(width, SIDE, classes)
+class Topped(nn.Module):
+    """A network of its kind below a last layer that all kinds have alike."""
+
+    parts = ("body", "top")
+
+    def __init__(self, body: nn.Module, top: nn.Module) -> None:
+        super().__init__()
+        self.body, self.top = body, top
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.top(torch.relu(self.body(x)))
+        return logits
 
 
-def mlp(width: int, classes: int) -> nn.Module:
+def cnn(width: int) -> nn.Module:
+    return compact_cnn(width, SIDE, SEEN)
+
+
+def mlp(width: int) -> nn.Module:
     """One hidden layer."""
-    first, second = nn.Linear(SIDE**2, width), nn.Linear(width, classes)
+    first, second = nn.Linear(SIDE**2, width), nn.Linear(width, SEEN)
     return nn.Sequential(nn.Flatten(), first, nn.ReLU(), second)
 
 
-KINDS: dict[str, Callable[[int, int], nn.Module]] = {"cnn": cnn, "mlp": mlp}
+KINDS: dict[str, Callable[[int], nn.Module]] = {"cnn": cnn, "mlp": mlp}
+
+
+def of_kind(kind: str, classes: int) -> nn.Module:
+    """The network that a config calls, say, "cnn-8"."""
+    name, width = kind.split("-")
+    return Topped(KINDS[name](int(width)), nn.Linear(SEEN, classes))
 
 
 @dataclass(frozen=True)
@@ -75,7 +97,7 @@ class FamilySettings:
     kinds: list[str] = option(
         ["cnn-8", "cnn-2", "mlp-8"],
         says='the server\'s network, then one or more of clients: "cnn-W", two convolutions, the'
-        ' first of W channels, or "mlp-W", one hidden layer of W units',
+        ' first of W channels, or "mlp-W", one hidden layer of W units; all end alike',
     )
 
     def __post_init__(self) -> None:
@@ -91,7 +113,6 @@ class FamilySettings:
     def build(self, classes: tuple[str, ...], seed: int) -> Built:
         members = []
         for kind in self.kinds:
-            name, width = kind.split("-")
-            make = partial(KINDS[name], int(width), len(classes))
-            members.append(Network(seeded(make, seed), classes))
+            module = seeded(partial(of_kind, kind, len(classes)), seed)
+            members.append(Network(module, classes))
         return Built(Family(members), partial(grey, SIDE), "")
