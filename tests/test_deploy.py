@@ -209,7 +209,7 @@ def logged(run: runs.Run) -> list[dict[str, Any]]:
     ]
 
 
-ROUNDS = {"rounds": 3, "evaluate_every": 3}
+ROUNDS = {"rounds": 2, "evaluate_every": 2}
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def test_a_federation_ends_where_one_process_does(
     one_by_one = {"together": 1}  # as sites train, each on its own machine
     config = door.resolve([(experiment(run=ROUNDS, engine=one_by_one), "test")])
     alone = simulate(config, tmp_path / "alone")
-    here = alone.path / "checkpoints" / "round-000003" / "server.safetensors"
+    here = alone.path / "checkpoints" / "round-000002" / "server.safetensors"
     assert checkpoint(undisturbed) == here.read_bytes()
     for site, state in private(federation, undisturbed).items():
         assert state == sorted((alone.path / "private" / site).glob("*.private"))[-1].read_bytes()
@@ -277,7 +277,7 @@ def test_the_gate_is_in_no_message(federation: Federation, undisturbed: runs.Run
         path.read_bytes() for path in (federation.folder / "flower").glob("state.db*")
     )
     # uploads are seen there: what is not, was not sent
-    assert stored.count(b'{"context"') >= 3 * len(SITES)
+    assert stored.count(b'{"context"') >= 2 * len(SITES)
     stored += b"".join(path.read_bytes() for path in undisturbed.path.rglob("*.safetensors"))
     for state in private(federation, undisturbed).values():
         gate = {

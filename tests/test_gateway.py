@@ -577,7 +577,6 @@ def asks(world: World, call: str, **fields: Any) -> int:
 @pytest.mark.parametrize(
     ("call", "fields"),
     [
-        ("pull-object", {"object_id": "b" * 64}),
         ("get-run", {"run_id": RUN + 1}),
         ("get-fab", {"run_id": RUN + 1, "hash_str": "x"}),
         ("push-object", {"object_id": "e" * 64, "object_content": b"x"}),
@@ -612,6 +611,12 @@ def test_who_asks_by_anothers_number_is_to_learn_its_own(
     assert sent.told == [f"The site a: {call} was refused: a request in another's name."]
 
 
+def test_anothers_order_cannot_be_read(sent: World) -> None:
+    assert asks(sent, "pull-object", object_id="b" * 64) == 410
+    assert sent.inner.asked == []
+    assert sent.told[0].startswith("The site a: pull-object was refused: ")
+
+
 def test_a_receipt_is_never_refused_and_goes_no_further_where_it_is_nobodys(sent: World) -> None:
     """A server that was killed does not know whose order it was. Flower's program would drop the
     order, answer it all the same, and send every later answer an order late.
@@ -620,7 +625,7 @@ def test_a_receipt_is_never_refused_and_goes_no_further_where_it_is_nobodys(sent
     assert sent.inner.asked == []
     sent.inner.status = 403  # as of an order whose run was stopped
     assert asks(sent, "confirm-message-received", message_object_id=ORDER) == 200
-    assert asks(sent, "pull-object", object_id="c" * 64) == 403
+    assert asks(sent, "pull-object", object_id="c" * 64) == 410, "it drops the order at once"
     sent.inner.status = 503
     assert asks(sent, "confirm-message-received", message_object_id=ORDER) == 503
 
@@ -645,7 +650,7 @@ def test_an_orders_objects_are_its_sites_until_it_has_them(sent: World) -> None:
 
     assert may("pull-object", object_id="c" * 64) == 200
     assert may("confirm-message-received", message_object_id=ORDER) == 200
-    assert may("pull-object", object_id="c" * 64) == 403
+    assert may("pull-object", object_id="c" * 64) == 410
 
 
 def test_a_site_uploads_what_flower_asked_for_and_no_more_bytes_than_the_limit(
@@ -936,7 +941,7 @@ def test_a_hostile_site_speaks_for_nobody_else_and_ends_no_run(
     own_name = Message(metadata=forged.metadata)
     own_name.metadata.src_node_id = mallory.node
     assert [mallory.pushes(message, tree) for message in (command, forged, own_name)] == [403] * 3
-    assert mallory.call("pull-object", run_id=number, object_id=victim) == 403
+    assert mallory.call("pull-object", run_id=number, object_id=victim) == 410
     mallory.call("confirm-message-received", run_id=number, message_object_id=victim)  # in vain
     assert mallory.call("pull-messages", node=Node(node_id=other)) == 401
     assert mallory.call("get-run", run_id=number + 1) == 403

@@ -13,6 +13,7 @@ from .terminal import err, errors, out, say, stopped
 
 if TYPE_CHECKING:
     from ..deploy.folder import Deployment
+    from ..deploy.sitefolder import SiteFolder
 
 app = typer.Typer(
     help="A real federation: a server, and sites on machines of their own.", no_args_is_help=True
@@ -125,28 +126,41 @@ def site(
     them.
     """
     with flower(), stopped("The site has stopped; what it keeps is in its folder."):
-        from .. import config as door
-        from ..deploy import consent, joining
-        from ..deploy.probe import UnreachableError
         from ..deploy.sitefolder import SiteFolder
 
         site = SiteFolder.at(folder, name)
         if data:
             site.point_at(data)
         if dry_run:
-            lines = consent.first_lines(site)
-            if config:
-                lines += consent.dry_run(site, door.load(config, []))
-            for line in lines:
-                say(line)
+            _would_leave(site, config)
             return
         if forget:
             site.forget(forget)
-        try:
-            joining.join(site, patience, say)
-        except UnreachableError as error:
-            err.print(f"[red]Error:[/] {escape(str(error))}", soft_wrap=True)
-            raise typer.Exit(error.code) from None
+        _join(site, patience)
+
+
+def _would_leave(site: "SiteFolder", config: Path | None) -> None:
+    """Say what would leave a site, also in a run of this experiment."""
+    from .. import config as door
+    from ..deploy import consent
+
+    lines = consent.first_lines(site)
+    if config:
+        lines += consent.dry_run(site, door.load(config, []))
+    for line in lines:
+        say(line)
+
+
+def _join(site: "SiteFolder", patience: float) -> None:
+    """Run a site; the exit code says what kept it out at last."""
+    from ..deploy import joining
+    from ..deploy.probe import UnreachableError
+
+    try:
+        joining.join(site, patience, say)
+    except UnreachableError as error:
+        err.print(f"[red]Error:[/] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(error.code) from None
 
 
 @app.command()

@@ -75,7 +75,8 @@ def run(
         run = _created(deployment, fitted, [first + i for i in range(seeds)], asked)
         if run.is_study:
             announce(folder / "runs" / run.path.name)
-        _watch(folder, deployment, run)  # the server hands it over
+        say(f"The run {run.path.name} is submitted; the server begins it in some seconds.")
+        _watch(folder, deployment, run)
 
 
 def _created(

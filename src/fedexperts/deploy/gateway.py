@@ -142,6 +142,9 @@ class Gateway:
             # then on sends each answer an order late.
             if call == "confirm-message-received":
                 return 200, _KIND, b""
+            # At 403 it would keep the order, and a process that waits two hours for the rest.
+            if call == "pull-object" and no.status == 403:
+                raise _RefusedError(410, str(no)) from None
             # It gives no further sign of life after one that failed otherwise.
             if call == "send-node-heartbeat":
                 raise _RefusedError(503, str(no)) from None

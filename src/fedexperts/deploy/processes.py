@@ -207,7 +207,11 @@ class _Server:
         """Say who came and who went; who is connected now."""
         now = self._presence.connected()
         for name in sorted(set(now) - set(before)):
-            self._tell(f"The site {name} is connected ({self._presence.of(name).version}).")
+            version = self._presence.of(name).version
+            its = ""
+            if version:  # it may greet us a moment later
+                its = f" ({version})"
+            self._tell(f"The site {name} is connected{its}.")
         for name in sorted(set(before) - set(now)):
             self._tell(f"The site {name} has not been heard for {BEAT:g} s.")
         return now
