@@ -13,6 +13,7 @@ import time
 import tomllib
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,40 @@ def test_a_run_whose_process_is_ended_has_not_failed(made: Deployment) -> None:
         carried(made, run, act)
     assert run.status.state == "running"
     assert [each.path for each in runs.under_way(made)] == [run.path]
+
+
+ORPHAN = """
+import fcntl, threading
+from fedexperts.deploy.orphans import end_with_parent
+end_with_parent()
+file = open("turn", "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+file.write("held")
+file.flush()
+waited_for = threading.Lock()
+waited_for.acquire(timeout=120)
+waited_for.acquire(timeout=120)
+"""
+
+
+def test_a_process_whose_parent_was_killed_lets_go_of_what_it_held(tmp_path: Path) -> None:
+    """Though its main thread waits for another, and hears no signal."""
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    parent = subprocess.Popen([sys.executable, "-c", start, ORPHAN], cwd=tmp_path)
+    turn, end = tmp_path / "turn", time.monotonic() + 60
+    while not (turn.exists() and turn.read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    parent.kill()
+    parent.wait()
+    with open(turn) as file:
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(0.1)
+    pytest.fail("it lives on")
 
 
 def test_a_run_waits_for_flower_until_it_has_a_number_there(made: Deployment) -> None:

@@ -11,6 +11,7 @@ from ..engine import Engine
 from ..flower import Flower
 from .carrying import Around, carry_out
 from .folder import Deployment
+from .orphans import end_with_parent
 from .presence import heard_sites
 
 app = ServerApp()
@@ -19,6 +20,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """The rounds of the run that the operator named."""
+    end_with_parent()  # or it would keep the run's turn from the process that goes on with it
     folder = Deployment.at(Path(str(context.run_config["folder"])))
 
     def nodes() -> dict[str, int]:

@@ -9,6 +9,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from ..post import about_in, ask, bytes_in, reply
+from .orphans import end_with_parent
 
 app = ClientApp()
 
@@ -18,6 +19,7 @@ app = ClientApp()
 @app.query()
 def carry(message: Message, context: Context) -> Message:
     """The reply to an order; one that is none is carried as nothing, and answered likewise."""
+    end_with_parent()
     try:
         order = about_in(message), bytes_in(message)
     except ValueError:
