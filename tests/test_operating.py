@@ -305,6 +305,15 @@ def test_a_run_waits_for_flower_until_it_has_a_number_there(made: Deployment) ->
     assert {run.path for run in runs.waiting(made)} == {new.path, handed.path}
 
 
+def test_a_run_that_the_server_does_not_begin_is_said_to_wait_for_it(made: Deployment) -> None:
+    run, heard = begun(made), Presence()
+    (made.path / "flower").mkdir()
+    heard.note(made.path / "flower")
+    assert watch._look_after(made, run) == ""
+    os.utime(run.path / "flower.json", (0, 0))
+    assert watch._look_after(made, run).startswith("the server has not begun the run in 120 s")
+
+
 # ---- sight
 
 

@@ -174,6 +174,10 @@ class Run(Part):
         )
         return Status(**read_checked(self.path / "status.json", remedy))
 
+    def waited(self) -> float:
+        """Seconds since it was submitted, or handed to Flower."""
+        return time.time() - (self.path / "flower.json").stat().st_mtime
+
     def begins_anew(self) -> None:
         """From its last finished round: whatever ended it before is over."""
         (self.path / "stop").unlink(missing_ok=True)

@@ -107,6 +107,11 @@ def _look_after(deployment: Deployment, run: Run) -> str:
     """
     try:
         if carried_out(deployment, run):
+            if not run.number and run.waited() > _STUCK:
+                return (
+                    f"the server has not begun the run in {_STUCK:g} s: it is very busy, or older"
+                    " than this program, and is to be started again"
+                )
             if run.number and _STUCK < run.quiet() < float("inf"):
                 return (
                     f"the server's part of the run has shown no sign of life for {_STUCK:g} s:"
