@@ -142,7 +142,7 @@ def network(classes: int) -> nn.Module:
 
 def topped(body: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
     """The same below a last layer that all kinds have alike."""
-    return lambda classes: Topped(body(5), nn.Linear(5, classes))
+    return lambda classes: Topped(body(8), nn.Linear(8, classes))
 
 
 def norm(classes: int) -> nn.Module:

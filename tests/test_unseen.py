@@ -1,14 +1,16 @@
 """Classes that nobody trains on: who has what, what clients are asked about, and their table."""
 
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import CASES, TinyData, carry_out, job_and_engine, tiny
+from papersets import png
 
 from fedexperts import report
-from fedexperts.config import ConfigError, parts
+from fedexperts.config import ConfigError, load, parts
 from fedexperts.data.digits import DigitsPathological, DigitsScanners
 from fedexperts.data.examples import Example, Listing
 from fedexperts.data.federation import Federation
@@ -138,6 +140,25 @@ def test_wrong_values_are_refused_with_what_to_type() -> None:
         Simulated(unseen=2, split="split.json")
     with pytest.raises(ConfigError, match=r"unseen = -1"):
         parts(tiny(CASES["fedavg"], data={"name": "digits-scanners", "unseen": -1}))
+
+
+def test_a_class_of_every_style_is_kept_from_clients_of_any_style(tmp_path: Path) -> None:
+    """As in `fedexperts run configs/benchmark/pacs-few --set data.unseen=2`."""
+    for number, (style, name) in enumerate(product(("ink", "oil"), ("cat", "cow", "dog"))):
+        (tmp_path / "art" / style / name).mkdir(parents=True)
+        for i in range(20):
+            (tmp_path / "art" / style / name / f"{i}.png").write_bytes(png(30 * number + i))
+    settings = {"data.path": str(tmp_path / "art"), "data.side": 32, "data.clients": 4}
+    settings |= {"data.unseen": 1, "data.valid": 0.2, "data.test": 0.3}
+    settings |= {"model.name": "prompted-clip", "model.context": 4, "model.clip": "tinyclip"}
+    config = load("configs/benchmark/pacs-few/zero-shot.toml").having(settings, "here")
+    federation = parts(config)[0]
+    assert sorted(federation.domains.values()) == ["ink", "ink", "oil", "oil"]
+    shades = federation.inputs[federation.unseen].float().mean((1, 2, 3))
+    assert sorted((shades > 80).tolist()) == [False] * 6 + [True] * 6  # oil is brighter here
+    rows = carry_out(config, tmp_path / "run").rows("clients.jsonl")
+    asked = [row["unseen_examples"] for row in rows]
+    assert asked == [len(federation.unseen)] * 4  # everybody, about all styles
 
 
 # ---- what clients are asked about
