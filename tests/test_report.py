@@ -3,9 +3,9 @@ that stands alone.
 """
 
 import base64
-import csv
 import io
 import json
+import math
 import re
 import shutil
 import statistics
@@ -476,7 +476,7 @@ def test_a_plain_sentence_says_what_the_seeds_allow(experiments, seeds, says):
     nor do equal ones.
     """
     claim = claims.Claim(experiments[0], "others", "", "clients", against(*seeds))
-    assert claims.sentences([claim]) == [f"mixture against others: {says}."]
+    assert sentences([claim]) == [f"mixture against others: {says}."]
 
 
 def test_clients_of_one_seed_are_not_independent():
@@ -496,14 +496,17 @@ def test_comparisons_of_one_table_are_judged_together(experiments):
     good = against(*seeds)
     assert 0.05 / 4 < good.p < 0.05
     claim = claims.Claim(experiments[0], "others", "", "clients", good)
-    assert claims.sentences([claim])[0].endswith(
-        "(between +12.6 and +37.4, 95 %, 3 seeds), better."
-    )
-    together = claims.sentences([claim] * 4)
+    assert sentences([claim])[0].endswith("(between +12.6 and +37.4, 95 %, 3 seeds), better.")
+    together = sentences([claim] * 4)
     assert all(line.endswith("3 seeds), not established among 4 comparisons.") for line in together)
-    assert "for all 4 comparisons of this table together" in claims.legend([claim] * 4)[0]
+    legend = claims.legend([claim] * 4, paired.Family([good] * 4))
+    assert "for all 4 comparisons together" in legend[0]
     unjudged = replace(claim, difference=against([9, 9]))
-    assert claims.sentences([claim, unjudged, unjudged])[0].endswith(", better.")
+    assert sentences([claim, unjudged, unjudged])[0].endswith(", better.")
+
+
+def sentences(told):
+    return claims.sentences(told, paired.Family([claim.difference for claim in told]))
 
 
 def test_holm_goes_down_from_the_smallest_p():
@@ -633,7 +636,7 @@ def test_a_subclass_of_ones_own_has_every_table_and_picture_of_its_parent(experi
     ]
     alike = lambda found: [(p.title, p.alt, p.caption) for p in figures.draw(found)]  # noqa: E731
     assert alike(own) == alike(experiments)
-    assert claims.added(own) == claims.added(experiments)
+    assert report.decision(own)[1:] == report.decision(experiments)[1:]
     assert ours[0][2]["server"] == "-", "who shares nothing has no server accuracy"
     assert len(ours) == 4
 
@@ -671,15 +674,31 @@ def test_what_experts_add_is_said_against_the_strongest_control_on_validation_da
     weak = judged(gate, "weak", [5, 5, 5], [9, 9, 9])
     strong = judged(alone, "strong", [6, 6, 6], [5, 5, 5], model__name="linear-probe")
     bound = judged(alone, "bound", [9, 9, 9], [9, 9, 9], run__pooled=True)
-    (line,) = claims.added([one, weak, strong, bound])
+    line = report.decision([one, weak, strong, bound])[-1]
     assert line.startswith(
         "What experts add: one against strong (linear probe; the strongest of 2 controls on"
         " validation data): +26.7 points (between "
     )
     assert line.endswith(", better.")
-    (line,) = claims.added([one, weak])
+    line = report.decision([one, weak])[-1]
     assert line.startswith("What experts add: one against weak (gate alone): -13.3 points")
-    assert report.decision([one, weak, strong])[-1] == claims.added([one, weak, strong])[0]
+
+
+def test_a_difference_has_one_verdict_wherever_it_stands(experiments):
+    """Its p of 0.0198 is enough for one of two comparisons. The sentences above the tables make
+    two, and the table below three: they are judged as three, all of them.
+    """
+    mixture, gate, alone = experiments
+    one = judged(mixture, "one", [9, 9, 9], [7, 8, 7])
+    weak = judged(gate, "weak", [5, 5, 5], [5, 5, 5])
+    probe = judged(alone, "probe", [6, 6, 6], [5, 5, 5], model__name="linear-probe")
+    bound = judged(alone, "bound", [9, 9, 9], [5, 5, 5], run__pooled=True)
+    assert "one is better than probe" in report.decision([one, weak, probe])[1]
+    _, sure, *_, last = told = report.decision([one, weak, probe, bound])
+    assert "established on test data, for all 3 comparisons together" in sure
+    assert last.endswith("not established among 3 comparisons.")
+    assert "better" not in " ".join(told)
+    assert said(one, weak, probe, bound).count("not established among 3 comparisons.") == 3
 
 
 def test_what_a_control_is_asked_to_differ_in_is_no_remark(experiments):
@@ -1508,7 +1527,21 @@ def test_the_decision_stands_first_in_compare_and_on_the_page(study, experiments
 # ---- tables for other programs
 
 
-def test_a_comparison_is_written_as_json_csv_markdown_and_latex(study, experiments):
+def test_a_comparison_is_one_csv_table_of_numbers(study, experiments):
+    """Nothing stands above it or below it, and a number is one: pandas reads it as it is."""
+    text = CliRunner().invoke(app, ["compare", str(study), "--format", "csv"]).stdout
+    frame = pytest.importorskip("pandas").read_csv(io.StringIO(text), index_col="experiment")
+    assert list(frame.index) == [experiment.name for experiment in experiments]
+    mixture, alone = frame.loc["mixture"], frame.loc["coop-alone"]
+    scores = [score.mean for score in experiments[0].last.values()]
+    assert mixture["local"] == pytest.approx(statistics.fmean(scores), abs=1e-4)
+    assert mixture["local_sd"] == pytest.approx(statistics.stdev(scores), abs=1e-4)
+    assert mixture["up_bytes"] > alone["up_bytes"] == 0
+    assert math.isnan(alone["server"]), "who shares nothing has no server accuracy"
+    assert all(kind.kind in "fi" for kind in frame.drop(columns="chosen").dtypes)
+
+
+def test_a_comparison_is_written_as_json_markdown_and_latex(study, experiments):
     def compare(form):
         return CliRunner().invoke(app, ["compare", str(study), "--format", form]).stdout
 
@@ -1520,10 +1553,6 @@ def test_a_comparison_is_written_as_json_csv_markdown_and_latex(study, experimen
     assert [each["title"] for each in found["tables"]] == [str(table.title) for table in tables]
     row = dict(zip(found["tables"][0]["columns"], found["tables"][0]["rows"][0], strict=True))
     assert (row["experiment"], row["local"]) == ("mixture", float(local))
-    blocks = compare("csv").split("\n\n")
-    heads = list(csv.reader(blocks[1].splitlines()))
-    assert heads[0] == ["Accuracy in percent"]
-    assert dict(zip(heads[1], heads[2], strict=True))["local"] == local
     assert f"| mixture | {local} |" in compare("markdown")
     assert rf"mixture & {local} & " in compare("latex")
 
@@ -1532,7 +1561,8 @@ def test_names_from_outside_are_only_words_in_every_form(experiments):
     bad = "a|b & 50% $x_1$ \\ <i>*\x1b[31m"
     named = with_rows(experiments[0], bad, {0: rows([[8]])})
     tables = report.tables([named])
-    made = {form: report.written(form, [], tables) for form in ("csv", "json", "markdown", "latex")}
+    made = {form: report.written(form, [], tables) for form in ("json", "markdown", "latex")}
+    made["csv"] = report.as_csv([named])
     assert not any("\x1b" in text for text in made.values())
     assert r"a\|b & 50% $x\_1$ \\ \<i\>\*" in made["markdown"]
     assert r"a|b \& 50\% \$x\_1\$ \textbackslash{} <i>*" in made["latex"]

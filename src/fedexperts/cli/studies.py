@@ -233,6 +233,8 @@ def compare(
         experiments = pictures.collect(runs)
         if form is Form.table:
             _print_comparison(experiments)
+        elif form is Form.csv:
+            typer.echo(pictures.as_csv(experiments), nl=False)
         else:
             lines, tables = pictures.decision(experiments), pictures.tables(experiments)
             typer.echo(pictures.written(form.value, lines, tables), nl=False)

@@ -3,7 +3,8 @@
     collect(paths)             the experiments in folders of runs
     decision(experiments)      which to use, and how sure that is
     tables(experiments)        what `fedexperts compare` prints
-    written(form, ...)         the same as CSV, JSON, Markdown or LaTeX
+    written(form, ...)         the same as JSON, Markdown or LaTeX
+    as_csv(experiments)        the same in numbers, a row an experiment
     write_html(experiments)    what `fedexperts report` writes
     write_pictures(...)        its pictures alone, an SVG each
     write_split(counts, ...)   who has how many examples of which class
@@ -19,12 +20,14 @@ from pathlib import Path
 from ..tensors import write
 from .collect import Experiment, Run, collect
 from .decision import decision
+from .flat import as_csv
 from .forms import written
 from .tables import tables
 
 __all__ = [
     "Experiment",
     "Run",
+    "as_csv",
     "collect",
     "decision",
     "tables",

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import paired
 from .collect import Experiment
-from .paired import Difference
+from .paired import Difference, Family
 
 WHOSE = {"clients": "local", "server": "server"}  # accuracy
 
@@ -35,29 +35,30 @@ class Claim:
         return f"{self.other} ({self.what})"
 
 
-def sentences(claims: Sequence[Claim]) -> list[str]:
-    """All claims of a table in words, judged together."""
-    differences = [claim.difference for claim in claims]
-    count = sum(difference.judged for difference in differences)
+def sentences(claims: Sequence[Claim], judged: Family) -> list[str]:
+    """Claims in words, judged together with all others of their family."""
     return [
         f"{shown(claim.experiment.name)} against {claim.against}:"
-        f" {_verdict(claim.difference, holds, count)}{claim.beside}."
-        for claim, holds in zip(claims, paired.established(differences), strict=True)
+        f" {_verdict(claim.difference, judged)}{claim.beside}."
+        for claim in claims
     ]
 
 
-def legend(claims: Sequence[Claim]) -> list[str]:
+def legend(claims: Sequence[Claim], judged: Family) -> list[str]:
     """How the sentences of a table are judged; nothing without any."""
     if not claims:
         return []
-    count = sum(claim.difference.judged for claim in claims)
-    together = ""
-    if count > 1:
-        together = f", for all {count} comparisons of this table together (Holm, 5 %)"
     return [
         "Intervals are Student's t over seeds. A difference is called better or worse where zero"
-        f" is ruled out{together}."
+        f" is ruled out{together(judged)}."
     ]
+
+
+def together(judged: Family) -> str:
+    """How many comparisons a verdict holds for; "" where there is one."""
+    if judged.size < 2:
+        return ""
+    return f", for all {judged.size} comparisons together (Holm, 5 %)"
 
 
 def estimate(difference: Difference) -> str:
@@ -82,11 +83,12 @@ def estimate(difference: Difference) -> str:
     )
 
 
-def _verdict(difference: Difference, holds: bool, comparisons: int) -> str:
-    """The same with a verdict; `holds` if zero is ruled out among all comparisons."""
+def _verdict(difference: Difference, judged: Family) -> str:
+    """The same with a verdict."""
     says = estimate(difference)
     if not difference.judged:
         return says
+    holds = judged.holds(difference)
     if holds and difference.mean > 0:
         return f"{says}, better"
     if holds:
@@ -94,7 +96,7 @@ def _verdict(difference: Difference, holds: bool, comparisons: int) -> str:
     low, high = difference.interval
     if low <= 0 <= high:
         return f"{says}, no difference is established"
-    return f"{says}, not established among {comparisons} comparisons"
+    return f"{says}, not established among {judged.size} comparisons"
 
 
 def served(experiment: Experiment) -> dict[int, float]:
@@ -114,7 +116,7 @@ def claims(experiments: Sequence[Experiment]) -> list[Claim]:
     return [claim for claim, _ in _held(experiments)]
 
 
-def added(experiments: Sequence[Experiment]) -> list[str]:
+def added(experiments: Sequence[Experiment], judged: Family) -> list[str]:
     """Each experiment with experts against the strongest of its controls, as validation data have
     it; all data in one place are a bound, and no control.
     """
@@ -123,7 +125,7 @@ def added(experiments: Sequence[Experiment]) -> list[str]:
         if not other.pooled:
             by_experiment.setdefault(id(claim.experiment), []).append((claim, other))
     strongest = [_strongest(controls) for controls in by_experiment.values()]
-    return [f"What experts add: {line}" for line in sentences(strongest)]
+    return [f"What experts add: {line}" for line in sentences(strongest, judged)]
 
 
 def _strongest(controls: Sequence[tuple[Claim, Experiment]]) -> Claim:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from ..answers import CONFUSION, Matrix, matrix, mistakes
 from .claims import plural, shown
@@ -14,7 +15,10 @@ from .ink import CROWD, WIDTH, Picture, inked, order, paper, short
 
 ROOM = 12  # so many classes or fewer: a number fits into each square
 ACROSS = 5  # clients beside each other
+BROAD, HIGH = 1.1, 1.25  # what a client's square takes, of its own side; its name stands above
 NAMED = 5  # mistakes that are said in words
+
+Corners = tuple[float, float, float, float]  # left, right, bottom, top
 
 
 def confusion(counts: Matrix, classes: Sequence[str], title: str) -> Picture:
@@ -84,20 +88,24 @@ def _flat(cells: Mapping[int, int]) -> list[int]:
 
 
 def _beside(drawn: Mapping[str, Matrix]) -> Figure:
+    """Matrices as squares of one pair of axes: a pair for each takes a second to lay out."""
     rows = math.ceil(len(drawn) / ACROSS)
-    figure = Figure(figsize=(WIDTH, 0.3 + 1.3 * rows), layout="constrained")
-    for position, (name, counts) in enumerate(drawn.items(), start=1):
-        axes = figure.add_subplot(rows, ACROSS, position)
-        _draw(axes, counts)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.set_title(short(name), fontsize=7.5)
+    figure = Figure(figsize=(WIDTH, WIDTH / ACROSS * rows * HIGH / BROAD))
+    figure.suppressComposite = True  # squares stay as sharp as they are drawn
+    axes = figure.add_axes((0, 0, 1, 1))
+    for position, (name, counts) in enumerate(drawn.items()):
+        left, top = BROAD * (position % ACROSS), HIGH * (position // ACROSS)
+        _draw(axes, counts, (left, left + 1, top + 1, top))
+        axes.add_patch(Rectangle((left, top), 1, 1, fill=False, linewidth=0.8))
+        axes.text(left + 0.5, top - 0.04, short(name), ha="center", va="bottom", fontsize=7.5)
+    axes.set(xlim=(-0.05, BROAD * ACROSS - 0.05), ylim=(HIGH * rows - 0.2, -0.2))
+    axes.set_axis_off()
     return figure
 
 
-def _draw(axes: Axes, counts: Matrix) -> None:
+def _draw(axes: Axes, counts: Matrix, where: Corners | None = None) -> None:
     shares = [[count / max(sum(row), 1) for count in row] for row in counts]
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", extent=where)
 
 
 def _number(axes: Axes, counts: Matrix) -> None:

@@ -11,10 +11,21 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from . import paired
-from .claims import WHOSE, added, compared, estimate, plural, same_data, same_seeds, shown
+from .claims import (
+    WHOSE,
+    added,
+    claims,
+    compared,
+    estimate,
+    plural,
+    same_data,
+    same_seeds,
+    shown,
+    together,
+)
 from .collect import Experiment, judged_by
 from .columns import size
-from .paired import Difference
+from .paired import Difference, Family
 
 NAMED = 3  # others that are listed one by one
 MARGIN = 1.0  # points of validation accuracy: whoever lies farther below the best is no equal
@@ -60,47 +71,86 @@ def decision(experiments: Sequence[Experiment]) -> list[str]:
     finished = [experiment for experiment in experiments if experiment.finished]
     if not finished:
         return ["No run is finished yet, so there is no result."]
-    counted = [
-        experiment
-        for experiment in finished  # data in one place are a bound, and no choice
-        if not experiment.pooled and (experiment.has_global or of == "clients")
-    ]
+    counted = _counted(experiments, of)
     if not counted:
         return []
     if not same_data(counted):
         return ["These experiments have different data, so they are listed but not ranked."]
-    return [*_first(counted, of), *added(finished)]
+    judged = family(experiments)
+    return [*_first(counted, of, judged), *added(finished, judged)]
 
 
-def _first(counted: Sequence[Experiment], of: str) -> list[str]:
+def family(experiments: Sequence[Experiment]) -> Family:
+    """All that is compared of these experiments, in sentences and in the table of what experts add,
+    each pair once. It is judged together, so that a difference has one verdict wherever it stands.
+    """
+    of = judged_by(experiments)
+    pairs = {
+        (frozenset((shown(claim.experiment.name), claim.other)), claim.of): claim.difference
+        for claim in claims(experiments)
+    }
+    counted = _counted(experiments, of)
+    if same_data(counted) and same_seeds(counted):
+        ranked = _ranked(counted, of)
+        for other, difference in _pairs(ranked, of):
+            pairs.setdefault((frozenset((ranked[0].name, other.name)), of), difference)
+    return Family(list(pairs.values()))
+
+
+def _counted(experiments: Sequence[Experiment], of: str) -> list[Experiment]:
+    """Those among which there is a choice; data in one place are a bound, and none."""
+    return [
+        experiment
+        for experiment in experiments
+        if experiment.finished
+        and not experiment.pooled
+        and (experiment.has_global or of == "clients")
+    ]
+
+
+def _ranked(counted: Sequence[Experiment], of: str) -> list[Choice]:
+    """The best on validation data first; nobody where one of them has no such data."""
+    valids = [(experiment, experiment.valid(of)) for experiment in counted]
+    choices = [Choice(experiment, valid) for experiment, valid in valids if valid is not None]
+    if len(choices) < len(counted):
+        return []
+    return sorted(choices, key=lambda choice: -choice.valid)
+
+
+def _pairs(ranked: Sequence[Choice], of: str) -> list[Pair]:
+    """The best against each of the others."""
+    pairs = []
+    for other in ranked[1:]:
+        if difference := compared(ranked[0].experiment, other.experiment, of):
+            pairs.append((other, difference))
+    return pairs
+
+
+def _first(counted: Sequence[Experiment], of: str, judged: Family) -> list[str]:
     if not same_seeds(counted):
         return ["These experiments have different seeds, so they are listed but not ranked."]
     if len(counted) == 1:
         return [f"{shown(counted[0].name)}, {_average(counted[0], of)}."]
-    valids = [(experiment, experiment.valid(of)) for experiment in counted]
-    choices = [Choice(experiment, valid) for experiment, valid in valids if valid is not None]
-    if len(choices) < len(counted):
+    ranked = _ranked(counted, of)
+    if not ranked:
         return [
             "Which to use cannot be said: there are no validation examples to choose by, and test"
             " data are not for choosing. Use data.valid = 0.2, say."
         ]
-    best, *others = sorted(choices, key=lambda choice: -choice.valid)
-    pairs = [(other, compared(best.experiment, other.experiment, of)) for other in others]
-    return _said(best, [(other, difference) for other, difference in pairs if difference], of)
+    return _said(ranked[0], _pairs(ranked, of), of, judged)
 
 
-def _said(best: Choice, pairs: Sequence[Pair], of: str) -> list[str]:
-    holds = paired.established([difference for _, difference in pairs])
+def _said(best: Choice, pairs: Sequence[Pair], of: str, judged: Family) -> list[str]:
     told: dict[str, list[Pair]] = {"better": [], "worse": [], "open": []}
-    for pair, sure in zip(pairs, holds, strict=True):
+    for pair in pairs:
         verdict = "open"
-        if sure:
+        if judged.holds(pair[1]):
             verdict = "better" if pair[1].mean > 0 else "worse"
         told[verdict].append(pair)
     as_good = [other for other, _ in (*told["worse"], *told["open"])]
     equals = [best, *(other for other in as_good if best.valid - other.valid <= MARGIN)]
     use = min(equals, key=lambda choice: choice.cost)
-    return [_use(best, use, equals, of), *_sure(best, told, len(pairs))]
+    return [_use(best, use, equals, of), *_sure(best, told, judged)]
 
 
 def _use(best: Choice, use: Choice, equals: Sequence[Choice], of: str) -> str:
@@ -133,7 +183,7 @@ def _average(experiment: Experiment, of: str) -> str:
     return text
 
 
-def _sure(best: Choice, told: Mapping[str, Sequence[Pair]], count: int) -> list[str]:
+def _sure(best: Choice, told: Mapping[str, Sequence[Pair]], judged: Family) -> list[str]:
     """What test data establish about the best on validation data, held against the others."""
     seeds = len(best.experiment.finished)
     if seeds < paired.SEEDS:
@@ -141,9 +191,7 @@ def _sure(best: Choice, told: Mapping[str, Sequence[Pair]], count: int) -> list[
             f"How sure that is: nothing is established by {plural(seeds, 'seed')}; repeat with"
             f" --seeds {paired.SEEDS} or more."
         ]
-    where = "on test data"
-    if count > 1:
-        where += f", for all {count} comparisons together (Holm, 5 %)"
+    where = f"on test data{together(judged)}"
     lines = [
         f"How sure that is: {best.name} is {verdict} than {_listed(told[verdict])}; established"
         f" {where}."

@@ -1,11 +1,9 @@
-"""Tables as text for other programs: CSV, JSON, Markdown, LaTeX.
+"""Tables as text for other programs: JSON, Markdown, LaTeX.
 
 Cells are what a terminal shows; in JSON those that are numbers are numbers. This room does not know
 what a table says.
 """
 
-import csv
-import io
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -24,18 +22,8 @@ _LATEX = {
 
 
 def written(form: str, lines: Sequence[str], tables: Sequence[Table]) -> str:
-    """Lines, then tables, in a form: "csv", "json", "markdown" or "latex"."""
+    """Lines, then tables, in a form: "json", "markdown" or "latex"."""
     return _FORMS[form](lines, tables)
-
-
-def _csv(lines: Sequence[str], tables: Sequence[Table]) -> str:
-    """A block a table, its title first; an empty line before each."""
-    file = io.StringIO()
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerows([line] for line in lines)
-    for table in tables:
-        rows.writerows([[], [table.title], _head(table), *_rows(table)])
-    return file.getvalue().lstrip("\n")
 
 
 def _json(lines: Sequence[str], tables: Sequence[Table]) -> str:
@@ -115,7 +103,6 @@ def _rows(table: Table) -> list[list[str]]:
 
 
 _FORMS: dict[str, Callable[[Sequence[str], Sequence[Table]], str]] = {
-    "csv": _csv,
     "json": _json,
     "markdown": _markdown,
     "latex": _latex,

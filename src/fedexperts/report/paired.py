@@ -95,19 +95,37 @@ def server(these: Mapping[int, float], those: Mapping[int, float]) -> Difference
     return Difference(by_seed)
 
 
+@dataclass(frozen=True)
+class Family:
+    """Differences that are judged together, by Holm."""
+
+    differences: Sequence[Difference]
+
+    @cached_property
+    def size(self) -> int:
+        """How many of them are judged."""
+        return sum(difference.judged for difference in self.differences)
+
+    @cached_property
+    def limit(self) -> float:
+        """The largest p-value of those that are not zero; below every p-value if there is none."""
+        told = sorted(difference.p for difference in self.differences if difference.judged)
+        limit = -1.0
+        for rank, p in enumerate(told):
+            if p * (len(told) - rank) > 1 - LEVEL:
+                break
+            limit = p
+        return limit
+
+    def holds(self, difference: Difference) -> bool:
+        """Whether one of them is not zero."""
+        return difference.judged and difference.p <= self.limit
+
+
 def established(differences: Sequence[Difference]) -> list[bool]:
     """Which of a table's differences are not zero, by Holm."""
-    told = sorted(
-        (difference.p, position)
-        for position, difference in enumerate(differences)
-        if difference.judged
-    )
-    said = [False] * len(differences)
-    for rank, (p, position) in enumerate(told):
-        if p * (len(told) - rank) > 1 - LEVEL:
-            break
-        said[position] = True
-    return said
+    family = Family(differences)
+    return [family.holds(difference) for difference in differences]
 
 
 def wilson(correct: int, examples: int) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from . import paired
 from .claims import Claim, legend, plural, sentences, shown
 from .collect import Experiment
 from .experts import Routing
+from .paired import Family
 
 # experts nearer than the one are copies; with more of the use than the other, one is all
 CLOSE, CROWDED = 0.01, 0.95
@@ -26,7 +27,8 @@ def lines(experiments: Sequence[Experiment]) -> list[str]:
     routing = [e for e in experiments if e.routing and not e.ablation]
     claims = [claim for e in routing for claim in _own_gate(e)]
     collapsed = [line for e in routing for line in _collapse(e)]
-    return [*legend(claims), *sentences(claims), *collapsed]
+    judged = Family([claim.difference for claim in claims])
+    return [*legend(claims, judged), *sentences(claims, judged), *collapsed]
 
 
 def _own_gate(experiment: Experiment) -> Iterator[Claim]:

@@ -47,6 +47,7 @@ from .columns import (
     size,
     time_column,
 )
+from .decision import family
 from .notes import notes, unequal
 from .routing import lines, mean
 
@@ -230,7 +231,8 @@ def _held(who: str, what: str) -> Column[Experiment]:
 def added(experiments: Sequence[Experiment]) -> Table:
     """Paired differences of every experiment to the controls that its method names."""
     compared = claims(experiments)
-    below = [*legend(compared), *sentences(compared), *unknown(experiments)]
+    judged = family(experiments)
+    below = [*legend(compared, judged), *sentences(compared, judged), *unknown(experiments)]
     return table("What do experts add?", compared, _added(), "", below)
 
 
