@@ -123,6 +123,22 @@ def reason(command: str) -> str:
     return "; ".join(words)
 
 
+_made: set[str] = set()
+
+
+def is_new(command: str) -> bool:
+    """Whether a command is still to be carried out: a study in a folder that no line names is made
+    once, though several pages speak of it.
+    """
+    if not command.startswith("fedexperts run ") or "--out" in command:
+        return True
+    study = re.sub(r" --seeds \d+", "", command)
+    if study in _made:
+        return False
+    _made.add(study)
+    return True
+
+
 def in_blocks() -> list[str]:
     """Commands that stand in blocks."""
     every = [block for page in PAGES for block in blocks(page) if block.kind == "sh"]
@@ -219,9 +235,10 @@ def filled(command: str) -> str:
 
 def in_a_shell(commands: list[str]) -> list[str]:
     """Commands of one block, in a shell of their own."""
-    if not commands:
+    new = [filled(command) for command in commands if is_new(command)]
+    if not new:
         return []
-    return ["(", *map(filled, commands), ")"]
+    return ["(", *new, ")"]
 
 
 def carried_out(command: list[str], folder: Path) -> None:

@@ -53,9 +53,11 @@ figure {{ margin: 2rem 0; }} figcaption b {{ font-size: 1.05rem; }} img {{ width
 .tiles img {{ image-rendering: pixelated; }}
 summary {{ cursor: pointer; padding: .3rem 0; }} pre {{ font-size: .8rem; overflow-x: auto; background: var(--stripe);
   padding: .6rem; }}
-@media print {{ :root {{ color-scheme: light; --paper: #fff; --ink: #000; --soft: #333; --line: #ccc; --stripe: #fff; --mark: #0072B2; }}
-  body {{ max-width: none; padding: 0; font-size: .8rem; }} figure, tr {{ break-inside: avoid; }} h2 {{ break-after: avoid; }}
-  .wide {{ overflow: visible; }} details:not([open]) {{ display: none; }} }}
+@media print {{ :root {{ color-scheme: light; font-size: 80%; --paper: #fff; --ink: #000; --soft: #333; --line: #ccc;
+  --stripe: #fff; --mark: #0072B2; }} body {{ max-width: none; padding: 0; }}
+  figure, tr, .result {{ break-inside: avoid; }} h2 {{ break-after: avoid; }} details:not([open]) {{ display: none; }}
+  .wide {{ overflow: visible; }} th, td {{ padding: .15rem .35rem; }}
+  .words {{ font-size: .75rem; overflow-wrap: anywhere; }} }}
 </style>
 </head>
 <body>
