@@ -41,11 +41,14 @@ def test_the_flower_that_is_here_is_one_that_is_supported_and_the_newest_that_wa
         for row in PROJECT["optional-dependencies"]["flower"]
         if row.startswith("flwr[")
     )
-    assert version("flwr") in asked.specifier
     pinned = re.search(r"^flwr==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned is not None
     (row,) = re.findall(r"^\| Flower \| (.+?) \|", (ROOT / "docs/about.md").read_text(), re.M)
-    assert f"{pinned[1].rpartition('.')[0]} is the newest" in row
+    assert version("flwr") in asked.specifier
+    assert pinned[1] in asked.specifier
+    major, minor, _ = pinned[1].split(".")
+    assert f"{major}.{int(minor) + 1}.0" not in asked.specifier, "it was not tried"
+    assert f"{major}.{minor} is the newest" in row
 
 
 def test_what_an_extra_asks_for_stands_in_contributing_with_its_reason() -> None:
