@@ -51,7 +51,7 @@ def demo(jobs: Jobs = None) -> None:
 
         folder = study.free(Path("runs/demo"))
     run(configs, folder=folder, jobs=jobs, tune=Tune.none)
-    say("All nineteen, each tuned: fedexperts run configs/demo")
+    say("All twenty, each tuned: fedexperts run configs/demo")
 
 
 def run(
