@@ -4,7 +4,7 @@
     python benchmarks/benchmark.py                      # all that is here, three seeds
     python benchmarks/benchmark.py --only digits-unseen --seeds 1
     python benchmarks/benchmark.py --print              # of what is finished, and nothing run
-    python benchmarks/benchmark.py --hours              # how long each setting will take here
+    python benchmarks/benchmark.py --minutes            # how long each setting will take here
 
 Each setting is a study in its own folder of --out, which `fedexperts report` makes a page of. Typed
 again, it goes on where it stopped. A setting whose pictures or models are not on this machine is
@@ -64,8 +64,8 @@ def carry_out(setting: str, out: Path, seeds: int, tune: bool) -> list[str]:
     return []
 
 
-def hours(setting: str, seeds: int, tune: bool) -> Iterator[str]:
-    """A row: its experiments, and the hours of all their trials and runs, one after the other."""
+def minutes(setting: str, seeds: int, tune: bool) -> Iterator[str]:
+    """A row: its experiments, and the minutes of all their trials and runs, one after another."""
     asked = configs(setting)
     lacking = [why for config in asked for why in door.lacking(config)]
     if lacking:
@@ -78,7 +78,7 @@ def hours(setting: str, seeds: int, tune: bool) -> Iterator[str]:
         if estimate:
             runs = seeds + (trials / 2 if config.tune else 0)  # a trial has half the rounds
             seconds += runs * estimate.run
-    yield f"| {setting} | {len(asked)} | {seconds / 3600:.1f} |"
+    yield f"| {setting} | {len(asked)} | {seconds / 60:.0f} |"
 
 
 def columns(setting: str, out: Path) -> dict[str, Column]:
@@ -161,12 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reader.add_argument("--seeds", type=int, default=3)
     reader.add_argument("--no-tune", action="store_true", help="the values in the files are used")
     reader.add_argument("--print", action="store_true", help="the tables of what is finished")
-    reader.add_argument("--hours", action="store_true", help="how long they will take, by a trial")
+    reader.add_argument("--minutes", action="store_true", help="how long they will take")
     asked = reader.parse_args(arguments)
-    if asked.hours:
-        print("| setting | methods | hours |\n|---|---|---|")
+    if asked.minutes:
+        print("| setting | methods | minutes |\n|---|---|---|")
         for setting in asked.only:
-            print("\n".join(hours(setting, asked.seeds, not asked.no_tune)), flush=True)
+            print("\n".join(minutes(setting, asked.seeds, not asked.no_tune)), flush=True)
         return
     lacking: dict[str, list[str]] = {}
     for setting in asked.only:
