@@ -113,7 +113,7 @@ def test_everything_listed_comes_with_a_line_of_meaning(what):
     assert all(len(line.split()) > 3 for line in lines)
 
 
-def test_names_are_listed_and_help_is_given_without_waiting_for_torch():
+def test_names_are_listed_and_help_is_given_without_waiting_for_torch_or_pydantic():
     commands = (
         ["--help"],
         *(["ls", what] for what in ("configs", "methods", "models", "data", "nonsense")),
@@ -126,6 +126,7 @@ for command in {commands!r}:
     done = CliRunner().invoke(app, command)
     assert done.exit_code == ("nonsense" in command), (command, done.output, done.exception)
     assert "torch" not in sys.modules, command
+    assert "pydantic" not in sys.modules or "nonsense" in command, command
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 

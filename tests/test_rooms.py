@@ -45,12 +45,12 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
 ]
 # of config, likewise
 DOOR = (
+    "folders",
     "names",
     "settings",
     "own",
     "checking",
     "reading",
-    "folders",
     "machine",
     "duration",
     "promises",

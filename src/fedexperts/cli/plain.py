@@ -39,6 +39,8 @@ class Plain(Console):
 
 def plain(text: str) -> str:
     """A text with every character that a terminal would act on written as its number."""
+    if text.isprintable():  # almost all are, and none of these characters is
+        return text
     return "".join(map(_visible, text))
 
 

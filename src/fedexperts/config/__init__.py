@@ -1,11 +1,11 @@
 """The door: one TOML file becomes one experiment, and one experiment becomes a job and an engine.
 
+    folders.py    where configs ship with the package; where what can be made again is kept
     names.py      which sections there are, and what each can name
     settings.py   sections that belong to no other room
     own.py        whether a class of one's own is what it must be, part by part
     checking.py   whether a section fits its class; everything wrong is said at once
     reading.py    files and layers of values: `load`, `parse`, `resolve` give a `Config`
-    folders.py    where this machine keeps what can be made again
     machine.py    device, cores, environment variables; rooms that need an optional package
     duration.py   how long an experiment will take here
     promises.py   what of privacy, robustness and method can be had together
@@ -21,6 +21,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .folders import cache_folder as cache_folder
+from .folders import shipped as shipped
+from .folders import shipped_folder as shipped_folder
 
 if TYPE_CHECKING:
     from .building import build as build
@@ -56,8 +58,6 @@ if TYPE_CHECKING:
     from .reading import load as load
     from .reading import parse as parse
     from .reading import resolve as resolve
-    from .reading import shipped as shipped
-    from .reading import shipped_folder as shipped_folder
 
 _ROOMS = {
     "building": "build check_data check_here lacking modelled opened parts simulated split_as",
@@ -70,7 +70,7 @@ _ROOMS = {
         " origin proxy_to tracker_room"
     ),
     "names": "known",
-    "reading": "Config find load parse resolve shipped shipped_folder",
+    "reading": "Config find load parse resolve",
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 

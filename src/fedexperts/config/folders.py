@@ -1,10 +1,31 @@
-"""Where this machine keeps what can be made again.
+"""Where the configs lie that ship with the package, and where this machine keeps what can be made
+again.
 
 This room brings nothing with it, not even torch: whoever only asks for a folder waits for nothing.
 """
 
 import os
 from pathlib import Path
+
+
+def shipped() -> list[tuple[Path, str]]:
+    """The configs that ship with the package, each with the comment in its first line."""
+    files = [
+        file for file in sorted(shipped_folder().rglob("*.toml")) if not file.name.startswith("_")
+    ]
+    return [
+        (
+            Path("configs") / file.relative_to(shipped_folder()),
+            file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# "),
+        )
+        for file in files
+    ]
+
+
+def shipped_folder() -> Path:
+    """Where the configs lie that ship with the package."""
+    here = Path(__file__).parents[1]
+    return here / "configs" if (here / "configs").exists() else here.parents[1] / "configs"
 
 
 def cache_folder() -> Path:

@@ -23,6 +23,7 @@ from .checking import (
     unknown,
     without_name,
 )
+from .folders import shipped_folder
 from .names import NAMED, OPTIONAL, SECTIONS
 
 Layer = tuple[Values, str]  # nested values, and where they came from
@@ -170,26 +171,6 @@ def find(path: Path) -> list[Path]:
     if not files:
         raise ConfigError(f"{path}: no config files in this folder; expected NAME.toml files")
     return files
-
-
-def shipped() -> list[tuple[Path, str]]:
-    """The configs that ship with the package, each with the comment in its first line."""
-    files = [
-        file for file in sorted(shipped_folder().rglob("*.toml")) if not file.name.startswith("_")
-    ]
-    return [
-        (
-            Path("configs") / file.relative_to(shipped_folder()),
-            file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# "),
-        )
-        for file in files
-    ]
-
-
-def shipped_folder() -> Path:
-    """Where the configs lie that ship with the package."""
-    here = Path(__file__).parents[1]
-    return here / "configs" if (here / "configs").exists() else here.parents[1] / "configs"
 
 
 def _layers(path: Path, above: tuple[Path, ...] = ()) -> list[Layer]:
