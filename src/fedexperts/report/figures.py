@@ -46,14 +46,22 @@ def draw(experiments: Sequence[Experiment]) -> list[Picture]:
     counted = [e for e in experiments if e.finished]
     if not counted:
         return []
-    accuracy = [_accuracy(counted)]
-    if judged_by(counted) == "server" or any(e.routing for e in counted):
-        accuracy.insert(0, _server(counted))
-    pictures: list[Picture | None] = [*accuracy, _clients(counted), _reliability(counted)]
+    pictures: list[Picture | None] = [*accuracies(counted), _clients(counted)]
+    pictures.append(_reliability(counted))
     for experiment in counted:
         pictures += [by_client(experiment), _own_shares(experiment), _received(experiment)]
     pictures += [*mixtures(counted), _moved(counted), *_declared(counted), _bytes(counted)]
     return [picture for picture in pictures if picture]
+
+
+def accuracies(experiments: Sequence[Experiment]) -> list[Picture]:
+    """Over rounds, of finished runs: the clients' and, before it, the server's where it counts."""
+    counted = [e for e in experiments if e.finished]
+    if not counted:
+        return []
+    if judged_by(counted) == "server" or any(e.routing for e in counted):
+        return [_server(counted), _accuracy(counted)]
+    return [_accuracy(counted)]
 
 
 # ---- over rounds

@@ -29,8 +29,8 @@ def bar(name: str) -> Callable[[int, int], None]:
 
 def html(experiments: Sequence[Experiment]) -> str:
     """Tables, and accuracy over rounds, as a notebook sets them."""
-    from .figures import draw  # brings matplotlib
+    from .figures import accuracies  # brings matplotlib
     from .page import figure, set_table
 
-    pictures = [figure(picture) for picture in draw(experiments)[:1]]
+    pictures = [figure(picture) for picture in accuracies(experiments)[:1]]
     return "\n".join([*(set_table(table) for table in tables(experiments)), *pictures])
