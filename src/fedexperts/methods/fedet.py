@@ -44,8 +44,8 @@ class FedET(Keeping):
     diversity: float = option(0.05, says="lambda, weight of what those who disagree say", ge=0)
     clients: dict[str, int] = option(
         {},
-        says='the networks of clients for which none is drawn by their name, as in { "clinic-2" ='
-        " 1 }; 1 is the second of model.kinds, the first is the server's",
+        says="a client's network by its number in model.kinds, of which 0 is the server's, as in"
+        ' { "clinic-2" = 1 }; who is not named draws one by its name',
     )
 
     def fits(self, model: Model, reserve: int) -> None:

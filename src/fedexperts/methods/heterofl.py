@@ -36,7 +36,8 @@ class HeteroFL(Keeping):
         [1.0, 0.5], says="shares of each layer; a client's is drawn from these by its name"
     )
     clients: dict[str, float] = option(
-        {}, says='the shares of clients for which none is drawn, as in { "clinic-2" = 0.5 }'
+        {},
+        says='a client\'s share, as in { "clinic-2" = 0.5 }; who is not named draws one',
     )
     rolling: bool = option(False, says="the window moves on by one step each round (FedRolex)")
 
