@@ -262,9 +262,9 @@ def test_a_blend_is_heard_as_loudly_as_the_clients_own_examples_ask_for() -> Non
 # Regimes
 
 
-def numbered() -> dict[str, Examples]:
+def numbered(count: int = 30) -> dict[str, Examples]:
     """Eight clients; half of them number the classes otherwise."""
-    return {f"site-{i}": world(100 + i, 30, turned=i % 2 == 1) for i in range(8)}
+    return {f"site-{i}": world(100 + i, count, turned=i % 2 == 1) for i in range(8)}
 
 
 def test_regimes_are_the_groups_that_number_classes_alike() -> None:
@@ -298,7 +298,8 @@ def two_rounds(clients: dict[str, Examples]) -> tuple[Tensors, dict[str, Local]]
 
 
 def test_a_federation_finds_out_that_it_has_two_numberings() -> None:
-    clients = numbered()
+    """With ten examples each; with thirty the gate alone tells them apart."""
+    clients = numbered(10)
     server, after = two_rounds(clients)
     assert regimes.CANDIDATES[int(server["chosen"])][0] == 2
     method = GaussianExperts(guard=False)
@@ -312,6 +313,21 @@ def test_a_federation_finds_out_that_it_has_two_numberings() -> None:
 def test_where_all_agree_there_is_one_regime() -> None:
     server, _ = two_rounds(federation())
     assert regimes.CANDIDATES[int(server["chosen"])][0] == 1
+
+
+def test_a_candidate_that_is_only_surer_of_itself_has_no_better_score() -> None:
+    """All nine name the same classes, each louder than the one before."""
+    draw = rng(3, "")
+    x = torch.randn(60, 4, generator=draw)
+    y = torch.randint(3, (60,), generator=draw)
+    others = torch.randn(3, 4, generator=draw)
+    louder = 2.0 ** torch.arange(9).float()
+    heads = {"others": louder[:, None, None] * others, "offset": torch.zeros(9, 3)}
+    scores = regimes.scores(heads, 1.0, x, y)
+    wrong = (x @ others.T).argmax(1).ne(y).float().mean()
+    torch.testing.assert_close(scores, wrong.expand(9), atol=0.05, rtol=0)
+    y = (x @ others.T).argmax(1)
+    assert regimes.scores(heads, 1.0, x, y).max() < 0.1
 
 
 def test_no_client_chooses_alone() -> None:
