@@ -41,7 +41,8 @@ def trial(unit: Unit) -> Trial:
     clients, server = unit.logs()
     judged_by = unit.config.values["run"]["judged_by"]
     of_server = {row["round"]: row for row in server}
-    scores, test = {}, 0.0
+    scores: dict[int, float] = {}
+    test = 0.0
     for round in sorted({row["round"] for row in clients}):
         rows = [row for row in clients if row["round"] == round]
         scores[round] = valid(rows, of_server.get(round, {}), judged_by)
