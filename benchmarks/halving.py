@@ -5,7 +5,8 @@
 A trial that is stopped early has the bits of one that is not, so the logs of whole trials say it.
 Of the grid's trials the better half by validation accuracy goes on after a half of the rounds, or
 after a quarter, or after both; the two trials behind the grid run to their end in either case. An
-experiment counts if its trials were evaluated that early.
+experiment counts if its trials were evaluated that early. "on test data" is what the other choice
+gains or loses where it counts, with the trial's one seed.
 """
 
 import argparse
@@ -13,9 +14,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from fedexperts import study, tuning
-from fedexperts.metrics import valid
+from fedexperts.metrics import accuracy, served, valid
 from fedexperts.provenance import program
 from fedexperts.units import Unit
 
@@ -24,9 +26,12 @@ STOPS = {"a half": (0.5,), "a quarter": (0.25,), "a quarter, a half": (0.25, 0.5
 
 @dataclass(frozen=True)
 class Trial:
-    """Validation accuracy in percent by evaluated round; -1 where it came to no end."""
+    """Accuracy in percent: on validation data by evaluated round, -1 where it came to no end; on
+    test data after the last.
+    """
 
     scores: dict[int, float]
+    test: float
 
     def at(self, round: int) -> float:
         return self.scores.get(round, -1.0)
@@ -36,11 +41,15 @@ def trial(unit: Unit) -> Trial:
     clients, server = unit.logs()
     judged_by = unit.config.values["run"]["judged_by"]
     of_server = {row["round"]: row for row in server}
-    scores = {}
+    scores: dict[int, float] = {}
+    test = 0.0
     for round in sorted({row["round"] for row in clients}):
         rows = [row for row in clients if row["round"] == round]
         scores[round] = valid(rows, of_server.get(round, {}), judged_by)
-    return Trial(scores)
+        test = fmean(accuracy(row, "test") for row in rows)
+        if judged_by == "server":
+            test = served(rows, of_server.get(round, {}), "test")
+    return Trial(scores, test)
 
 
 def first(trials: Sequence[Trial], alive: Sequence[int], round: int) -> int:
@@ -78,8 +87,10 @@ def tell(path: Path) -> None:
                 less = trials[best].at(rounds) - trials[winner].at(rounds)
                 whole = len(trials) * rounds
                 with_more = (run + tuning.BEYOND * rounds) / (whole + tuning.BEYOND * rounds)
+                gained = trials[winner].test - trials[best].test
                 same = "the same" if winner == best else f"{less:.2f} points worse"
-                print(f"| {config.name} | {said} | {same} | {with_more:.0%} |", flush=True)
+                told = (config.name, said, same, f"{gained:+.2f}", f"{with_more:.0%}")
+                print(f"| {' | '.join(told)} |", flush=True)
 
 
 def main() -> None:
@@ -87,7 +98,8 @@ def main() -> None:
     reader.add_argument("runs", nargs="+", type=Path)
     asked = reader.parse_args()
     print(program())
-    print("| experiment | halved after | chosen | of all trials' rounds |\n|---|---|---|---|")
+    heads = ("experiment", "halved after", "chosen", "on test data", "of all trials' rounds")
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for path in asked.runs:
         tell(path)
 
