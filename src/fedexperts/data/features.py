@@ -14,6 +14,7 @@ encoder: `key` must name it and its preprocessing.
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -101,9 +102,8 @@ class _Unfinished:
 
     def finish(self, tell: Tell) -> None:
         """Encode what nobody else does, then what others left; then put it together."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with open(self.folder / "lock", "w") as lock:
+            with self._lock() as lock:
                 for patient in (False, True):
                     for number, block in enumerate(self.blocks):
                         self._tell(tell)
@@ -115,12 +115,25 @@ class _Unfinished:
                     if not self.path.exists():
                         self._put_together()
         finally:
-            if not any(self.folder.glob("*.safetensors")):
+            if not self._count():
                 with suppress(OSError):  # another process was quicker, or has just begun
                     shutil.rmtree(self.folder)
 
+    def _lock(self) -> TextIO:
+        """The lock's file, in a folder that whoever finishes may take away at any moment."""
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                return open(self.folder / "lock", "w")
+
+    def _count(self) -> int:
+        """How many blocks are there; none where the folder is gone."""
+        with suppress(FileNotFoundError):
+            return sum(name.endswith(".safetensors") for name in os.listdir(self.folder))
+        return 0
+
     def _tell(self, tell: Tell) -> None:
-        total, there = len(self.inputs) * self.views, len([*self.folder.glob("*.safetensors")])
+        total, there = len(self.inputs) * self.views, self._count()
         if self.path.exists():
             there = len(self.blocks)
         tell(min(there * BLOCK, total), total)
