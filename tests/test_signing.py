@@ -393,7 +393,7 @@ def test_every_option_of_text_that_could_be_a_place_is_looked_at() -> None:
         "site",
     }
     # of engines, which no site opens; and lists of names
-    words |= {"cluster", "experts", "classes", "sites", "kinds"}
+    words |= {"cluster", "experts", "classes", "sites", "kinds", "clients"}
     for section, named in names.NAMED.items():
         for kind in named.values():
             for field in dataclasses.fields(kind):

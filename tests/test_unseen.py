@@ -1,5 +1,7 @@
 """Classes that nobody trains on: who has what, what clients are asked about, and their table."""
 
+import csv
+import statistics
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -231,9 +233,15 @@ def test_a_table_says_what_clients_know_of_other_classes(tmp_path: Path) -> None
         config = tiny(CASES[name], data=WITHOUT, run={"participation": 1.0})
         carry_out(config, tmp_path / name / "seed-0")
     experiments = report.collect([tmp_path])
-    text = report.written("csv", [], report.tables(experiments))
-    (table,) = (t for t in text.split("\n\n") if t.startswith("What clients know of other classes"))
-    head, *rows = table.splitlines()[1:]
-    assert head == "experiment,own classes,all classes,base,unseen,HM"
-    assert len(rows) == 2
-    assert sum(row.endswith(",-,-") for row in rows) == 1
+    text = report.written("markdown", [], report.tables(experiments))
+    section = text.split("What clients know of other classes")[1]
+    rows = [line for line in section.splitlines() if line.startswith("|")][:4]
+    head, _, *rows = ["".join(row.split()) for row in rows]
+    assert head == "|experiment|ownclasses|allclasses|base|unseen|HM|"
+    assert sum(row.endswith("|-|-|") for row in rows) == 1
+    flat = csv.DictReader(report.as_csv(experiments).splitlines())
+    probe, prompted = sorted(flat, key=lambda row: row["unseen_classes"] != "")  # one has texts
+    assert probe["unseen_classes"] == probe["harmonic_classes"] == ""
+    means = [float(prompted[f"{of}_classes"]) for of in ("own", "base", "unseen")]
+    harmonic = float(prompted["harmonic_classes"])
+    assert harmonic == pytest.approx(statistics.harmonic_mean(means), abs=0.01)

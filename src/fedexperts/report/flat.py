@@ -15,6 +15,7 @@ from .collect import Experiment
 
 Row = dict[str, str | float | None]
 DIGITS = 4
+REACH = ("own", "base", "unseen", "harmonic")  # where classes are kept from training
 
 
 def as_csv(experiments: Sequence[Experiment]) -> str:
@@ -41,6 +42,10 @@ def _row(experiment: Experiment) -> Row:
         "ece": _mean([score.bins.error for score in scores if score.bins]),
         "seconds": _mean([sum(each["seconds"] for each in run.rounds) for run in runs]),
     }
+    reached = [score.reach for score in scores if score.reach]
+    for what in REACH if reached else ():
+        values = [getattr(reach, what) for reach in reached]
+        row[f"{what}_classes"] = _mean([value for value in values if value is not None])
     for who in ("client", "down", "up", "server"):
         for what in ("parameters", "bytes"):
             row[f"{who}_{what}"] = experiment.sizes.get((who, what))
