@@ -20,7 +20,7 @@ REACH = ("own", "base", "unseen", "harmonic")  # where classes are kept from tra
 
 def as_csv(experiments: Sequence[Experiment]) -> str:
     """The table; its first line names the columns."""
-    rows = [_row(experiment) for experiment in experiments]
+    rows = [_rounded(_row(experiment)) for experiment in experiments]
     names = dict.fromkeys(name for row in rows for name in row)
     file = io.StringIO()
     table = csv.DictWriter(file, list(names), lineterminator="\n")
@@ -58,11 +58,19 @@ def _over_seeds(name: str, values: Sequence[float]) -> Row:
     """A mean and its standard deviation over seeds, which one seed has not."""
     row: Row = {name: _mean(values), f"{name}_sd": None}
     if len(values) > 1:
-        row[f"{name}_sd"] = round(statistics.stdev(values), DIGITS)
+        row[f"{name}_sd"] = statistics.stdev(values)
     return row
 
 
 def _mean(values: Sequence[float]) -> float | None:
     if not values:
         return None
-    return round(statistics.fmean(values), DIGITS)
+    return statistics.fmean(values)
+
+
+def _rounded(row: Row) -> Row:
+    rounded = dict(row)
+    for name, value in row.items():
+        if isinstance(value, float):
+            rounded[name] = round(value, DIGITS)
+    return rounded
