@@ -276,6 +276,25 @@ def test_a_block_that_is_damaged_is_not_built_upon(tmp_path: Path) -> None:
     assert torch.equal(features(many, means, "means", tmp_path)[:, 0], means(many))
 
 
+def test_another_may_finish_while_one_looks_how_far_it_is(tmp_path: Path) -> None:
+    """Who finishes takes the folder of blocks away; nothing is encoded twice."""
+    many = torch.arange(130).to(torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2)
+    encoded: list[int] = []
+
+    def encode(images: Tensor) -> Tensor:
+        encoded.append(len(images))
+        return means(images)
+
+    def tell(done: int, total: int) -> None:
+        if not encoded:
+            features(many, encode, "shared", tmp_path)
+
+    kept = features(many, encode, "shared", tmp_path, tell=tell)
+    assert torch.equal(kept[:, 0], means(many))
+    assert encoded == [64, 64, 2]
+    assert only(tmp_path).suffix == ".safetensors"
+
+
 SLOW = """
 import sys, time
 from pathlib import Path
