@@ -17,7 +17,7 @@ FLOORS: list[tuple[str, ...]] = [  # from the ground up; rooms of one floor do n
     ("privacy",),
     ("disk", "provenance", "tuning", "fetch", "answers"),
     ("download",),
-    ("learn", "average"),
+    ("learn", "average", "fusing"),
     ("model", "noised"),
     ("predictor", "upload", "stacks"),
     ("method",),
@@ -63,6 +63,7 @@ CLOSED = {
     "methods": {
         "tensors",
         "average",
+        "fusing",
         "declared",
         "catalog",
         "options",

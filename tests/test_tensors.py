@@ -14,8 +14,6 @@ from safetensors.torch import save
 from fedexperts.average import mean
 from fedexperts.message import Order, Reply, decode_order, decode_reply, encode
 from fedexperts.tensors import (
-    Tensors,
-    combine,
     named,
     pack,
     packed_size,
@@ -148,85 +146,6 @@ def test_a_stack_comes_apart_again_and_gradients_flow_through() -> None:
     assert same_bits(second, {"p": -ONE})
     (gradient,) = torch.autograd.grad((first["p"] * 3).sum(), [whole["p"]])
     assert gradient.tolist() == [[3, 3], [0, 0]]
-
-
-# Sums
-
-
-def models(count: int, kind: torch.dtype = torch.float32) -> list[Tensors]:
-    """Large enough for several chunks, with a small tensor and a count of steps."""
-    drawn = rng(0, "models")
-    sizes = {"gate": (3, 70_001), "bias": (), "none": (0, 2)}
-    values = [
-        {name: torch.randn(size, generator=drawn).to(kind) for name, size in sizes.items()}
-        for _ in range(count)
-    ]
-    return [tensors | {"steps": torch.tensor([10 + place])} for place, tensors in enumerate(values)]
-
-
-WEIGHTS = torch.tensor([[0.2, 0.5, 0.3, 0, 0], [0, 0, 0.1, 0.9, 0], [0, 0.25, 0, 0, 0.75]])
-
-
-@pytest.mark.parametrize(
-    ("kind", "error"), [(torch.float64, 1e-15), (torch.float32, 1e-6), (torch.bfloat16, 4e-3)]
-)
-def test_each_sum_is_weighted_by_its_own_row_and_keeps_the_type(
-    kind: torch.dtype, error: float
-) -> None:
-    items, weights = models(5, kind), WEIGHTS.double()
-    for row, found in zip(weights, combine(weights, items), strict=True):
-        for name in ("gate", "bias", "none"):
-            wanted = torch.zeros(items[0][name].shape, dtype=torch.float64)
-            for weight, item in zip(row, items, strict=True):
-                wanted += weight * item[name].double()
-            assert found[name].dtype == kind
-            torch.testing.assert_close(found[name].double(), wanted, rtol=error, atol=error / 10)
-
-
-def test_half_precision_is_summed_in_more() -> None:
-    """In bfloat16 the small addend would be lost, and 1/3 be coarse."""
-    items = [{"p": torch.tensor([value]).bfloat16()} for value in (3 * 512.0, 3.0, -3 * 512.0)]
-    assert combine(torch.full((1, 3), 1 / 3), items)[0]["p"].tolist() == [1.0]
-
-
-def test_a_count_is_copied_from_the_item_of_the_largest_weight() -> None:
-    assert [found["steps"].tolist() for found in combine(WEIGHTS, models(5))] == [[11], [13], [14]]
-
-
-def test_the_order_of_items_does_not_matter() -> None:
-    items, order = models(5), [3, 1, 4, 0, 2]
-    for one, other in zip(
-        combine(WEIGHTS, items), combine(WEIGHTS[:, order], [items[i] for i in order]), strict=True
-    ):
-        assert torch.equal(one["steps"], other["steps"])
-        torch.testing.assert_close(one["gate"], other["gate"])
-
-
-def test_a_sum_stands_for_itself() -> None:
-    items = [{"p": ONE.clone().requires_grad_(), "steps": torch.tensor(3)}] * 2
-    first, second = combine(torch.eye(2), items)
-    assert not first["p"].requires_grad
-    first["p"][0], first["steps"][...] = 7, 7
-    assert (second["p"][0], second["steps"], items[0]["p"][0], items[0]["steps"]) == (1, 3, 1, 3)
-
-
-@pytest.mark.parametrize(
-    ("odd", "why"),
-    [
-        ({}, "its p is missing"),
-        ({"p": TWO}, "its p is .*2, 2"),
-        ({"p": ONE, "q": ONE}, "expected is none"),
-    ],
-)
-def test_an_item_unlike_the_others_is_named(odd: Tensors, why: str) -> None:
-    with pytest.raises(ValueError, match=f"item 1 is not like the first item: .*{why}"):
-        combine(torch.ones(1, 2), [{"p": ONE}, odd])
-
-
-@pytest.mark.parametrize("weights", [torch.ones(2), torch.ones(1, 3), torch.ones(0, 2)])
-def test_weights_that_are_not_the_items_are_refused(weights: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"for 2 items; expected \[sums, items\]"):
-        combine(weights, [{"p": ONE}] * 2)
 
 
 # Seeds

@@ -48,6 +48,11 @@ class MergeSettings:
         " in medians, beyond which one joins no pool and has no relevance",
         gt=1,
     )
+    compiled: bool = option(
+        False,
+        says="whether the server's sums of whole models, Fed-MoE's experts, are compiled by torch:"
+        " half as long, after half a minute; needs a C++ compiler, and rounds differently",
+    )
 
     @property
     def robust(self) -> bool:

@@ -15,6 +15,7 @@ from .answers import told
 from .client import Job
 from .declared import Facts
 from .engine import Engine
+from .fusing import compiled
 from .learn import Examples
 from .membership import by_loss
 from .message import Order, Reply, Task
@@ -57,7 +58,7 @@ def run(
     `tell` hears of every finished round.
     """
     last = schedule.rounds if until is None else until
-    with folder.locked():
+    with folder.locked(), compiled(job.merge.compiled):
         done, server = folder.load() or (-1, job.method.open(job.given))
         known = known_from(folder.rows("rounds.jsonl"), folder.rows("clients.jsonl"))
         engine = Ledger(engine, folder.kept())

@@ -35,7 +35,6 @@ _KINDS = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_CHUNK = 2**18  # numbers that `combine` holds at once: in fp32 1 MB, which a core has in its cache
 
 _BLOCK = 2**15  # numbers whose squares are summed at once
 
@@ -153,66 +152,6 @@ def apart(items: Sequence[Mapping[str, Tensor]]) -> float:
     )
     centre = flat.mean(0)
     return float((flat - centre).norm() / (len(items) ** 0.5 * centre.norm()).clamp_min(1e-30))
-
-
-@torch.no_grad()
-def combine(weights: Tensor, items: Sequence[Mapping[str, Tensor]]) -> list[Tensors]:
-    """n weighted sums of m equally named items, by weights [n, m]: clients into experts, or back.
-
-    Floating tensors are summed in their own type, at least float32; of others, a batch norm's count
-    of steps, the item with the row's largest weight gives its own. What was before is one more
-    item: (1 - lambda) E + lambda sum.
-    """
-    _combinable(weights, items)
-    sums: list[Tensors] = [{} for _ in weights]
-    for name, first in items[0].items():
-        for one in sums:
-            one[name] = torch.empty(first.shape, dtype=first.dtype, device=first.device)
-        begin = 0
-        for rows in _sums(weights, [item[name] for item in items]):
-            for one, row in zip(sums, rows, strict=True):
-                one[name].view(-1)[begin : begin + len(row)] = row
-            begin += len(row)
-    return sums
-
-
-def _sums(weights: Tensor, values: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """The n weighted sums of one tensor of m items, flat, chunk by chunk: each must be read before
-    the next, which takes its memory. Memory is taken once, and a sum is rounded where it is put.
-    """
-    kind, flat = values[0].dtype, [value.reshape(-1) for value in values]
-    if not kind.is_floating_point:
-        yield [flat[position] for position in weights.argmax(1).tolist()]
-        return
-    length = len(flat[0])
-    step = min(max(1, _CHUNK // sum(weights.shape)), max(1, length))
-    wide = torch.promote_types(kind, torch.float32)
-    weights = weights.to(values[0].device, wide)
-    rows, sums = (weights.new_empty(count, step) for count in reversed(weights.shape))
-    for begin in range(0, length, step):
-        end = min(begin + step, length)
-        part, into = rows[:, : end - begin], sums[:, : end - begin]
-        for row, value in zip(part, flat, strict=True):
-            row.copy_(value[begin:end])
-        yield torch.mm(weights, part, out=into).unbind()
-
-
-def _combinable(weights: Tensor, items: Sequence[Mapping[str, Tensor]]) -> None:
-    """ValueError for weights of another number of items, and for an item unlike the first."""
-    if not weights.numel() or weights.ndim != 2 or weights.shape[1] != len(items):
-        raise ValueError(
-            f"weights are {list(weights.shape)} for {len(items)} items; expected [sums, items]"
-        )
-    want = shapes(items[0])
-    for position, item in enumerate(items):
-        have = shapes(item)
-        for name in sorted(want.keys() | have.keys()):
-            if have.get(name) != want.get(name):
-                has, expected = have.get(name, "missing"), want.get(name, "none")
-                raise ValueError(
-                    f"item {position} is not like the first item: its {name} is {has}; expected is"
-                    f" {expected}"
-                )
 
 
 def stack(items: Sequence[Mapping[str, Tensor]]) -> Tensors:

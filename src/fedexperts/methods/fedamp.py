@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..fusing import combine
 from ..learn import Local
 from ..method import Given, Sent, Upload
 from ..model import Model, anchored, proximal
 from ..options import option
-from ..tensors import Tensors, combine, named, under
+from ..tensors import Tensors, named, under
 from .fedavg import Keeping
 
 

@@ -22,12 +22,13 @@ from torch.nn.functional import nll_loss
 
 from ..average import mean
 from ..declared import Declared
+from ..fusing import combine
 from ..learn import Examples, Local
 from ..method import Chosen, Finished, Given, Method, Sent, Upload, needs_reserve
 from ..model import MixtureModel, Model, anchored, as_mixture, proximal, taught
 from ..options import option
 from ..predictor import entropy
-from ..tensors import Tensors, combine, named, rng, under
+from ..tensors import Tensors, named, rng, under
 from .controls import OF_A_MIXTURE
 from .served import (
     ServedMixture,

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from ..declared import Control, Declared
+from ..fusing import combine
 from ..learn import Examples, Local
 from ..method import Chosen, Finished, Given, Method, Sent, Upload, needs_reserve
 from ..model import MixtureModel, Model, anchored, as_mixture, proximal, taught
 from ..options import option
-from ..tensors import Tensors, combine, named, rng, under
+from ..tensors import Tensors, named, rng, under
 from . import sketch
 from .controls import OF_A_MIXTURE
 from .frames import FRAME, Framed, SketchGate, frames, read, unframed, without

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..average import mean
 from ..declared import Facts
+from ..fusing import combine
 from ..learn import Examples
 from ..model import Model, Portable
 from ..predictor import MixturePredictor, dissected
-from ..tensors import Tensors, combine, named, under
+from ..tensors import Tensors, named, under
 
 
 @dataclass(frozen=True)
