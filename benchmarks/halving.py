@@ -1,8 +1,9 @@
 """What successive halving of a study's trials would have chosen, and saved.
 
-    python benchmarks/halving.py RUN [RUN ...]     folders of studies that were tuned
+    python benchmarks/halving.py CONFIG [CONFIG ...] --out FOLDER     files or folders of configs
 
-A trial that is stopped early has the bits of one that is not, so the logs of whole trials say it.
+A trial that is stopped early has the bits of one that is not, so whole trials that are evaluated as
+their config says, and not at their end alone, say it. They are carried out first, or gone on with.
 Of the grid's trials the better half by validation accuracy goes on after a half of the rounds, or
 after a quarter, or after both; the two trials behind the grid run to their end in either case. An
 experiment counts if its trials were evaluated that early. "on test data" is what the other choice
@@ -11,15 +12,18 @@ gains or loses where it counts, with the trial's one seed.
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
+from fedexperts import config as door
 from fedexperts import study, tuning
+from fedexperts.config import Config
 from fedexperts.metrics import accuracy, served, valid
 from fedexperts.provenance import program
-from fedexperts.units import Unit
+from fedexperts.units import Unit, work
 
 STOPS = {"a half": (0.5,), "a quarter": (0.25,), "a quarter, a half": (0.25, 0.5)}
 
@@ -38,6 +42,8 @@ class Trial:
 
 
 def trial(unit: Unit) -> Trial:
+    if why := work(unit):
+        print(why, file=sys.stderr)
     clients, server = unit.logs()
     judged_by = unit.config.values["run"]["judged_by"]
     of_server = {row["round"]: row for row in server}
@@ -50,6 +56,12 @@ def trial(unit: Unit) -> Trial:
         if judged_by == "server":
             test = served(rows, of_server.get(round, {}), "test")
     return Trial(scores, test)
+
+
+def evaluated(unit: Unit, config: Config) -> Unit:
+    """The same as often evaluated on its way as the config says."""
+    every = config.values["run"]["evaluate_every"]
+    return replace(unit, config=unit.config.having({"run.evaluate_every": every}, "halving"))
 
 
 def first(trials: Sequence[Trial], alive: Sequence[int], round: int) -> int:
@@ -71,13 +83,12 @@ def halved(trials: Sequence[Trial], shares: Sequence[float], rounds: int) -> tup
     return first(trials, alive, rounds), run + len(alive) * (rounds - before)
 
 
-def tell(path: Path) -> None:
-    _, configs = study.read(path)
+def tell(out: Path, configs: Sequence[Config]) -> None:
     for config in configs:
         points = tuning.grid(config.tune)
         if len(points) < 3:
             continue
-        units = [study.trial(path, config, n, point) for n, point in enumerate(points, start=1)]
+        units = [evaluated(study.trial(out, config, n, p), config) for n, p in enumerate(points, 1)]
         trials = [trial(unit) for unit in units]
         rounds = units[0].rounds - 1
         best = first(trials, range(len(trials)), rounds)
@@ -95,13 +106,13 @@ def tell(path: Path) -> None:
 
 def main() -> None:
     reader = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    reader.add_argument("runs", nargs="+", type=Path)
+    reader.add_argument("configs", nargs="+", type=Path)
+    reader.add_argument("--out", required=True, type=Path)
     asked = reader.parse_args()
     print(program())
     heads = ("experiment", "halved after", "chosen", "on test data", "of all trials' rounds")
     print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
-    for path in asked.runs:
-        tell(path)
+    tell(asked.out, [door.load(file) for path in asked.configs for file in door.find(path)])
 
 
 if __name__ == "__main__":

@@ -201,10 +201,19 @@ def budget(configs: Sequence[Config]) -> int:
 
 
 def trial(path: Path, config: Config, number: int, point: Values) -> Unit:
-    """A run with these values, half as long and with the tuning seed."""
+    """A run with these values, half as long and with the tuning seed. Only its end is evaluated,
+    as nothing before counts.
+    """
     chosen = config.having(point, "tune")
     rounds = (chosen.values["run"]["rounds"] + 1) // 2
-    asked = chosen.having({"run.seed": TUNING_SEED, "run.rounds": rounds}, "tune")
+    asked = chosen.having(
+        {
+            "run.seed": TUNING_SEED,
+            "run.rounds": rounds,
+            "run.evaluate_every": max(rounds, 1),
+        },
+        "tune",
+    )
     return Unit(asked, path / config.name / "tune" / f"{number:03d}")
 
 
