@@ -3,8 +3,8 @@
     python benchmarks/round.py
 
 The loop, the messages, the checks on uploads, the logs and the checkpoint are the library's; the
-clients answer at once with what they were sent plus drawn numbers of their own. Every method's row is
-measured in the same run, evaluation left out.
+clients answer at once with what they were sent plus drawn numbers of their own. Every method's row
+is measured in the same run, evaluation left out.
 """
 
 import itertools

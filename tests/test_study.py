@@ -71,6 +71,13 @@ def test_trials_have_a_seed_of_their_own_and_half_the_rounds(finished):
         study.create(finished / "other", [experiment()], [study.TUNING_SEED])
 
 
+def test_a_trial_is_evaluated_at_its_end_alone(tmp_path):
+    config = experiment().having({"run.rounds": 5, "run.evaluate_every": 1}, "test")
+    unit = study.trial(tmp_path, config, 1, {"learning.rate": 0.1})
+    assert not study.work(unit)
+    assert [*by_round(unit.logs()[0])] == [0, 3]
+
+
 def test_what_was_tried_is_written_beside_the_runs(finished):
     found = json.loads((finished / "linear-probe" / "tune.json").read_text())
     tried = trials(finished)
