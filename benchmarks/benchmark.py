@@ -37,6 +37,7 @@ SETTINGS = {
     "flowers": ("benchmark/flowers",),
     "cifar10": ("benchmark/cifar10",),
     "omniglot": ("benchmark/omniglot",),
+    "yelp-networks": ("benchmark/fedmoe-yelp",),
     "yelp": ("fedmoe/yelp/10",),
 }
 # what each method is compared with, the first of them that a setting has

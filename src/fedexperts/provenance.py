@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -100,8 +101,11 @@ def program() -> str:
     return f"{_OURS} {__version__} ({head}), torch {version('torch')}"
 
 
+@cache
 def commits(folder: Path) -> dict[str, str]:
-    """The commit of this package, if it runs from a checkout, and of a folder, if it is in one."""
+    """The commit of this package, if it runs from a checkout, and of a folder, if it is in one: as
+    they were when this process first asked, for that is the code which it runs.
+    """
     package = Path(__file__).parent
     asked = {"folder": commit(folder)}
     # a checkout around an environment in which this package is installed does not know its files

@@ -8,6 +8,7 @@ once, for all seeds; each scanner reads all of them. This room does not know mod
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -28,8 +29,11 @@ SIDE = 32  # pixels
 SHEETS = 14  # runs of the scans that repeat one order of digits, each by one hand
 
 
+@cache
 def digits() -> tuple[Tensor, Tensor]:
-    """All digits, uint8 [1797, 3, 32, 32] in three equal channels, and labels int64 [1797]."""
+    """All digits, uint8 [1797, 3, 32, 32] in three equal channels, and labels int64 [1797]; read
+    once, so nobody writes into them.
+    """
     rows = torch.from_numpy(np.loadtxt(_scans(), dtype=np.int64, delimiter=","))
     small = rows[:, :-1].reshape(-1, 8, 8) * 255 // 16  # 0..16 to 0..255
     large = interpolate(
@@ -96,6 +100,7 @@ def _seedless(turn: Callable[[Tensor], Tensor]) -> Scanner:
 
 
 PAGES: dict[str, Scanner] = {name: _seedless(turn) for name, turn in conflict.PAGES.items()}
+DIFFER = {"scanners": SCANNERS, "pages": PAGES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,11 +163,11 @@ class DigitsScanners(Digits):
     def load(self, seed: int) -> Federation:
         """ValueError if a client would get too few images to fill its parts."""
         images, labels = digits()
-        pool = _pool(self, labels)
+        pool = _pool(self.test, self.pool)
         server, free = _reserved(self, labels, pool, seed)
-        kinds = PAGES if self.differ == "pages" else SCANNERS
+        kinds = DIFFER[self.differ]
         scanners = list(kinds)[: self.scanners]
-        scans, read = _scanned_exams(images, pool, [kinds[name] for name in scanners])
+        scans, read = _scanned_exams(self, scanners)
         seen = _seen(self, labels)[pool]  # of what is tested on, what somebody trains on
         tests, exams = pool[seen], [exam[seen] for exam in read]
         owned: dict[str, Tensor] = {}
@@ -242,7 +247,7 @@ class DigitsPathological(Digits):
     def load(self, seed: int) -> Federation:
         """ValueError if a client would get fewer than two classes."""
         images, labels = digits()
-        pool = _pool(self, labels)
+        pool = _pool(self.test, self.pool)
         server, free = _reserved(self, labels, pool, seed)
         hands = split.pathological(labels[free], self.clients, rng(seed, "pathological"))
         owned = {f"site-{i}": free[hand] for i, hand in enumerate(hands)}
@@ -253,10 +258,12 @@ class DigitsPathological(Digits):
         return replace(whole, unseen=pool[~seen])
 
 
-def _pool(spec: Digits, labels: Tensor) -> Tensor:
+@cache
+def _pool(share: float, of: str) -> Tensor:
     """Positions of the scans to test on; the seed has no say in it."""
-    weights = [1 - spec.test, spec.test]
-    if spec.pool == "sheets":
+    _, labels = digits()
+    weights = [1 - share, share]
+    if of == "sheets":
         _, count = split.apportion(SHEETS, weights, least=1)
         chosen = torch.randperm(SHEETS, generator=rng(POOL, "sheets"))[:count]
         sheets = torch.arange(len(labels)).tensor_split(SHEETS)
@@ -270,20 +277,25 @@ def _seen(spec: Digits, labels: Tensor) -> Tensor:
     return ~torch.isin(labels, spec.withheld(len(CLASSES)))
 
 
-def _scanned_exams(
-    images: Tensor, pool: Tensor, scanners: list[Scanner]
-) -> tuple[Tensor, list[Tensor]]:
+def _scanned_exams(spec: DigitsScanners, scanners: list[str]) -> tuple[Tensor, list[Tensor]]:
     """All images and, behind them, the pool as each scanner but the first reads it; and where each
     one's lies.
 
     The first reads scans as they are.
     """
+    images, pool = digits()[0], _pool(spec.test, spec.pool)
     exams = [pool]
     read = [images]
     for number, scanner in enumerate(scanners[1:]):
         exams.append(torch.arange(len(pool)) + len(images) + number * len(pool))
-        read.append(scanner(images[pool], POOL))
+        read.append(_exam(spec.differ, scanner, spec.test, spec.pool))
     return torch.cat(read), exams
+
+
+@cache
+def _exam(differ: str, scanner: str, share: float, of: str) -> Tensor:
+    """The pool as a scanner reads it: the same for every seed, and so for every run of a study."""
+    return DIFFER[differ][scanner](digits()[0][_pool(share, of)], POOL)
 
 
 def _tested(
