@@ -135,22 +135,39 @@ def _cell(column: Column, ranks: Mapping[str, float], method: str) -> str:
 
 
 def ahead(grid: Mapping[str, Column]) -> Iterator[str]:
-    """What every method is ahead of a setting's linear head or plain average, paired by seed."""
-    for label, column in grid.items():
-        control = next((name for name in LINEAR if name in column), None)
-        if control is None:
+    """What every method is ahead of a setting's linear head or plain average, paired by seed: a
+    table for each of the two, a column a setting.
+    """
+    for control in LINEAR:
+        with_it = {label: column for label, column in grid.items() if _control(column) == control}
+        if not with_it:
             continue
-        others = {
-            method: values
-            for method, values in column.items()
-            if method != control and len(values) == len(column[control])
-        }
-        differences = [minus(values, column[control]) for values in others.values()]
-        stars = paired.established(differences)
-        yield f"\n| {label} | minus {control} |\n|---|---|"
-        for method, difference, holds in zip(others, differences, stars, strict=True):
-            yield f"| {method} | {said(difference)}{'*' if holds else ''} |"
+        cells = {label: _differences(column, control) for label, column in with_it.items()}
+        methods = sorted({method for column in cells.values() for method in column})
+        yield f"\n| minus {control} | {' | '.join(cells)} |\n|{'---|' * (len(cells) + 1)}"
+        for method in methods:
+            row = [column.get(method, "") for column in cells.values()]
+            yield f"| {method} | {' | '.join(row)} |"
     yield "\n*: not zero, for all methods of its setting together (Holm, 5 %)."
+
+
+def _control(column: Column) -> str | None:
+    return next((name for name in LINEAR if name in column), None)
+
+
+def _differences(column: Column, control: str) -> dict[str, str]:
+    """By method, a cell for each that has as many seeds as the control."""
+    others = {
+        method: values
+        for method, values in column.items()
+        if method != control and len(values) == len(column[control])
+    }
+    differences = [minus(values, column[control]) for values in others.values()]
+    stars = paired.established(differences)
+    return {
+        method: f"{said(difference)}{'*' if holds else ''}"
+        for method, difference, holds in zip(others, differences, stars, strict=True)
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
