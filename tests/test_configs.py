@@ -33,6 +33,7 @@ QUICK = {
     *Path("configs").glob("fedmoe/sentiment140/10/[!_]*.toml"),
     Path("configs/fedmoe/cifar10/10/fedavg.toml"),
     *Path("configs").glob("fedmoe/*/100/fedavg.toml"),
+    *Path("configs").glob("*/rivals/[!_]*.toml"),
     *Path("configs").glob("own/images/[!_]*.toml"),
     *Path("configs").glob("benchmark/pacs/[!_]*.toml"),
     *Path("configs").glob("benchmark/*/pfedmoap.toml"),
@@ -87,13 +88,15 @@ def small(file: Path, config: Config, copies: Path, images: Path) -> dict[str, A
         for part in ("model", "gate")
         if (m := values.get(part, {}).get("model")) in TINY
     }
+    if model["name"] == "adapted-clip":
+        settings |= {"model.layers": 2}
     if "width" in method:
         settings |= {"method.width": min(WIDE, method["width"])}
     settings |= {
         f"method.{key}": 1 for key in ("epochs", "warmup", "gate_epochs") if method.get(key)
     }
-    # the rows of ten clients have them themselves
-    if model["name"] in LARGE and "10" not in file.parts:
+    # the rows of ten clients, and those that cut a network, have them themselves
+    if model["name"] in LARGE and not {"10", "rivals"} & {*file.parts}:
         settings |= {"model.name": "compact-cnn"}
     return settings
 
