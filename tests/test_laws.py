@@ -5,6 +5,7 @@ A law is about all methods: to put a new one under them, add a case to conftest.
 FIELDS below.
 """
 
+import shutil
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -464,6 +465,7 @@ FIELDS: dict[type, dict[str, Other]] = {
         "rule": robust("median", "trimmed-mean", "geometric-median", "krum"),
         "hostile": robust(0.45, rule="trimmed-mean"),
         "apart": robust(1.01, rule="median", method=GATE),
+        "compiled": Other((True,), CASES["fedmoe"]),
     },
     UploadSettings: {
         "clip": leaving(0.01),
@@ -527,11 +529,15 @@ def test_no_field_is_forgotten(kind: type) -> None:
         assert {*FIELDS[kind][f.name].values, f.default} >= set(choices), f.name
 
 
+# torch's compiler imports what torch itself no longer wants
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize(("kind", "name"), every_field)
 def test_every_field_matters(kind: type, name: str, remembered: Remembered) -> None:
     """Law 7: another value of any field, and some loss, accuracy or distance is another."""
     if kind in NEEDS:
         pytest.importorskip(NEEDS[kind], reason='needs pip install "fedexperts[privacy]"')
+    if name == "compiled" and not shutil.which("c++"):
+        pytest.skip("no C++ compiler: apt-get install g++")
     other, section = FIELDS[kind][name], SECTIONS.get(kind, "method")
     sections = {"start": other.start, "run": other.run, "merge": other.merge}
     sections |= {"upload": other.upload, "privacy": other.privacy}
