@@ -17,7 +17,7 @@ Pass = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor]], None]  # weights, 
 
 CHUNK = 2**18  # numbers that are held at once: in fp32 1 MB
 UNROLLED = 64  # products, n x m, up to which a compiled pass is written out
-SHAPES = 256  # numbers of sums and items that are compiled: more than can be written out
+SHAPES = 1024  # pairs of n and m, in each type, that are compiled: more than are written out
 
 _compiled: ContextVar[Pass | None] = ContextVar("compiled", default=None)
 
@@ -89,7 +89,7 @@ def compiled(on: bool) -> Iterator[None]:
         yield
         return
     made = torch.compile(_in_one_pass, dynamic=True)
-    with torch._dynamo.config.patch(recompile_limit=SHAPES):
+    with torch._dynamo.config.patch(recompile_limit=SHAPES, accumulated_recompile_limit=SHAPES):
         _check_compiler(made)
         token = _compiled.set(made)
         try:
@@ -106,7 +106,7 @@ def _check_compiler(made: Pass) -> None:
     except Exception as error:  # torch promises none of its own
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"merge.compiled = true, and torch could not compile on this machine: {reason} Install"
+            f"merge.compiled = true, and torch could not compile on this machine: {reason}. Install"
             " a C++ compiler (Debian, Ubuntu: apt-get install g++), or leave merge.compiled out"
         ) from None
 
