@@ -16,7 +16,7 @@ a setting's methods.
 import argparse
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from grid import minus, said, tell
@@ -26,30 +26,46 @@ from fedexperts import report, study
 from fedexperts.config import Config
 from fedexperts.report import Experiment, paired
 
+
+@dataclass(frozen=True)
+class Setting:
+    """Folders of experiments, and data on which all of them run in place of their own."""
+
+    folders: tuple[str, ...]
+    data: tuple[str, ...] = ()
+
+
+DEMO = ("demo", "demo/rivals")
+FEW = "data.images=8"
 SETTINGS = {
-    "digits": ("demo", "demo/rivals"),
-    "digits-unseen": ("demo/unseen",),
-    "digits-networks": ("demo/fedmoe-digits",),
-    "reviews-networks": ("demo/fedmoe-reviews",),
-    "pacs-few": ("benchmark/pacs-few", "benchmark/pacs-few-rivals"),
-    "pacs": ("benchmark/pacs", "benchmark/pacs-rivals"),
-    "pacs-networks": ("benchmark/fedmoe-pacs",),
-    "flowers": ("benchmark/flowers", "benchmark/flowers-rivals"),
-    "cifar10": ("benchmark/cifar10", "benchmark/cifar10-rivals"),
-    "omniglot": ("benchmark/omniglot", "benchmark/omniglot-rivals"),
-    "yelp-networks": ("benchmark/fedmoe-yelp",),
-    "yelp": ("fedmoe/yelp/10",),
+    "digits": Setting(DEMO),
+    "digits-unseen": Setting(("demo/unseen",)),
+    "digits-numberings": Setting((*DEMO, "groups"), (FEW, "data.numberings=2")),
+    "digits-pages": Setting((*DEMO, "groups"), (FEW, "data.differ=pages")),
+    "digits-wide": Setting((*DEMO, "wide"), ("data.differ=pages", "data.meets=everybody")),
+    "digits-networks": Setting(("demo/fedmoe-digits",)),
+    "numberings-networks": Setting(("demo/fedmoe-numberings",)),
+    "reviews-networks": Setting(("demo/fedmoe-reviews",)),
+    "pacs-few": Setting(("benchmark/pacs-few", "benchmark/pacs-few-rivals")),
+    "pacs": Setting(("benchmark/pacs", "benchmark/pacs-rivals")),
+    "pacs-networks": Setting(("benchmark/fedmoe-pacs",)),
+    "flowers": Setting(("benchmark/flowers", "benchmark/flowers-rivals")),
+    "cifar10": Setting(("benchmark/cifar10", "benchmark/cifar10-rivals")),
+    "omniglot": Setting(("benchmark/omniglot", "benchmark/omniglot-rivals")),
+    "yelp-networks": Setting(("benchmark/fedmoe-yelp",)),
+    "yelp": Setting(("fedmoe/yelp/10",)),
 }
 # what each method is compared with, the first of them that a setting has
-LINEAR = ("linear-probe-fedavg", "fedavg")
+PLAINEST = ("linear-probe-fedavg", "fedavg", "fedprox")
 Column = dict[str, list[float]]  # by method: one accuracy a seed
 
 
 def configs(setting: str) -> list[Config]:
     """The experiments of a setting, sorted by their files."""
-    folders = [door.shipped_folder() / name for name in SETTINGS[setting]]
+    asked = SETTINGS[setting]
+    folders = [door.shipped_folder() / name for name in asked.folders]
     files = [file for folder in folders for file in sorted(folder.glob("[!_]*.toml"))]
-    return [door.load(file) for file in files]
+    return [door.load(file, asked.data) for file in files]
 
 
 def carry_out(setting: str, out: Path, seeds: int, tune: bool) -> list[str]:
@@ -138,7 +154,7 @@ def ahead(grid: Mapping[str, Column]) -> Iterator[str]:
     """What every method is ahead of a setting's linear head or plain average, paired by seed: a
     table for each of the two, a column a setting.
     """
-    for control in LINEAR:
+    for control in PLAINEST:
         with_it = {label: column for label, column in grid.items() if _control(column) == control}
         if not with_it:
             continue
@@ -152,7 +168,7 @@ def ahead(grid: Mapping[str, Column]) -> Iterator[str]:
 
 
 def _control(column: Column) -> str | None:
-    return next((name for name in LINEAR if name in column), None)
+    return next((name for name in PLAINEST if name in column), None)
 
 
 def _differences(column: Column, control: str) -> dict[str, str]:
