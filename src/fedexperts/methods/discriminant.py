@@ -304,6 +304,8 @@ def _size(matrix: Tensor) -> Tensor:
 
 
 def _squares(rows_NP: Tensor) -> Tensor:
-    """[N, N]: squared distances of rows, by one product."""
-    lengths_N = rows_NP.square().sum(1)
-    return (lengths_N[:, None] + lengths_N - 2 * rows_NP @ rows_NP.T).clamp_min(0)
+    """[N, N]: squared distances of rows, by one product, the same both ways: some processors round
+    a product's halves differently.
+    """
+    lengths_N, dots_NN = rows_NP.square().sum(1), rows_NP @ rows_NP.T
+    return (lengths_N[:, None] + lengths_N - (dots_NN + dots_NN.T)).clamp_min(0)
