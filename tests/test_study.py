@@ -63,19 +63,41 @@ def test_the_values_that_are_best_on_validation_data_are_used_for_every_seed(fin
         assert used["run"]["seed"] == seed
 
 
-def test_trials_have_a_seed_of_their_own_and_half_the_rounds(finished):
+def test_trials_have_a_seed_of_their_own(finished):
     for folder in (finished / "linear-probe" / "tune").iterdir():
-        run = config_of(folder)["run"]
-        assert (run["seed"], run["rounds"]) == (study.TUNING_SEED, 1)
+        assert config_of(folder)["run"]["seed"] == study.TUNING_SEED
     with pytest.raises(ConfigError, match="values are chosen with this seed"):
         study.create(finished / "other", [experiment()], [study.TUNING_SEED])
+
+
+@pytest.mark.parametrize(
+    ("rounds", "tried"), [(0, 0), (1, 1), (2, 2), (4, 4), (5, 4), (8, 4), (9, 5), (20, 10)]
+)
+def test_a_trial_has_half_the_rounds_and_a_short_one_all(tmp_path, rounds, tried):
+    config = experiment().having({"run.rounds": rounds}, "test")
+    unit = study.trial(tmp_path, config, 1, {"learning.rate": 0.1})
+    assert unit.config.values["run"]["rounds"] == tried
+
+
+def test_trials_of_what_takes_two_rounds_differ(tmp_path):
+    """The first finds what is sent, features being wide; nobody is blended before the second."""
+    config = load(
+        "configs/demo/gaussian-experts.toml",
+        [*SMALL, "data.images=8", "method.width=8"],
+    )
+    hits = set()
+    for number, kappa in enumerate((0.001, 10.0)):
+        unit = study.trial(tmp_path, config, number, {"method.kappa": kappa, "method.guard": False})
+        assert not study.work(unit)
+        hits.add(validation(unit.folder))
+    assert len(hits) == 2
 
 
 def test_a_trial_is_evaluated_at_its_end_alone(tmp_path):
     config = experiment().having({"run.rounds": 5, "run.evaluate_every": 1}, "test")
     unit = study.trial(tmp_path, config, 1, {"learning.rate": 0.1})
     assert not study.work(unit)
-    assert [*by_round(unit.logs()[0])] == [0, 3]
+    assert [*by_round(unit.logs()[0])] == [0, 4]
 
 
 def test_what_was_tried_is_written_beside_the_runs(finished):
@@ -83,7 +105,7 @@ def test_what_was_tried_is_written_beside_the_runs(finished):
     tried = trials(finished)
     assert [point["learning.rate"] for point in found["trials"]] == list(tried)
     assert found["valid"] == list(tried.values())
-    assert found["rounds"] == [1] * len(tried)
+    assert found["rounds"] == [2] * len(tried)
     assert found["chosen"] == {"learning.rate": max(tried, key=tried.__getitem__)}
 
 

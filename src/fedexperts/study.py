@@ -30,6 +30,9 @@ from .units import Counted, Progress, Unit, run_all, work
 
 STUDY, TUNE = "study.json", "tune.json"
 TUNING_SEED = 1_000_000  # of all trials, and of no run that is reported
+# rounds that a trial has at least, as far as its run has them: what trains nothing needs one, two
+# or three, and says nothing after half of them
+LEAST = 4
 
 Warn = Callable[[str], None]
 Failed = list[tuple[Unit, str]]  # units, and why each could not go on
@@ -201,11 +204,12 @@ def budget(configs: Sequence[Config]) -> int:
 
 
 def trial(path: Path, config: Config, number: int, point: Values) -> Unit:
-    """A run with these values, half as long and with the tuning seed. Only its end is evaluated,
-    as nothing before counts.
+    """A run with these values, half as long and with the tuning seed; a short one is whole. Only
+    its end is evaluated, as nothing before counts.
     """
     chosen = config.having(point, "tune")
-    rounds = (chosen.values["run"]["rounds"] + 1) // 2
+    whole = chosen.values["run"]["rounds"]
+    rounds = max((whole + 1) // 2, min(whole, LEAST))
     asked = chosen.having(
         {
             "run.seed": TUNING_SEED,
