@@ -169,7 +169,7 @@ def test_who_watches_reads_of_each_run_and_of_what_was_chosen(
     carried(made, run, Sites(tmp_path))
     watching.join(60)
     text = "\n".join(said)
-    assert "tune/001, round 1 of 1: 5 of 5 sites" in text
+    assert "tune/001, round 1 of 2: 5 of 5 sites" in text
     assert "seed-3, round 2 of 2: 5 of 5 sites" in text
     assert "seed-4, after round 2: accuracy" in text
     chosen = study.choose(run.path, run.config)["learning.rate"]
