@@ -41,7 +41,7 @@ SETTINGS = {
     "digits": Setting(DEMO),
     "digits-unseen": Setting(("demo/unseen",)),
     "digits-numberings": Setting((*DEMO, "groups"), (FEW, "data.numberings=2")),
-    "digits-pages": Setting((*DEMO, "groups"), (FEW, "data.differ=pages")),
+    "digits-pages": Setting((*DEMO, "groups"), (FEW, "data.differ=pages", "data.numberings=1")),
     "digits-wide": Setting((*DEMO, "wide"), ("data.differ=pages", "data.meets=everybody")),
     "digits-networks": Setting(("demo/fedmoe-digits",)),
     "numberings-networks": Setting(("demo/fedmoe-numberings",)),
@@ -152,7 +152,7 @@ def _cell(column: Column, ranks: Mapping[str, float], method: str) -> str:
 
 def ahead(grid: Mapping[str, Column]) -> Iterator[str]:
     """What every method is ahead of a setting's linear head or plain average, paired by seed: a
-    table for each of the two, a column a setting.
+    table for each of these, a column a setting.
     """
     for control in PLAINEST:
         with_it = {label: column for label, column in grid.items() if _control(column) == control}
